@@ -1,0 +1,54 @@
+"""visgraft grafts sight onto a language model: join a vision encoder and a causal LM, train the join, ask it.
+
+In: nothing. Out: the public names below, each loaded when it is first touched, so that `import visgraft` needs no torch.
+Usage: `from visgraft import VisionLanguageModel, Processor, Sample, Turn`
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from visgraft.errors import VisgraftError as VisgraftError
+
+if TYPE_CHECKING:
+    from visgraft.config import Recipe as Recipe
+    from visgraft.config import load_recipe as load_recipe
+    from visgraft.config import recipe_to_yaml as recipe_to_yaml
+    from visgraft.data.batch import Batch as Batch
+    from visgraft.data.prompt import PromptTemplate as PromptTemplate
+    from visgraft.data.sample import Sample as Sample
+    from visgraft.data.sample import Turn as Turn
+    from visgraft.model.vlm import VisionLanguageModel as VisionLanguageModel
+    from visgraft.processor import Processor as Processor
+    from visgraft.runs import Run as Run
+    from visgraft.train.loop import train as train
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "Batch": "visgraft.data.batch",
+    "Processor": "visgraft.processor",
+    "PromptTemplate": "visgraft.data.prompt",
+    "Recipe": "visgraft.config",
+    "Run": "visgraft.runs",
+    "Sample": "visgraft.data.sample",
+    "Turn": "visgraft.data.sample",
+    "VisionLanguageModel": "visgraft.model.vlm",
+    "load_recipe": "visgraft.config",
+    "recipe_to_yaml": "visgraft.config",
+}
+
+__all__ = sorted([*_MODULE_OF, "VisgraftError", "train"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # the folder of that name is itself callable: see its docstring
+        return import_module("visgraft.train")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'visgraft' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,52 @@
+"""The exceptions that visgraft raises on purpose; each carries one message a person can act on.
+
+In: what was got, what is allowed, what to do, as one string. Out: an exception that the command line prints as one line.
+
+    VisgraftError
+      ConfigError               a recipe, an override or an argument is wrong
+      DataError                 a data source cannot be read, or too much of it is bad
+        BadSampleError          one sample is bad: it goes to quarantine, the run goes on
+      ModelError                parts do not fit together
+        UnsupportedModelError   a model that cannot be joined exactly, refused by name
+        PreflightError          the check before training found a broken promise
+      CheckpointError           a run, checkpoint or model folder is missing, incomplete or does not match
+      MissingAssetError         a file that must be downloaded, or found on disk, is not there
+
+Usage: `raise ConfigError("train.epochs: got 'many', need a number")`
+"""
+
+
+class VisgraftError(Exception):
+    """Any error that visgraft raises on purpose; its text is meant for a person."""
+
+
+class ConfigError(VisgraftError):
+    """A recipe, an override or an argument is wrong."""
+
+
+class DataError(VisgraftError):
+    """A data source cannot be read, or more of it is bad than the recipe allows."""
+
+
+class BadSampleError(DataError):
+    """One sample cannot be used; the text is the reason that its quarantine line gives."""
+
+
+class ModelError(VisgraftError):
+    """Parts cannot be joined, or a model was called in a way that has no right answer."""
+
+
+class UnsupportedModelError(ModelError):
+    """A model class cannot follow the mask or the positions exactly, so it is refused by name."""
+
+
+class PreflightError(ModelError):
+    """The check on one real batch before training found something that would train wrongly."""
+
+
+class CheckpointError(VisgraftError):
+    """A run, checkpoint or model folder is missing, incomplete, or does not match what loads it."""
+
+
+class MissingAssetError(VisgraftError):
+    """A file that must be downloaded, or found on disk, is not there."""

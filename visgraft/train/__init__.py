@@ -1,0 +1,20 @@
+"""Train a recipe: one loop, readable top to bottom, and its optimizer.
+
+In: a recipe. Out: a run folder. The folder of code is itself callable, because `visgraft.train(recipe)` is the public call
+and Python binds this folder to that very name as soon as anything in it is imported.
+Usage: `visgraft.train("recipe.yaml")`
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _CallableModule(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from visgraft.train.loop import train
+
+        return train(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
