@@ -1,6 +1,6 @@
 """visgraft grafts sight onto a language model: join a vision encoder and a causal LM, train the join, ask it.
 
-In: nothing. Out: the public names below, each loaded when it is first touched, so that `import visgraft` needs no torch.
+In: nothing. Out: the public names below, each loaded when first touched, so that `import visgraft` needs no torch.
 Usage: `from visgraft import VisionLanguageModel, Processor, Sample, Turn`
 """
 

@@ -1,6 +1,6 @@
 """The exceptions that visgraft raises on purpose; each carries one message a person can act on.
 
-In: what was got, what is allowed, what to do, as one string. Out: an exception that the command line prints as one line.
+In: what was got, what is allowed, what to do, as one string. Out: an exception that the command line prints as a line.
 
     VisgraftError
       ConfigError               a recipe, an override or an argument is wrong
