@@ -1,0 +1,269 @@
+"""Turn dialogs into token ids; training and serving come through the same few lines.
+
+In:  a tokenizer, a PromptTemplate and the turns of one dialog.
+Out: EncodedDialog (ids, and which of them carry loss), or the serving prompt's ids.
+
+Prompt and answer are tokenised apart and every answer is closed by the end-of-text token (E):
+
+    turns       ("What is it?", "A cat.")                              ("Colour?", "Red.")
+    text        Question: What is it? Answer:| A cat.E|Question: Colour? Answer:| Red.E
+    supervised  ..............................|111111|.........................|11111
+
+    encode_dialog(tokenizer, PromptTemplate.named("question"), [Turn("What is it?", "A cat.")])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from visgraft.data.sample import Turn
+from visgraft.errors import BadSampleError, ConfigError
+
+PROMPT_FIELD = "{prompt}"
+CHAT = "chat"
+# A named template leaves an empty prompt empty (captioning); a custom string is taken as it was written.
+NAMED_TEMPLATES = {
+    "plain": PROMPT_FIELD,
+    "question": f"Question: {PROMPT_FIELD} Answer:",
+    CHAT: "the tokenizer's own chat template",
+}
+_FOLLOW_UP = "And then?"  # any user message: rendered behind an answer to see how the template closes it
+_FIXED_DATE = "26 Jul 2024"  # else templates that print the date would give another prompt every day
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """Name the text around a prompt: a name of NAMED_TEMPLATES or a string that holds {prompt}.
+
+    Raises ConfigError for anything else.
+    """
+
+    spec: str
+
+    def __post_init__(self) -> None:
+        if self.spec in NAMED_TEMPLATES or PROMPT_FIELD in self.spec:
+            return
+        near = get_close_matches(self.spec, NAMED_TEMPLATES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"template: got {self.spec!r}; {hint}allowed are {', '.join(NAMED_TEMPLATES)} "
+            f"or a string that contains {PROMPT_FIELD}"
+        )
+
+    @classmethod
+    def named(cls, name: str) -> PromptTemplate:
+        """Return the template of that name."""
+        if name not in NAMED_TEMPLATES:
+            raise ConfigError(f"template: no template is named {name!r}; there are {', '.join(NAMED_TEMPLATES)}")
+        return cls(name)
+
+    @classmethod
+    def from_spec(cls, spec: str) -> PromptTemplate:
+        """Return the template that a recipe writes as spec (a name or a string with {prompt})."""
+        return cls(spec)
+
+    def fill(self, prompt: str) -> str:
+        """Return the text in front of the answer; of the chat template see encode_dialog."""
+        assert self.spec != CHAT, "the chat template needs the tokenizer"
+        text = NAMED_TEMPLATES.get(self.spec)
+        if text is None:
+            return self.spec.replace(PROMPT_FIELD, prompt)
+        if not prompt.strip():
+            return ""
+        return prompt if self.spec == "plain" else text.replace(PROMPT_FIELD, prompt.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedDialog:
+    """Hold one dialog as ids; supervised[i] says that input_ids[i] is a target (answer or end-of-text).
+
+    input_ids, supervised: [T]. The first id is never supervised. num_answer_characters counts the answers'
+    characters that are left after truncation (leading space and end-of-text not counted).
+    """
+
+    input_ids: tuple[int, ...]
+    supervised: tuple[bool, ...]
+    num_answer_characters: int
+    truncated: bool
+
+
+def encode_dialog(
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    turns: Sequence[Turn],
+    *,
+    max_text_tokens: int | None = None,
+) -> EncodedDialog:
+    """Encode a dialog for training; what exceeds max_text_tokens is cut from its end.
+
+    Raises BadSampleError for an empty answer and where no answer token is left, ConfigError for a tokenizer that
+    lacks end-of-text or a usable chat template.
+    """
+    if any(not turn.answer.strip() for turn in turns):
+        raise BadSampleError("empty answer")
+    ids: list[int] = []
+    supervised: list[bool] = []
+    num_characters = 0
+    for turn, (prompt_ids, answer_ids) in zip(turns, _encode_turns(tokenizer, template, turns), strict=True):
+        if len(answer_ids) < 2:  # end-of-text alone
+            raise BadSampleError("answer has no tokens")
+        ids += prompt_ids
+        room = len(answer_ids) - 1 if max_text_tokens is None else max(0, max_text_tokens - len(ids))
+        num_characters += _count_characters(tokenizer, turn.answer.strip(), answer_ids[:-1], room)
+        ids += answer_ids
+        supervised += [False] * len(prompt_ids) + [True] * len(answer_ids)
+    truncated = max_text_tokens is not None and len(ids) > max_text_tokens
+    if truncated:
+        ids, supervised = ids[:max_text_tokens], supervised[:max_text_tokens]
+        if not any(supervised):
+            raise BadSampleError(f"prompt leaves no room for the answer (max_text_tokens {max_text_tokens})")
+    return EncodedDialog(tuple(ids), tuple(supervised), num_characters, truncated)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn]) -> list[int]:
+    """Encode the serving prompt: all turns, but of the last one its prompt only.
+
+    Equals encode_dialog(...).input_ids cut before the last answer; raises the same ConfigErrors.
+    """
+    pairs = list(_encode_turns(tokenizer, template, turns))
+    ids = [token for prompt_ids, answer_ids in pairs[:-1] for token in prompt_ids + answer_ids]
+    return ids + pairs[-1][0]
+
+
+def _encode_turns(
+    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield per turn the prompt's ids and the answer's ids, the latter closed by the end-of-text token."""
+    if not turns:
+        raise BadSampleError("dialog without turns")
+    is_chat = template.spec == CHAT
+    texts, end_token_id = _chat_texts(tokenizer, turns) if is_chat else _filled_texts(tokenizer, template, turns)
+    for index, (prompt, answer) in enumerate(texts):
+        if prompt.endswith(" "):
+            prompt, answer = prompt.rstrip(" "), " " + answer.lstrip(" ")
+        prompt_ids = _ids(tokenizer, prompt)
+        if index == 0 and not is_chat:  # a chat template writes its own start token
+            prompt_ids = _ids_in_front(tokenizer, prompt, prompt_ids) + prompt_ids
+        if index == 0 and not prompt_ids:
+            prompt_ids = [_start_token_id(tokenizer)]
+        if answer.startswith(" ") and _puts_space_in_front(tokenizer):
+            answer = answer[1:]
+        # An answer is text only: an end-of-text that somebody wrote into it must not teach the model to stop there.
+        yield prompt_ids, [*_ids(tokenizer, answer, split_special_tokens=True), end_token_id]
+
+
+def _filled_texts(
+    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn]
+) -> tuple[list[tuple[str, str]], int]:
+    """Return (prompt, answer with its leading space) per turn, and the id of end-of-text."""
+    texts = []
+    for turn in turns:
+        prompt = template.fill(turn.prompt)
+        space = " " if prompt and not prompt[-1].isspace() else ""
+        texts.append((prompt, space + turn.answer.strip()))
+    return texts, _end_token_id(tokenizer)
+
+
+def _chat_texts(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[list[tuple[str, str]], int]:
+    """Return the same of the chat template: a prompt is what stands between two answers.
+
+    Each answer is seen with a user message behind it, as every later turn will see it: some templates write the very
+    last answer differently (with an empty thinking block, say).
+    """
+    messages: list[dict[str, str]] = [{"role": "user", "content": turns[0].prompt.strip()}]
+    rendered = _render(tokenizer, messages)
+    rest = rendered
+    texts: list[tuple[str, str]] = []
+    end_token_id = None
+    for index, turn in enumerate(turns):
+        answer = turn.answer.strip()
+        following = turns[index + 1].prompt.strip() if index + 1 < len(turns) else _FOLLOW_UP
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": following}]
+        longer = _render(tokenizer, messages)
+        behind = longer[len(rendered) :]
+        space = behind[: len(behind) - len(behind.lstrip())] if answer else ""
+        if not longer.startswith(rendered) or not behind.startswith(space + answer):
+            raise ConfigError(
+                "template: the tokenizer's chat template rewrites earlier messages when a message is added, so a "
+                "dialog has no fixed text; set template to 'question' or to a string that contains {prompt}"
+            )
+        texts.append((rest, space + answer))
+        rest, end_token_id = _cut_end_token(tokenizer, behind[len(space + answer) :])
+        rendered = longer
+    return texts, _end_token_id(tokenizer) if end_token_id is None else end_token_id
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            "template: got 'chat', but this tokenizer has no chat template; "
+            "set template to 'question', 'plain' or a string that contains {prompt}"
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, date_string=_FIXED_DATE
+        )
+    except (TemplateError, TypeError) as error:
+        raise ConfigError(
+            f"template: the tokenizer's chat template refuses user and assistant messages ({error}); "
+            "set template to 'question' or to a string that contains {prompt}"
+        ) from error
+    return cast(str, text)
+
+
+def _cut_end_token(tokenizer: PreTrainedTokenizerBase, behind: str) -> tuple[str, int | None]:
+    """Split the text behind an answer: what follows its closing special token, and that token's id (None: no such)."""
+    text = behind.lstrip()
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.special and text.startswith(token.content):
+            return text[len(token.content) :], int(token_id)
+    return behind, None
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **settings: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False, **settings)["input_ids"]) if text else []
+
+
+def _ids_in_front(tokenizer: PreTrainedTokenizerBase, text: str, plain_ids: list[int]) -> list[int]:
+    """Return what the tokenizer itself puts in front of a text (BOS, CLS, ...); what it appends is not wanted."""
+    if not plain_ids:
+        return []
+    ids = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+    for start in range(len(ids) - len(plain_ids) + 1):
+        if ids[start : start + len(plain_ids)] == plain_ids:
+            return ids[:start]
+    raise ConfigError("the tokenizer gives a text other tokens when it adds its special tokens; use another tokenizer")
+
+
+def _start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return _end_token_id(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+
+
+def _end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "this tokenizer has no end-of-text token, so answers could not end; "
+            "set its eos_token to the token that ends a text and save it again"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=16)
+def _puts_space_in_front(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether a text tokenised by itself already reads as a new word (SentencePiece's dummy prefix, word lists)."""
+    ids = _ids(tokenizer, "a")
+    return " " in str(tokenizer.decode(ids + ids, clean_up_tokenization_spaces=False)).strip()
+
+
+def _count_characters(tokenizer: PreTrainedTokenizerBase, answer: str, answer_ids: list[int], num_kept: int) -> int:
+    """Return how many characters of the answer are left when its first num_kept tokens are."""
+    if num_kept >= len(answer_ids):
+        return len(answer)
+    return len(str(tokenizer.decode(answer_ids[:num_kept], clean_up_tokenization_spaces=False)).strip())

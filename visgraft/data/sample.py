@@ -1,0 +1,66 @@
+"""The words a dataset is made of: a sample holds images and the dialogs about them.
+
+In:  whatever a reader or a program has at hand (paths, bytes, PIL images, strings).
+Out: Turn and Sample, frozen; no image is opened here.
+
+    Sample(images=["cat.jpg"], dialogs=[[Turn("", "a cat on a sofa")], [Turn("What is it?", "A cat.")]])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from PIL import Image
+
+from visgraft.errors import BadSampleError
+
+# An image not yet opened: a PIL image, a path, an encoded file's bytes, or a dict {"bytes": ..., "path": ...}.
+ImageRef: TypeAlias = Image.Image | str | Path | bytes | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Hold a prompt and its answer; references are other answers that a score accepts.
+
+    Raises BadSampleError where a field is not a string (a NaN or null of a broken row, say).
+    """
+
+    prompt: str
+    answer: str
+    references: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise BadSampleError("prompt is not a string")
+        if not isinstance(self.answer, str):
+            raise BadSampleError("answer is not a string")
+        if not isinstance(self.references, (tuple, list)) or not all(isinstance(text, str) for text in self.references):
+            raise BadSampleError("references are not a list of strings")
+        object.__setattr__(self, "references", tuple(self.references))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Hold the images of one sample and the dialogs about them, each independent of the others.
+
+    images may be empty (text only). Several images of one sample (frames, views) form one prefix.
+    Raises BadSampleError where dialogs is not a sequence of sequences of Turn.
+    """
+
+    images: Sequence[ImageRef]
+    dialogs: Sequence[Sequence[Turn]]
+    id: str | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, (str, bytes, Path, Mapping, Image.Image)):
+            raise BadSampleError("images is one image, not a sequence of images: write images=[image]")
+        if any(isinstance(dialog, Turn) for dialog in self.dialogs):
+            raise BadSampleError("dialogs is one dialog, not a sequence of dialogs: write dialogs=[[Turn(...)]]")
+        if not all(isinstance(turn, Turn) for dialog in self.dialogs for turn in dialog):
+            raise BadSampleError("a dialog holds something that is not a Turn")
+        object.__setattr__(self, "images", tuple(self.images))
+        object.__setattr__(self, "dialogs", tuple(tuple(dialog) for dialog in self.dialogs))
