@@ -1,0 +1,316 @@
+"""Turn encoded samples into the tensors of one step.
+
+In: `EncodedSample`s (token ids with their targets, and pixels). Out: a `Batch` of plain torch tensors that knows no
+model; `split_by_positions` plans which rows go through the model together.
+
+    batch = collate(samples, layout="shared", pad_token_id=0)
+
+One sample with two dialogs a and b (2 image tokens i, pads _):
+
+    layout "shared"   i i a a a b b        layout "rows"   i i a a a
+                                                           i i b b _
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visgraft.data.prompt import EncodedDialog
+from visgraft.errors import ConfigError, DataError
+
+PAD, IMAGE, TEXT = 0, 1, 2
+
+Layout = Literal["shared", "rows"]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as token ids and pixels.
+
+    Attributes:
+        dialogs: its dialogs, at least one.
+        vision_inputs: what the image processor made of its F images, each tensor [F, ...]; {} without images.
+        num_image_tokens: how many image tokens each of its images becomes.
+        id: the name of the sample in its source.
+        source: where it came from.
+    """
+
+    dialogs: tuple[EncodedDialog, ...]
+    vision_inputs: dict[str, Tensor] = field(default_factory=dict)
+    num_image_tokens: tuple[int, ...] = ()
+    id: str | None = None
+    source: str | None = None
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """The image tokens of all its images together, P."""
+        return sum(self.num_image_tokens)
+
+    @property
+    def num_text_tokens(self) -> int:
+        """The tokens of all its dialogs together, prompts and answers."""
+        return sum(len(dialog.input_ids) for dialog in self.dialogs)
+
+    @property
+    def num_positions(self) -> int:
+        """The length of its row in the shared layout, pads apart."""
+        return self.num_prefix_tokens + self.num_text_tokens
+
+
+class Batch(dict[str, Any]):
+    """The tensors of one step, read as keys or as attributes.
+
+    Axes: B rows, S positions of a row, N images of the whole batch, G segments of a row, M targets.
+
+    Attributes:
+        vision_inputs: every tensor [N, ...], images in the order in which their tokens appear row by row; {} if N = 0.
+        num_image_tokens: [N] long, image tokens of each image.
+        frame_index: [N] long, index of the image in its sample; -1 where the sample has one image.
+        input_ids: [B, S] long, the pad id wherever there is no text.
+        kind: [B, S] long, 0 pad, 1 image, 2 text.
+        group: [B, S] long, positions of unlike groups never see each other; -1 at pads.
+        segment: [B, S] long, index into the row's segments; -1 at pads.
+        position: [B, S] long, logical position: the image counts from 0, each text restarts behind it; 0 at pads.
+        sees: [B, G, G] bool, whether segment q may see the whole of segment k (k != q).
+        source: [M, 2] long, (row, column) whose logits predict each target.
+        target: [M] long, the token ids to predict: answers and their end-of-text.
+        target_dialog: [M] long, which dialog each belongs to, counted in the order of the samples.
+        num_dialogs: dialogs of the batch.
+        num_text_tokens: text tokens of the batch.
+        num_answer_characters: characters of all answers.
+        num_truncated: dialogs that were cut.
+        sample_ids: the id of each sample.
+        layout: "shared" or "rows".
+    """
+
+    vision_inputs: dict[str, Tensor]
+    num_image_tokens: Tensor
+    frame_index: Tensor
+    input_ids: Tensor
+    kind: Tensor
+    group: Tensor
+    segment: Tensor
+    position: Tensor
+    sees: Tensor
+    source: Tensor
+    target: Tensor
+    target_dialog: Tensor
+    num_dialogs: int
+    num_text_tokens: int
+    num_answer_characters: int
+    num_truncated: int
+    sample_ids: list[str]
+    layout: Layout
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"a Batch has no {name!r}; it has {', '.join(self)}") from None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the batch with every tensor on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from where copies to a GPU can overlap with work."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Any) -> Batch:
+        moved = Batch({key: function(value) if isinstance(value, Tensor) else value for key, value in self.items()})
+        moved["vision_inputs"] = {key: function(value) for key, value in self.vision_inputs.items()}
+        return moved
+
+
+def split_dialogs(samples: Sequence[EncodedSample]) -> list[EncodedSample]:
+    """Make one sample of every dialog, each with all the images: what the layout "rows" is made of."""
+    return [replace(sample, dialogs=(dialog,)) for sample in samples for dialog in sample.dialogs]
+
+
+def collate(samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: int) -> Batch:
+    """Lay samples out as the rows of one batch.
+
+    Args:
+        samples: at least one; with or without images.
+        layout: "shared" puts all dialogs of a sample behind one image prefix in one row; "rows" gives every dialog a
+            row, and its images again in `vision_inputs`.
+        pad_token_id: stands in `input_ids` wherever there is no text; it is masked by place, never by its id.
+
+    Returns:
+        The batch; dialogs and targets come in the order of the samples in both layouts.
+
+    Raises:
+        ConfigError: the layout is unknown.
+        DataError: there is no sample, a sample has no dialog, or images of unlike shapes cannot be stacked.
+    """
+    if layout not in get_args(Layout):
+        raise ConfigError(f"layout: got {layout!r}, allowed are {', '.join(map(repr, get_args(Layout)))}")
+    _check(samples)
+    grouped = list(samples) if layout == "shared" else split_dialogs(samples)
+    dialogs = [dialog for sample in samples for dialog in sample.dialogs]
+    images = _collect_images(grouped)
+    rows = _Rows([[sample] for sample in grouped], pad_token_id=pad_token_id)
+    return Batch(
+        **images,
+        **rows.tensors(),
+        num_dialogs=len(dialogs),
+        num_text_tokens=sum(len(dialog.input_ids) for dialog in dialogs),
+        num_answer_characters=sum(dialog.num_answer_characters for dialog in dialogs),
+        num_truncated=sum(dialog.truncated for dialog in dialogs),
+        sample_ids=[_name(sample) for sample in samples],
+        layout=layout,
+    )
+
+
+def split_by_positions(costs: Sequence[int], *, max_cost: int | None, max_rows: int | None = None) -> list[list[int]]:
+    """Plan which rows share a micro-batch, longest first, so that little of it is padding.
+
+    Args:
+        costs: the length of each row, in positions.
+        max_cost: rows of a micro-batch times its longest row, pads included; a longer row goes alone. None: no limit.
+        max_rows: the most rows of a micro-batch. None: no limit.
+
+    Returns:
+        The micro-batches as indices into `costs`; each index once, and rows of equal length in their given order.
+
+    Raises:
+        ConfigError: a limit is below 1.
+    """
+    for name, limit in (("max_cost", max_cost), ("max_rows", max_rows)):
+        if limit is not None and limit < 1:
+            raise ConfigError(f"{name}: got {limit}, must be at least 1 (or None for no limit)")
+    chunks: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        if room == 0:
+            chunks.append([])
+            # The first row of a chunk is its longest, so it alone decides how many rows fit.
+            room = len(costs) if max_cost is None else max(1, max_cost // max(1, costs[index]))
+            room = room if max_rows is None else min(room, max_rows)
+        chunks[-1].append(index)
+        room -= 1
+    return chunks
+
+
+def _name(sample: EncodedSample) -> str:
+    return sample.id or "(no id)"
+
+
+def _check(samples: Sequence[EncodedSample]) -> None:
+    if not samples:
+        raise DataError("got no sample to collate, need at least one")
+    for sample in samples:
+        if not sample.dialogs:
+            raise DataError(f"sample {_name(sample)} has no dialog; give it one, or leave the sample out")
+        leading = {key: len(tensor) for key, tensor in sample.vision_inputs.items()}
+        num_images = len(sample.num_image_tokens)
+        if any(length != num_images for length in leading.values()) or bool(leading) != bool(num_images):
+            raise DataError(
+                f"sample {_name(sample)}: num_image_tokens names {num_images} images, but vision_inputs hold {leading}"
+            )
+
+
+def _collect_images(samples: Sequence[EncodedSample]) -> dict[str, Any]:
+    """Concatenate the images of samples in their order."""
+    illustrated = [sample for sample in samples if sample.num_image_tokens]
+    counts = [count for sample in illustrated for count in sample.num_image_tokens]
+    frames = [
+        frame if len(sample.num_image_tokens) > 1 else -1
+        for sample in illustrated
+        for frame in range(len(sample.num_image_tokens))
+    ]
+    keys = illustrated[0].vision_inputs.keys() if illustrated else ()
+    for sample in illustrated:
+        if sample.vision_inputs.keys() != keys:
+            raise DataError(
+                f"samples of one batch need the same vision inputs: {_name(illustrated[0])} has {sorted(keys)}, "
+                f"{_name(sample)} has {sorted(sample.vision_inputs)}; encode both with the same image processor"
+            )
+    return {
+        "vision_inputs": {key: _concatenate(key, samples=illustrated) for key in keys},
+        "num_image_tokens": torch.tensor(counts, dtype=torch.long),
+        "frame_index": torch.tensor(frames, dtype=torch.long),
+    }
+
+
+def _concatenate(key: str, *, samples: Sequence[EncodedSample]) -> Tensor:
+    first = samples[0].vision_inputs[key]
+    for sample in samples:
+        other = sample.vision_inputs[key]
+        if other.shape[1:] != first.shape[1:]:
+            raise DataError(
+                f"images of one batch need one shape, but {key} is {list(first.shape[1:])} for sample "
+                f"{_name(samples[0])} and {list(other.shape[1:])} for sample {_name(sample)}; "
+                f"set model.image_size, so that the image processor makes all of one size"
+            )
+    return torch.cat([sample.vision_inputs[key] for sample in samples])
+
+
+class _Rows:
+    """Rows under construction; a row is a list of groups, a group one sample with its images and its dialogs."""
+
+    def __init__(self, rows: Sequence[Sequence[EncodedSample]], *, pad_token_id: int) -> None:
+        shape = (len(rows), max(sum(group.num_positions for group in row) for row in rows))
+        num_segments = max(sum(len(group.dialogs) + (group.num_prefix_tokens > 0) for group in row) for row in rows)
+        self.input_ids = np.full(shape, pad_token_id, dtype=np.int64)
+        self.kind = np.full(shape, PAD, dtype=np.int64)
+        self.group = np.full(shape, -1, dtype=np.int64)
+        self.segment = np.full(shape, -1, dtype=np.int64)
+        self.position = np.zeros(shape, dtype=np.int64)
+        self.sees = np.zeros((len(rows), num_segments, num_segments), dtype=bool)
+        self.source: list[tuple[int, int]] = []
+        self.target: list[int] = []
+        self.target_dialog: list[int] = []
+        self.num_dialogs = 0
+        for row_index, row in enumerate(rows):
+            start = segment = 0
+            for group_index, group in enumerate(row):
+                self.group[row_index, start : start + group.num_positions] = group_index
+                self._write_group(group, row=row_index, start=start, segment=segment)
+                start += group.num_positions
+                segment += len(group.dialogs) + (group.num_prefix_tokens > 0)
+
+    def _write_group(self, group: EncodedSample, *, row: int, start: int, segment: int) -> None:
+        num_prefix, prefix_segment = group.num_prefix_tokens, segment
+        if num_prefix:
+            self._write_segment(IMAGE, row=row, start=start, length=num_prefix, segment=segment, first_position=0)
+            start, segment = start + num_prefix, segment + 1
+        for dialog in group.dialogs:
+            length = len(dialog.input_ids)
+            self._write_segment(TEXT, row=row, start=start, length=length, segment=segment, first_position=num_prefix)
+            self.input_ids[row, start : start + length] = dialog.input_ids
+            self.sees[row, segment, prefix_segment] = num_prefix > 0
+            self._write_targets(dialog, row=row, start=start)
+            start, segment = start + length, segment + 1
+
+    def _write_segment(
+        self, kind: int, *, row: int, start: int, length: int, segment: int, first_position: int
+    ) -> None:
+        columns = slice(start, start + length)
+        self.kind[row, columns] = kind
+        self.segment[row, columns] = segment
+        self.position[row, columns] = np.arange(first_position, first_position + length)
+
+    def _write_targets(self, dialog: EncodedDialog, *, row: int, start: int) -> None:
+        assert not any(dialog.supervised[:1]), "the first token of a dialog is never a target"
+        columns = [column for column, is_target in enumerate(dialog.supervised) if is_target]
+        self.source += [(row, start + column - 1) for column in columns]
+        self.target += [dialog.input_ids[column] for column in columns]
+        self.target_dialog += [self.num_dialogs] * len(columns)
+        self.num_dialogs += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was written, under the names that a batch gives it."""
+        tables = ("input_ids", "kind", "group", "segment", "position", "sees")
+        return {
+            **{name: torch.from_numpy(getattr(self, name)) for name in tables},
+            "source": torch.tensor(self.source, dtype=torch.long).reshape(-1, 2),
+            "target": torch.tensor(self.target, dtype=torch.long),
+            "target_dialog": torch.tensor(self.target_dialog, dtype=torch.long),
+        }
