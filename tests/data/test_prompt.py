@@ -62,7 +62,7 @@ def byte_level(*, add_prefix_space=False):
 
 def metaspace(prepend_scheme, *, model="unigram"):
     tokenizer = Tokenizer(models.Unigram() if model == "unigram" else models.BPE(unk_token="<unk>", fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=True)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme=prepend_scheme)
     kind = trainers.UnigramTrainer if model == "unigram" else trainers.BpeTrainer
     alphabet = sorted(set("".join(CORPUS) + "<>|/▁é_"))
@@ -70,6 +70,7 @@ def metaspace(prepend_scheme, *, model="unigram"):
     tokenizer.train_from_iterator(
         CORPUS, kind(vocab_size=220, special_tokens=SPECIALS, initial_alphabet=alphabet, **settings)
     )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=model == "unigram")
     return tokenizer
 
 
@@ -173,8 +174,6 @@ def test_the_leading_space_belongs_to_the_answer(tokenizers, name):
     for spec in ("question", "Question: {prompt} Answer: "):
         encoded = encode_dialog(tokenizer, PromptTemplate.from_spec(spec), TURNS[:1])
         assert answers_of(tokenizer, encoded) == [" A cat on a sofa." + tokenizer.eos_token]
-        whole = tokenizer("Question: What is it? Answer: A cat on a sofa.").input_ids
-        assert [token for token in encoded.input_ids if token != tokenizer.bos_token_id][-len(whole) :][:3]
     caption = encode_dialog(tokenizer, PromptTemplate.named("question"), [Turn("", "a cat")])
     assert answers_of(tokenizer, caption) == ["a cat" + tokenizer.eos_token]
 
