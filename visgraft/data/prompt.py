@@ -155,8 +155,10 @@ def _encode_turns(
             prompt_ids = [_start_token_id(tokenizer)]
         if answer.startswith(" ") and _puts_space_in_front(tokenizer):
             answer = answer[1:]
-        # An answer is text only: an end-of-text that somebody wrote into it must not teach the model to stop there.
-        yield prompt_ids, [*_ids(tokenizer, answer, split_special_tokens=True), end_token_id]
+        answer_ids = _ids(tokenizer, answer)
+        if end_token_id in answer_ids:  # somebody wrote it into the text; it must not teach the model to stop there
+            answer_ids = _ids(tokenizer, answer, split_special_tokens=True)
+        yield prompt_ids, [*answer_ids, end_token_id]
 
 
 def _filled_texts(
