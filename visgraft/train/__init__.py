@@ -1,7 +1,7 @@
 """Train a recipe: one loop, readable top to bottom, and its optimizer.
 
-In: a recipe. Out: a run folder. This package is itself callable, because `visgraft.train(recipe)` is the public call and
-Python binds the package to that very name as soon as anything in it is imported.
+In: a recipe. Out: a run folder. The package is itself callable: `visgraft.train(recipe)` is the public call, and Python
+binds the package to that very name as soon as anything in it is imported.
 Usage: `visgraft.train("recipe.yaml")`
 """
 

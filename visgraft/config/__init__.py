@@ -1,0 +1,46 @@
+"""Recipes: every setting of a run, checked strictly, read from YAML and written back.
+
+In: a YAML file, a dict, overrides. Out: a frozen `Recipe`. No torch is imported here.
+Usage: `from visgraft.config import Recipe, load_recipe`
+"""
+
+from visgraft.config.hints import unknown_key
+from visgraft.config.recipe import apply_override, load_recipe, recipe_to_dict, recipe_to_yaml
+from visgraft.config.settings import (
+    PARTS,
+    DataSettings,
+    LanguageSettings,
+    LastLayers,
+    LoraSettings,
+    ModelSettings,
+    Part,
+    Patterns,
+    ProjectionSettings,
+    Recipe,
+    SourceSettings,
+    TrainingMode,
+    TrainSettings,
+)
+from visgraft.config.strict import Strict
+
+__all__ = [
+    "PARTS",
+    "DataSettings",
+    "LanguageSettings",
+    "LastLayers",
+    "LoraSettings",
+    "ModelSettings",
+    "Part",
+    "Patterns",
+    "ProjectionSettings",
+    "Recipe",
+    "SourceSettings",
+    "Strict",
+    "TrainSettings",
+    "TrainingMode",
+    "apply_override",
+    "load_recipe",
+    "recipe_to_dict",
+    "recipe_to_yaml",
+    "unknown_key",
+]

@@ -1,0 +1,177 @@
+"""Load a recipe from YAML, a dict or a Recipe, with overrides; write one as YAML.
+
+In: a file of settings (only what differs from the defaults) and overrides such as `train.epochs=3`.
+Out: a checked `Recipe`, or a ConfigError with the key as it was typed.
+Usage: `recipe = load_recipe("recipe.yaml", overrides=["train.epochs=3"])`
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visgraft.config.hints import rest_field, shorthand_of
+from visgraft.config.settings import PARTS, Recipe
+from visgraft.config.strict import Strict
+from visgraft.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as PyYAML's safe loader has it, except that a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"line {line}: the key {key!r} is given twice; keep one")
+            seen.add(key)
+        return mapping
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Load and check a recipe.
+
+    `source` is a YAML file, a run folder, a dict of the same form, or a Recipe. Relative paths of sources and models
+    are looked for beside the file, then in the working directory. Raises ConfigError.
+    """
+    folder = None
+    if isinstance(source, Recipe):
+        values = recipe_to_dict(source)
+    elif isinstance(source, Mapping):
+        values = copy.deepcopy(dict(source))
+    else:
+        path = Path(source).expanduser()
+        path = path / "recipe.yaml" if path.is_dir() else path
+        values, folder = _read_yaml(path), path.absolute().parent
+    for override in overrides:
+        apply_override(values, override)
+    recipe: Recipe = Strict(Recipe, folder=folder).convert(values, Recipe, "")
+    _check(recipe)
+    return recipe
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe; need a YAML file or a run folder that holds recipe.yaml")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {_yaml_problem(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8, need YAML") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: got {type(values).__name__}, need a mapping with {', '.join(_KEYS)}")
+    return values
+
+
+_KEYS = [f.name for f in fields(Recipe)]
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else str(error)
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key in place: `train.epochs=3`, `data.train.0.limit=5`; the value is read as YAML."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override}: need KEY=VALUE with a dotted key, such as train.epochs=3")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {_yaml_problem(error)}") from error
+    holder: Any = values
+    for depth, key in enumerate(keys[:-1]):
+        path = ".".join(keys[: depth + 1])
+        place = _place(holder, key, path)
+        below = holder[place] if isinstance(holder, list) else holder.get(place)
+        if not isinstance(below, (dict, list)):
+            # a bare text may stand for a mapping; any other plain value gives way to the mapping or list asked for
+            is_short = path == "model.language" and isinstance(below, str)
+            below = {"name": below} if is_short else [] if keys[depth + 1].isdecimal() else {}
+            holder[place] = below
+        holder = below
+    holder[_place(holder, keys[-1], dotted)] = value
+
+
+def _place(holder: dict[str, Any] | list[Any], key: str, path: str) -> Any:
+    """Return the key of a dict or the index of a list; the index one past the end adds an entry."""
+    if isinstance(holder, dict):
+        return key
+    if not key.isdecimal() or int(key) > len(holder):
+        raise ConfigError(f"--set {path}: got {key!r}, need the number of an entry, 0 to {len(holder)}")
+    if int(key) == len(holder):
+        holder.append(None)
+    return int(key)
+
+
+def _check(recipe: Recipe) -> None:
+    """Check what no single type can say."""
+    model, train = recipe.model, recipe.train
+    if model.start_from is None:
+        for part in ("vision", "language"):
+            if getattr(model, part) is None:
+                raise ConfigError(
+                    f"model.{part}: missing; name a model on the Hub or a local folder, or set start_from"
+                )
+    else:
+        own = [key for key in recipe_to_dict(recipe)["model"] if key not in ("start_from", "template", "attention")]
+        if own:
+            raise ConfigError(
+                f"model.{own[0]}: cannot be set with model.start_from, which brings its own; remove one of the two"
+            )
+    for part in PARTS:
+        mode = train.mode_of(part)
+        if isinstance(mode, dict) and not mode.get("patterns", True):
+            raise ConfigError(f"train.{part}.patterns: got an empty list, need at least one pattern; or say frozen")
+        if mode != "frozen":
+            train.learning_rate_of(part)
+    if not recipe.data.validation:
+        for key in ("validate_every_steps", "exact_match_samples"):
+            if getattr(train, key):
+                raise ConfigError(
+                    f"train.{key}: got {getattr(train, key)}, but there is no data.validation; add a source"
+                )
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return what differs from the defaults, as plain values that load back to an equal recipe."""
+    values: dict[str, Any] = _plain(recipe)
+    return values
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """Write what differs from the defaults as YAML that loads back to an equal recipe."""
+    return yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    rest = rest_field(type(value))
+    plain = {}
+    for field in fields(value):
+        item = getattr(value, field.name)
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if field is rest:
+            plain.update(_plain(item))
+        elif item != default:
+            plain[field.name] = _plain(item)
+    short = shorthand_of(type(value))
+    return plain[short] if short is not None and set(plain) == {short} else plain
