@@ -2,7 +2,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from visgraft.data.prompt import PromptTemplate, encode_dialog, encode_prompt
+from visgraft.data.prompt import PromptTemplate, encode_dialog, encode_prompt, end_token_id
 from visgraft.data.sample import Turn
 from visgraft.errors import BadSampleError, ConfigError
 
@@ -144,6 +144,7 @@ def test_the_targets_decode_to_exactly_the_answers_and_end_of_text(tokenizers, n
     gap = " " if "word list" in name else ""  # such tokenizers decode a space between any two tokens
     assert [text.removeprefix(" ") for text in decoded] == [t.answer + gap + tokenizer.eos_token for t in turns]
     assert not encoded.supervised[0] and encoded.supervised[-1] and not encoded.truncated
+    assert encoded.input_ids[-1] == end_token_id(tokenizer, PromptTemplate.from_spec(spec))
     assert encoded.num_answer_characters == sum(len(turn.answer) for turn in turns)
 
 
@@ -291,6 +292,7 @@ def test_a_chat_template_holds_to_the_same_rules(tokenizers, name, chat_template
     encoded = encode_dialog(tokenizer, template, turns)
     end = tokenizer.eos_token if chat_template == LLAMA2 else "<|im_end|>"
     assert [text.removeprefix(" ") for text in answers_of(tokenizer, encoded)] == [t.answer + end for t in turns]
+    assert encoded.input_ids[-1] == end_token_id(tokenizer, template)
     prompt_ids = encode_prompt(tokenizer, template, [*turns[:-1], Turn(turns[-1].prompt, "not known yet")])
     assert list(encoded.input_ids[: len(prompt_ids)]) == prompt_ids and all(encoded.supervised[len(prompt_ids) :])
 
@@ -325,6 +327,24 @@ def test_a_chat_template_without_a_closing_token_ends_with_end_of_text(tokenizer
     assert tokenizer.decode(encoded.input_ids) == (
         "user: What is it?\nassistant: A cat on a sofa.</s>\nuser: Which colour?\nassistant: Red, I think.</s>"
     )
+
+
+def test_the_longest_closing_token_of_a_chat_template_counts():
+    tokenizer = wrap(byte_level())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|end|>!"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|end|>!{% endfor %}"
+    assert end_token_id(tokenizer, PromptTemplate.named("chat")) == tokenizer.convert_tokens_to_ids("<|end|>!")
+
+
+def test_a_tokenizer_that_tokenises_a_text_differently_with_its_special_tokens_is_refused():
+    class Moody:
+        bos_token_id = eos_token_id = 0
+
+        def __call__(self, text, *, add_special_tokens, verbose):
+            return {"input_ids": [9, 9] if add_special_tokens else [1]}
+
+    with pytest.raises(ConfigError, match="gives a text other tokens when it adds its special tokens"):
+        encode_prompt(Moody(), PromptTemplate.named("plain"), TURNS)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tokenizers):

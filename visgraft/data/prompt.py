@@ -137,6 +137,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, 
     return ids + pairs[-1][0]
 
 
+def end_token_id(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> int:
+    """Return the id of the token that closes every answer, where generation has to stop.
+
+    It is the tokenizer's end-of-text token, or of a chat template the special token behind an assistant's message.
+    """
+    return _chat_texts(tokenizer, [Turn("", "Yes.")])[1] if template.spec == CHAT else _end_of_text_id(tokenizer)
+
+
 def _encode_turns(
     tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn]
 ) -> Iterator[tuple[list[int], list[int]]]:
@@ -144,7 +152,7 @@ def _encode_turns(
     if not turns:
         raise BadSampleError("dialog without turns")
     is_chat = template.spec == CHAT
-    texts, end_token_id = _chat_texts(tokenizer, turns) if is_chat else _filled_texts(tokenizer, template, turns)
+    texts, end_id = _chat_texts(tokenizer, turns) if is_chat else _filled_texts(tokenizer, template, turns)
     for index, (prompt, answer) in enumerate(texts):
         if prompt.endswith(" "):
             prompt, answer = prompt.rstrip(" "), " " + answer.lstrip(" ")
@@ -156,9 +164,9 @@ def _encode_turns(
         if answer.startswith(" ") and _puts_space_in_front(tokenizer):
             answer = answer[1:]
         answer_ids = _ids(tokenizer, answer)
-        if end_token_id in answer_ids:  # somebody wrote it into the text; it must not teach the model to stop there
+        if end_id in answer_ids:  # somebody wrote it into the text; it must not teach the model to stop there
             answer_ids = _ids(tokenizer, answer, split_special_tokens=True)
-        yield prompt_ids, [*answer_ids, end_token_id]
+        yield prompt_ids, [*answer_ids, end_id]
 
 
 def _filled_texts(
@@ -170,7 +178,7 @@ def _filled_texts(
         prompt = template.fill(turn.prompt)
         space = " " if prompt and not prompt[-1].isspace() else ""
         texts.append((prompt, space + turn.answer.strip()))
-    return texts, _end_token_id(tokenizer)
+    return texts, _end_of_text_id(tokenizer)
 
 
 def _chat_texts(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tuple[list[tuple[str, str]], int]:
@@ -183,7 +191,7 @@ def _chat_texts(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tu
     rendered = _render(tokenizer, messages)
     rest = rendered
     texts: list[tuple[str, str]] = []
-    end_token_id = None
+    end_id = None
     for index, turn in enumerate(turns):
         answer = turn.answer.strip()
         following = turns[index + 1].prompt.strip() if index + 1 < len(turns) else _FOLLOW_UP
@@ -197,9 +205,9 @@ def _chat_texts(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tu
                 "dialog has no fixed text; set template to 'question' or to a string that contains {prompt}"
             )
         texts.append((rest, space + answer))
-        rest, end_token_id = _cut_end_token(tokenizer, behind[len(space + answer) :])
+        rest, end_id = _cut_end_token(tokenizer, behind[len(space + answer) :])
         rendered = longer
-    return texts, _end_token_id(tokenizer) if end_token_id is None else end_token_id
+    return texts, _end_of_text_id(tokenizer) if end_id is None else end_id
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
@@ -223,10 +231,15 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
 def _cut_end_token(tokenizer: PreTrainedTokenizerBase, behind: str) -> tuple[str, int | None]:
     """Split the text behind an answer: what follows its closing special token, and that token's id (None: no such)."""
     text = behind.lstrip()
-    for token_id, token in tokenizer.added_tokens_decoder.items():
-        if token.special and text.startswith(token.content):
-            return text[len(token.content) :], int(token_id)
-    return behind, None
+    closing = {
+        token.content: token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special and text.startswith(token.content)
+    }
+    if not closing:
+        return behind, None
+    token = max(closing, key=len)
+    return text[len(token) :], int(closing[token])
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **settings: Any) -> list[int]:
@@ -245,10 +258,10 @@ def _ids_in_front(tokenizer: PreTrainedTokenizerBase, text: str, plain_ids: list
 
 
 def _start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return _end_token_id(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+    return _end_of_text_id(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
 
 
-def _end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def _end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             "this tokenizer has no end-of-text token, so answers could not end; "
