@@ -1,0 +1,154 @@
+"""Find an encoder's image processor, give it another image size, and run it.
+
+In: a Hub name or folder, PIL images. Out: an image processor of transformers, and the tensors that it makes.
+
+    image_processor = with_image_size(load_image_processor("openai/clip-vit-base-patch16"), image_size=336)
+    pixels = make_pixels(image_processor, images)          # {"pixel_values": [F, 3, 336, 336]}
+
+The image processor stays that of transformers, so that an encoder sees the pixels that it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, BaseImageProcessor, ImageProcessingMixin
+
+from visgraft.errors import BadSampleError, CheckpointError, ConfigError
+
+# Resizing by the shorter side makes a line of 1 x 10,000 pixels as wide as 224 x 2,240,000: a bomb, not an image.
+MAX_ASPECT_RATIO = 100
+
+
+def load_image_processor(name_or_folder: str | Path, **hub: Any) -> BaseImageProcessor:
+    """Load the image processor of an encoder.
+
+    Args:
+        name_or_folder: Hub name or local folder.
+        **hub: where to look on the Hub (`revision`, `cache_dir`, `token`, ...).
+
+    Raises:
+        CheckpointError: there is none, or it needs a package that is not installed.
+    """
+    try:
+        try:
+            return AutoImageProcessor.from_pretrained(str(name_or_folder), **hub)
+        except ImportError:  # transformers 5.17 without torchvision: the Auto class does not even look
+            return _load_pil_class(name_or_folder, **hub)
+    except OSError as error:
+        if not Path(name_or_folder).is_dir():
+            raise CheckpointError(f"{name_or_folder}: found no image processor there: {_one_line(error)}") from error
+        raise CheckpointError(
+            f"{name_or_folder} has no preprocessor_config.json, so nobody knows how its images are prepared; copy "
+            "that file from the encoder it came from, or save an image processor into the folder (save_pretrained)"
+        ) from error
+    except (ImportError, ValueError) as error:
+        raise CheckpointError(
+            f"{name_or_folder}: its image processor cannot be loaded: {_one_line(error)}. "
+            "If it needs a package, install that; else give an image processor of another encoder of its kind"
+        ) from error
+
+
+def with_image_size(image_processor: BaseImageProcessor, *, image_size: int) -> BaseImageProcessor:
+    """Return an image processor like the given one that makes square images of another size.
+
+    How much is cut off around the middle stays the same: where the original resized to 256 and cropped to 224, one
+    for 448 resizes to 512.
+
+    Args:
+        image_processor: left as it is.
+        image_size: side of its images, in pixels.
+
+    Raises:
+        ConfigError: its images cannot be given this size.
+    """
+    settings = image_processor.to_dict()
+    size, crop_size = dict(settings.get("size") or {}), dict(settings.get("crop_size") or {})
+    crops = bool(settings.get("do_center_crop") and crop_size)
+    by_shorter_side = "shortest_edge" in size and (crops or settings.get("crop_pct"))
+    resized_to = size.get("shortest_edge") or size.get("height")
+    ratio = resized_to / min(crop_size.values()) if crops and resized_to else 1.0
+    side = round(image_size * ratio)
+    settings["size"] = {"shortest_edge": side} if by_shorter_side else {"height": side, "width": side}
+    if crops:
+        settings["crop_size"] = {"height": image_size, "width": image_size}
+    changed = type(image_processor).from_dict(settings)
+    made = [shape[-2:] for shape in _probe(changed)]
+    if any(shape != (image_size, image_size) for shape in made):
+        raise ConfigError(
+            f"model.image_size: got {image_size}, but {type(image_processor).__name__} makes images of {made[0]} from "
+            "it; leave image_size out to keep the encoder's own size"
+        )
+    return changed
+
+
+def made_image_size(image_processor: BaseImageProcessor) -> int | None:
+    """Give the side in pixels of the square images that an image processor makes.
+
+    Returns None where it makes patches in the image's own resolution instead (SigLIP 2 NaFlex).
+
+    Raises:
+        ConfigError: its images are not square, or of a size that depends on the image.
+    """
+    shapes = _probe(image_processor)
+    if any(len(shape) != 3 for shape in shapes):
+        return None
+    sides = {side for shape in shapes for side in shape[-2:]}
+    if len(sides) > 1:
+        raise ConfigError(
+            f"{type(image_processor).__name__} makes images of {' and '.join(str(s[-2:]) for s in shapes)}, "
+            "but all need one square size; set model.image_size"
+        )
+    return sides.pop()
+
+
+def make_pixels(image_processor: BaseImageProcessor, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+    """Run an image processor on the images of one sample.
+
+    Args:
+        image_processor: of the encoder.
+        images: F images, RGB.
+
+    Returns:
+        The encoder's inputs, each [F, ...]: `pixel_values` [F, 3, H, W] float, normalised by the encoder's own
+        mean/std; {} for no image.
+
+    Raises:
+        BadSampleError: one side of an image is more than `MAX_ASPECT_RATIO` times the other.
+    """
+    if not images:
+        return {}
+    for image in images:
+        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+            raise BadSampleError("image is too narrow")
+    made = image_processor(images=list(images), return_tensors="pt")
+    return {name: made[name] for name in image_processor.model_input_names if isinstance(made.get(name), Tensor)}
+
+
+def _load_pil_class(name_or_folder: str | Path, **hub: Any) -> BaseImageProcessor:
+    """Load the PIL version of an image processor: the one place that knows how such classes are named."""
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(str(name_or_folder), **hub)
+    old_name = settings.get("feature_extractor_type", "").replace("FeatureExtractor", "ImageProcessor")
+    name = settings.get("image_processor_type", old_name).removesuffix("Fast").removesuffix("Pil")
+    pil_class = getattr(transformers, f"{name}Pil", None) if name else None
+    if pil_class is None:
+        raise ValueError(f"{name or 'its unnamed class'} needs torchvision, which is not installed")
+    return pil_class.from_pretrained(str(name_or_folder), **hub)
+
+
+def _probe(image_processor: BaseImageProcessor) -> list[tuple[int, ...]]:
+    """Give the shapes of the pixels of a wide and a tall image."""
+    shapes = []
+    for size in ((60, 40), (40, 50)):
+        pixels = make_pixels(image_processor, [Image.new("RGB", size)])
+        shapes.append(tuple(pixels["pixel_values"].shape[1:]))
+    return shapes
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
