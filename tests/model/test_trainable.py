@@ -242,14 +242,18 @@ def test_a_cast_model_trains_under_autocast_about_as_an_uncast_one(mode: Any) ->
 
 def test_a_frozen_efficientnet_in_bfloat16_keeps_its_batch_norm_and_runs_under_autocast() -> None:
     torch.manual_seed(0)
-    model = Joined(vision=EFFICIENTNET).eval()
+    model = Joined(vision=EFFICIENTNET)
+    pixels = torch.randn(2, 3, 64, 64)
+    norms = [module for module in model.vision.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in model.vision.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-    pixels = torch.randn(2, 3, 64, 64)
+    for norm in norms:
+        norm.momentum = 1.0  # one pass in training mode then gives statistics that keep activations alive
+    model.vision.train()(pixel_values=pixels)
+    model.eval()
     expected = model.vision(pixel_values=pixels).last_hidden_state
     set_trainable(model, modes={"projection": "full"}, frozen_dtype=torch.bfloat16)
-    norms = [m for m in model.vision.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {tensor.dtype for norm in norms for tensor in (norm.weight, norm.running_var)} == {torch.float32}
     assert model.vision.embeddings.convolution.weight.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
