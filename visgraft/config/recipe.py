@@ -28,8 +28,8 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value
             if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(f"line {line}: the key {key!r} is given twice; keep one")
+                problem = f"the key {key!r} is given twice; keep one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         return mapping
 
@@ -62,11 +62,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {_yaml_problem(error)}") from error
+        raise ConfigError(f"{path}: cannot be read: {_yaml_problem(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8, need YAML") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -91,7 +89,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML: {_yaml_problem(error)}") from error
+        raise ConfigError(f"--set {override}: the value cannot be read: {_yaml_problem(error)}") from error
     holder: Any = values
     for depth, key in enumerate(keys[:-1]):
         path = ".".join(keys[: depth + 1])

@@ -59,9 +59,7 @@ class ProjectionSettings:
 class ModelSettings:
     """Which parts are joined, and how."""
 
-    vision: NameOrFolder | None = (
-        None  # Hub name or local folder of a vision encoder (a CLIP or SigLIP gives its tower)
-    )
+    vision: NameOrFolder | None = None  # Hub name or local folder of a vision encoder, or of what holds one (CLIP)
     language: LanguageSettings | None = None  # the causal language model
     start_from: NameOrFolder | None = None  # a run or model folder to continue from; it brings its own parts
     image_attention: Literal["bidirectional", "causal"] = "bidirectional"  # how image tokens see each other
@@ -115,9 +113,7 @@ class TrainSettings:
     text_tokens_per_step: PositiveInt = 2048  # budget of one optimizer step: prompt and answer, not image tokens
     micro_batch_rows: PositiveInt | None = None  # rows computed at once; null: the whole step
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
-    layout: Literal["shared", "rows"] = (
-        "shared"  # shared: the dialogs of an image behind one prefix; rows: one row each
-    )
+    layout: Literal["shared", "rows"] = "shared"  # dialogs of an image behind one prefix, or a row each
     logits_chunk: PositiveInt = 1024  # supervised positions whose logits are made at once, where memory asks for it
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     num_workers: Count = 0  # processes that decode images; 0: the main process

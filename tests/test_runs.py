@@ -1,0 +1,196 @@
+"""Run folders: whole at every moment, readable by anything, honest about what is missing."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visgraft.config import Recipe, load_recipe
+from visgraft.errors import CheckpointError
+from visgraft.runs import Run, environment, find_model, whole_folder, write_whole
+
+
+@pytest.fixture
+def recipe(recipe_values: dict[str, Any], tmp_path: Path) -> Recipe:
+    return load_recipe({**recipe_values, "output": str(tmp_path / "runs"), "name": "my run"})
+
+
+def test_a_new_run_holds_its_recipe_and_environment(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    assert run.recipe == recipe == load_recipe(run.folder)
+    described = json.loads((run.folder / "environment.json").read_text())
+    assert described["versions"]["torch"]
+    assert {"date", "python", "platform", "cpu_count", "git_commit"} <= described.keys()
+
+
+def test_run_folders_are_named_by_date_and_name_and_never_collide(recipe: Recipe) -> None:
+    names = {Run.create(recipe).folder.name for _ in range(3)}
+    assert len(names) == 3
+    assert all(re.fullmatch(r"\d{8}-\d{6}-my-run(-\d+)?", name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("values", "end"),
+    [
+        ({"model": {"vision": "openai/clip-b", "language": "facebook/opt"}}, "-clip-b-opt"),
+        ({"model": {"start_from": "runs/2026-first"}}, "-from-2026-first"),
+        ({"model": {"start_from": "x"}, "name": "../up"}, "-up"),
+        ({"model": {"start_from": "x"}, "name": "日本"}, "-run"),
+    ],
+)
+def test_a_run_without_a_plain_name_gets_one(values: dict[str, Any], end: str, tmp_path: Path) -> None:
+    run = Run.create(load_recipe({**values, "output": str(tmp_path)}))
+    assert run.folder.parent == tmp_path
+    assert run.folder.name[15:] == end
+
+
+def test_a_run_may_be_made_in_a_folder_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
+    assert Run.create(recipe, folder=tmp_path / "a" / "b").folder == tmp_path / "a" / "b"
+    with pytest.raises(CheckpointError, match="already there and not an empty folder; name another"):
+        Run.create(recipe, folder=tmp_path / "a" / "b")
+
+
+def test_open_gives_the_run_that_create_made(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    assert Run.open(str(run.folder)) == run
+
+
+def test_open_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="gone: no such run folder; need the folder that `visgraft train` made"):
+        Run.open(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"not a run folder: it holds no recipe\.yaml"):
+        Run.open(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"a model folder: it holds no recipe\.yaml"):
+        Run.open(tmp_path)
+
+
+class _NumpyLike:
+    def item(self) -> float:
+        return 0.5
+
+
+def test_records_are_one_json_object_a_line(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    run.append("metrics", {"step": 1, "loss": math.nan, "rate": _NumpyLike(), "path": Path("a"), "parts": [math.inf]})
+    run.append("metrics", {"step": 2, "answer": "犬\n"})
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == run.read_metrics()
+    assert run.read_metrics()[0] == {"step": 1, "loss": None, "rate": 0.5, "path": "a", "parts": [None]}
+    assert run.read("samples") == []
+
+
+def test_a_torn_last_line_is_left_out_and_never_glued_to_the_next(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    run.append("metrics", {"step": 1})
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert run.read_metrics() == [{"step": 1}]
+    run.resume_from(1)
+    run.append("metrics", {"step": 2})
+    assert run.read_metrics() == [{"step": 1}, {"step": 2}]
+
+
+def test_a_broken_line_inside_is_an_error_with_its_number(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    (run.folder / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 is not JSON: .*; mend or remove the line"):
+        run.read_metrics()
+
+
+def test_steps_that_a_resumed_run_made_again_count_once(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    for step in (1, 2, 3):
+        run.append("metrics", {"step": step, "loss": 1.0})
+        run.append("samples", {"step": step, "answer": "first"})
+    run.resume_from(2)
+    run.append("metrics", {"step": 3, "loss": 2.0})
+    assert [(record["step"], record["loss"]) for record in run.read_metrics()] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+    assert [record["step"] for record in run.read("samples")] == [1, 2]
+    assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 5  # append-only
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
+        run.latest_checkpoint()
+    with run.new_checkpoint(5) as folder:
+        (folder / "weights").write_text("all")
+        assert run.checkpoints() == {}
+    with pytest.raises(KeyboardInterrupt), run.new_checkpoint(6) as folder:
+        (folder / "weights").write_text("half")
+        raise KeyboardInterrupt
+    assert run.latest_checkpoint() == (5, run.folder / "checkpoints" / "step-5")
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-5"]
+
+
+def test_a_killed_write_is_cleared_away_when_the_run_goes_on(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    (run.folder / "checkpoints" / ".step-7.new").mkdir(parents=True)
+    assert run.checkpoints() == {}
+    run.resume_from(0)
+    assert list((run.folder / "checkpoints").iterdir()) == []
+
+
+def test_checkpoints_are_listed_by_number_and_pruned_from_the_oldest(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    for step in (9, 10, 100, 20):
+        with run.new_checkpoint(step):
+            pass
+    assert list(run.checkpoints()) == [9, 10, 20, 100]
+    run.prune_checkpoints(keep=2, protect=[9])
+    assert list(run.checkpoints()) == [9, 20, 100]
+    run.prune_checkpoints(keep=5)
+    assert list(run.checkpoints()) == [9, 20, 100]
+
+
+def test_a_folder_is_replaced_at_once_and_kept_when_writing_fails(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for content in ("old", "new"):
+        with whole_folder(target) as folder:
+            (folder / "file").write_text(content)
+    assert (target / "file").read_text() == "new"
+    with pytest.raises(ValueError, match="no"), whole_folder(target) as folder:
+        raise ValueError("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "file").read_text() == "new"
+
+
+def test_a_folder_whose_replacement_was_killed_half_way_comes_back(tmp_path: Path) -> None:
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "file").write_text("old")
+    with pytest.raises(ValueError, match="no"), whole_folder(tmp_path / "model"):
+        raise ValueError("no")
+    assert (tmp_path / "model" / "file").read_text() == "old"
+
+
+def test_a_text_file_is_replaced_at_once(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.txt", "one")
+    write_whole(tmp_path / "a.txt", "two")
+    assert (tmp_path / "a.txt").read_text() == "two"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_run_stands_for_its_model(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run.create(recipe)
+    with pytest.raises(CheckpointError, match="this run has no model yet; finish it with `visgraft train --resume"):
+        find_model(run.folder)
+    run.model_path.mkdir()
+    assert find_model(run.folder) == str(run.folder / "model")
+    assert find_model(tmp_path) == str(tmp_path)
+    assert find_model("some/model") == "some/model"
+
+
+def test_the_environment_outside_a_repository_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert environment()["git_commit"] is None
+
+
+def test_recipes_and_runs_import_no_torch() -> None:
+    code = "import sys, visgraft, visgraft.runs; visgraft.Recipe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

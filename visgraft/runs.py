@@ -1,0 +1,294 @@
+"""A run on disk: one folder that holds everything a training did, readable without torch and without visgraft.
+
+In: a recipe, then records, checkpoints and a model as they come. Out: a folder whose files are whole at every moment.
+
+    runs/20260102-030405-name/
+      recipe.yaml          the recipe as it ran (itself a recipe)
+      environment.json     versions, machine, commit, date
+      metrics.jsonl        one object a line, append-only: step, loss, ...
+      samples.jsonl        answers to the probe images
+      quarantine.jsonl     bad inputs: source, index, reason
+      checkpoints/step-N/  what `--resume` needs; whole or not there
+      model/               what `visgraft ask` takes; whole or not there
+
+Usage: `run = Run.create(recipe); run.append("metrics", {"step": 1, "loss": 2.3})`
+"""
+
+import datetime
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from visgraft.config import ModelSettings, Recipe, load_recipe, recipe_to_yaml
+from visgraft.errors import CheckpointError
+
+Log = Literal["metrics", "samples", "quarantine"]
+LIBRARIES = (
+    "visgraft",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; make one with `create`, or `open` one that exists."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, recipe: Recipe, *, folder: str | Path | None = None) -> "Run":
+        """Make a new run folder and write what is known before the first step.
+
+        `folder` is a folder of its own, new or empty; without it, one named by date and name is made in
+        `recipe.output`. Raises CheckpointError.
+        """
+        if folder is None:
+            path = _new_folder(Path(recipe.output).expanduser(), name=recipe.name or _name_from_parts(recipe.model))
+        else:
+            path = Path(folder).expanduser().absolute()
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise CheckpointError(f"{path}: already there and not an empty folder; name another, or remove it")
+            path.mkdir(parents=True, exist_ok=True)
+        write_whole(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_whole(path / "recipe.yaml", recipe_to_yaml(recipe))
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Open a run folder that exists. Raises CheckpointError with what is missing."""
+        folder = Path(path).expanduser().absolute()
+        if not folder.is_dir():
+            raise CheckpointError(f"{path}: no such run folder; need the folder that `visgraft train` made")
+        if not (folder / "recipe.yaml").is_file():
+            what = "a model folder" if (folder / "config.json").is_file() else "not a run folder"
+            raise CheckpointError(
+                f"{path}: {what}: it holds no recipe.yaml; need the folder that `visgraft train` made"
+            )
+        return cls(folder)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe as it ran."""
+        return load_recipe(self.folder / "recipe.yaml")
+
+    @property
+    def model_path(self) -> Path:
+        """Where the finished model is, or will be."""
+        return self.folder / "model"
+
+    def append(self, log: Log, record: Mapping[str, Any]) -> None:
+        """Add one record as a line of `metrics.jsonl`, `samples.jsonl` or `quarantine.jsonl`.
+
+        Numbers that are not finite are written as null, so that any JSON reader takes the file.
+        """
+        line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
+        with self._log_path(log).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read(self, log: Log) -> list[dict[str, Any]]:
+        """Read the records of a log, without those that a resumed run made again; a torn last line is left out."""
+        path = self._log_path(log)
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        records: list[dict[str, Any]] = []
+        for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or torn
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise CheckpointError(
+                    f"{path}: line {number} is not JSON: {error.msg}; mend or remove the line"
+                ) from error
+            if "resumed_from" in record:
+                records = [kept for kept in records if kept.get("step", 0) <= record["resumed_from"]]
+            else:
+                records.append(record)
+        return records
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read `metrics.jsonl` as `read` does."""
+        return self.read("metrics")
+
+    def resume_from(self, step: int) -> None:
+        """Prepare the logs for going on after a checkpoint: whatever was logged after its step no longer counts."""
+        logs: tuple[Log, ...] = ("metrics", "samples")
+        for log in logs:
+            path = self._log_path(log)
+            if path.exists():
+                content = path.read_bytes()
+                os.truncate(path, content.rfind(b"\n") + 1)
+                self.append(log, {"resumed_from": step})
+        for unfinished in self._checkpoints_path.glob(".*.new"):
+            shutil.rmtree(unfinished)
+
+    @contextmanager
+    def new_checkpoint(self, step: int) -> Iterator[Path]:
+        """Give an empty folder to write a checkpoint into; it becomes `checkpoints/step-N` only when all went well."""
+        with whole_folder(self._checkpoints_path / f"step-{step}") as folder:
+            yield folder
+
+    def checkpoints(self) -> dict[int, Path]:
+        """List the whole checkpoints: step -> folder, oldest first."""
+        named = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in self._checkpoints_path.glob("step-*")]
+        return dict(sorted((int(match[1]), path) for match, path in named if match and path.is_dir()))
+
+    def latest_checkpoint(self) -> tuple[int, Path]:
+        """Return step and folder of the newest checkpoint. Raises CheckpointError if there is none."""
+        found = self.checkpoints()
+        if not found:
+            raise CheckpointError(f"{self.folder}: holds no checkpoint to resume from; start the recipe again")
+        return max(found.items())
+
+    def prune_checkpoints(self, *, keep: int, protect: Collection[int] = ()) -> None:
+        """Remove all checkpoints but the newest `keep` and those of the protected steps."""
+        found = self.checkpoints()
+        for step in sorted(found)[: max(0, len(found) - keep)]:
+            if step not in protect:
+                shutil.rmtree(found[step])
+
+    @property
+    def _checkpoints_path(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _log_path(self, log: Log) -> Path:
+        return self.folder / f"{log}.jsonl"
+
+
+def find_model(path: str | Path) -> str:
+    """Turn what a person calls a model into what can be loaded: a run folder gives its model, the rest stays as it is.
+
+    Raises CheckpointError for a run that has no model yet.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "recipe.yaml").is_file():
+        return str(folder) if folder.exists() else str(path)
+    run = Run.open(folder)
+    if not run.model_path.is_dir():
+        raise CheckpointError(f"{path}: this run has no model yet; finish it with `visgraft train --resume {path}`")
+    return str(run.model_path)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside `target` that takes target's place at once, and only if the block did not raise."""
+    building, outgoing = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if outgoing.exists() and not target.exists():  # stopped between the two renames below
+        outgoing.rename(target)
+    shutil.rmtree(outgoing, ignore_errors=True)
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        yield building
+        for file in building.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if target.exists():
+            target.rename(outgoing)
+        building.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(outgoing, ignore_errors=True)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader finds the old content or the new, never half."""
+    building = path.with_name(f".{path.name}.{os.getpid()}.new")
+    building.write_text(text, encoding="utf-8")
+    _sync(building)
+    building.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def environment() -> dict[str, Any]:
+    """Describe where this process runs: Python, platform, versions, commit of the working directory, cores, date."""
+    versions: dict[str, str | None] = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = None
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "versions": versions,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, (str, int, float, bool, type(None))) and hasattr(value, "item"):
+        value = value.item()  # a number of numpy's or torch's
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _name_from_parts(model: ModelSettings) -> str:
+    if model.start_from is not None:
+        return f"from-{Path(model.start_from).name}"
+    names = [model.vision, model.language.name if model.language else None]
+    return "-".join(Path(name).name for name in names if name) or "run"
+
+
+def _new_folder(parent: Path, *, name: str) -> Path:
+    stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'run'}"
+    parent = parent.absolute()
+    parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 1000):
+        path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise CheckpointError(f"{parent}: 999 runs named {stem} are there already; name another output folder")
