@@ -241,7 +241,7 @@ def test_a_prompt_that_fills_the_room_is_a_bad_sample(tokenizers):
 
 @pytest.mark.parametrize("answer", ["", "  \n"])
 def test_an_empty_answer_is_a_bad_sample(tokenizers, answer):
-    with pytest.raises(BadSampleError, match="empty answer"):
+    with pytest.raises(BadSampleError, match="answer is empty"):
         encode_dialog(tokenizers["gpt2"], PromptTemplate.named("plain"), [Turn("What?", answer)])
 
 
@@ -253,7 +253,7 @@ def test_an_answer_that_the_tokenizer_drops_is_a_bad_sample():
 
 
 def test_a_dialog_needs_a_turn(tokenizers):
-    with pytest.raises(BadSampleError, match="dialog without turns"):
+    with pytest.raises(BadSampleError, match="dialog has no turns"):
         encode_prompt(tokenizers["gpt2"], PromptTemplate.named("plain"), [])
 
 

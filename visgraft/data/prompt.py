@@ -107,7 +107,7 @@ def encode_dialog(
     lacks end-of-text or a usable chat template.
     """
     if any(not turn.answer.strip() for turn in turns):
-        raise BadSampleError("empty answer")
+        raise BadSampleError("answer is empty")
     ids: list[int] = []
     supervised: list[bool] = []
     num_characters = 0
@@ -150,7 +150,7 @@ def _encode_turns(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Yield per turn the prompt's ids and the answer's ids, the latter closed by the end-of-text token."""
     if not turns:
-        raise BadSampleError("dialog without turns")
+        raise BadSampleError("dialog has no turns")
     is_chat = template.spec == CHAT
     texts, end_id = _chat_texts(tokenizer, turns) if is_chat else _filled_texts(tokenizer, template, turns)
     for index, (prompt, answer) in enumerate(texts):

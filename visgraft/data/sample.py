@@ -1,7 +1,7 @@
 """The words a dataset is made of: a sample holds images and the dialogs about them.
 
 In:  whatever a reader or a program has at hand (paths, bytes, PIL images, strings).
-Out: Turn and Sample, frozen; no image is opened here.
+Out: Turn and Sample, frozen, and what a Source of them looks like; no image is opened here.
 
     Sample(images=["cat.jpg"], dialogs=[[Turn("", "a cat on a sofa")], [Turn("What is it?", "A cat.")]])
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from PIL import Image
 
@@ -64,3 +64,27 @@ class Sample:
             raise BadSampleError("a dialog holds something that is not a Turn")
         object.__setattr__(self, "images", tuple(self.images))
         object.__setattr__(self, "dialogs", tuple(tuple(dialog) for dialog in self.dialogs))
+
+
+class Source(Protocol):
+    """What a reader returns: samples by number, read when they are asked for, the same from every process."""
+
+    def __len__(self) -> int:
+        """Return how many samples there are, bad ones included."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return a sample; raises BadSampleError with a short reason where its rows are bad."""
+
+    def where(self, index: int) -> str:
+        """Say where a person finds that sample (`metadata.jsonl line 17`)."""
+
+
+def turn_from_row(prompt: object, answer: object, *, references: object = ()) -> Turn:
+    """Make a turn of what a file holds, outer white space removed.
+
+    Raises BadSampleError where something is no string or the answer is empty.
+    """
+    turn = Turn(prompt, answer, references)  # type: ignore[arg-type]  # Turn checks them
+    if not turn.answer.strip():
+        raise BadSampleError("answer is empty")
+    return Turn(turn.prompt.strip(), turn.answer.strip(), tuple(text.strip() for text in turn.references))

@@ -1,0 +1,143 @@
+"""Read COCO captions: an official captions_*.json and the images it names.
+
+In:  a folder in COCO's layout, or a captions file of that format with its images near by:
+     annotations/captions_{split}2017.json (or 2014)     {split}2017/, images/{split}2017/, images/ or beside the file
+Out: one sample per image, each of its captions a dialog of its own, behind an empty prompt or the option `prompt`.
+
+    {source: coco, path: ~/coco, split: val}                               in a recipe
+    {source: coco, path: my/captions.json, images: my/photos, prompt: Describe the image.}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from visgraft.data.sample import Sample, Source, turn_from_row
+from visgraft.errors import BadSampleError, DataError, MissingAssetError
+
+_YEARS = ("2017", "2014")
+_NUM_PROBES = 20  # files looked for in a folder before it is taken for the wrong one
+
+
+def read(path: Path | None, *, split: str, images: str | None = None, prompt: str = "") -> Source:
+    """Return the images of a split that have captions, in the file's order; bad captions follow as bad samples.
+
+    images: the folder with the image files, where it cannot be found. prompt: the text in front of every caption.
+    Raises MissingAssetError where a file or folder is not there, DataError where it is of another format.
+    """
+    if path is None:
+        raise MissingAssetError("coco: path: not set; name the folder that holds annotations/ and the images")
+    captions_file = _captions_file(path, split="val" if split == "validation" else split)
+    content = _load(captions_file)
+    source = CocoCaptions(captions_file, content, prompt=prompt)
+    if not len(source):
+        raise DataError(f"coco: {captions_file} holds no captions")
+    source.folder = _image_folder(captions_file, source.file_names, images=images)
+    return source
+
+
+class CocoCaptions:
+    """Hold the captions of one file by image; see Source."""
+
+    def __init__(self, captions_file: Path, content: dict[str, Any], *, prompt: str) -> None:
+        self.folder = captions_file.parent
+        self._captions_file = captions_file
+        self._prompt = prompt
+        self._bad: list[tuple[str, str]] = []  # (where, reason)
+        names = dict(self._image_names(content["images"]))
+        captions: dict[Any, list[str]] = {}
+        for image_id, caption in self._image_captions(content["annotations"], names):
+            captions.setdefault(image_id, []).append(caption)
+        self._ids = [image_id for image_id in names if image_id in captions]
+        self.file_names = [names[image_id] for image_id in self._ids]
+        self._captions = [tuple(captions[image_id]) for image_id in self._ids]
+
+    def __len__(self) -> int:
+        return len(self._ids) + len(self._bad)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index >= len(self._ids):
+            raise BadSampleError(self._bad[index - len(self._ids)][1])
+        dialogs = [[turn_from_row(self._prompt, caption)] for caption in self._captions[index]]
+        return Sample(images=[self.folder / self.file_names[index]], dialogs=dialogs, id=str(self._ids[index]))
+
+    def where(self, index: int) -> str:
+        """Say which image, or which entry of the captions file, it is."""
+        if index >= len(self._ids):
+            return f"{self._captions_file.name} {self._bad[index - len(self._ids)][0]}"
+        return f"{self._captions_file.name} image {self._ids[index]}"
+
+    def _image_names(self, entries: list[Any]) -> Iterator[tuple[Any, str]]:
+        for number, entry in enumerate(entries):
+            match entry:
+                case {"id": int() | str() as image_id, "file_name": str() as name}:
+                    yield image_id, name
+                case _:
+                    self._bad.append((f"images[{number}]", "image entry lacks id or file_name"))
+
+    def _image_captions(self, entries: list[Any], names: dict[Any, str]) -> Iterator[tuple[Any, str]]:
+        for number, entry in enumerate(entries):
+            try:
+                image_id, caption = entry["image_id"], turn_from_row(self._prompt, entry["caption"]).answer
+                if image_id not in names:
+                    raise BadSampleError("caption of an image that is not listed")
+            except (KeyError, TypeError):
+                self._bad.append((f"annotations[{number}]", "caption entry lacks image_id or caption"))
+            except BadSampleError as error:
+                self._bad.append((f"annotations[{number}]", str(error)))
+            else:
+                yield image_id, caption
+
+
+def _captions_file(path: Path, *, split: str) -> Path:
+    if path.is_file():
+        return path
+    folders = (path / "annotations", path)
+    candidates = [folder / f"captions_{split}{year}.json" for folder in folders for year in _YEARS]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    there = sorted(file.name for folder in folders for file in folder.glob("captions_*.json"))
+    raise MissingAssetError(
+        f"coco: no captions file for split {split!r} in {path}; looked for annotations/captions_{split}2017.json and "
+        f"annotations/captions_{split}2014.json, found {', '.join(there) if there else 'none'}"
+    )
+
+
+def _load(captions_file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(captions_file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"coco: {captions_file} is not JSON ({error})") from error
+    if not (
+        isinstance(content, dict)
+        and isinstance(content.get("images"), list)
+        and isinstance(content.get("annotations"), list)
+    ):
+        raise DataError(
+            f"coco: {captions_file} is not a COCO captions file: it must be an object with the lists images and "
+            "annotations"
+        )
+    return content
+
+
+def _image_folder(captions_file: Path, file_names: list[str], *, images: str | None) -> Path:
+    """Return the folder in which one of the first images lies."""
+    if not file_names:  # nothing but bad entries
+        return captions_file.parent
+    name = captions_file.stem.removeprefix("captions_")  # val2017
+    roots = (captions_file.parent, captions_file.parent.parent)
+    folders = [folder for root in roots for folder in (root / name, root / "images" / name, root / "images", root)]
+    if images is not None:
+        folders = [Path(images).expanduser()]
+    for folder in folders:
+        if any((folder / file_name).is_file() for file_name in islice(file_names, _NUM_PROBES)):
+            return folder
+    raise MissingAssetError(
+        f"coco: the images of {captions_file} are not found; looked for {file_names[0]} in "
+        f"{', '.join(str(folder) for folder in folders)}; set images to their folder"
+    )

@@ -1,0 +1,101 @@
+"""Read easy-VQA: 5,000 drawn images of one coloured shape, about 9.6 short questions each.
+
+In:  the `easy_vqa` package as pip installs it, or a folder of the same layout:
+     {train,test}/questions.json = [[question, answer, image id], ...] and {train,test}/images/{image id}.png
+Out: one sample per image, each question a dialog of its own.
+
+The official train images are divided once and for all, so that nothing need be tuned on the test images:
+
+    split               images   questions
+    train                3,000
+    validation           1,000   (a quarter of the official train images, picked by a hash of the image id)
+    train+validation     4,000      38,575   the official train split
+    test                 1,000       9,673   the official test split
+
+    {source: easy_vqa, split: train}                                       in a recipe
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+from visgraft.data.sample import Sample, Source, turn_from_row
+from visgraft.errors import DataError, MissingAssetError
+
+SPLITS = ("train", "validation", "train+validation", "test")
+_VALIDATION_SHARE = 4  # one image of so many
+
+
+def read(path: Path | None, *, split: str) -> Source:
+    """Return the samples of a split, one per image, in order of the image ids.
+
+    Raises MissingAssetError without the package or the files, DataError for another split or another layout.
+    """
+    if split not in SPLITS:
+        raise DataError(f"easy_vqa: split: got {split!r}, allowed are {', '.join(SPLITS)}")
+    folder = (_package_folder() if path is None else path) / ("test" if split == "test" else "train")
+    rows = _read_questions(folder / "questions.json")
+    wanted = _image_ids(sorted({image_id for _, _, image_id in rows}), split=split)
+    questions: dict[int, list[tuple[object, object]]] = {image_id: [] for image_id in wanted}
+    for question, answer, image_id in rows:
+        if image_id in questions:
+            questions[image_id].append((question, answer))
+    return EasyVqa(folder, questions)
+
+
+class EasyVqa:
+    """Hold the questions of one split by image; see Source."""
+
+    def __init__(self, folder: Path, questions: dict[int, list[tuple[object, object]]]) -> None:
+        self._folder = folder
+        self._questions = list(questions.items())
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __getitem__(self, index: int) -> Sample:
+        image_id, pairs = self._questions[index]
+        dialogs = [[turn_from_row(question, answer)] for question, answer in pairs]
+        image = self._folder / "images" / f"{image_id}.png"
+        return Sample(images=[image], dialogs=dialogs, id=f"{self._folder.name}/{image_id}")
+
+    def where(self, index: int) -> str:
+        """Say which image it is."""
+        return f"{self._folder.name}/images/{self._questions[index][0]}.png"
+
+
+def _package_folder() -> Path:
+    spec = find_spec("easy_vqa")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingAssetError(
+            "easy_vqa: the package with the data is not installed (3 MB); run `pip install easy-vqa`, "
+            "or set path to a folder that holds train/questions.json and train/images/"
+        )
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def _read_questions(path: Path) -> list[tuple[object, object, int]]:
+    if not path.is_file():
+        raise MissingAssetError(
+            f"easy_vqa: {path} is missing; path must be a folder that holds {path.parent.name}/questions.json "
+            f"and {path.parent.name}/images/, or be left out to read the installed package"
+        )
+    try:
+        rows = [(question, answer, int(image_id)) for question, answer, image_id in json.loads(path.read_bytes())]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"easy_vqa: {path} is not a JSON list of [question, answer, image id] ({error})") from error
+    if not rows:
+        raise DataError(f"easy_vqa: {path} holds no questions")
+    return rows
+
+
+def _image_ids(image_ids: list[int], *, split: str) -> list[int]:
+    """Pick a split's images; train and validation are apart for good, whatever the seed of a run."""
+    if split in ("test", "train+validation"):
+        return image_ids
+    by_hash = sorted(image_ids, key=lambda image_id: sha256(f"easy_vqa {image_id}".encode()).digest())
+    held_out = set(by_hash[: len(by_hash) // _VALIDATION_SHARE])
+    return [image_id for image_id in image_ids if (image_id in held_out) == (split == "validation")]

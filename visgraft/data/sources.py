@@ -1,0 +1,214 @@
+"""Put the sources of a recipe one behind the other, in an order that depends on nothing but seed and epoch.
+
+In:  the entries of a recipe's `data.train` or `data.validation`.
+Out: Sources: samples by number, ids unique; the order of an epoch; chunks of a sample's dialogs; the count of bad ones.
+
+    sources = open_sources(recipe.data.train, key="data.train")
+    for index in sources.order(seed=0, epoch=0): sample = sources[index]
+"""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from importlib import import_module
+from itertools import accumulate
+from math import ceil
+from pathlib import Path
+from random import Random
+from typing import Any, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visgraft.config import SourceSettings
+from visgraft.data.sample import Sample, Source
+from visgraft.errors import ConfigError, DataError
+
+# The one table of formats; a reader's module is loaded when a recipe asks for it.
+READERS = {
+    "coco": "visgraft.data.readers.coco",
+    "easy_vqa": "visgraft.data.readers.easy_vqa",
+    "folder": "visgraft.data.readers.folder",
+}
+NEVER_FEWER_BAD_SAMPLES = 5  # one bad sample among 20 is no reason to stop
+
+
+def open_sources(settings: Sequence[SourceSettings], *, key: str = "data.train") -> Sources:
+    """Open every source of a list; key is what messages call the list.
+
+    Raises ConfigError for a source or an option that does not exist, and what the readers raise.
+    """
+    readers = [_reader(entry, key=f"{key}[{number}]") for number, entry in enumerate(settings)]
+    parts: list[Part] = []
+    names: Counter[str] = Counter()
+    for entry, read in zip(settings, readers, strict=True):
+        path = None if entry.path is None else Path(entry.path).expanduser()
+        samples = read(path, split=entry.split, **entry.options)
+        names[entry.source] += 1
+        name = entry.source if names[entry.source] == 1 else f"{entry.source}-{names[entry.source]}"
+        length = len(samples) if entry.limit is None else min(entry.limit, len(samples))
+        parts.append(Part(name=name, samples=samples, length=length, weight=entry.weight))
+    return Sources(parts)
+
+
+def _reader(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
+    """Return the entry's reader once everything that the entry asks of it exists."""
+    if entry.source not in READERS:
+        raise ConfigError(f"{key}.source: got {entry.source!r}; {_allowed(entry.source, READERS)}")
+    read = import_module(READERS[entry.source]).read
+    allowed = [name for name, p in inspect.signature(read).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    allowed.remove("split")
+    types = get_type_hints(read)
+    for name, value in entry.options.items():
+        if name not in allowed:
+            raise ConfigError(f"{key}.{name}: {entry.source} has no such option; {_allowed(name, allowed)}")
+        if not isinstance(value, types[name]) or (isinstance(value, bool) and types[name] is not bool):
+            raise ConfigError(f"{key}.{name}: got {value!r}, need {_type_name(types[name])}")
+    return read
+
+
+def _allowed(got: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    near = get_close_matches(got, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}allowed: {', '.join(names)}" if names else "it has none beside source, path, split, limit and weight"
+
+
+def _type_name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind)).replace(" | ", " or ")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Hold one source among others: the first length samples of it, seen weight times an epoch."""
+
+    name: str
+    samples: Source
+    length: int
+    weight: float = 1.0
+
+
+class Sources:
+    """Hold several sources one behind the other: sources[i] is a sample whose id is `source:id`."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = tuple(parts)
+        self._ends = list(accumulate(part.length for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a sample; raises BadSampleError where it is bad."""
+        part, inner = self._find(index)
+        sample = part.samples[inner]
+        return replace(sample, id=f"{part.name}:{inner if sample.id is None else sample.id}", source=part.name)
+
+    def bad_sample(self, index: int, reason: str) -> BadSample:
+        """Say of a bad sample what its line in quarantine.jsonl says."""
+        part, inner = self._find(index)
+        return BadSample(source=part.name, index=inner, where=part.samples.where(inner), reason=reason)
+
+    def order(self, *, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Return the numbers of the samples in the order of an epoch, each source weight times.
+
+        A weight of 2.5 brings every sample twice and half of them a third time, other ones each epoch.
+        """
+        starts = [end - part.length for part, end in zip(self.parts, self._ends, strict=True)]
+        picked = [
+            start + _times(part.length, part.weight, seed=seed, epoch=epoch)
+            for part, start in zip(self.parts, starts, strict=True)
+        ]
+        everything = np.concatenate([np.zeros(0, np.int64), *picked])
+        return everything[epoch_order(len(everything), seed=seed, epoch=epoch)]
+
+    def _find(self, index: int) -> tuple[Part, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = bisect_right(self._ends, index)
+        part = self.parts[number]
+        return part, index - (self._ends[number] - part.length)
+
+
+def epoch_order(num_groups: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return a permutation of range(num_groups) that depends on nothing but its arguments, on every platform."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_groups)
+
+
+def _times(length: int, weight: float, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Repeat range(length) weight times; the fraction is a window that wanders over one fixed permutation."""
+    whole, rest = int(weight), round((weight - int(weight)) * length)
+    window = (epoch * rest + np.arange(rest)) % length
+    return np.concatenate([np.tile(np.arange(length), whole), epoch_order(length, seed=seed, epoch=0)[window]])
+
+
+def chunk_dialogs(sample: Sample, *, max_dialogs: int, rng: Random) -> list[Sample]:
+    """Deal a sample's dialogs at random into as few samples of at most max_dialogs as will do, evenly filled."""
+    num_chunks = ceil(len(sample.dialogs) / max_dialogs)
+    if num_chunks <= 1:
+        return [sample]
+    dialogs = rng.sample(sample.dialogs, len(sample.dialogs))
+    return [replace(sample, dialogs=dialogs[first::num_chunks]) for first in range(num_chunks)]
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """Say which sample is bad and why: number index of its source, found at where; reasons are counted."""
+
+    source: str
+    index: int
+    where: str
+    reason: str
+
+
+class Quarantine:
+    """Count bad samples, each once however often it comes, and stop past the budget.
+
+    The budget is max_bad_fraction of num_samples, but never fewer than 5. write gets a dict for every new bad sample;
+    known are those that an earlier part of the same run wrote.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        max_bad_fraction: float,
+        known: Iterable[BadSample] = (),
+        write: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.budget = max(NEVER_FEWER_BAD_SAMPLES, int(max_bad_fraction * num_samples))
+        self.num_samples = num_samples
+        self._bad = {(bad.source, bad.index): bad for bad in known}
+        self._write = write
+
+    def __len__(self) -> int:
+        return len(self._bad)
+
+    def add(self, bad: BadSample) -> None:
+        """Note a bad sample; raises DataError when there are more than the budget allows."""
+        if (bad.source, bad.index) in self._bad:
+            return
+        self._bad[bad.source, bad.index] = bad
+        if self._write is not None:
+            self._write(asdict(bad))
+        if len(self._bad) > self.budget:
+            raise DataError(self._verdict())
+
+    def reasons(self, source: str | None = None) -> Counter[str]:
+        """Count the reasons, of one source or of all."""
+        return Counter(bad.reason for bad in self._bad.values() if source in (None, bad.source))
+
+    def _verdict(self) -> str:
+        [(source, count)] = Counter(bad.source for bad in self._bad.values()).most_common(1)
+        leading = ", ".join(f"{reason} ({number})" for reason, number in self.reasons(source).most_common(3))
+        example = next(bad.where for bad in self._bad.values() if bad.source == source)
+        return (
+            f"{len(self._bad)} of {self.num_samples} samples are bad and at most {self.budget} are allowed; "
+            f"most are of source {source!r} ({count}; the first is {example}): {leading}. "
+            "Repair them, or raise data.max_bad_fraction"
+        )
