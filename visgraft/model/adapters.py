@@ -1,0 +1,56 @@
+"""LoRA adapters on disk, as peft itself writes them.
+
+In: a part with adapters and a folder. Out: `adapter_config.json` and `adapter_model.safetensors`, which peft's own
+`PeftModel.from_pretrained` loads on top of the bare part too.
+
+    save_adapter(model.language, "default", folder / adapter_folder("language", 0), name="facebook/opt-350m")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from visgraft.errors import CheckpointError
+from visgraft.model.lora import activate_adapters
+
+PEFT_PREFIX = "base_model.model."  # what peft puts in front of every name on disk
+
+
+def adapter_folder(part: str, index: int) -> str:
+    """Name the folder of a part's adapter: `language_lora`, `language_lora_2`, ..."""
+    return f"{part}_lora" if index == 0 else f"{part}_lora_{index + 1}"
+
+
+def save_adapter(module: PreTrainedModel, adapter: str, folder: Path, name: str | None) -> None:
+    """Write one adapter of a part; `name` is the base model that peft should put it on."""
+    folder.mkdir(exist_ok=True)
+    state = get_peft_model_state_dict(module, adapter_name=adapter, save_embedding_layers=False)
+    save_file(
+        {PEFT_PREFIX + key: tensor.contiguous() for key, tensor in state.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = module.peft_config[adapter]
+    config.base_model_name_or_path = name
+    config.save_pretrained(folder)
+
+
+def load_adapter(module: PreTrainedModel, folder: Path, adapter: str) -> None:
+    """Put an adapter from disk on a part.
+
+    Raises:
+        CheckpointError: its weights do not fit the part.
+    """
+    state = {
+        key.removeprefix(PEFT_PREFIX): tensor for key, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
+    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), module, adapter_name=adapter)
+    expected = get_peft_model_state_dict(module, adapter_name=adapter, save_embedding_layers=False)
+    if set(expected) != set(state):
+        raise CheckpointError(f"{folder}: LoRA weights do not fit the model: {sorted(set(expected) ^ set(state))[:5]}")
+    set_peft_model_state_dict(module, state, adapter_name=adapter)
+    activate_adapters(module, trained=adapter)

@@ -1,0 +1,96 @@
+"""The composite configuration: two parts' own configs, and how they are joined.
+
+In: a vision config, a text config and the settings of the join. Out: `config.json` of a model folder.
+
+    config = VisionLanguageConfig(vision_config=clip, text_config=opt, image_attention="bidirectional")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from visgraft.errors import ConfigError
+from visgraft.model.projection import ProjectionSettings
+from visgraft.model.vision import VisionSettings
+
+IMAGE_ATTENTION = ("bidirectional", "causal")
+
+
+class VisionLanguageConfig(PreTrainedConfig):
+    """Configuration of a `VisionLanguageModel`.
+
+    Attributes:
+        vision_config: the encoder's own config.
+        text_config: the language model's own config.
+        image_attention: `bidirectional` (GIT's mask) or `causal` (the ablation) inside an image.
+        image_size: side of the square input image in pixels; None = the encoder's own.
+        feature_layer: which hidden state of the encoder is read; -1 = the last.
+        keep_class_token: keep the tokens in front of the patches.
+        num_frames: frames with a learned temporal embedding; 0 = none.
+        projection: `ProjectionSettings` as a dict.
+        parts: where each part came from: {part: {"name", "revision", "fingerprint", ...}}.
+    """
+
+    model_type = "visgraft"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012 (the base class's form)
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        image_attention: str = "bidirectional",
+        image_size: int | None = None,
+        feature_layer: int = -1,
+        keep_class_token: bool = True,
+        num_frames: int = 0,
+        projection: dict[str, Any] | None = None,
+        parts: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take the parts' configs as objects or as the dicts that `config.json` holds."""
+        if image_attention not in IMAGE_ATTENTION:
+            raise ConfigError(
+                f"model.image_attention: got {image_attention!r}, allowed are {', '.join(IMAGE_ATTENTION)}"
+            )
+        self.vision_config = _sub_config(vision_config)
+        self.text_config = _sub_config(text_config)
+        self.image_attention = image_attention
+        self.image_size = image_size
+        self.feature_layer = feature_layer
+        self.keep_class_token = keep_class_token
+        self.num_frames = num_frames
+        self.projection = dict(projection or {})
+        self.parts = dict(parts or {})
+        kernels = [getattr(part, "_attn_implementation", None) for part in (self.vision_config, self.text_config)]
+        super().__init__(**kwargs)
+        for part, kernel in zip((self.vision_config, self.text_config), kernels, strict=True):
+            if part is not None:  # the base class resets which attention kernel each part chose
+                part._attn_implementation_internal = kernel
+
+    @property
+    def vision_settings(self) -> VisionSettings:
+        """How the encoder is read."""
+        return VisionSettings(self.image_size, self.feature_layer, self.keep_class_token)
+
+    @property
+    def projection_settings(self) -> ProjectionSettings:
+        """What the projection is made of.
+
+        Raises:
+            ConfigError: an unknown key.
+        """
+        try:
+            return ProjectionSettings(**self.projection)
+        except TypeError as error:
+            allowed = ", ".join(ProjectionSettings.__dataclass_fields__)
+            raise ConfigError(f"model.projection: got {self.projection}, allowed keys are {allowed}") from error
+
+
+def _sub_config(config: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig | None:
+    if not isinstance(config, dict):
+        return config
+    values = dict(config)
+    return AutoConfig.for_model(values.pop("model_type"), **values)

@@ -1,0 +1,113 @@
+"""Generation: Hugging Face's own `generate`, with its cache, told about the image prefix.
+
+In: prompts padded on either side, pixels. Out: the given ids untouched, then the new tokens. Rows are packed as
+[pads][image][text], so that physical distance in the cache equals logical distance and sliding or static caches hold.
+
+    ids = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, max_new_tokens=32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+
+from visgraft.errors import ModelError
+
+
+class PrefixGenerationMixin(GenerationMixin):
+    """Hugging Face's generation for a model whose forward takes `image_embeds` and `image_token_mask`."""
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate with Hugging Face's `generate`; prompts padded on either side are answered rightly.
+
+        Args:
+            input_ids: [B, T] long prompts; None = one start token for each image.
+            pixel_values: as in `forward`.
+            attention_mask: [B, T], 1 = a real token, wherever the pads are; None = all real.
+            image_mask: as in `forward`.
+            kwargs: what Hugging Face's `generate` takes, and what else the encoder takes.
+
+        Returns:
+            [B, T + new] long: the given ids untouched, then the new tokens (or Hugging Face's output object).
+        """
+        vision_inputs = {
+            name: kwargs.pop(name) for name in ("pixel_attention_mask", "spatial_shapes") if name in kwargs
+        }
+        input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
+        if input_ids is None or input_ids.shape[1] == 0:
+            num_rows = 1 if pixel_values is None else pixel_values.shape[0]
+            input_ids = self._start_tokens(num_rows)
+            attention_mask = None
+        given = input_ids
+        if attention_mask is not None:
+            order = attention_mask.bool().long().argsort(dim=1, stable=True)  # pads first, whatever side they were on
+            if (
+                kwargs.get("past_key_values") is not None
+                and (order != torch.arange(order.shape[1], device=order.device)).any()
+            ):
+                raise ModelError("a cache was given: pads may then stand only in front of the whole text")
+            input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+        if pixel_values is not None and kwargs.get("image_embeds") is None:
+            prefix, prefix_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
+            kwargs.update(image_embeds=prefix, image_token_mask=prefix_mask)
+        output = super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        copies = sequences.shape[0] // given.shape[0]
+        whole = torch.cat([given.repeat_interleave(copies, 0), sequences[:, given.shape[1] :]], 1)
+        if isinstance(output, Tensor):
+            return whole
+        output.sequences = whole
+        return output
+
+    def _start_tokens(self, num_rows: int) -> Tensor:
+        for name in ("bos_token_id", "eos_token_id"):
+            token = getattr(self.generation_config, name, None)
+            token = getattr(self.config.text_config, name, None) if token is None else token
+            if token is not None:
+                first = token[0] if isinstance(token, (list, tuple)) else token
+                return torch.full((num_rows, 1), first, dtype=torch.long, device=self.device)
+        raise ModelError("the language model names no bos_token_id or eos_token_id to start from: give input_ids")
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        image_token_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Choose what one step of `generate` runs: everything at first, then only what is not in the cache."""
+        num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        num_image = 0 if image_token_mask is None else image_token_mask.shape[1]
+        return {
+            "input_ids": input_ids[:, max(0, num_cached - num_image) :],
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "image_embeds": image_embeds if num_cached == 0 else None,
+            "image_token_mask": image_token_mask,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+        }
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
+    ) -> None:
+        """Make room for the image tokens, which `generate` does not count."""
+        mask = model_kwargs.get("image_token_mask")
+        length += 0 if mask is None else mask.shape[1]
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, length)

@@ -1,0 +1,216 @@
+"""Who may see whom, and at which position: pure functions over a segment table.
+
+In: a `SegmentTable`, which says for every position of every row what it is (padding, image or text), to which
+group and segment it belongs and which logical position it has. Out: attention masks and position ids.
+
+    mask = attention_mask(image_then_text(image_mask, text_mask))
+
+One image with two texts behind it (2 image tokens i, texts a and b of 2 tokens each; the row looks at the column):
+
+    >>> print(draw(shared_prefix(num_image_tokens=2, text_lengths=[2, 2]), names="iiaabb"))
+      i i a a b b
+    i 1 1 . . . .
+    i 1 1 . . . .
+    a 1 1 1 . . .
+    a 1 1 1 1 . .
+    b 1 1 . . 1 .
+    b 1 1 . . 1 1
+
+No image state depends on any text, so every text behind the prefix computes exactly what it would compute alone
+(GIT, Wang et al. 2022, arXiv:2205.14100, figure 2 and section 3.1: the seq2seq mask of the text decoder).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PAD, IMAGE, TEXT = 0, 1, 2
+
+
+class Place(NamedTuple):
+    """The table read at some positions; every field has the same, broadcastable shape."""
+
+    row: Tensor
+    column: Tensor
+    kind: Tensor
+    group: Tensor
+    segment: Tensor
+    position: Tensor
+
+
+@dataclass(frozen=True)
+class SegmentTable:
+    """What every position of a batch of rows is.
+
+    Attributes:
+        kind: [B, S] long, `PAD`, `IMAGE` or `TEXT`. A pad is never seen by another position.
+        group: [B, S] long; positions of unlike groups never see each other.
+        segment: [B, S] long, index into `sees`; -1 for filler, which sees nothing but itself.
+        position: [B, S] long, logical position: images count from 0, each text goes on from its prefix.
+        sees: [B, G, G] bool, whether segment q may see the whole of segment k (q != k).
+    """
+
+    kind: Tensor
+    group: Tensor
+    segment: Tensor
+    position: Tensor
+    sees: Tensor
+
+    @property
+    def length(self) -> int:
+        """The number of positions of a row, S."""
+        return self.kind.shape[1]
+
+    def to(self, device: torch.device) -> SegmentTable:
+        """Move every tensor to `device`."""
+        return SegmentTable(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def at(self, row: Tensor, column: Tensor) -> Place:
+        """Read the table at [row, column] (any broadcastable index tensors)."""
+        index = (row, column)
+        return Place(row, column, self.kind[index], self.group[index], self.segment[index], self.position[index])
+
+
+def may_attend(
+    query: Place,
+    key: Place,
+    *,
+    sees: Tensor,
+    causal_image: bool = False,
+    window: int | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Say whether the query position may attend to the key position.
+
+    Args:
+        query: where attention looks from.
+        key: where it looks at; broadcast against the query.
+        sees: [B, G, G] bool of the same table.
+        causal_image: image tokens see only earlier image tokens (the ablation) instead of all of their image.
+        window: sliding window of the layer, in logical positions (the query's own position included).
+        chunk: chunk length of the layer, in logical positions (chunked attention).
+
+    Returns:
+        Bool tensor of the broadcast shape, True = may attend. Every filler position sees itself, so that no row of
+        the softmax is ever empty.
+    """
+    own_segment = (query.segment == key.segment) & (query.segment >= 0)
+    in_past = key.position <= query.position
+    within = own_segment & (in_past | ((key.kind == IMAGE) & (not causal_image)))
+    # Negative segments are filler; clamping only keeps the look-up in range, `known` masks the answer.
+    known = (query.segment >= 0) & (key.segment >= 0)
+    across = sees[query.row, query.segment.clamp(min=0), key.segment.clamp(min=0)] & known
+    allowed = (within | across) & (query.group == key.group) & (key.kind != PAD)
+    if window is not None:
+        allowed = allowed & (query.position - key.position < window)
+    if chunk is not None:
+        allowed = allowed & (query.position // chunk == key.position // chunk)
+    is_filler = (query.segment < 0) & (query.column == key.column)
+    return allowed | is_filler
+
+
+def attention_mask(
+    table: SegmentTable,
+    *,
+    num_queries: int | None = None,
+    keys: slice | None = None,
+    causal_image: bool = False,
+    window: int | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Make the dense mask of `may_attend`.
+
+    Args:
+        table: the rows, S positions each.
+        num_queries: only the last Q positions ask (cached decoding); default all.
+        keys: only these columns are asked (a layer's cache may have dropped early ones); default all. A slice that
+            ends beyond the table (the unwritten end of a static cache) is filled with False.
+        causal_image: see `may_attend`, likewise `window` and `chunk`.
+
+    Returns:
+        [B, 1, Q, K] bool, True = may attend.
+    """
+    rows = torch.arange(table.kind.shape[0], device=table.kind.device)[:, None, None]
+    columns = torch.arange(table.length, device=table.kind.device)
+    query = table.at(rows, (columns if num_queries is None else columns[-num_queries:])[None, :, None])
+    key = table.at(rows, (columns if keys is None else columns[keys])[None, None, :])
+    mask = may_attend(query, key, sees=table.sees, causal_image=causal_image, window=window, chunk=chunk)
+    if keys is not None and keys.stop is not None and keys.stop > table.length:
+        beyond = min(keys.stop - table.length, keys.stop - (keys.start or 0))
+        mask = torch.nn.functional.pad(mask, (0, beyond), value=False)
+    return mask[:, None]
+
+
+def image_then_text(image_mask: Tensor, text_mask: Tensor) -> SegmentTable:
+    """Describe rows of one image prefix and one text, padded as given.
+
+    A pad behind the text counts on (as the field's models do), so that its own state stays defined; a pad with
+    nothing to see becomes filler.
+
+    Args:
+        image_mask: [B, P] bool, True = a real image token (P may be 0).
+        text_mask: [B, T] bool, True = a real text token.
+
+    Returns:
+        The table of B rows with S = P + T.
+    """
+    num_image, text_mask = image_mask.sum(1, keepdim=True), text_mask.bool()
+    count = text_mask.long().cumsum(1)
+    leading = (count == 0).sum(1, keepdim=True)
+    columns = torch.arange(text_mask.shape[1], device=text_mask.device)[None]
+    text_position = num_image + torch.where(text_mask, count - 1, (columns - leading).clamp(min=0))
+    is_filler = (count == 0) & (num_image == 0)
+    image_position = (image_mask.long().cumsum(1) - 1).clamp(min=0)
+    kind = torch.cat([image_mask.long() * IMAGE, text_mask.long() * TEXT], 1)
+    segment = torch.cat([image_mask.long() - 1, 1 - 2 * is_filler.long()], 1)
+    sees = torch.tensor([[False, False], [True, False]], device=kind.device).expand(kind.shape[0], 2, 2)
+    return SegmentTable(kind, torch.zeros_like(kind), segment, torch.cat([image_position, text_position], 1), sees)
+
+
+def pads_first(table: SegmentTable, num_new: int = 0) -> tuple[SegmentTable, Tensor]:
+    """Reorder every row of one image and one text to [pads][image][text].
+
+    Physical then equals logical distance, which sliding and static caches count on.
+
+    Args:
+        table: rows as `image_then_text` makes them.
+        num_new: the last positions stay where they are (they were decoded after the reordered prompt).
+
+    Returns:
+        The reordered table and [B, S] long, the old column of each new one.
+    """
+    is_real = table.kind != PAD
+    is_real[:, table.length - num_new :] = True
+    order = is_real.long().argsort(dim=1, stable=True)
+    kind, group, segment, position = (
+        tensor.gather(1, order) for tensor in (table.kind, table.group, table.segment, table.position)
+    )
+    return SegmentTable(kind, group, torch.where(kind == PAD, -1, segment), position, table.sees), order
+
+
+def shared_prefix(*, num_image_tokens: int, text_lengths: Sequence[int]) -> SegmentTable:
+    """Describe one row of one image with several texts behind it, each restarting at position P."""
+    lengths = [num_image_tokens, *text_lengths]
+    segment = torch.tensor([index for index, length in enumerate(lengths) for _ in range(length)])[None]
+    starts = [0, *[num_image_tokens] * len(text_lengths)]
+    position = torch.tensor([s + i for s, n in zip(starts, lengths, strict=True) for i in range(n)])[None]
+    sees = torch.zeros(1, len(lengths), len(lengths), dtype=torch.bool)
+    sees[:, 1:, 0] = num_image_tokens > 0
+    kind = torch.where(segment == 0, IMAGE, TEXT)
+    return SegmentTable(kind, torch.zeros_like(kind), segment, position, sees)
+
+
+def draw(table: SegmentTable, *, names: str, causal_image: bool = False) -> str:
+    """Draw the first row's mask: one line a query, `1` = may attend, `.` = may not."""
+    mask = attention_mask(table, causal_image=causal_image)[0, 0]
+    lines = ["  " + " ".join(names)]
+    lines += [
+        f"{name} " + " ".join("1" if seen else "." for seen in row)
+        for name, row in zip(names, mask.tolist(), strict=True)
+    ]
+    return "\n".join(lines)

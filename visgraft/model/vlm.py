@@ -1,0 +1,337 @@
+"""The model: a vision encoder, a projection and a causal language model, joined as in GIT. Read this first.
+
+In: tensors (a batch from `Processor.collate`, or ids and pixels). Out: a loss over the supervised tokens, logits, or
+generated ids. The projected image tokens are a prefix that every text token sees; text stays causal.
+
+    model = VisionLanguageModel.from_parts("openai/clip-vit-base-patch16", "facebook/opt-350m")
+    out = model.loss(batch)                                          # out.loss, out.loss_sum, out.num_supervised
+    logits = model(input_ids=ids, pixel_values=pixels).logits        # [B, P + T, V]
+    ids = model.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=32)
+
+Axis letters: B batch, F images or frames of one sample, P image tokens, T text tokens, S = P + T, V vocabulary,
+D_vision and D_lm widths, N images in a batch, M supervised tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils.generic import ModelOutput
+
+from visgraft.errors import ModelError
+from visgraft.model import checkpoint
+from visgraft.model.configuration import VisionLanguageConfig
+from visgraft.model.fingerprint import Mark
+from visgraft.model.generation import PrefixGenerationMixin
+from visgraft.model.head import gathered_head, supervised_losses
+from visgraft.model.language import embedding_scale, embedding_width, read_contract
+from visgraft.model.projection import Projection
+from visgraft.model.sequence import IMAGE, SegmentTable, image_then_text, pads_first
+from visgraft.model.vision import count_tokens, dummy_inputs, encode, measure
+
+
+@dataclass
+class VisionLanguageOutput(ModelOutput):
+    """What a forward gives; fields that were not asked for are None.
+
+    Attributes:
+        loss: mean over the supervised tokens, fp32 scalar.
+        loss_sum: their sum, fp32 scalar.
+        num_supervised: how many there are, long scalar.
+        target_losses: [M] fp32, detached, one a supervised token.
+        logits: [B, P + T, V].
+        past_key_values: the cache, filled.
+    """
+
+    loss: Tensor | None = None
+    loss_sum: Tensor | None = None
+    num_supervised: Tensor | None = None
+    target_losses: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
+    """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
+
+    config: VisionLanguageConfig
+    vision: PreTrainedModel
+    projection: Projection
+    language: PreTrainedModel
+    loaded_marks: dict[str, dict[str, Mark]]  # part -> checksums of its weights as they were loaded
+    config_class = VisionLanguageConfig
+    main_input_name = "input_ids"
+    input_modalities = ["image", "text"]  # noqa: RUF012 (the base class's form)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: VisionLanguageConfig,
+        vision: PreTrainedModel | None = None,
+        language: PreTrainedModel | None = None,
+    ) -> None:
+        """Join two parts; without modules, random ones are made from their configs (`from_parts` loads real ones)."""
+        vision = AutoModel.from_config(config.vision_config) if vision is None else vision
+        language = AutoModelForCausalLM.from_config(config.text_config) if language is None else language
+        super().__init__(config)
+        config.vision_config, config.text_config = vision.config, language.config
+        self.vision = vision
+        self.language = language
+        self.projection = Projection(
+            measure(vision.config, settings=config.vision_settings),
+            width=embedding_width(language),
+            settings=config.projection_settings,
+            num_frames=config.num_frames,
+            scale=1.0 if language.device.type == "meta" else embedding_scale(language),
+        )
+        self.contract = read_contract(language)
+        self.loaded_marks = {}
+        self.generation_config = language.generation_config
+        self.logits_bytes = 256 * 2**20  # beyond this, logits are made and forgotten in checkpointed chunks
+        self.post_init()
+
+    from_parts = classmethod(checkpoint.from_parts)
+    from_pretrained = classmethod(checkpoint.from_pretrained)  # type: ignore[assignment]
+    save_pretrained = checkpoint.save_pretrained  # type: ignore[assignment]
+
+    def init_weights(self) -> None:
+        """Leave the weights alone: the parts come initialised, the projection initialises itself."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the language model's token embeddings."""
+        return self.language.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Give the language model's head."""
+        return self.language.get_output_embeddings()
+
+    def train(self, mode: bool = True) -> VisionLanguageModel:
+        """Set training mode; parts with nothing to train and every BatchNorm stay in eval mode."""
+        super().train(mode)
+        for part in (self.vision, self.projection, self.language):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    # --- Images
+
+    def encode_images(self, vision_inputs: Mapping[str, Tensor], *, frame_index: Tensor | None = None) -> Tensor:
+        """Make image tokens [N, P, D_lm] of N images; a frozen encoder runs without gradients."""
+        is_trained = any(parameter.requires_grad for parameter in self.vision.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
+            features = encode(self.vision, vision_inputs, settings=self.config.vision_settings)
+        return self.projection(features, frame_index=frame_index)
+
+    def image_prefix(
+        self, pixel_values: Tensor, *, image_mask: Tensor | None = None, **vision_inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Make the prefix of each sample.
+
+        Args:
+            pixel_values: [B, 3, H, W], or [B, F, 3, H, W] float, normalised by the encoder's own mean and std.
+            image_mask: [B, F] bool, True = a real image; default all.
+            vision_inputs: what else the encoder takes, with the same leading axes.
+
+        Returns:
+            Image tokens [B, P, D_lm] and [B, P] bool, True = real.
+        """
+        has_frames = pixel_values.ndim == 5 or (image_mask is not None and image_mask.ndim == 2)
+        inputs = {"pixel_values": pixel_values, **vision_inputs}
+        frames = pixel_values.shape[1] if has_frames else 1
+        mask = torch.ones(pixel_values.shape[0], frames, dtype=torch.bool, device=pixel_values.device)
+        if image_mask is not None:
+            mask = image_mask.bool()
+        flat = {name: value[mask] if has_frames else value[mask[:, 0]] for name, value in inputs.items()}
+        if not mask.any():
+            empty = torch.zeros(mask.shape[0], 0, embedding_width(self.language), device=mask.device)
+            return empty, empty[..., 0].bool()
+        order = (mask.long().cumsum(1) - 1)[mask]
+        is_single = (mask.sum(1) == 1).repeat_interleave(mask.sum(1))
+        tokens = self.encode_images(flat, frame_index=torch.where(is_single, -1, order))
+        counts = self._count_image_tokens(flat, tokens)
+        real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
+        prefix = tokens.new_zeros(*mask.shape, *tokens.shape[1:])
+        prefix[mask] = tokens
+        prefix_mask = torch.zeros(prefix.shape[:3], dtype=torch.bool, device=mask.device)
+        prefix_mask[mask] = real
+        return prefix.flatten(1, 2), prefix_mask.flatten(1, 2)
+
+    def _count_image_tokens(self, vision_inputs: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+        is_reduced = self.projection.settings.pool * self.projection.settings.pixel_shuffle > 1
+        if is_reduced:
+            return torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
+        return count_tokens(vision_inputs, tokens.shape[1])
+
+    # --- Loss
+
+    def loss(self, batch: Mapping[str, Any]) -> VisionLanguageOutput:
+        """Compute the loss over a batch's supervised tokens; see `forward`, which it calls so that hooks run."""
+        return self(batch=batch)
+
+    def _batch_loss(self, batch: Mapping[str, Any]) -> VisionLanguageOutput:
+        table = SegmentTable(batch["kind"], batch["group"], batch["segment"], batch["position"], batch["sees"])
+        self._check_length(table)
+        embeds = self.get_input_embeddings()(batch["input_ids"])
+        vision_inputs = batch["vision_inputs"]
+        if vision_inputs:
+            tokens = self.encode_images(vision_inputs, frame_index=batch["frame_index"])
+            real = torch.arange(tokens.shape[1], device=tokens.device)[None] < batch["num_image_tokens"][:, None]
+            where = (table.kind == IMAGE).nonzero(as_tuple=True)
+            embeds = embeds.index_put(where, tokens[real].to(embeds.dtype))
+        elif self.training:
+            # A batch without images still runs the vision path, or processes that wait for its gradients would hang.
+            black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
+            embeds = embeds + 0 * self.encode_images(black).sum().to(embeds.dtype)
+        arguments = self.contract.arguments(
+            table, dtype=embeds.dtype, causal_image=self.config.image_attention == "causal"
+        )
+        run = functools.partial(self.language, inputs_embeds=embeds, use_cache=False, **arguments)
+        losses = supervised_losses(
+            self.language, run, source=batch["source"], target=batch["target"], logits_bytes=self.logits_bytes
+        )
+        return _loss_output(losses)
+
+    # --- Logits
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        image_token_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        batch: Mapping[str, Any] | None = None,
+        **vision_inputs: Tensor,
+    ) -> VisionLanguageOutput:
+        """Run the model on a batch (for its loss) or on ids and pixels (for logits).
+
+        Args:
+            input_ids: [B, T] long text tokens.
+            pixel_values: [B, 3, H, W] or [B, F, 3, H, W] float, normalised by the encoder's own mean and std; None =
+                text only, P = 0.
+            attention_mask: [B, T], 1 = a real text token (the cached text included when there is a cache); the image
+                is implicit. None = all real.
+            labels: [B, T] long, -100 = ignored. Shifted inside the text: CE(logits[:, P:-1], labels[:, 1:]).
+            image_mask: [B, F] bool, True = a real image.
+            image_embeds: [B, P, D_lm], a prefix that is ready, instead of pixels; with `image_token_mask` [B, P] bool.
+            image_token_mask: see `image_embeds`.
+            past_key_values: a cache; the rows are then packed as [pads][image][text], as every later call expects.
+            use_cache: make a cache where none is given.
+            logits_to_keep: only the last n positions' logits; 0 = all.
+            batch: from `Processor.collate`; everything else is then ignored and only the loss fields are filled.
+            vision_inputs: what else the encoder takes.
+
+        Raises:
+            ModelError: neither ids nor a batch is given, or the row is longer than the language model's positions.
+        """
+        if batch is not None:
+            return self._batch_loss(batch)
+        if input_ids is None:
+            raise ModelError("forward needs input_ids, or batch= from Processor.collate")
+        if image_embeds is None and pixel_values is not None:
+            image_embeds, image_token_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
+        if image_token_mask is None:
+            num_image = 0 if image_embeds is None else image_embeds.shape[1]
+            image_token_mask = torch.ones(input_ids.shape[0], num_image, dtype=torch.bool, device=input_ids.device)
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache(config=self.config.text_config)
+        num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        embeds = self.get_input_embeddings()(input_ids)
+        table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
+        if num_cached == 0:
+            if image_embeds is not None:
+                embeds = torch.cat([image_embeds.to(embeds.dtype), embeds], 1)
+            if order is not None:
+                embeds = embeds.gather(1, order[..., None].expand_as(embeds))
+        arguments = self.contract.arguments(
+            table,
+            dtype=embeds.dtype,
+            num_queries=embeds.shape[1],
+            cache=past_key_values,
+            causal_image=self.config.image_attention == "causal",
+        )
+        with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None):
+            output = self.language(
+                inputs_embeds=embeds,
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
+                **arguments,
+            )
+        result = VisionLanguageOutput() if labels is None else _labels_loss(output.logits, labels)
+        result.logits, result.past_key_values = output.logits, past_key_values
+        return result
+
+    def _rows(
+        self,
+        input_ids: Tensor,
+        image_token_mask: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+        num_cached: int,
+    ) -> tuple[SegmentTable, Tensor | None]:
+        """Describe the rows, cached positions included; with a cache they are packed as [pads][image][text]."""
+        num_image = image_token_mask.shape[1]
+        num_text = input_ids.shape[1] if num_cached == 0 else num_cached - num_image + input_ids.shape[1]
+        if attention_mask is None:  # `generate` drops a mask that is all ones
+            attention_mask = torch.ones(input_ids.shape[0], num_text, dtype=torch.bool, device=input_ids.device)
+        if attention_mask.shape[1] != num_text:
+            raise ModelError(
+                f"attention_mask covers {attention_mask.shape[1]} text tokens, there are {num_text} "
+                "(cached ones included, image tokens not)"
+            )
+        table = image_then_text(image_token_mask, attention_mask.bool())
+        self._check_length(table)
+        return (table, None) if cache is None else pads_first(table)
+
+    def _check_length(self, table: SegmentTable) -> None:
+        limit = self.contract.max_positions
+        if limit is not None and table.length > limit and int(table.position.max()) >= limit:
+            raise ModelError(
+                f"a row of {int(table.position.max()) + 1} positions (image and text tokens) is longer than the "
+                f"{limit} positions of {self.contract.name}: shorten the text, or make fewer image tokens "
+                "(model.image_size, model.projection.pool)"
+            )
+
+
+def _labels_loss(logits: Tensor, labels: Tensor) -> VisionLanguageOutput:
+    """Compute the loss of labels [B, T], shifted inside the text: CE(logits[:, P:-1], labels[:, 1:])."""
+    row, column = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+    predicted = logits[:, -labels.shape[1] :][row, column].float()
+    return _loss_output(nn.functional.cross_entropy(predicted, labels[row, column + 1], reduction="none"))
+
+
+def _loss_output(losses: Tensor) -> VisionLanguageOutput:
+    loss_sum, count = losses.sum(), losses.shape[0]
+    return VisionLanguageOutput(
+        loss=loss_sum / max(1, count),
+        loss_sum=loss_sum,
+        num_supervised=torch.tensor(count, device=losses.device),
+        target_losses=losses.detach(),
+    )
+
+
+AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig, exist_ok=True)
+AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel, exist_ok=True)
