@@ -3,7 +3,7 @@
 In: a recipe, then records, checkpoints and a model as they come. Out: a folder whose files are whole at every moment.
 
     runs/20260102-030405-name/
-      recipe.yaml          the recipe as it ran (itself a recipe)
+      recipe.yaml          the recipe as it ran: `load_recipe(run.folder)`
       environment.json     versions, machine, commit, date
       metrics.jsonl        one object a line, append-only: step, loss, ...
       samples.jsonl        answers to the probe images
@@ -27,9 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from visgraft.config import ModelSettings, Recipe, load_recipe, recipe_to_yaml
 from visgraft.errors import CheckpointError
 
 Log = Literal["metrics", "samples", "quarantine"]
@@ -46,6 +45,21 @@ LIBRARIES = (
 )
 
 
+class RunRecipe(Protocol):
+    """What a run folder needs to know of a recipe; `visgraft.config.Recipe` is one."""
+
+    @property
+    def output(self) -> str:
+        """Folder in which the run folder is made."""
+
+    @property
+    def title(self) -> str:
+        """Last part of the run folder's name."""
+
+    def to_yaml(self) -> str:
+        """Write the recipe as YAML."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder; make one with `create`, or `open` one that exists."""
@@ -53,21 +67,21 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, recipe: Recipe, *, folder: str | Path | None = None) -> "Run":
+    def create(cls, recipe: RunRecipe, *, folder: str | Path | None = None) -> "Run":
         """Make a new run folder and write what is known before the first step.
 
         `folder` is a folder of its own, new or empty; without it, one named by date and name is made in
         `recipe.output`. Raises CheckpointError.
         """
         if folder is None:
-            path = _new_folder(Path(recipe.output).expanduser(), name=recipe.name or _name_from_parts(recipe.model))
+            path = _new_folder(Path(recipe.output).expanduser(), name=recipe.title)
         else:
             path = Path(folder).expanduser().absolute()
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise CheckpointError(f"{path}: already there and not an empty folder; name another, or remove it")
             path.mkdir(parents=True, exist_ok=True)
         write_whole(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        write_whole(path / "recipe.yaml", recipe_to_yaml(recipe))
+        write_whole(path / "recipe.yaml", recipe.to_yaml())
         return cls(path)
 
     @classmethod
@@ -82,11 +96,6 @@ class Run:
                 f"{path}: {what}: it holds no recipe.yaml; need the folder that `visgraft train` made"
             )
         return cls(folder)
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe as it ran."""
-        return load_recipe(self.folder / "recipe.yaml")
 
     @property
     def model_path(self) -> Path:
@@ -271,13 +280,6 @@ def _finite(value: Any) -> Any:
     if not isinstance(value, (str, int, float, bool, type(None))) and hasattr(value, "item"):
         value = value.item()  # a number of numpy's or torch's
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _name_from_parts(model: ModelSettings) -> str:
-    if model.start_from is not None:
-        return f"from-{Path(model.start_from).name}"
-    names = [model.vision, model.language.name if model.language else None]
-    return "-".join(Path(name).name for name in names if name) or "run"
 
 
 def _new_folder(parent: Path, *, name: str) -> Path:

@@ -7,13 +7,13 @@ Usage: `recipe = load_recipe("recipe.yaml", overrides=["train.epochs=3"])`
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from visgraft.config.hints import rest_field, shorthand_of
+from visgraft.config.plain import to_plain
 from visgraft.config.settings import PARTS, Recipe
 from visgraft.config.strict import Strict
 from visgraft.errors import ConfigError
@@ -146,30 +146,10 @@ def _check(recipe: Recipe) -> None:
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Return what differs from the defaults, as plain values that load back to an equal recipe."""
-    values: dict[str, Any] = _plain(recipe)
+    values: dict[str, Any] = to_plain(recipe)
     return values
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
     """Write what differs from the defaults as YAML that loads back to an equal recipe."""
-    return yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True, width=120)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    rest = rest_field(type(value))
-    plain = {}
-    for field in fields(value):
-        item = getattr(value, field.name)
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        if field is rest:
-            plain.update(_plain(item))
-        elif item != default:
-            plain[field.name] = _plain(item)
-    short = shorthand_of(type(value))
-    return plain[short] if short is not None and set(plain) == {short} else plain
+    return recipe.to_yaml()

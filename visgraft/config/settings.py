@@ -5,9 +5,13 @@ Usage: `Recipe(model=ModelSettings(vision="google/vit-base-patch16-224", languag
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
+import yaml
+
 from visgraft.config.hints import TAKES_THE_REST, Bound, LocalPath
+from visgraft.config.plain import to_plain
 from visgraft.errors import ConfigError
 
 Part = Literal["vision", "projection", "language", "head"]
@@ -179,4 +183,18 @@ class Recipe:
     train: TrainSettings = field(default_factory=TrainSettings)  # what trains, and how
     data: DataSettings = field(default_factory=DataSettings)  # where samples come from
     output: str = "runs"  # folder in which the run folder is made
-    name: str | None = None  # last part of the run folder's name
+    name: str | None = None  # last part of the run folder's name; null: made from the parts
+
+    @property
+    def title(self) -> str:
+        """The name, or one made from the parts."""
+        if self.name is not None:
+            return self.name
+        if self.model.start_from is not None:
+            return f"from-{Path(self.model.start_from).name}"
+        parts = [self.model.vision, self.model.language.name if self.model.language else None]
+        return "-".join(Path(part).name for part in parts if part) or "run"
+
+    def to_yaml(self) -> str:
+        """Write what differs from the defaults as YAML that loads back to an equal recipe."""
+        return yaml.safe_dump(to_plain(self), sort_keys=False, allow_unicode=True, width=120)
