@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.sample import Sample, Turn, turn_from_row
 from visgraft.errors import BadSampleError
 
 
@@ -32,3 +32,13 @@ def test_one_image_or_one_dialog_in_place_of_a_list_is_refused():
         Sample(images=[], dialogs=[Turn("", "a cat")])
     with pytest.raises(BadSampleError, match="not a Turn"):
         Sample(images=[], dialogs=[[("", "a cat")]])
+
+
+def test_a_turn_of_a_file_loses_its_outer_white_space():
+    assert turn_from_row(" What? ", "a cat\n", references=[" cat "]) == Turn("What?", "a cat", ("cat",))
+
+
+@pytest.mark.parametrize("answer, reason", [(" \n", "answer is empty"), (float("nan"), "answer is not a string")])
+def test_a_turn_of_a_file_has_an_answer(answer, reason):
+    with pytest.raises(BadSampleError, match=reason):
+        turn_from_row("", answer)

@@ -13,8 +13,9 @@ import inspect
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from itertools import accumulate
 from math import ceil
@@ -25,7 +26,7 @@ from typing import Any, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from visgraft.config import SourceSettings
+from visgraft.config import SourceSettings, Strict, unknown_key
 from visgraft.data.sample import Sample, Source
 from visgraft.errors import ConfigError, DataError
 
@@ -43,48 +44,41 @@ def open_sources(settings: Sequence[SourceSettings], *, key: str = "data.train")
 
     Raises ConfigError for a source or an option that does not exist, and what the readers raise.
     """
-    readers = [_reader(entry, key=f"{key}[{number}]") for number, entry in enumerate(settings)]
-    parts: list[Part] = []
+    readers = [_reader(entry, key=f"{key}.{number}") for number, entry in enumerate(settings)]
+    opened: list[OpenSource] = []
     names: Counter[str] = Counter()
     for entry, read in zip(settings, readers, strict=True):
         path = None if entry.path is None else Path(entry.path).expanduser()
-        samples = read(path, split=entry.split, **entry.options)
+        samples = read(path, split=entry.split)
         names[entry.source] += 1
         name = entry.source if names[entry.source] == 1 else f"{entry.source}-{names[entry.source]}"
         length = len(samples) if entry.limit is None else min(entry.limit, len(samples))
-        parts.append(Part(name=name, samples=samples, length=length, weight=entry.weight))
-    return Sources(parts)
+        opened.append(OpenSource(name=name, samples=samples, length=length, weight=entry.weight))
+    return Sources(opened)
 
 
 def _reader(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
-    """Return the entry's reader once everything that the entry asks of it exists."""
+    """Return the entry's reader with its options, once every one of them is known to exist and fit."""
     if entry.source not in READERS:
-        raise ConfigError(f"{key}.source: got {entry.source!r}; {_allowed(entry.source, READERS)}")
+        near = get_close_matches(entry.source, READERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(READERS))}"
+        raise ConfigError(f"{key}.source: no reader is named {entry.source!r}; {hint}")
     read = import_module(READERS[entry.source]).read
-    allowed = [name for name, p in inspect.signature(read).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    allowed.remove("split")
-    types = get_type_hints(read)
-    for name, value in entry.options.items():
-        if name not in allowed:
-            raise ConfigError(f"{key}.{name}: {entry.source} has no such option; {_allowed(name, allowed)}")
-        if not isinstance(value, types[name]) or (isinstance(value, bool) and types[name] is not bool):
-            raise ConfigError(f"{key}.{name}: got {value!r}, need {_type_name(types[name])}")
-    return read
-
-
-def _allowed(got: str, names: Iterable[str]) -> str:
-    names = sorted(names)
-    near = get_close_matches(got, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}allowed: {', '.join(names)}" if names else "it has none beside source, path, split, limit and weight"
-
-
-def _type_name(kind: Any) -> str:
-    return getattr(kind, "__name__", str(kind)).replace(" | ", " or ")
+    hints = get_type_hints(read, include_extras=True)
+    parameters = inspect.signature(read).parameters.values()
+    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "split"]
+    for name in entry.options:
+        if name not in options:
+            settings = [field.name for field in fields(SourceSettings) if field.name != "options"]
+            raise unknown_key(name, allowed=[*options, *settings], path=key)
+    strict = Strict(SourceSettings)
+    return partial(
+        read, **{name: strict.convert(value, hints[name], f"{key}.{name}") for name, value in entry.options.items()}
+    )
 
 
 @dataclass(frozen=True)
-class Part:
+class OpenSource:
     """Hold one source among others: the first length samples of it, seen weight times an epoch."""
 
     name: str
@@ -96,43 +90,41 @@ class Part:
 class Sources:
     """Hold several sources one behind the other: sources[i] is a sample whose id is `source:id`."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = tuple(parts)
-        self._ends = list(accumulate(part.length for part in parts))
+    def __init__(self, opened: Sequence[OpenSource]) -> None:
+        self.opened = tuple(opened)
+        self._starts = list(accumulate((entry.length for entry in opened), initial=0))
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
         """Read a sample; raises BadSampleError where it is bad."""
-        part, inner = self._find(index)
-        sample = part.samples[inner]
-        return replace(sample, id=f"{part.name}:{inner if sample.id is None else sample.id}", source=part.name)
+        entry, inner = self._find(index)
+        sample = entry.samples[inner]
+        return replace(sample, id=f"{entry.name}:{inner if sample.id is None else sample.id}", source=entry.name)
 
     def bad_sample(self, index: int, reason: str) -> BadSample:
         """Say of a bad sample what its line in quarantine.jsonl says."""
-        part, inner = self._find(index)
-        return BadSample(source=part.name, index=inner, where=part.samples.where(inner), reason=reason)
+        entry, inner = self._find(index)
+        return BadSample(source=entry.name, index=inner, where=entry.samples.where(inner), reason=reason)
 
     def order(self, *, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return the numbers of the samples in the order of an epoch, each source weight times.
 
         A weight of 2.5 brings every sample twice and half of them a third time, other ones each epoch.
         """
-        starts = [end - part.length for part, end in zip(self.parts, self._ends, strict=True)]
-        picked = [
-            start + _times(part.length, part.weight, seed=seed, epoch=epoch)
-            for part, start in zip(self.parts, starts, strict=True)
+        chosen = [
+            start + _times(entry.length, entry.weight, seed=seed, epoch=epoch)
+            for entry, start in zip(self.opened, self._starts, strict=False)  # one start more: the end
         ]
-        everything = np.concatenate([np.zeros(0, np.int64), *picked])
+        everything = np.concatenate([np.zeros(0, np.int64), *chosen])
         return everything[epoch_order(len(everything), seed=seed, epoch=epoch)]
 
-    def _find(self, index: int) -> tuple[Part, int]:
+    def _find(self, index: int) -> tuple[OpenSource, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        number = bisect_right(self._ends, index)
-        part = self.parts[number]
-        return part, index - (self._ends[number] - part.length)
+        number = bisect_right(self._starts, index) - 1
+        return self.opened[number], index - self._starts[number]
 
 
 def epoch_order(num_groups: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

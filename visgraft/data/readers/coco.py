@@ -26,7 +26,7 @@ _NUM_PROBES = 20  # files looked for in a folder before it is taken for the wron
 def read(path: Path | None, *, split: str, images: str | None = None, prompt: str = "") -> Source:
     """Return the images of a split that have captions, in the file's order; bad captions follow as bad samples.
 
-    images: the folder with the image files, where it cannot be found. prompt: the text in front of every caption.
+    images: the folder with the image files, where it lies elsewhere. prompt: the text in front of every caption.
     Raises MissingAssetError where a file or folder is not there, DataError where it is of another format.
     """
     if path is None:
@@ -133,11 +133,11 @@ def _image_folder(captions_file: Path, file_names: list[str], *, images: str | N
     roots = (captions_file.parent, captions_file.parent.parent)
     folders = [folder for root in roots for folder in (root / name, root / "images" / name, root / "images", root)]
     if images is not None:
-        folders = [Path(images).expanduser()]
+        folders = [captions_file.parent / images, captions_file.parent.parent / images, Path(images).expanduser()]
     for folder in folders:
         if any((folder / file_name).is_file() for file_name in islice(file_names, _NUM_PROBES)):
             return folder
     raise MissingAssetError(
         f"coco: the images of {captions_file} are not found; looked for {file_names[0]} in "
-        f"{', '.join(str(folder) for folder in folders)}; set images to their folder"
+        f"{', '.join(str(folder) for folder in dict.fromkeys(folders))}; set images to their folder"
     )
