@@ -219,6 +219,12 @@ def test_a_part_that_trains_in_part_stays_in_full_precision() -> None:
     assert {p.dtype for p in part_parameters(model)["language"].values()} == {torch.float32}
 
 
+def test_a_frozen_projection_stays_in_full_precision() -> None:
+    model = Joined()
+    set_trainable(model, modes={"head": "full"}, frozen_dtype=torch.bfloat16)
+    assert {p.dtype for p in part_parameters(model)["projection"].values()} == {torch.float32}
+
+
 def test_tied_weights_stay_tied_when_cast() -> None:
     model = Joined(tied=True)
     set_trainable(model, modes={"projection": "full"}, frozen_dtype=torch.bfloat16)

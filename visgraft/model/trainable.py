@@ -72,8 +72,8 @@ def set_trainable(
         lora: part -> LoRA settings; one that is not named has the defaults.
         frozen_dtype: the format of parts whose own weights do not train (the autocast format); None leaves them.
             Weights that train are float32, and so is LoRA. A part of which any own weight trains stays float32
-            whole. Buffers and BatchNorm weights are never cast: rotary frequencies and running statistics do not
-            survive bfloat16.
+            whole, and so does the projection: it is small and exists nowhere else. Buffers and BatchNorm weights are
+            never cast: rotary frequencies and running statistics do not survive bfloat16.
 
     Raises:
         ConfigError: an unknown part or mode, a pattern or LoRA target that matches nothing, or too many last layers.
@@ -192,6 +192,9 @@ def _settle_tied_head(model: nn.Module, modes: Mapping[Part, TrainingMode]) -> s
     # Saving and loading tie again whatever these still call tied.
     language.config.tie_word_embeddings = language.config.get_text_config(decoder=True).tie_word_embeddings = False
     language.all_tied_weights_keys = {}
+    whole: Any = model
+    tied = getattr(whole, "all_tied_weights_keys", {})
+    whole.all_tied_weights_keys = {name: to for name, to in tied.items() if not name.startswith("language.")}
     return "untied from the input embeddings into a copy of its own"
 
 
@@ -257,6 +260,7 @@ def _matching(parameters: Mapping[str, nn.Parameter], *, part: Part, patterns: S
 def _cast(model: nn.Module, frozen_dtype: torch.dtype | None) -> None:
     for part, parameters in part_parameters(model).items():
         trains = any(p.requires_grad and not is_lora_name(name) for name, p in parameters.items())
+        is_exact = trains or part == "projection"
         in_norms = {
             id(parameter)
             for module in part_module(model, part).modules()
@@ -265,7 +269,7 @@ def _cast(model: nn.Module, frozen_dtype: torch.dtype | None) -> None:
         }
         for name, parameter in parameters.items():
             dtype = frozen_dtype
-            if trains or is_lora_name(name) or id(parameter) in in_norms:
+            if is_exact or is_lora_name(name) or id(parameter) in in_norms:
                 dtype = torch.float32
             if dtype is not None and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)  # the data alone: tied tensors stay tied
