@@ -1,0 +1,259 @@
+"""One training step, four ways, on a random pair of real shapes: captions a second.
+
+    python bench/train_step.py                       # writes bench/results/train_step.json
+    python bench/train_step.py --rounds 1 --images 1 --tiny
+
+The pair: OPT, 512 wide, 8 layers, vocabulary 50272; ViT-B/16 (197 image tokens); 5 captions of 10 to 18 tokens an
+image; projection and LoRA r 8 on q, v train. All variants see the same images and captions, without dropout:
+
+    ancestor   as GIT-LLM trained: a row a caption, padded to 128, dense float mask, eager attention, fp32, logits
+               at every position
+    llava      transformers' LLaVA classes + peft in a plain loop, bf16 autocast over bf16 frozen weights
+    rows       visgraft, a row a caption, its image encoded again in each row
+    shared     visgraft, all captions of an image behind one prefix
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import interleave, machine, ratio, write
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+from visgraft.config import LoraSettings
+from visgraft.data.batch import EncodedSample, collate
+from visgraft.data.prompt import EncodedDialog
+from visgraft.model.trainable import set_trainable
+from visgraft.model.vlm import VisionLanguageModel
+
+CAPTIONS = 5
+ANCESTOR_LENGTH = 128  # text tokens to which the ancestor padded on this shape
+LORA_TARGETS = ["q_proj", "v_proj"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images [N, 3, H, W] and, for each, CAPTIONS captions as token lists (start token first, end-of-text last)."""
+
+    pixels: Tensor
+    captions: list[list[list[int]]]
+
+    @property
+    def num_captions(self) -> int:
+        """All captions of all images."""
+        return sum(len(texts) for texts in self.captions)
+
+
+def configs(tiny: bool) -> tuple[CLIPVisionConfig, OPTConfig]:
+    """Give the shapes of the pair; tiny ones only show that the script runs."""
+    no_dropout: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "layerdrop": 0.0}
+    if tiny:
+        vision = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )
+        sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300}
+        return vision, OPTConfig(**sizes, word_embed_proj_dim=32, max_position_embeddings=256, **no_dropout)
+    language = OPTConfig(
+        vocab_size=50272,
+        hidden_size=512,
+        word_embed_proj_dim=512,
+        ffn_dim=2048,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        max_position_embeddings=2048,
+        **no_dropout,
+    )
+    return CLIPVisionConfig(patch_size=16), language
+
+
+def make_data(num_images: int, *, side: int, vocabulary: int) -> Data:
+    """Make random images and captions of 10 to 18 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(num_images, 3, side, side, generator=generator)
+
+    def caption() -> list[int]:
+        length = int(torch.randint(10, 19, (1,), generator=generator))
+        return [2, *torch.randint(4, vocabulary, (length - 2,), generator=generator).tolist(), 2]
+
+    return Data(pixels, [[caption() for _ in range(CAPTIONS)] for _ in range(num_images)])
+
+
+def visgraft_step(data: Data, *, tiny: bool, layout: str) -> Callable[[], None]:
+    """Make a step of visgraft in one of its layouts."""
+    model = _joined(tiny)
+    set_trainable(model, modes=MODES, lora=LORA, frozen_dtype=torch.bfloat16)
+    model.train()
+    optimizer = _optimizer(model)
+    num_tokens = model.projection.num_tokens
+    batch = collate(encode(data, num_tokens=num_tokens), layout=layout, pad_token_id=1)  # type: ignore[arg-type]
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.loss(batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def ancestor_step(data: Data, *, tiny: bool) -> Callable[[], None]:
+    """Make a step of the ancestor's recipe."""
+    model = _joined(tiny, attention="eager")
+    set_trainable(model, modes=MODES, lora=LORA)
+    model.train()
+    optimizer = _optimizer(model)
+    length = 24 if tiny else ANCESTOR_LENGTH
+    ids, mask, pixels = padded_rows(data, length=length)
+    labels = ids.clone()  # pads are in the ancestor's loss
+
+    def step() -> None:
+        model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def llava_step(data: Data, *, tiny: bool) -> Callable[[], None]:
+    """Make a step of transformers' LLaVA with the same parts, LoRA on the same linears."""
+    vision, language = configs(tiny)
+    language.tie_word_embeddings = False  # LLaVA cannot tie OPT's head; the arithmetic is the same
+    image_token = language.vocab_size - 1
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=language,
+        image_token_index=image_token,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).to(torch.bfloat16).requires_grad_(False)
+    settings = LoraConfig(r=8, lora_alpha=32, target_modules=LORA_TARGETS)
+    inject_adapter_in_model(settings, model.model.language_model)
+    trained: list[nn.Parameter] = [p for name, p in model.named_parameters() if "lora_" in name]
+    trained += list(model.model.multi_modal_projector.parameters())
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    model.train()
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    ids, mask, pixels = padded_rows(data, length=None)
+    num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    prefix = torch.full((ids.shape[0], num_tokens), image_token)
+    labels = torch.cat([torch.full_like(prefix, -100), ids.masked_fill(~mask, -100)], 1)
+    labels[:, num_tokens] = -100  # the start token is no target
+    inputs = {"input_ids": torch.cat([prefix, ids], 1), "attention_mask": torch.cat([prefix > 0, mask], 1).long()}
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**inputs, pixel_values=pixels, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+MODES: Any = {"projection": "full", "language": "lora"}
+LORA: Any = {"language": LoraSettings(r=8, lora_alpha=32, target_modules=tuple(LORA_TARGETS))}
+
+
+def encode(data: Data, *, num_tokens: int) -> list[EncodedSample]:
+    """Put the data into visgraft's form: every token but the start token is supervised."""
+    return [
+        EncodedSample(
+            dialogs=tuple(
+                EncodedDialog(
+                    input_ids=tuple(ids),
+                    supervised=(False, *[True] * (len(ids) - 1)),
+                    num_answer_characters=4 * len(ids),
+                    truncated=False,
+                )
+                for ids in texts
+            ),
+            vision_inputs={"pixel_values": image[None]},
+            num_image_tokens=(num_tokens,),
+        )
+        for image, texts in zip(data.pixels, data.captions, strict=True)
+    ]
+
+
+def padded_rows(data: Data, *, length: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay out a row a caption: ids and mask [N, T], and the image of each row."""
+    texts = [ids for captions in data.captions for ids in captions]
+    width = length or max(map(len, texts))
+    ids = torch.tensor([[*text, *[1] * (width - len(text))] for text in texts])
+    mask = torch.tensor([[True] * len(text) + [False] * (width - len(text)) for text in texts])
+    return ids, mask, data.pixels.repeat_interleave(CAPTIONS, 0)
+
+
+def _joined(tiny: bool, attention: str = "sdpa") -> VisionLanguageModel:
+    vision, language = configs(tiny)
+    torch.manual_seed(0)
+    parts = (CLIPVisionModel(vision), OPTForCausalLM(language))
+    for part in parts:
+        part.set_attn_implementation(attention)
+    return VisionLanguageModel.from_parts(*parts)
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+
+def main() -> None:
+    """Run the variants and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=4, help="images a step, 5 captions each")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--variants", nargs="+", default=["ancestor", "llava", "rows", "shared"])
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "train_step.json")
+    arguments = parser.parse_args()
+    vision, language = configs(arguments.tiny)
+    data = make_data(arguments.images, side=vision.image_size, vocabulary=language.vocab_size - 1)
+    makers: dict[str, Callable[[], Callable[[], None]]] = {
+        "ancestor": lambda: ancestor_step(data, tiny=arguments.tiny),
+        "llava": lambda: llava_step(data, tiny=arguments.tiny),
+        "rows": lambda: visgraft_step(data, tiny=arguments.tiny, layout="rows"),
+        "shared": lambda: visgraft_step(data, tiny=arguments.tiny, layout="shared"),
+    }
+    steps = {name: makers[name]() for name in arguments.variants}
+    measured = interleave(steps, rounds=arguments.rounds, units=data.num_captions, unit="captions")
+    names = [name for name in arguments.variants if name != "shared"] if "shared" in steps else []
+    ratios = {f"shared / {name}": ratio(measured, slow=name, fast="shared") for name in names}
+    if {"rows", "llava"} <= steps.keys():
+        ratios["rows / llava"] = ratio(measured, slow="llava", fast="rows")
+    result = {
+        "what": "captions per second of one training step",
+        "images": arguments.images,
+        "captions_per_image": CAPTIONS,
+        "ratios": ratios,
+        "variants": measured,
+        "machine": machine(),
+    }
+    write(result, path=arguments.output)
+
+
+if __name__ == "__main__":
+    main()
