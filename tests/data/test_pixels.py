@@ -1,6 +1,4 @@
-"""Image processors: found, resized to the exact size that was asked for, run, and refused with a reason."""
-
-import json
+"""Image processors: given exactly the size that was asked for, run, stacked, and refused with a reason."""
 
 import numpy as np
 import pytest
@@ -8,9 +6,8 @@ import torch
 import transformers
 from PIL import Image
 
-from visgraft.data import pixels
-from visgraft.data.pixels import load_image_processor, made_image_size, make_pixels, with_image_size
-from visgraft.errors import BadSampleError, CheckpointError, ConfigError
+from visgraft.data.pixels import made_image_size, make_pixels, stack_frames, with_image_size
+from visgraft.errors import BadSampleError, ConfigError
 
 # Each with sizes as its checkpoints have them (DINOv2 resizes to 256 and crops to 224, DeiT likewise).
 IMAGE_PROCESSORS = {
@@ -26,14 +23,6 @@ IMAGE_PROCESSORS = {
     "levit": ("LevitImageProcessorPil", {}),
     "poolformer": ("PoolFormerImageProcessorPil", {}),
 }
-
-
-class Refuses:
-    """AutoImageProcessor as it is in transformers 5.17 where torchvision is missing."""
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        raise ImportError("AutoImageProcessor requires the Torchvision library")
 
 
 def make(name: str):
@@ -110,40 +99,23 @@ def test_a_narrow_image_is_still_an_image():
     assert make_pixels(image_processor, [Image.new("RGB", (3, 300))])["pixel_values"].shape == (1, 3, 8, 8)
 
 
-@pytest.mark.parametrize(
-    "spelling",
-    [{}, {"image_processor_type": "CLIPImageProcessorFast"}, {"feature_extractor_type": "CLIPFeatureExtractor"}],
-)
-@pytest.mark.parametrize("auto_class_refuses", [False, True])
-def test_a_saved_image_processor_is_found(spelling, auto_class_refuses, tmp_path, monkeypatch):
-    make("clip").save_pretrained(tmp_path)
-    file = tmp_path / "preprocessor_config.json"
-    settings = json.loads(file.read_text())
-    if "feature_extractor_type" in spelling:  # as the first CLIP checkpoints were saved
-        del settings["image_processor_type"]
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    file.write_text(json.dumps({**settings, **spelling}))
-    if auto_class_refuses:
-        monkeypatch.setattr(pixels, "AutoImageProcessor", Refuses)
-    found = load_image_processor(tmp_path)
-    assert {**found.to_dict(), "feature_extractor_type": ""} == {**make("clip").to_dict(), "feature_extractor_type": ""}
+def pixels_of(*values: float) -> dict[str, torch.Tensor]:
+    """One 2 x 2 image for each value."""
+    return {"pixel_values": torch.stack([torch.full((3, 2, 2), value) for value in values])} if values else {}
 
 
-def test_a_folder_without_an_image_processor_says_what_to_add(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    with pytest.raises(CheckpointError, match=r"has no preprocessor_config.json.*copy that file from the encoder"):
-        load_image_processor(tmp_path)
+def test_single_images_stack_without_a_frame_axis():
+    stacked = stack_frames([pixels_of(1.0), pixels_of(2.0)])
+    assert list(stacked) == ["pixel_values"]
+    assert stacked["pixel_values"][:, 0, 0, 0].tolist() == [1.0, 2.0]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="nowhere: found no image processor there"):
-        load_image_processor(tmp_path / "nowhere")
+def test_unlike_numbers_of_images_get_a_frame_axis_and_a_mask():
+    stacked = stack_frames([pixels_of(1.0), pixels_of(), pixels_of(2.0, 3.0)])
+    assert stacked["pixel_values"].shape == (3, 2, 3, 2, 2)
+    assert stacked["pixel_values"][..., 0, 0, 0].tolist() == [[1.0, 0.0], [0.0, 0.0], [2.0, 3.0]]
+    assert stacked["image_mask"].tolist() == [[True, False], [False, False], [True, True]]
 
 
-def test_an_image_processor_that_needs_a_missing_package_says_so(tmp_path, monkeypatch):
-    make("clip").save_pretrained(tmp_path)
-    file = tmp_path / "preprocessor_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "image_processor_type": "UnheardOfImageProcessor"}))
-    monkeypatch.setattr(pixels, "AutoImageProcessor", Refuses)
-    with pytest.raises(CheckpointError, match="cannot be loaded: UnheardOfImageProcessor needs torchvision"):
-        load_image_processor(tmp_path)
+def test_nothing_to_stack_stays_nothing():
+    assert stack_frames([{}, {}]) == {}

@@ -1,6 +1,6 @@
-"""Find an encoder's image processor, give it another image size, and run it.
+"""Give an encoder's image processor another image size, and run it.
 
-In: a Hub name or folder, PIL images. Out: an image processor of transformers, and the tensors that it makes.
+In: an image processor of transformers, PIL images. Out: the tensors that the encoder takes.
 
     image_processor = with_image_size(load_image_processor("openai/clip-vit-base-patch16"), image_size=336)
     pixels = make_pixels(image_processor, images)          # {"pixel_values": [F, 3, 336, 336]}
@@ -11,47 +11,16 @@ The image processor stays that of transformers, so that an encoder sees the pixe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import transformers
+import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, BaseImageProcessor, ImageProcessingMixin
+from transformers import BaseImageProcessor
 
-from visgraft.errors import BadSampleError, CheckpointError, ConfigError
+from visgraft.errors import BadSampleError, ConfigError
 
 # Resizing by the shorter side makes a line of 1 x 10,000 pixels as wide as 224 x 2,240,000: a bomb, not an image.
 MAX_ASPECT_RATIO = 100
-
-
-def load_image_processor(name_or_folder: str | Path, **hub: Any) -> BaseImageProcessor:
-    """Load the image processor of an encoder.
-
-    Args:
-        name_or_folder: Hub name or local folder.
-        **hub: where to look on the Hub (`revision`, `cache_dir`, `token`, ...).
-
-    Raises:
-        CheckpointError: there is none, or it needs a package that is not installed.
-    """
-    try:
-        try:
-            return AutoImageProcessor.from_pretrained(str(name_or_folder), **hub)
-        except ImportError:  # transformers 5.17 without torchvision: the Auto class does not even look
-            return _load_pil_class(name_or_folder, **hub)
-    except OSError as error:
-        if not Path(name_or_folder).is_dir():
-            raise CheckpointError(f"{name_or_folder}: found no image processor there: {_one_line(error)}") from error
-        raise CheckpointError(
-            f"{name_or_folder} has no preprocessor_config.json, so nobody knows how its images are prepared; copy "
-            "that file from the encoder it came from, or save an image processor into the folder (save_pretrained)"
-        ) from error
-    except (ImportError, ValueError) as error:
-        raise CheckpointError(
-            f"{name_or_folder}: its image processor cannot be loaded: {_one_line(error)}. "
-            "If it needs a package, install that; else give an image processor of another encoder of its kind"
-        ) from error
 
 
 def with_image_size(image_processor: BaseImageProcessor, *, image_size: int) -> BaseImageProcessor:
@@ -130,15 +99,28 @@ def make_pixels(image_processor: BaseImageProcessor, images: Sequence[Image.Imag
     return {name: made[name] for name in image_processor.model_input_names if isinstance(made.get(name), Tensor)}
 
 
-def _load_pil_class(name_or_folder: str | Path, **hub: Any) -> BaseImageProcessor:
-    """Load the PIL version of an image processor: the one place that knows how such classes are named."""
-    settings, _ = ImageProcessingMixin.get_image_processor_dict(str(name_or_folder), **hub)
-    old_name = settings.get("feature_extractor_type", "").replace("FeatureExtractor", "ImageProcessor")
-    name = settings.get("image_processor_type", old_name).removesuffix("Fast").removesuffix("Pil")
-    pil_class = getattr(transformers, f"{name}Pil", None) if name else None
-    if pil_class is None:
-        raise ValueError(f"{name or 'its unnamed class'} needs torchvision, which is not installed")
-    return pil_class.from_pretrained(str(name_or_folder), **hub)
+def stack_frames(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack the pixels of several samples as `forward` and `generate` take them.
+
+    Args:
+        samples: B samples as `make_pixels` made them, F images each, which may differ.
+
+    Returns:
+        {} where nobody has an image; each input [B, ...] where everybody has one; else [B, F, ...] with zeros in the
+        missing places, and `image_mask` [B, F] bool, True = a real image.
+    """
+    counts = [len(next(iter(sample.values()), ())) for sample in samples]
+    first = next((sample for sample in samples if sample), {})
+    if all(count == 1 for count in counts):
+        return {name: torch.cat([sample[name] for sample in samples]) for name in first}
+    stacked: dict[str, Tensor] = {}
+    for name, tensor in first.items():
+        stacked[name] = tensor.new_zeros(len(samples), max(counts), *tensor.shape[1:])
+        for row, sample in enumerate(samples):
+            stacked[name][row, : counts[row]] = sample.get(name, tensor[:0])
+    if stacked:
+        stacked["image_mask"] = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    return stacked
 
 
 def _probe(image_processor: BaseImageProcessor) -> list[tuple[int, ...]]:
@@ -148,7 +130,3 @@ def _probe(image_processor: BaseImageProcessor) -> list[tuple[int, ...]]:
         pixels = make_pixels(image_processor, [Image.new("RGB", size)])
         shapes.append(tuple(pixels["pixel_values"].shape[1:]))
     return shapes
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

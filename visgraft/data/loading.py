@@ -1,0 +1,110 @@
+"""Load what prepares a part's inputs: an encoder's image processor, a language model's tokenizer.
+
+In: a Hub name, a folder, or a module that was loaded from one. Out: the object of transformers, or an error that says
+which file is missing.
+
+    image_processor = load_image_processor("openai/clip-vit-base-patch16")
+    tokenizer = load_tokenizer("facebook/opt-350m")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    ImageProcessingMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from visgraft.errors import CheckpointError
+
+
+def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> BaseImageProcessor:
+    """Load the image processor of an encoder.
+
+    Args:
+        source: Hub name, local folder, or an encoder loaded from one.
+        **hub: where to look on the Hub (`revision`, `cache_dir`, `token`, ...).
+
+    Raises:
+        CheckpointError: there is none, or it needs a package that is not installed.
+    """
+    name = _name_of(source, needs="image processor")
+    try:
+        try:
+            return AutoImageProcessor.from_pretrained(name, **hub)
+        except ImportError:  # transformers 5.17 without torchvision: the Auto class does not even look
+            return _load_pil_class(name, **hub)
+    except OSError as error:
+        if not Path(name).is_dir():
+            raise CheckpointError(f"{name}: found no image processor there: {_one_line(error)}") from error
+        raise CheckpointError(
+            f"{name} has no preprocessor_config.json, so nobody knows how its images are prepared; copy "
+            "that file from the encoder it came from, or save an image processor into the folder (save_pretrained)"
+        ) from error
+    except (ImportError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: its image processor cannot be loaded: {_one_line(error)}. "
+            "If it needs a package, install that; else give an image processor of another encoder of its kind"
+        ) from error
+
+
+def load_tokenizer(
+    source: str | Path | PreTrainedModel | PreTrainedTokenizerBase, **hub: Any
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a language model.
+
+    Args:
+        source: Hub name, local folder, or a language model loaded from one; a tokenizer is given back as it is.
+        **hub: where to look on the Hub (`revision`, `cache_dir`, `token`, ...).
+
+    Raises:
+        CheckpointError: there is none, or only an empty shell of one.
+    """
+    if isinstance(source, PreTrainedTokenizerBase):
+        return source
+    name = _name_of(source, needs="tokenizer")
+    reason = "it knows no token but special ones"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        # Where the files are missing, some classes (GPT-2, OPT, Qwen) come up empty instead of failing.
+        if len(tokenizer) > len(tokenizer.added_tokens_decoder):
+            return tokenizer
+    except (OSError, ValueError, ImportError) as error:
+        reason = _one_line(error)
+    raise CheckpointError(
+        f"{name} has no tokenizer that can be loaded: {reason}. Copy the tokenizer's files (tokenizer.json, "
+        "tokenizer_config.json) of the language model into it, or give a loaded tokenizer"
+    )
+
+
+def _load_pil_class(checkpoint: str, **hub: Any) -> BaseImageProcessor:
+    """Load the PIL version of an image processor: the one place that knows how such classes are named."""
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint, **hub)
+    old_name = settings.get("feature_extractor_type", "").replace("FeatureExtractor", "ImageProcessor")
+    name = settings.get("image_processor_type", old_name).removesuffix("Fast").removesuffix("Pil")
+    pil_class = getattr(transformers, f"{name}Pil", None) if name else None
+    if pil_class is None:
+        raise ValueError(f"{name or 'its unnamed class'} needs torchvision, which is not installed")
+    return pil_class.from_pretrained(checkpoint, **hub)
+
+
+def _name_of(source: str | Path | PreTrainedModel, *, needs: str) -> str:
+    if not isinstance(source, PreTrainedModel):
+        return str(source)
+    if not source.name_or_path:
+        raise CheckpointError(
+            f"a {type(source).__name__} that was not loaded from a folder or the Hub has no {needs}; "
+            f"give the {needs} itself"
+        )
+    return str(source.name_or_path)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

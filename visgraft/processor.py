@@ -1,0 +1,330 @@
+"""What stands in front of the model: an encoder's image processor, a language model's tokenizer, a prompt template.
+
+In: samples (images and dialogs), or images and prompts. Out: batches to train on, or the inputs of `generate`.
+Training and serving come through the same lines, so a training prompt cut before its answer is the serving prompt.
+
+    processor = Processor.from_parts("openai/clip-vit-base-patch16", "facebook/opt-350m")
+    batch = processor.collate([Sample(images=["cat.jpg"], dialogs=[[Turn("What is it?", "A cat.")]])])
+    ids = model.generate(**processor(images="cat.jpg", text="What is it?"), max_new_tokens=20)
+
+Axis letters: B samples, F images of one sample, T text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoProcessor,
+    BaseImageProcessor,
+    BatchFeature,
+    ImageProcessingMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from visgraft.data.batch import Batch, EncodedSample, Layout, collate
+from visgraft.data.images import DEFAULT_MAX_PIXELS, open_image
+from visgraft.data.loading import load_image_processor, load_tokenizer
+from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
+from visgraft.data.pixels import made_image_size, make_pixels, stack_frames, with_image_size
+from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt
+from visgraft.data.sample import ImageRef, Sample, Turn
+from visgraft.errors import BadSampleError, CheckpointError, ConfigError
+from visgraft.model.configuration import VisionLanguageConfig
+from visgraft.model.loading import load_config
+from visgraft.model.projection import num_image_tokens as count_projected_tokens
+from visgraft.model.vision import count_tokens, measure
+
+_SETTINGS = ("num_image_tokens", "image_size", "template", "max_text_tokens")
+
+
+class Processor(ProcessorMixin):
+    """Turn samples into batches, and prompts with images into the inputs of `generate`.
+
+    Attributes:
+        image_processor: the encoder's own.
+        tokenizer: the language model's own; it pads on the left.
+        num_image_tokens: image tokens that one image becomes behind the projection.
+        image_size: side of the pixels; None where the encoder takes images in their own resolution.
+        template: name or text of the prompt template, as a recipe writes it.
+        max_text_tokens: longest text of one dialog; None = no limit.
+    """
+
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_image_tokens: int,
+        image_size: int | None = None,
+        template: str = "question",
+        max_text_tokens: int | None = None,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+        self.num_image_tokens = num_image_tokens
+        self.image_size = image_size
+        self.template = template
+        self.max_text_tokens = max_text_tokens
+        self._template = PromptTemplate.from_spec(template)
+        tokenizer.padding_side = "left"  # not saved with every tokenizer, so set it wherever one is taken in
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token  # pads are masked by place, so any id will do
+
+    @classmethod
+    def from_parts(
+        cls,
+        vision: str | Path | PreTrainedModel | BaseImageProcessor,
+        language: str | Path | PreTrainedModel | PreTrainedTokenizerBase,
+        *,
+        image_size: int | None = None,
+        template: str = "question",
+        max_text_tokens: int | None = None,
+        num_image_tokens: int | None = None,
+        feature_layer: int = -1,
+        keep_class_token: bool = True,
+        projection: Mapping[str, Any] | None = None,
+        vision_revision: str | None = None,
+        language_revision: str | None = None,
+    ) -> Processor:
+        """Join the image processor of an encoder and the tokenizer of a language model.
+
+        Args:
+            vision: Hub name, folder or loaded encoder; or its image processor (then `num_image_tokens` is needed).
+            language: Hub name, folder or loaded language model; or its tokenizer.
+            image_size: side of the pixels; None = as the image processor makes them.
+            template: plain, question, chat, or a text with {prompt}.
+            max_text_tokens: longest text of one dialog, prompt and answer; the rest is cut off.
+            num_image_tokens: image tokens of one image; None = found from the encoder's config and the next three,
+                which are those of `VisionLanguageModel.from_parts`.
+            feature_layer: which hidden state of the encoder is read.
+            keep_class_token: whether the encoder's class token becomes an image token.
+            projection: its settings; pooling and pixel shuffle make fewer image tokens.
+            vision_revision: branch, tag or commit of the encoder on the Hub.
+            language_revision: the same of the language model.
+
+        Raises:
+            CheckpointError: a folder lacks its image processor, its config or its tokenizer.
+            ConfigError: the image size is impossible, or the number of image tokens cannot be known.
+        """
+        image_processor, config = _load_vision(vision, revision=vision_revision)
+        if image_size is None:
+            image_size = made_image_size(image_processor)
+        else:
+            image_processor = with_image_size(image_processor, image_size=image_size)
+        if num_image_tokens is None:
+            if config is None:
+                raise ConfigError(
+                    f"an image processor alone ({type(vision).__name__}) does not say how many image tokens its "
+                    "encoder makes; give num_image_tokens, or the encoder's name or folder"
+                )
+            join = VisionLanguageConfig(
+                image_size=image_size,
+                feature_layer=feature_layer,
+                keep_class_token=keep_class_token,
+                projection=dict(projection or {}),
+            )
+            shape = measure(config, settings=join.vision_settings)
+            num_image_tokens = count_projected_tokens(shape, join.projection_settings)
+        return cls(
+            image_processor,
+            load_tokenizer(language, revision=language_revision),
+            num_image_tokens=num_image_tokens,
+            image_size=image_size,
+            template=template,
+            max_text_tokens=max_text_tokens,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Processor:  # type: ignore[override]
+        """Load a processor from where `save_pretrained` put it, a folder or the Hub.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub name.
+            **hub: where to look on the Hub (`revision`, `cache_dir`, `token`, ...).
+
+        Raises:
+            CheckpointError: there is no processor of this kind, or a file of it is missing.
+        """
+        name = str(pretrained_model_name_or_path)
+        hub = {key: value for key, value in hub.items() if value is not None and key != "_from_auto"}
+        settings, _ = cls.get_processor_dict(name, **hub)
+        if "num_image_tokens" not in settings:
+            raise CheckpointError(
+                f"{name} holds no visgraft processor (its processor_config.json is missing or of another kind); "
+                "make one with Processor.from_parts and save it there"
+            )
+        return cls(
+            load_image_processor(name, **hub),
+            load_tokenizer(name, **hub),
+            **{key: settings[key] for key in _SETTINGS if key in settings},
+        )
+
+    # --- Training
+
+    def encode_text(self, sample: Sample) -> tuple[EncodedDialog, ...]:
+        """Encode the dialogs of a sample; no image is touched.
+
+        Raises:
+            BadSampleError: there is no dialog, an answer is empty, or a prompt leaves no room for its answer.
+        """
+        if not sample.dialogs:
+            raise BadSampleError("no dialog")
+        return tuple(
+            encode_dialog(self.tokenizer, self._template, dialog, max_text_tokens=self.max_text_tokens)
+            for dialog in sample.dialogs
+        )
+
+    def encode(self, sample: Sample, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> EncodedSample:
+        """Encode a sample, its dialogs as token ids and its images as pixels.
+
+        Args:
+            sample: images not yet opened.
+            max_pixels: larger images are refused.
+
+        Raises:
+            BadSampleError: a dialog or an image cannot be used.
+        """
+        dialogs = self.encode_text(sample)
+        vision_inputs = self._open_and_process(sample.images, max_pixels=max_pixels)
+        counts = tuple(count_tokens(vision_inputs, self.num_image_tokens).tolist()) if vision_inputs else ()
+        return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
+
+    def collate(self, samples: Sequence[Sample | EncodedSample], *, layout: Layout = "shared") -> Batch:
+        """Make one batch of samples, encoding those that are not yet encoded.
+
+        Args:
+            samples: at least one.
+            layout: "shared" puts the dialogs of a sample behind one image prefix, "rows" gives each its own row.
+
+        Raises:
+            BadSampleError: a sample cannot be used.
+            DataError: the samples do not fit into one batch.
+        """
+        encoded = [self.encode(sample) if isinstance(sample, Sample) else sample for sample in samples]
+        return collate(encoded, layout=layout, pad_token_id=self._pad_token_id)
+
+    # --- Serving
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Encode what the model is given to answer the last turn; that turn's own answer is ignored."""
+        return encode_prompt(self.tokenizer, self._template, turns)
+
+    def __call__(
+        self,
+        images: Images | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        padding: bool | str = True,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Make the inputs of `generate` for prompts about images.
+
+        Args:
+            images: one image; a list (the images of one prompt, or one for each prompt); a list of lists. None in a
+                list, or in place of it, means no image.
+            text: the prompts (questions, say), which the template frames; None = captions, one for each image.
+            padding: prompts are always padded on the left to the longest.
+            return_tensors: "pt".
+
+        Returns:
+            `input_ids` and `attention_mask` [B, T]; with images `pixel_values` [B, 3, H, W] float, normalised by the
+            encoder's own mean/std, or where some sample has not just one image [B, F, 3, H, W] with `image_mask`
+            [B, F], True = a real image.
+
+        Raises:
+            BadSampleError: an image cannot be used.
+            ConfigError: the numbers of prompts and images differ, or another form of output is asked for.
+        """
+        prompts, groups = pair_prompts(text, images=images)
+        ids = [self.prompt([Turn(prompt, "")]) for prompt in prompts]
+        return self._inputs(ids, groups, padding=padding, return_tensors=return_tensors)
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Messages | Sequence[Messages],
+        *,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        return_tensors: str = "pt",
+        processor_kwargs: Mapping[str, Any] | None = None,
+    ) -> BatchFeature | Tensor:
+        """Make the inputs of `generate` for one chat or several, framed by the processor's own template.
+
+        Args:
+            conversation: messages as `read_messages` describes them, or a list of such chats.
+            tokenize: True, as a text that came back would be framed a second time.
+            return_dict: False = `input_ids` alone.
+            add_generation_prompt: True, as a prompt ends where the answer begins.
+            continue_final_message: go on with the assistant's last message instead of answering the user's.
+            return_tensors: "pt".
+            processor_kwargs: `padding` and `return_tensors`, as `__call__` takes them.
+
+        Raises:
+            BadSampleError: an image cannot be used.
+            ConfigError: the messages are of another form, or another form of output is asked for.
+        """
+        if not tokenize or not (add_generation_prompt or continue_final_message):
+            raise ConfigError(
+                f"apply_chat_template: got tokenize={tokenize}, add_generation_prompt={add_generation_prompt}; need "
+                "tokenize=True and a prompt that ends where the answer begins, else the text would be framed twice"
+            )
+        chats = [conversation] if isinstance(conversation[0], Mapping) else conversation
+        read = [read_messages(chat) for chat in chats]  # type: ignore[arg-type]
+        ids = [self._chat_prompt(turns, is_begun=continue_final_message) for turns, _ in read]
+        settings = {"padding": True, "return_tensors": return_tensors, **(processor_kwargs or {})}
+        inputs = self._inputs(ids, [images for _, images in read], **settings)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _chat_prompt(self, turns: Sequence[Turn], *, is_begun: bool) -> list[int]:
+        if is_begun != bool(turns[-1].answer.strip()):
+            raise ConfigError(
+                "apply_chat_template: continue_final_message=True goes on with a last message of the assistant, and "
+                "only with one; without it the last message is the user's"
+            )
+        if not is_begun:
+            return self.prompt(turns)
+        return list(encode_dialog(self.tokenizer, self._template, turns).input_ids[:-1])  # all but its end-of-text
+
+    def _inputs(
+        self, ids: list[list[int]], groups: list[list[ImageRef]], *, padding: bool | str, return_tensors: str
+    ) -> BatchFeature:
+        if return_tensors != "pt" or padding not in (True, False, "longest"):
+            raise ConfigError(
+                f"got return_tensors={return_tensors!r} and padding={padding!r}; allowed are 'pt', and True or "
+                "'longest': prompts are padded on the left to the longest"
+            )
+        pixels = [self._open_and_process(images, max_pixels=DEFAULT_MAX_PIXELS) for images in groups]
+        length = max(len(row) for row in ids)
+        rows = [[self._pad_token_id] * (length - len(row)) + row for row in ids]
+        mask = [[0] * (length - len(row)) + [1] * len(row) for row in ids]
+        tensors = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask), **stack_frames(pixels)}
+        return BatchFeature(tensors)
+
+    def _open_and_process(self, images: Sequence[ImageRef], *, max_pixels: int) -> dict[str, Tensor]:
+        return make_pixels(self.image_processor, [open_image(image, max_pixels=max_pixels) for image in images])
+
+    @property
+    def _pad_token_id(self) -> int:
+        return self.tokenizer.pad_token_id or 0
+
+
+def _load_vision(
+    vision: str | Path | PreTrainedModel | BaseImageProcessor, *, revision: str | None
+) -> tuple[BaseImageProcessor, PreTrainedConfig | None]:
+    """Return the image processor of an encoder, and the encoder's config where it is known."""
+    if isinstance(vision, ImageProcessingMixin):
+        return vision, None
+    config = vision.config if isinstance(vision, PreTrainedModel) else load_config(vision, revision=revision)
+    return load_image_processor(vision, revision=revision), config
+
+
+AutoProcessor.register(VisionLanguageConfig, Processor, exist_ok=True)
