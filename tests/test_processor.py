@@ -141,7 +141,7 @@ def test_settings_of_the_join_change_the_count(settings, count, parts):
 
 
 def test_an_image_processor_alone_does_not_tell_the_count(processor):
-    with pytest.raises(ConfigError, match=r"CLIPImageProcessorPil\) does not say how many image tokens"):
+    with pytest.raises(ConfigError, match="an image processor alone does not say how many image tokens"):
         Processor.from_parts(processor.image_processor, processor.tokenizer)
 
 
@@ -289,7 +289,7 @@ def test_a_begun_answer_is_continued(processor):
 
 @pytest.mark.parametrize("messages, is_begun", [(["user", "assistant"], False), (["user"], True)])
 def test_who_spoke_last_must_fit_what_is_asked(messages, is_begun, processor):
-    with pytest.raises(ConfigError, match="continue_final_message=True goes on with a last message of the assistant"):
+    with pytest.raises(ConfigError, match="the last message must be the user's, or with continue_final"):
         processor.apply_chat_template([message(role, "a") for role in messages], continue_final_message=is_begun)
 
 

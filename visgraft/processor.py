@@ -50,7 +50,7 @@ class Processor(ProcessorMixin):
 
     Attributes:
         image_processor: the encoder's own.
-        tokenizer: the language model's own; it pads on the left.
+        tokenizer: the language model's own, padding on the left.
         num_image_tokens: image tokens that one image becomes behind the projection.
         image_size: side of the pixels; None where the encoder takes images in their own resolution.
         template: name or text of the prompt template, as a recipe writes it.
@@ -110,8 +110,8 @@ class Processor(ProcessorMixin):
             language_revision: the same of the language model.
 
         Raises:
-            CheckpointError: a folder lacks its image processor, its config or its tokenizer.
-            ConfigError: the image size is impossible, or the number of image tokens cannot be known.
+            CheckpointError: an image processor, a config or a tokenizer is missing.
+            ConfigError: the image size is impossible, or the number of image tokens unknown.
         """
         image_processor, config = _load_vision(vision, revision=vision_revision)
         if image_size is None:
@@ -119,19 +119,9 @@ class Processor(ProcessorMixin):
         else:
             image_processor = with_image_size(image_processor, image_size=image_size)
         if num_image_tokens is None:
-            if config is None:
-                raise ConfigError(
-                    f"an image processor alone ({type(vision).__name__}) does not say how many image tokens its "
-                    "encoder makes; give num_image_tokens, or the encoder's name or folder"
-                )
-            join = VisionLanguageConfig(
-                image_size=image_size,
-                feature_layer=feature_layer,
-                keep_class_token=keep_class_token,
-                projection=dict(projection or {}),
-            )
-            shape = measure(config, settings=join.vision_settings)
-            num_image_tokens = count_projected_tokens(shape, join.projection_settings)
+            reading: dict[str, Any] = {"feature_layer": feature_layer, "keep_class_token": keep_class_token}
+            join = VisionLanguageConfig(image_size=image_size, projection=dict(projection or {}), **reading)
+            num_image_tokens = _count_image_tokens(config, join=join)
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
@@ -143,7 +133,7 @@ class Processor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Processor:  # type: ignore[override]
-        """Load a processor from where `save_pretrained` put it, a folder or the Hub.
+        """Load a processor from where `save_pretrained` put it.
 
         Args:
             pretrained_model_name_or_path: folder or Hub name.
@@ -230,7 +220,7 @@ class Processor(ProcessorMixin):
             images: one image; a list (the images of one prompt, or one for each prompt); a list of lists. None in a
                 list, or in place of it, means no image.
             text: the prompts (questions, say), which the template frames; None = captions, one for each image.
-            padding: prompts are always padded on the left to the longest.
+            padding: True; prompts are padded on the left to the longest.
             return_tensors: "pt".
 
         Returns:
@@ -287,8 +277,8 @@ class Processor(ProcessorMixin):
     def _chat_prompt(self, turns: Sequence[Turn], *, is_begun: bool) -> list[int]:
         if is_begun != bool(turns[-1].answer.strip()):
             raise ConfigError(
-                "apply_chat_template: continue_final_message=True goes on with a last message of the assistant, and "
-                "only with one; without it the last message is the user's"
+                "apply_chat_template: the last message must be the user's, or with continue_final_message=True the "
+                "assistant's"
             )
         if not is_begun:
             return self.prompt(turns)
@@ -320,11 +310,19 @@ class Processor(ProcessorMixin):
 def _load_vision(
     vision: str | Path | PreTrainedModel | BaseImageProcessor, *, revision: str | None
 ) -> tuple[BaseImageProcessor, PreTrainedConfig | None]:
-    """Return the image processor of an encoder, and the encoder's config where it is known."""
     if isinstance(vision, ImageProcessingMixin):
         return vision, None
     config = vision.config if isinstance(vision, PreTrainedModel) else load_config(vision, revision=revision)
     return load_image_processor(vision, revision=revision), config
+
+
+def _count_image_tokens(config: PreTrainedConfig | None, *, join: VisionLanguageConfig) -> int:
+    if config is None:
+        raise ConfigError(
+            "an image processor alone does not say how many image tokens its encoder makes; "
+            "give num_image_tokens, or the encoder's name or folder"
+        )
+    return count_projected_tokens(measure(config, settings=join.vision_settings), join.projection_settings)
 
 
 AutoProcessor.register(VisionLanguageConfig, Processor, exist_ok=True)
