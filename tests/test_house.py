@@ -22,7 +22,8 @@ LAYERS = {
     "errors": 0,
     **dict.fromkeys(["config", "page", "runs"], 1),
     **dict.fromkeys(["data", "model"], 2),
-    **dict.fromkeys(["processor", "starter", "infer", "evaluate", "heirs"], 3),
+    "processor": 2.5,  # joins the two
+    **dict.fromkeys(["starter", "infer", "evaluate", "heirs"], 3),
     **dict.fromkeys(["train", "compare", "serve", "fit", "words"], 4),
     **dict.fromkeys(["experiment", "demo"], 5),
     "cli": 6,

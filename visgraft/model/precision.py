@@ -1,0 +1,69 @@
+"""The device and the number format that a model computes in.
+
+In: what a recipe or a person asks for. Out: a device that is there, and the format that its hardware has.
+
+    device = pick_device(None)
+    dtype = computing_dtype("auto", device=device)      # None: float32
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal
+
+import torch
+
+from visgraft.errors import ConfigError
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str | torch.device | None) -> torch.device:
+    """Return the device of that name; None is the accelerator that is there (cuda, mps, xpu), else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name is None:
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = "cpu" if accelerator is None else f"cpu and {accelerator.type}"
+        raise ConfigError(
+            f"device: got {name}, which this machine and this torch do not have; here are {here}"
+        ) from error
+    return device
+
+
+def computing_dtype(precision: Precision, *, device: torch.device) -> torch.dtype | None:
+    """Return the format that frozen weights are kept in and autocast computes in; None is float32 throughout.
+
+    `auto` is bf16 where the hardware computes in it, else fp16 on a GPU, else float32.
+
+    Raises:
+        ConfigError: fp16 away from a GPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision: got fp16, which needs a GPU; allowed here are auto, bf16 and fp32")
+    if precision != "auto":
+        return DTYPES[precision]
+    if has_bf16(device):
+        return torch.bfloat16
+    return None if device.type in ("cpu", "mps") else torch.float16
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Say whether the hardware itself computes in bfloat16; where it only pretends to, float32 is faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    if device.type != "cpu":
+        return True
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
