@@ -135,6 +135,18 @@ def test_a_model_in_training_answers_without_dropout_and_goes_on_training(parts:
     assert model.projection.training
 
 
+def test_the_callers_autocast_stays_in_force(pair: tuple[VisionLanguageModel, Processor]) -> None:
+    model, processor = pair
+    seen: list[torch.dtype] = []
+    head = model.language.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answer(model, processor, [ask("What is it?", images=(picture(0),))], max_new_tokens=2)
+    answer(model, processor, [ask("What is it?", images=(picture(0),))], max_new_tokens=2)
+    handle.remove()
+    assert seen == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
 def test_a_stream_joined_is_the_answer(pair: tuple[VisionLanguageModel, Processor]) -> None:
     model, processor = pair
     sample = ask(QUESTIONS[0], images=(picture(0),))

@@ -10,7 +10,7 @@ In: a model and its processor, samples whose dialogs end in a turn without an an
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -174,14 +174,13 @@ def _without_outer_space(pieces: Iterable[str]) -> Iterator[str]:
 
 @contextmanager
 def _answering(model: VisionLanguageModel) -> Iterator[None]:
-    """Run without gradients and without dropout, in the number format that the frozen weights have."""
-    was_training = model.training
+    """Run without gradients and dropout; without the caller's autocast, in the format that frozen weights have."""
+    was_training, kind = model.training, model.device.type
     dtype = input_embedding(model).dtype
-    kind = model.device.type
     is_mixed = dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(kind)
     model.eval()
     try:
-        with torch.no_grad(), torch.autocast(kind, dtype=dtype if is_mixed else None, enabled=is_mixed):
+        with torch.no_grad(), torch.autocast(kind, dtype=dtype) if is_mixed else nullcontext():
             yield
     finally:
         model.train(was_training)
