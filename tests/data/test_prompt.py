@@ -160,8 +160,8 @@ def test_an_unknown_template_is_refused_with_the_nearest_name():
 
 def test_a_custom_template_is_taken_as_written_with_braces_and_empty_prompts():
     template = PromptTemplate.from_spec("{x} {prompt} {}:")
-    assert template.fill("What {prompt}?") == "{x} What {prompt}? {}:"
-    assert PromptTemplate("Say: {prompt}\n").fill("") == "Say: \n"
+    assert template.fill(Turn("What {prompt}?", "")) == "{x} What {prompt}? {}:"
+    assert PromptTemplate("Say: {prompt}\n").fill(Turn("", "")) == "Say: \n"
 
 
 def test_a_tokenizer_that_tokenises_a_text_differently_with_its_special_tokens_is_refused():
@@ -173,3 +173,27 @@ def test_a_tokenizer_that_tokenises_a_text_differently_with_its_special_tokens_i
 
     with pytest.raises(ConfigError, match="gives a text other tokens when it adds its special tokens"):
         encode_prompt(Moody(), PromptTemplate.named("plain"), TURNS)
+
+
+def test_the_ancestors_template_puts_instruction_and_question_where_it_did():
+    turn = Turn("What {instruction}?", "A cat.", instruction="Answer the question.")
+    template = PromptTemplate.named("git-llm")
+    assert template.fill(turn) == "##Instruction: Answer the question. ##Question: What {instruction}? ##Answer:"
+    assert template.fill(Turn("", "x", instruction="Caption.")) == "##Instruction: Caption. ##Question:  ##Answer:"
+    assert template.fill(Turn("Who?", "x")) == "##Instruction:  ##Question: Who? ##Answer:"
+    assert template.fill(Turn("", "a cat")) == ""
+
+
+@pytest.mark.parametrize(
+    "spec, text",
+    [
+        ("plain", "Be brief.\nWhat is it?"),
+        ("question", "Question: Be brief.\nWhat is it? Answer:"),
+        ("heron", "##human: Be brief. What is it?\n##gpt:"),
+        ("Q {prompt} A", "Q Be brief.\nWhat is it? A"),
+        ("<{instruction}|{prompt}>", "<Be brief.|What is it?>"),
+    ],
+)
+def test_an_instruction_stands_in_front_of_the_prompt_where_the_template_has_no_place_for_it(spec, text):
+    assert PromptTemplate(spec).fill(Turn("What is it?", "A cat.", instruction="Be brief.")) == text
+    assert PromptTemplate("heron").fill(Turn("Who?", "x")) == "##human: Who?\n##gpt:"

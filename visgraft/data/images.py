@@ -1,6 +1,7 @@
 """Open images from anywhere as plain RGB, or say in a few stable words why not.
 
-In:  an ImageRef: a PIL image, a path, an encoded file's bytes, a dict {"bytes": ..., "path": ...}.
+In:  an ImageRef: a PIL image, a path, an encoded file's bytes, a data: URL, base64, a dict {"bytes": ..., "path": ...},
+     or a StoredImage.
 Out: an RGB PIL image, upright; a BadSampleError whose text is a short reason without names, so that it can be counted.
 
     image = open_image("photo.jpg", max_pixels=40_000_000)
@@ -15,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from visgraft.data.sample import ImageRef
+from visgraft.data.refs import decode_base64, decode_text, is_web_address
+from visgraft.data.sample import ImageRef, StoredImage
 from visgraft.errors import BadSampleError
 
 # A file of a few kilobytes may claim any size; Pillow itself refuses twice this number.
@@ -32,6 +34,8 @@ def open_image(ref: ImageRef, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
     broken or animated file, for what is no image, and above max_pixels.
     """
     try:
+        if isinstance(ref, StoredImage):
+            ref = ref.read()
         if isinstance(ref, Image.Image):
             return _decode(ref, max_pixels=max_pixels)
         with Image.open(_file_of(ref), formats=_readable_formats()) as image:
@@ -56,9 +60,19 @@ def _reason(error: Exception) -> str:
 def _file_of(ref: object) -> Path | BytesIO:
     """Return what Pillow opens, after the checks that give a better reason than Pillow's."""
     if isinstance(ref, Mapping):
-        ref = ref.get("path") if ref.get("bytes") is None else ref["bytes"]
+        if ref.get("bytes") is not None:
+            ref = ref["bytes"]
+        elif ref.get("base64") is not None:
+            ref = decode_base64(ref["base64"])
+        else:
+            ref = ref.get("path")
         if ref is None:
             raise BadSampleError("image has neither bytes nor path")
+    if isinstance(ref, str):
+        if is_web_address(ref):
+            raise BadSampleError("image is a web address and data.allow_remote_images is false")
+        data = decode_text(ref)
+        ref = ref if data is None else data
     if isinstance(ref, (bytes, bytearray, memoryview)):
         if len(ref) == 0:
             raise BadSampleError("image file is empty")

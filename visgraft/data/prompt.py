@@ -14,6 +14,7 @@ Prompt and answer are tokenised apart and every answer is closed by the end-of-t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,13 +28,17 @@ from visgraft.data.sample import Turn
 from visgraft.errors import BadSampleError, ConfigError
 
 PROMPT_FIELD = "{prompt}"
+INSTRUCTION_FIELD = "{instruction}"
 CHAT = "chat"
 # A named template leaves an empty prompt empty (captioning); a custom string is taken as it was written.
 NAMED_TEMPLATES = {
     "plain": PROMPT_FIELD,
     "question": f"Question: {PROMPT_FIELD} Answer:",
     CHAT: "the tokenizer's own chat template",
+    "git-llm": f"##Instruction: {INSTRUCTION_FIELD} ##Question: {PROMPT_FIELD} ##Answer:",
+    "heron": f"##human: {INSTRUCTION_FIELD} {PROMPT_FIELD}\n##gpt:",
 }
+_FIELDS = re.compile(r"\{prompt\}|\{instruction\}")
 _FOLLOW_UP = "And then?"  # any user message: rendered behind an answer to see how the template closes it
 _FIXED_DATE = "26 Jul 2024"  # else templates that print the date would give another prompt every day
 
@@ -41,6 +46,8 @@ _FIXED_DATE = "26 Jul 2024"  # else templates that print the date would give ano
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
     """Name the text around a prompt: a name of NAMED_TEMPLATES or a string that holds {prompt}.
+
+    Where the string holds {instruction} too, a turn's instruction goes there; else it stands in front of the prompt.
 
     Raises ConfigError for anything else.
     """
@@ -69,15 +76,22 @@ class PromptTemplate:
         """Return the template that a recipe writes as spec (a name or a string with {prompt})."""
         return cls(spec)
 
-    def fill(self, prompt: str) -> str:
-        """Return the text in front of the answer; of the chat template see encode_dialog."""
+    def fill(self, turn: Turn) -> str:
+        """Return the text in front of a turn's answer; of the chat template see encode_dialog."""
         assert self.spec != CHAT, "the chat template needs the tokenizer"
-        text = NAMED_TEMPLATES.get(self.spec)
-        if text is None:
-            return self.spec.replace(PROMPT_FIELD, prompt)
-        if not prompt.strip():
+        named = NAMED_TEMPLATES.get(self.spec)
+        if named is not None and not turn.request:
             return ""
-        return prompt if self.spec == "plain" else text.replace(PROMPT_FIELD, prompt.strip())
+        if self.spec == "plain" and not turn.instruction:
+            return turn.prompt
+        text, prompt = (self.spec, turn.prompt) if named is None else (named, turn.prompt.strip())
+        if self.spec == "heron" and not turn.instruction:  # it has no place for what is not there
+            text = text.replace(f"{INSTRUCTION_FIELD} ", "")
+        if INSTRUCTION_FIELD not in text:
+            prompt = turn.request if turn.instruction else prompt
+        # in one go, as the text of one field may hold the name of the other
+        parts = {PROMPT_FIELD: prompt, INSTRUCTION_FIELD: turn.instruction.strip()}
+        return _FIELDS.sub(lambda field: parts[field[0]], text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +189,7 @@ def _filled_texts(
     """Return (prompt, answer with its leading space) per turn, and the id of end-of-text."""
     texts = []
     for turn in turns:
-        prompt = template.fill(turn.prompt)
+        prompt = template.fill(turn)
         space = " " if prompt and not prompt[-1].isspace() else ""
         texts.append((prompt, space + turn.answer.strip()))
     return texts, _end_of_text_id(tokenizer)
@@ -187,14 +201,14 @@ def _chat_texts(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> tu
     Each answer is seen with a user message behind it, as every later turn will see it: some templates write the very
     last answer differently (with an empty thinking block, say).
     """
-    messages: list[dict[str, str]] = [{"role": "user", "content": turns[0].prompt.strip()}]
+    messages: list[dict[str, str]] = [{"role": "user", "content": turns[0].request}]
     rendered = _render(tokenizer, messages)
     rest = rendered
     texts: list[tuple[str, str]] = []
     end_id = None
     for index, turn in enumerate(turns):
         answer = turn.answer.strip()
-        following = turns[index + 1].prompt.strip() if index + 1 < len(turns) else _FOLLOW_UP
+        following = turns[index + 1].request if index + 1 < len(turns) else _FOLLOW_UP
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": following}]
         longer = _render(tokenizer, messages)
         behind = longer[len(rendered) :]

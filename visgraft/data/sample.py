@@ -11,35 +11,54 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
 from visgraft.errors import BadSampleError
 
-# An image not yet opened: a PIL image, a path, an encoded file's bytes, or a dict {"bytes": ..., "path": ...}.
-ImageRef: TypeAlias = Image.Image | str | Path | bytes | Mapping[str, Any]
+
+@runtime_checkable
+class StoredImage(Protocol):
+    """An image that lies somewhere and is fetched when it is opened: part of a tar, a frame of a video, a web page."""
+
+    def read(self) -> bytes | Image.Image:
+        """Return the encoded file or the image; raises BadSampleError with a short reason."""
+
+
+# An image not yet opened: a PIL image, a path, an encoded file's bytes, a data: URL or base64 text, a dict
+# {"bytes": ..., "path": ..., "base64": ...}, or a StoredImage.
+ImageRef: TypeAlias = Image.Image | str | Path | bytes | Mapping[str, Any] | StoredImage
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """Hold a prompt and its answer; references are other answers that a score accepts.
 
+    instruction says what to do, apart from the question itself, where a dataset keeps the two apart.
     Raises BadSampleError where a field is not a string (a NaN or null of a broken row, say).
     """
 
     prompt: str
     answer: str
     references: tuple[str, ...] = ()
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise BadSampleError("prompt is not a string")
+        if not isinstance(self.instruction, str):
+            raise BadSampleError("instruction is not a string")
         if not isinstance(self.answer, str):
             raise BadSampleError("answer is not a string")
         if not isinstance(self.references, (tuple, list)) or not all(isinstance(text, str) for text in self.references):
             raise BadSampleError("references are not a list of strings")
         object.__setattr__(self, "references", tuple(self.references))
+
+    @property
+    def request(self) -> str:
+        """Instruction and prompt as one text."""
+        return "\n".join(text for text in (self.instruction.strip(), self.prompt.strip()) if text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +75,7 @@ class Sample:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, (str, bytes, Path, Mapping, Image.Image)):
+        if isinstance(self.images, (str, bytes, Path, Mapping, Image.Image, StoredImage)):
             raise BadSampleError("images is one image, not a sequence of images: write images=[image]")
         if any(isinstance(dialog, Turn) for dialog in self.dialogs):
             raise BadSampleError("dialogs is one dialog, not a sequence of dialogs: write dialogs=[[Turn(...)]]")
@@ -79,12 +98,13 @@ class Source(Protocol):
         """Say where a person finds that sample (`metadata.jsonl line 17`)."""
 
 
-def turn_from_row(prompt: object, answer: object, *, references: object = ()) -> Turn:
+def turn_from_row(prompt: object, answer: object, *, references: object = (), instruction: object = "") -> Turn:
     """Make a turn of what a file holds, outer white space removed.
 
     Raises BadSampleError where something is no string or the answer is empty.
     """
-    turn = Turn(prompt, answer, references)  # type: ignore[arg-type]  # Turn checks them
+    turn = Turn(prompt, answer, references, instruction)  # type: ignore[arg-type]  # Turn checks them
     if not turn.answer.strip():
         raise BadSampleError("answer is empty")
-    return Turn(turn.prompt.strip(), turn.answer.strip(), tuple(text.strip() for text in turn.references))
+    references = tuple(text.strip() for text in turn.references)
+    return Turn(turn.prompt.strip(), turn.answer.strip(), references, turn.instruction.strip())
