@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from visgraft.errors import ConfigError
+from visgraft.model.entrance import PREFIX_PLACES
 from visgraft.model.projection import ProjectionSettings
 from visgraft.model.vision import VisionSettings
 
@@ -30,6 +31,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         keep_class_token: keep the tokens in front of the patches.
         num_frames: frames with a learned temporal embedding; 0 = none.
         projection: `ProjectionSettings` as a dict.
+        prefix_at: where the prefix enters: `embeddings`, or `first_layer` (OPT checkpoints of the ancestors).
         parts: where each part came from: {part: {"name", "revision", "fingerprint", ...}}.
     """
 
@@ -47,14 +49,17 @@ class VisionLanguageConfig(PreTrainedConfig):
         keep_class_token: bool = True,
         num_frames: int = 0,
         projection: dict[str, Any] | None = None,
+        prefix_at: str = "embeddings",
         parts: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """Take the parts' configs as objects or as the dicts that `config.json` holds."""
-        if image_attention not in IMAGE_ATTENTION:
-            raise ConfigError(
-                f"model.image_attention: got {image_attention!r}, allowed are {', '.join(IMAGE_ATTENTION)}"
-            )
+        for key, got, allowed in (
+            ("image_attention", image_attention, IMAGE_ATTENTION),
+            ("prefix_at", prefix_at, PREFIX_PLACES),
+        ):
+            if got not in allowed:
+                raise ConfigError(f"model.{key}: got {got!r}, allowed are {', '.join(allowed)}")
         self.vision_config = _sub_config(vision_config)
         self.text_config = _sub_config(text_config)
         self.image_attention = image_attention
@@ -63,6 +68,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         self.keep_class_token = keep_class_token
         self.num_frames = num_frames
         self.projection = dict(projection or {})
+        self.prefix_at = prefix_at
         self.parts = dict(parts or {})
         kernels = [getattr(part, "_attn_implementation", None) for part in (self.vision_config, self.text_config)]
         super().__init__(**kwargs)

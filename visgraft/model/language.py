@@ -74,6 +74,7 @@ class Contract:
         num_queries: int | None = None,
         cache: Cache | None = None,
         causal_image: bool = False,
+        positions: Tensor | None = None,
     ) -> dict[str, Any]:
         """Make `attention_mask` and `position_ids` for the LM's forward.
 
@@ -83,6 +84,7 @@ class Contract:
             num_queries: only the last Q positions are run; default all.
             cache: the keys and values of the positions before; a layer kind may have dropped early ones.
             causal_image: image tokens see only earlier image tokens.
+            positions: [B, S] long, what `position_ids` are taken from; default the table's.
         """
         num_queries = table.length if num_queries is None else num_queries
         masks: dict[str, Tensor] = {}
@@ -103,7 +105,7 @@ class Contract:
         single = next(iter(masks.values())) if len(masks) == 1 else None
         arguments: dict[str, Any] = {"attention_mask": masks if single is None else single}
         if self.takes_positions:
-            position = table.position[:, -num_queries:]
+            position = (table.position if positions is None else positions)[:, -num_queries:]
             arguments["position_ids"] = torch.zeros_like(position) if self.zero_positions else position
         return arguments
 

@@ -96,8 +96,8 @@ def may_attend(
         chunk: chunk length of the layer, in logical positions (chunked attention).
 
     Returns:
-        Bool tensor of the broadcast shape, True = may attend. Every filler position sees itself, so that no row of
-        the softmax is ever empty.
+        Bool tensor of the broadcast shape, True = may attend. Filler sees itself, and so does a pad that a window
+        may have cut off from all else, so that no row of the softmax is ever empty.
     """
     own_segment = (query.segment == key.segment) & (query.segment >= 0)
     in_past = key.position <= query.position
@@ -110,8 +110,10 @@ def may_attend(
         allowed = allowed & (query.position - key.position < window)
     if chunk is not None:
         allowed = allowed & (query.position // chunk == key.position // chunk)
-    is_filler = (query.segment < 0) & (query.column == key.column)
-    return allowed | is_filler
+    is_alone = query.segment < 0
+    if window is not None or chunk is not None:
+        is_alone = is_alone | (query.kind == PAD)
+    return allowed | (is_alone & (query.column == key.column))
 
 
 def attention_mask(
@@ -170,6 +172,18 @@ def image_then_text(image_mask: Tensor, text_mask: Tensor) -> SegmentTable:
     segment = torch.cat([image_mask.long() - 1, 1 - 2 * is_filler.long()], 1)
     sees = torch.tensor([[False, False], [True, False]], device=kind.device).expand(kind.shape[0], 2, 2)
     return SegmentTable(kind, torch.zeros_like(kind), segment, torch.cat([image_position, text_position], 1), sees)
+
+
+def text_positions(table: SegmentTable) -> Tensor:
+    """Count positions as a language model does whose image tokens take none (the ancestors' OPT).
+
+    Returns:
+        [B, S] long: text counts the text tokens before it in its own sequence; image tokens 0 (which nobody reads);
+        pads -1, which is the row of pads in OPT's table.
+    """
+    seen = attention_mask(table)[:, 0] & (table.kind == IMAGE)[:, None]
+    position = (table.position - seen.sum(-1)).masked_fill(table.kind == IMAGE, 0)
+    return position.masked_fill(table.kind == PAD, -1)
 
 
 def pads_first(table: SegmentTable, num_new: int = 0) -> tuple[SegmentTable, Tensor]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,39 +28,19 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.utils.generic import ModelOutput
 
 from visgraft.errors import ModelError
 from visgraft.model import checkpoint
 from visgraft.model.configuration import VisionLanguageConfig
+from visgraft.model.entrance import Entrance
 from visgraft.model.fingerprint import Mark
 from visgraft.model.generation import PrefixGenerationMixin
 from visgraft.model.head import gathered_head, supervised_losses
-from visgraft.model.language import embedding_scale, embedding_width, read_contract
+from visgraft.model.language import embedding_scale, read_contract
+from visgraft.model.outputs import VisionLanguageOutput, labels_loss, loss_output
 from visgraft.model.projection import Projection
 from visgraft.model.sequence import IMAGE, SegmentTable, image_then_text, pads_first
 from visgraft.model.vision import count_tokens, dummy_inputs, encode, measure
-
-
-@dataclass
-class VisionLanguageOutput(ModelOutput):
-    """What a forward gives; fields that were not asked for are None.
-
-    Attributes:
-        loss: mean over the supervised tokens, fp32 scalar.
-        loss_sum: their sum, fp32 scalar.
-        num_supervised: how many there are, long scalar.
-        target_losses: [M] fp32, detached, one a supervised token.
-        logits: [B, P + T, V].
-        past_key_values: the cache, filled.
-    """
-
-    loss: Tensor | None = None
-    loss_sum: Tensor | None = None
-    num_supervised: Tensor | None = None
-    target_losses: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
 
 
 class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
@@ -92,9 +71,10 @@ class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
         config.vision_config, config.text_config = vision.config, language.config
         self.vision = vision
         self.language = language
+        self.entrance = Entrance(language, at=config.prefix_at)
         self.projection = Projection(
             measure(vision.config, settings=config.vision_settings),
-            width=embedding_width(language),
+            width=self.entrance.width,
             settings=config.projection_settings,
             num_frames=config.num_frames,
             scale=1.0 if language.device.type == "meta" else embedding_scale(language),
@@ -161,7 +141,7 @@ class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
             mask = image_mask.bool()
         flat = {name: value[mask] if has_frames else value[mask[:, 0]] for name, value in inputs.items()}
         if not mask.any():
-            empty = torch.zeros(mask.shape[0], 0, embedding_width(self.language), device=mask.device)
+            empty = torch.zeros(mask.shape[0], 0, self.entrance.width, device=mask.device)
             return empty, empty[..., 0].bool()
         order = (mask.long().cumsum(1) - 1)[mask]
         is_single = (mask.sum(1) == 1).repeat_interleave(mask.sum(1))
@@ -194,20 +174,24 @@ class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
         if vision_inputs:
             tokens = self.encode_images(vision_inputs, frame_index=batch["frame_index"])
             real = torch.arange(tokens.shape[1], device=tokens.device)[None] < batch["num_image_tokens"][:, None]
-            where = (table.kind == IMAGE).nonzero(as_tuple=True)
-            embeds = embeds.index_put(where, tokens[real].to(embeds.dtype))
+            is_image = table.kind == IMAGE
+            placed = tokens.new_zeros(*is_image.shape, tokens.shape[-1]).index_put((is_image,), tokens[real])
+            embeds = self.entrance.enter(embeds, placed, is_image)
         elif self.training:
             # A batch without images still runs the vision path, or processes that wait for its gradients would hang.
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             embeds = embeds + 0 * self.encode_images(black).sum().to(embeds.dtype)
         arguments = self.contract.arguments(
-            table, dtype=embeds.dtype, causal_image=self.config.image_attention == "causal"
+            table,
+            dtype=embeds.dtype,
+            causal_image=self.config.image_attention == "causal",
+            positions=self.entrance.positions(table),
         )
         run = functools.partial(self.language, inputs_embeds=embeds, use_cache=False, **arguments)
         losses = supervised_losses(
             self.language, run, source=batch["source"], target=batch["target"], logits_bytes=self.logits_bytes
         )
-        return _loss_output(losses)
+        return loss_output(losses)
 
     # --- Logits
 
@@ -262,16 +246,14 @@ class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
         embeds = self.get_input_embeddings()(input_ids)
         table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
         if num_cached == 0:
-            if image_embeds is not None:
-                embeds = torch.cat([image_embeds.to(embeds.dtype), embeds], 1)
-            if order is not None:
-                embeds = embeds.gather(1, order[..., None].expand_as(embeds))
+            embeds = self.entrance.join(image_embeds, embeds, is_image=table.kind == IMAGE, order=order)
         arguments = self.contract.arguments(
             table,
             dtype=embeds.dtype,
             num_queries=embeds.shape[1],
             cache=past_key_values,
             causal_image=self.config.image_attention == "causal",
+            positions=self.entrance.positions(table),
         )
         with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None):
             output = self.language(
@@ -280,7 +262,7 @@ class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
                 use_cache=past_key_values is not None,
                 **arguments,
             )
-        result = VisionLanguageOutput() if labels is None else _labels_loss(output.logits, labels)
+        result = VisionLanguageOutput() if labels is None else labels_loss(output.logits, labels)
         result.logits, result.past_key_values = output.logits, past_key_values
         return result
 
@@ -308,29 +290,15 @@ class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
 
     def _check_length(self, table: SegmentTable) -> None:
         limit = self.contract.max_positions
-        if limit is not None and table.length > limit and int(table.position.max()) >= limit:
+        if limit is None or table.length <= limit:
+            return
+        length = int(self.entrance.positions(table).max()) + 1
+        if length > limit:
             raise ModelError(
-                f"a row of {int(table.position.max()) + 1} positions (image and text tokens) is longer than the "
-                f"{limit} positions of {self.contract.name}: shorten the text, or make fewer image tokens "
-                "(model.image_size, model.projection.pool)"
+                f"a row of {length} positions (image and text tokens) is longer than the {limit} positions of "
+                f"{self.contract.name}: shorten the text, or make fewer image tokens (model.image_size, "
+                "model.projection.pool)"
             )
-
-
-def _labels_loss(logits: Tensor, labels: Tensor) -> VisionLanguageOutput:
-    """Compute the loss of labels [B, T], shifted inside the text: CE(logits[:, P:-1], labels[:, 1:])."""
-    row, column = (labels[:, 1:] != -100).nonzero(as_tuple=True)
-    predicted = logits[:, -labels.shape[1] :][row, column].float()
-    return _loss_output(nn.functional.cross_entropy(predicted, labels[row, column + 1], reduction="none"))
-
-
-def _loss_output(losses: Tensor) -> VisionLanguageOutput:
-    loss_sum, count = losses.sum(), losses.shape[0]
-    return VisionLanguageOutput(
-        loss=loss_sum / max(1, count),
-        loss_sum=loss_sum,
-        num_supervised=torch.tensor(count, device=losses.device),
-        target_losses=losses.detach(),
-    )
 
 
 AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig, exist_ok=True)
