@@ -10,16 +10,17 @@ ResNet). How many image tokens an encoder makes is found by running it once on n
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig, pytorch_utils
 
 from visgraft.errors import ConfigError, UnsupportedModelError
 
@@ -180,7 +181,7 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
 
 
 def _dummy_features(config: PreTrainedConfig, settings: VisionSettings, device: str) -> Tensor:
-    with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad(), _uncached():
         vision = AutoModel.from_config(config).eval()
         inputs = dummy_inputs(config, image_size=settings.image_size, device=device)
         try:
@@ -190,6 +191,17 @@ def _dummy_features(config: PreTrainedConfig, settings: VisionSettings, device: 
                 f"model.image_size: {type(vision).__name__} cannot take images of {settings.image_size} pixels "
                 f"({error}); its own size is {native_image_size(config)}"
             ) from error
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Keep the library from remembering tensors of the meta device, which hold no values (BEiT's position index)."""
+    original = pytorch_utils.is_torchdynamo_compiling
+    pytorch_utils.is_torchdynamo_compiling = lambda: True
+    try:
+        yield
+    finally:
+        pytorch_utils.is_torchdynamo_compiling = original
 
 
 def _grid(config: PreTrainedConfig, num_tokens: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
