@@ -51,14 +51,12 @@ class StepPlan:
         groups: in their order; process r of n takes every n-th, from r.
         start: the position before it.
         end: the position behind it.
-        progress: the part of the run that is done before it, 0 to 1.
         bad: samples that were met on the way and cannot be used.
     """
 
     groups: tuple[Group, ...]
     start: Position
     end: Position
-    progress: float
     bad: tuple[BadSample, ...]
 
 
@@ -89,10 +87,10 @@ class Planner:
         """Count the groups of an epoch."""
         return len(self._groups(epoch))
 
-    def progress(self, position: Position, *, epochs: float) -> float:
-        """Return the part of a run of so many epochs that is done at a position."""
+    def epochs_done(self, position: Position) -> float:
+        """Return a position as a number of epochs."""
         within = position.cursor / self.num_groups(position.epoch) if position.cursor else 0.0
-        return min(1.0, (position.epoch + within) / epochs)
+        return position.epoch + within
 
     def steps(self, position: Position, *, epochs: float) -> Iterator[StepPlan]:
         """Plan one step after the other until the end of the run.
@@ -103,7 +101,7 @@ class Planner:
         if self.num_groups(0) == 0:
             reasons = ", ".join(sorted({bad.reason for bad in self.unreadable})) or "it is empty"
             raise DataError(f"data: got {len(self.sources)} samples and none can be used ({reasons})")
-        while self.progress(position, epochs=epochs) < 1.0:
+        while self.epochs_done(position) < epochs:
             step = self.step(position, epochs=epochs)
             yield step
             position = step.end
@@ -113,7 +111,7 @@ class Planner:
         groups: list[Group] = []
         bad: list[BadSample] = []
         num_tokens, end = 0, position
-        while num_tokens < self.text_tokens_per_step and self.progress(end, epochs=epochs) < 1.0:
+        while num_tokens < self.text_tokens_per_step and self.epochs_done(end) < epochs:
             index, chunk = self._groups(end.epoch)[end.cursor].tolist()
             group = Group(index, chunk, end.epoch)
             try:
@@ -124,8 +122,7 @@ class Planner:
             end = Position(end.epoch, end.cursor + 1)
             if end.cursor == self.num_groups(end.epoch):
                 end = Position(end.epoch + 1, 0)
-        progress = self.progress(position, epochs=epochs)
-        return StepPlan(tuple(groups), start=position, end=end, progress=progress, bad=tuple(bad))
+        return StepPlan(tuple(groups), start=position, end=end, bad=tuple(bad))
 
     def sample(self, group: Group) -> Sample:
         """Read the sample of a group, with the dialogs of that group alone.

@@ -12,9 +12,10 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
-from visgraft.data.batch import Batch, EncodedSample, Layout, split_by_positions, split_dialogs
+from visgraft.data.batch import PAD, Batch, EncodedSample, Layout, split_by_positions, split_dialogs
 from visgraft.data.sources import BadSample
 from visgraft.errors import BadSampleError
 from visgraft.train.plan import Planner, Position, StepPlan
@@ -35,11 +36,32 @@ class LoaderSettings:
 
 @dataclass(frozen=True)
 class Step:
-    """One step as this process sees it; `batches` is empty where all its samples were bad, or there were none."""
+    """One step as this process sees it.
+
+    Attributes:
+        plan: which groups form it, over all processes.
+        batches: this process's share; empty where all its samples were bad, or there were none for it.
+        num_samples: samples in that share.
+        bad: samples that cannot be used.
+    """
 
     plan: StepPlan
     batches: tuple[Batch, ...]
+    num_samples: int
     bad: tuple[BadSample, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Count what this process's share consists of."""
+        return {
+            "answer_characters": sum(batch.num_answer_characters for batch in self.batches),
+            "text_tokens": sum(batch.num_text_tokens for batch in self.batches),
+            "image_tokens": sum(int(batch.num_image_tokens.sum()) for batch in self.batches),
+            "samples": self.num_samples,
+            "dialogs": sum(batch.num_dialogs for batch in self.batches),
+            "truncated": sum(batch.num_truncated for batch in self.batches),
+            "positions": sum(batch.kind.numel() for batch in self.batches),
+            "pads": sum(int((batch.kind == PAD).sum()) for batch in self.batches),
+        }
 
     def pin_memory(self) -> Step:
         """Return the step with its batches in page-locked memory (the data loader calls this)."""
@@ -48,10 +70,11 @@ class Step:
 
 def load_steps(planner: Planner, position: Position, *, epochs: float, settings: LoaderSettings) -> Iterator[Step]:
     """Make the steps from a position to the end of the run, each ready before it is needed."""
-    loader = DataLoader(
+    loader = DataLoader(  # its own generator: making one leaves the random state of the run alone
         StepDataset(planner, settings),
         sampler=planner.steps(position, epochs=epochs),  # plans are drawn in the main process, in order
         batch_size=None,
+        generator=torch.Generator(),
         num_workers=settings.num_workers,
         worker_init_fn=_leave_interrupts_to_the_main_process if settings.num_workers else None,
         pin_memory=settings.pin_memory,
@@ -68,18 +91,27 @@ class StepDataset(Dataset[Step]):
 
     def __getitem__(self, plan: StepPlan) -> Step:
         """Decode this process's share of a step."""
+        encoded, bad = self.encode(plan)
+        if self.settings.process_index == 0:
+            bad = [*plan.bad, *bad]
+        return Step(plan=plan, batches=self.batches(encoded), num_samples=len(encoded), bad=tuple(bad))
+
+    def encode(self, plan: StepPlan) -> tuple[list[EncodedSample], list[BadSample]]:
+        """Encode the samples of this process, and say which of them cannot be used."""
         encoded: list[EncodedSample] = []
-        bad = list(plan.bad) if self.settings.process_index == 0 else []
+        bad: list[BadSample] = []
         for group in plan.groups[self.settings.process_index :: self.settings.num_processes]:
             try:
                 sample = self.planner.sample(group)
                 encoded.append(self.planner.processor.encode(sample, max_pixels=self.settings.max_pixels))
             except BadSampleError as error:
                 bad.append(self.planner.sources.bad_sample(group.sample_index, str(error)))
-        return Step(plan=plan, batches=self.batches(encoded), bad=tuple(bad))
+        return encoded, bad
 
     def batches(self, encoded: list[EncodedSample]) -> tuple[Batch, ...]:
         """Lay samples out as micro-batches, rows of like length together."""
+        if not encoded:
+            return ()
         rows = encoded if self.settings.layout == "shared" else split_dialogs(encoded)
         parts = split_by_positions(
             [row.num_positions for row in rows], max_cost=None, max_rows=self.settings.micro_batch_rows

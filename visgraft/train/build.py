@@ -1,0 +1,121 @@
+"""A model and its processor as a recipe describes them, with what trains set.
+
+In: a recipe. Out: model and processor; the report of what trains.
+
+    model, processor = build(recipe)
+    report = apply_modes(model, recipe.train, frozen_dtype=torch.bfloat16)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from visgraft.config import PARTS, Recipe, SourceSettings, TrainSettings
+from visgraft.errors import ConfigError
+from visgraft.model.parts import part_module
+from visgraft.model.trainable import Trainable, set_trainable
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
+from visgraft.runs import find_model
+from visgraft.starter import resolve_name
+
+
+def resolve_starter_names(recipe: Recipe, *, progress: Callable[[str], None] | None = None) -> Recipe:
+    """Put folders in the place of `starter:` names; what is not there yet is fetched, and `progress` told so.
+
+    Raises:
+        MissingAssetError: it can be neither found nor fetched.
+        ConfigError: there is no such starter.
+    """
+
+    def resolve(name: str | None) -> str | None:
+        return None if name is None else resolve_name(name, progress=progress)
+
+    def with_folders(entries: Sequence[SourceSettings]) -> tuple[SourceSettings, ...]:
+        return tuple(replace(entry, path=resolve(entry.path)) for entry in entries)
+
+    model, data = recipe.model, recipe.data
+    language = model.language and replace(model.language, name=resolve_name(model.language.name, progress=progress))
+    return replace(
+        recipe,
+        model=replace(model, vision=resolve(model.vision), language=language),
+        data=replace(data, train=with_folders(data.train), validation=with_folders(data.validation)),
+    )
+
+
+def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
+    """Load or make what `recipe.model` names (no `starter:` names); nothing is cast and nothing set to train.
+
+    Raises:
+        CheckpointError: a part or a model to start from cannot be loaded.
+        UnsupportedModelError: the language model does not follow the mask.
+        ConfigError: a setting that the parts cannot take.
+    """
+    settings = recipe.model
+    kernel: dict[str, Any] = {} if settings.attention is None else {"attn_implementation": settings.attention}
+    if settings.start_from is not None:
+        folder = find_model(settings.start_from)
+        model = VisionLanguageModel.from_pretrained(folder, **kernel)
+        processor = Processor.from_pretrained(folder)
+        template = settings.template or processor.template
+    else:
+        assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
+        reading: dict[str, Any] = {
+            name: getattr(settings, name) for name in ("image_size", "feature_layer", "keep_class_token")
+        }
+        revisions: dict[str, Any] = {name: getattr(settings, name) for name in ("vision_revision", "language_revision")}
+        vision, language = settings.vision, settings.language.name
+        model = VisionLanguageModel.from_parts(
+            vision,
+            language,
+            image_attention=settings.image_attention,
+            num_frames=settings.num_frames,
+            projection=asdict(settings.projection),
+            language_init=settings.language.init,
+            **reading,
+            **revisions,
+            **kernel,
+        )
+        processor = Processor.from_parts(
+            vision, language, **reading, **revisions, num_image_tokens=model.projection.num_tokens
+        )
+        template = settings.template or "question"
+    return model, _with_settings(processor, template=template, max_text_tokens=recipe.data.max_text_tokens)
+
+
+def apply_modes(
+    model: VisionLanguageModel, settings: TrainSettings, *, frozen_dtype: torch.dtype | None = None
+) -> Trainable:
+    """Set what trains and how, as `recipe.train` says; see `set_trainable`.
+
+    Raises:
+        ConfigError: what `set_trainable` raises, or gradient checkpointing that a part does not know.
+    """
+    report = set_trainable(
+        model,
+        modes={part: settings.mode_of(part) for part in PARTS},
+        lora={part: settings.lora_of(part) for part in PARTS},
+        frozen_dtype=frozen_dtype,
+    )
+    if settings.gradient_checkpointing:
+        for part in ("vision", "language"):
+            module: Any = part_module(model, part)
+            if not module.supports_gradient_checkpointing:
+                raise ConfigError(f"train.gradient_checkpointing: {type(module).__name__} does not know it; say false")
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return report
+
+
+def _with_settings(processor: Processor, *, template: str, max_text_tokens: int) -> Processor:
+    return Processor(
+        processor.image_processor,
+        processor.tokenizer,
+        num_image_tokens=processor.num_image_tokens,
+        image_size=processor.image_size,
+        template=template,
+        max_text_tokens=max_text_tokens,
+    )

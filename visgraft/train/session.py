@@ -1,0 +1,89 @@
+"""A run in the making: all that its steps, validations and checkpoints work on.
+
+In: what setup.py built. Out: one object that the other files of this folder take.
+Usage: `record = validate(session)`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from visgraft.config import Recipe
+from visgraft.data.batch import Batch
+from visgraft.data.sample import Sample
+from visgraft.data.sources import Quarantine
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
+from visgraft.runs import Run
+from visgraft.train.plan import Planner
+from visgraft.train.progress import TrainProgress
+from visgraft.train.state import TrainState
+from visgraft.train.steps import LoaderSettings
+
+
+@dataclass
+class Session:
+    """A run in the making.
+
+    Attributes:
+        recipe: as it was given.
+        run: the folder.
+        accelerator: device, processes, autocast.
+        model: the model itself.
+        network: what is called to train: the model, or the model inside DDP.
+        processor: the model's own.
+        optimizer: accelerate's wrapper of AdamW.
+        trained: full name -> what trains.
+        planner: the steps over the training data.
+        validation: the steps over the validation data, if there are any.
+        loader: how this process makes batches.
+        quarantine: the bad samples so far.
+        filler: a small batch of real samples, run at weight 0 where a process has nothing to do.
+        probes: fixed questions that are answered on the way, for a person to read.
+        questions: fixed validation questions that are answered and scored.
+        state: how far the run is.
+        progress: what a person sees.
+    """
+
+    recipe: Recipe
+    run: Run
+    accelerator: Accelerator
+    model: VisionLanguageModel
+    network: nn.Module
+    processor: Processor
+    optimizer: Any
+    trained: dict[str, nn.Parameter]
+    planner: Planner
+    validation: Planner | None
+    loader: LoaderSettings
+    quarantine: Quarantine
+    filler: Batch
+    probes: Sequence[Sample]
+    questions: Sequence[Sample]
+    state: TrainState
+    progress: TrainProgress
+
+    @property
+    def fraction_done(self) -> float:
+        """The part of the run that is done, 0 to 1: of its epochs, or of its steps if those end first."""
+        settings = self.recipe.train
+        of_epochs = self.planner.epochs_done(self.state.position) / settings.epochs
+        of_steps = self.state.step / settings.max_steps if settings.max_steps else 0.0
+        return min(1.0, max(of_epochs, of_steps))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has all its epochs, or all its steps, behind it."""
+        return self.fraction_done >= 1.0
+
+    def sum(self, values: Sequence[float]) -> list[Any]:
+        """Add numbers up over all processes."""
+        dtype = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        local = torch.tensor([list(values)], dtype=dtype, device=self.accelerator.device)
+        return self.accelerator.gather(local).sum(0).tolist()

@@ -1,0 +1,216 @@
+"""Everything that a run needs before its first step, built, checked and, where it is resumed, restored.
+
+In: a recipe, and perhaps a run to go on with. Out: a `Session`.
+
+    session = open_session(recipe, resume=None, progress=make_progress())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, set_seed
+from torch import Tensor
+
+from visgraft.config import Recipe, load_recipe, recipe_to_dict
+from visgraft.data.batch import Batch
+from visgraft.data.sample import Sample
+from visgraft.data.sources import BadSample, Quarantine, open_sources
+from visgraft.errors import ConfigError, DataError
+from visgraft.model.parts import trained_parameters
+from visgraft.model.precision import computing_dtype
+from visgraft.model.preflight import preflight
+from visgraft.model.trainable import freeze_unused, parts_table
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
+from visgraft.runs import Run, write_whole
+from visgraft.train.build import apply_modes, build, resolve_starter_names
+from visgraft.train.optim import build_optimizer
+from visgraft.train.plan import Planner, Position
+from visgraft.train.progress import TrainProgress
+from visgraft.train.session import Session
+from visgraft.train.state import TrainState, load_state, set_random_state
+from visgraft.train.steps import LoaderSettings, StepDataset
+from visgraft.train.validate import pick_questions
+
+NUM_PROBES = 8  # questions answered on the way, each about another sample
+NUM_FILLER_SAMPLES = 2
+
+# What may change when a run is resumed; anything else would make it another run.
+CHANGEABLE = {
+    *("output", "name", "train.epochs", "train.max_steps", "train.on_nonfinite", "train.num_workers"),
+    *("train.keep_checkpoints", "train.checkpoint_every_steps", "train.validate_every_steps"),
+    *("train.probe_every_steps", "train.exact_match_samples", "train.max_new_tokens"),
+    *("train.micro_batch_rows", "train.logits_chunk", "train.gradient_checkpointing"),
+}
+
+
+def open_session(
+    recipe: Recipe, *, resume: str | Path | None = None, folder: str | Path | None = None, progress: TrainProgress
+) -> Session:
+    """Build and check a run, make its folder (or open it again) and restore its state."""
+    if resume is not None:
+        check_resumable(load_recipe(Run.open(resume).folder), recipe)
+    accelerator = make_accelerator(recipe)
+    set_seed(recipe.train.seed)  # new weights are drawn from it
+    local = resolve_starter_names(recipe, progress=progress.say)
+    model, processor = build(local)
+    planner, validation, probes, questions = _open_data(local, processor)
+    loader = _loader_settings(recipe, accelerator)
+    filler = first_batch(planner, loader).to(accelerator.device)
+    by_part, rows, notes = _prepare_model(recipe, model, filler, accelerator)
+    run = _open_run(recipe, accelerator, resume=resume, folder=folder)
+    if accelerator.is_main_process:
+        progress.begin(run.folder, rows=rows, notes=notes)
+    optimizer = build_optimizer(by_part, recipe.train)
+    trained = {name: parameter for inside in by_part.values() for name, parameter in inside.items()}
+    network, prepared = accelerator.prepare(model, optimizer)
+    state = TrainState()
+    set_seed(recipe.train.seed, device_specific=True)  # dropout
+    if resume is not None:
+        step, checkpoint = run.latest_checkpoint()
+        state, random_states = load_state(checkpoint, trained=trained, optimizer=optimizer, scaler=accelerator.scaler)
+        if accelerator.process_index < len(random_states):
+            set_random_state(random_states[accelerator.process_index], device=accelerator.device)
+        if accelerator.is_main_process:
+            run.resume_from(step)
+    return Session(
+        recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
+        optimizer=prepared, trained=trained, planner=planner, validation=validation, loader=loader,
+        quarantine=_open_quarantine(recipe, run, planner, is_main=accelerator.is_main_process), filler=filler,
+        probes=probes, questions=questions, state=state, progress=progress,
+    )  # fmt: skip
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Make the accelerator of a run; under torchrun or `accelerate launch` it joins the other processes.
+
+    Raises:
+        ConfigError: the device lacks the recipe's precision.
+    """
+    dtype = computing_dtype(recipe.train.precision, device=PartialState().device)
+    words = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    if AcceleratorState._shared_state:  # one program may train one run in bf16 and the next in fp32
+        AcceleratorState._reset_state()
+    # DDP would send buffers before every forward, and hang where one process has fewer forwards than another.
+    data_parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision=words[dtype], kwargs_handlers=[data_parallel])
+
+
+def check_resumable(before: Recipe, now: Recipe) -> None:
+    """Refuse to go on with a run under a recipe that would have made another run of it.
+
+    Raises:
+        ConfigError: with the first key that differs.
+    """
+    old, new = _flat(recipe_to_dict(before)), _flat(recipe_to_dict(now))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not any(key == c or key.startswith(f"{c}.") for c in CHANGEABLE):
+            raise ConfigError(
+                f"{key}: got {new.get(key, 'the default')}, but the run began with {old.get(key, 'the default')}; "
+                f"resume it as it was (only these may change: {', '.join(sorted(CHANGEABLE))}), or start a new run "
+                "with model.start_from"
+            )
+
+
+def first_batch(planner: Planner, loader: LoaderSettings) -> Batch:
+    """Make a small batch of the first samples that can be used, those with an image and several dialogs first.
+
+    Raises:
+        DataError: no sample of the first step can be used.
+    """
+    plan = next(planner.steps(Position(0, 0), epochs=1.0))
+    encoded, bad = StepDataset(planner, replace(loader, process_index=0, num_processes=1)).encode(plan)
+    if not encoded:
+        raise DataError(f"data.train: no sample of the first step can be used; the first is bad: {bad[0].reason}")
+    encoded.sort(key=lambda sample: (not sample.num_image_tokens, len(sample.dialogs) == 1))  # stable
+    return StepDataset(planner, replace(loader, micro_batch_rows=None)).batches(encoded[:NUM_FILLER_SAMPLES])[0]
+
+
+def _open_data(
+    recipe: Recipe, processor: Processor
+) -> tuple[Planner, Planner | None, Sequence[Sample], Sequence[Sample]]:
+    settings: dict[str, Any] = {
+        "seed": recipe.train.seed,
+        "max_dialogs": recipe.data.max_dialogs_per_prefix,
+        "text_tokens_per_step": recipe.train.text_tokens_per_step,
+    }
+    sources = open_sources(recipe.data.train, key="data.train")
+    planner = Planner(sources, processor, **settings)
+    if not recipe.data.validation:
+        return planner, None, pick_questions(sources, processor, number=NUM_PROBES), []
+    held_out = open_sources(recipe.data.validation, key="data.validation")
+    questions = pick_questions(held_out, processor, number=max(NUM_PROBES, recipe.train.exact_match_samples))
+    validation = Planner(held_out, processor, shuffle=False, **settings)
+    return planner, validation, questions[:NUM_PROBES], questions[: recipe.train.exact_match_samples]
+
+
+def _loader_settings(recipe: Recipe, accelerator: Accelerator) -> LoaderSettings:
+    return LoaderSettings(
+        layout=recipe.train.layout,
+        micro_batch_rows=recipe.train.micro_batch_rows,
+        max_pixels=recipe.data.max_pixels,
+        num_workers=recipe.train.num_workers,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def _prepare_model(recipe: Recipe, model: VisionLanguageModel, filler: Batch, accelerator: Accelerator) -> Any:
+    """Set what trains, move the model to its device and check it on a real batch."""
+    frozen_dtype = computing_dtype(recipe.train.precision, device=accelerator.device)
+    report = apply_modes(model, recipe.train, frozen_dtype=frozen_dtype)
+    model.to(accelerator.device)
+    with accelerator.autocast():
+        model.train()
+        report = freeze_unused(model, report, loss=lambda: _loss(model, filler))
+        checked = preflight(model.train(), filler)
+    by_part = trained_parameters(model)
+    rates = {part: recipe.train.learning_rate_of(part) for part, inside in by_part.items() if inside}
+    return by_part, parts_table(model, report, learning_rate=rates), checked.notes
+
+
+def _loss(model: VisionLanguageModel, batch: Batch) -> Tensor:
+    loss = model.loss(batch).loss
+    assert loss is not None
+    return loss
+
+
+def _open_run(recipe: Recipe, accelerator: Accelerator, *, resume: str | Path | None, folder: str | Path | None) -> Run:
+    """Make or open the run folder in the first process and tell the others where it is."""
+    where: list[Any] = [None]
+    if accelerator.is_main_process:
+        run = Run.create(recipe, folder=folder) if resume is None else Run.open(resume)
+        if resume is not None:
+            write_whole(run.folder / "recipe.yaml", recipe.to_yaml())
+        where = [str(run.folder)]
+    broadcast_object_list(where)
+    return Run.open(where[0])
+
+
+def _open_quarantine(recipe: Recipe, run: Run, planner: Planner, *, is_main: bool) -> Quarantine:
+    names = [field.name for field in fields(BadSample)]
+    known = [BadSample(**{name: record[name] for name in names}) for record in run.read("quarantine")]
+    quarantine = Quarantine(
+        num_samples=len(planner.sources),
+        max_bad_fraction=recipe.data.max_bad_fraction,
+        known=known,
+        write=(lambda record: run.append("quarantine", record)) if is_main else None,
+    )
+    for bad in planner.unreadable:
+        quarantine.add(bad)
+    return quarantine
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

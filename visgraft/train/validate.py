@@ -1,0 +1,92 @@
+"""How good a model is in the middle of its training: loss on held-out data, and answers to fixed questions.
+
+In: a session. Out: numbers for `metrics.jsonl`, answers for `samples.jsonl`. Nothing here touches weights or any
+random state, so a run that validates more often is the same run.
+
+    record = validate(session)
+    answer_probes(session)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import torch
+
+from visgraft.data.sample import Sample
+from visgraft.data.sources import Sources, epoch_order
+from visgraft.errors import BadSampleError
+from visgraft.evaluate.metrics import exact_match
+from visgraft.infer import answer
+from visgraft.processor import Processor
+from visgraft.train.plan import Position
+from visgraft.train.session import Session
+from visgraft.train.steps import load_steps
+
+
+def pick_questions(sources: Sources, processor: Processor, *, number: int) -> list[Sample]:
+    """Pick a fixed number of questions: one dialog each of samples that can be used, the same in every run."""
+    questions: list[Sample] = []
+    for index in epoch_order(len(sources), seed=0, epoch=0).tolist():
+        if len(questions) == number:
+            break
+        try:
+            sample = sources[index]
+            chosen = replace(sample, dialogs=[Random(index).choice(sample.dialogs)])
+            processor.encode(chosen)
+        except BadSampleError:
+            continue  # the training or validation loss meets it too, and reports it
+        questions.append(chosen)
+    return questions
+
+
+@torch.no_grad()
+def validate(session: Session) -> dict[str, Any]:
+    """Measure loss on the validation data and, if the recipe asks for it, the share of right answers."""
+    assert session.validation is not None
+    accelerator, model = session.accelerator, session.model
+    loss_sum, num_tokens, num_characters = 0.0, 0, 0
+    model.eval()
+    for step in load_steps(session.validation, Position(0, 0), epochs=1.0, settings=session.loader):
+        for batch in step.batches:
+            with accelerator.autocast():
+                losses = model.loss(batch.to(accelerator.device)).target_losses
+            assert losses is not None
+            loss_sum += float(losses.sum())
+            num_tokens += batch.target.numel()
+            num_characters += batch.num_answer_characters
+    model.train()
+    loss_sum, num_tokens, num_characters = session.sum([loss_sum, num_tokens, num_characters])
+    record = {
+        "step": session.state.step,
+        "validation_loss": loss_sum / max(1, num_tokens),
+        "validation_loss_per_character": loss_sum / max(1, num_characters),
+    }
+    if session.questions and accelerator.is_main_process:
+        record["exact_match"] = score_questions(session)
+    return record
+
+
+def score_questions(session: Session) -> float:
+    """Answer the fixed validation questions by generation; return the share that is right as a whole string."""
+    answers = _answers(session, session.questions)
+    accepted = [[turn.answer, *turn.references] for turn in (sample.dialogs[0][-1] for sample in session.questions)]
+    return exact_match(answers, references=accepted).value
+
+
+def answer_probes(session: Session) -> None:
+    """Answer the fixed probe questions and write the answers down."""
+    for sample, text in zip(session.probes, _answers(session, session.probes), strict=True):
+        turn = sample.dialogs[0][-1]
+        record = {"step": session.state.step, "id": sample.id, "prompt": turn.prompt, "answer": text}
+        session.run.append("samples", {**record, "expected": [turn.answer, *turn.references]})
+
+
+def _answers(session: Session, questions: Sequence[Sample]) -> list[str]:
+    with session.accelerator.autocast():
+        texts = answer(session.model, session.processor, questions, max_new_tokens=session.recipe.train.max_new_tokens)
+    session.model.train()
+    return texts
