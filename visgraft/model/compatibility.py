@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ TINY = {
     "eos_token_id": 2,
 }
 NUM_IMAGE, TEXT_LENGTHS, TEXT_ONLY = 4, (3, 3), 12
+# What a model raises that cannot run as it is asked to.
+_FAILURES = (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
 _passed: set[str] = set()
 
 
@@ -102,16 +105,16 @@ def _tiny_like(language: PreTrainedModel) -> PreTrainedModel | None:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            tiny = AutoModelForCausalLM.from_config(
-                shrink(config), attn_implementation=config._attn_implementation, dtype=torch.float32
-            )
+            # A class of one's own is tried as it is; of a model with more than one part, the text part.
+            make = AutoModelForCausalLM.from_config if config is not language.config else type(language)._from_config
+            tiny = make(shrink(config), attn_implementation=config._attn_implementation, dtype=torch.float32)
             for parameter in tiny.parameters():
                 if parameter.ndim > 1:  # the library's initial weights are so small that effects vanish
                     torch.nn.init.normal_(parameter, std=0.2)
             ids = torch.zeros(1, 4, dtype=torch.long)
             tiny.eval()(input_ids=ids)
             return tiny
-    except (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError):
+    except _FAILURES:
         return None
 
 
@@ -187,14 +190,17 @@ def _reachable(contract: Contract, table: SegmentTable) -> tuple[Tensor, Tensor]
 
 def _logits(language: PreTrainedModel, contract: Contract, inputs: Tensor, table: SegmentTable) -> Tensor:
     arguments = contract.arguments(table, dtype=inputs.dtype)
-    return language(inputs_embeds=inputs, use_cache=False, **arguments).logits.float()
+    try:
+        return language(inputs_embeds=inputs, use_cache=False, **arguments).logits.float()
+    except _FAILURES as error:
+        _refuse(contract, f"it cannot take a mask of who sees whom ({type(error).__name__}: {error})")
 
 
 def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
     return bool(((first - second).abs().max() <= tolerance).item())
 
 
-def _refuse(contract: Contract, reason: str) -> None:
+def _refuse(contract: Contract, reason: str) -> NoReturn:
     raise UnsupportedModelError(
         f"{contract.name} cannot be joined exactly: {reason}. Choose another language model; most causal LMs work"
     )
