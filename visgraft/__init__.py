@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from visgraft.data.prompt import PromptTemplate as PromptTemplate
     from visgraft.data.sample import Sample as Sample
     from visgraft.data.sample import Turn as Turn
+    from visgraft.heirs.importing import import_ancestor as import_ancestor
     from visgraft.model.vlm import VisionLanguageModel as VisionLanguageModel
     from visgraft.processor import Processor as Processor
     from visgraft.runs import Run as Run
@@ -33,6 +34,7 @@ _MODULE_OF = {
     "Sample": "visgraft.data.sample",
     "Turn": "visgraft.data.sample",
     "VisionLanguageModel": "visgraft.model.vlm",
+    "import_ancestor": "visgraft.heirs.importing",
     "load_recipe": "visgraft.config",
     "recipe_to_yaml": "visgraft.config",
 }
