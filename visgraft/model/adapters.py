@@ -3,19 +3,22 @@
 In: a part with adapters and a folder. Out: `adapter_config.json` and `adapter_model.safetensors`, which peft's own
 `PeftModel.from_pretrained` loads on top of the bare part too.
 
-    save_adapter(model.language, "default", folder / adapter_folder("language", 0), name="facebook/opt-350m")
+    save_adapter(model.language, "default", folder=folder / adapter_folder("language", 0), name="facebook/opt-350m")
 """
 
 from __future__ import annotations
 
+import copy
+import warnings
 from pathlib import Path
 
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from visgraft.errors import CheckpointError
 from visgraft.model.lora import activate_adapters
+from visgraft.model.weights import read_tensors
 
 PEFT_PREFIX = "base_model.model."  # what peft puts in front of every name on disk
 
@@ -25,7 +28,7 @@ def adapter_folder(part: str, index: int) -> str:
     return f"{part}_lora" if index == 0 else f"{part}_lora_{index + 1}"
 
 
-def save_adapter(module: PreTrainedModel, adapter: str, folder: Path, name: str | None) -> None:
+def save_adapter(module: PreTrainedModel, adapter: str, *, folder: Path, name: str | None) -> None:
     """Write one adapter of a part; `name` is the base model that peft should put it on."""
     folder.mkdir(exist_ok=True)
     state = get_peft_model_state_dict(module, adapter_name=adapter, save_embedding_layers=False)
@@ -34,23 +37,33 @@ def save_adapter(module: PreTrainedModel, adapter: str, folder: Path, name: str 
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
-    config = module.peft_config[adapter]
+    config = copy.copy(module.peft_config[adapter])
     config.base_model_name_or_path = name
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))
 
 
-def load_adapter(module: PreTrainedModel, folder: Path, adapter: str) -> None:
+def load_adapter(module: PreTrainedModel, folder: Path, *, adapter: str) -> None:
     """Put an adapter from disk on a part.
 
     Raises:
-        CheckpointError: its weights do not fit the part.
+        CheckpointError: a file of it is missing or damaged, or its weights do not fit the part.
     """
-    state = {
-        key.removeprefix(PEFT_PREFIX): tensor for key, tensor in load_file(folder / "adapter_model.safetensors").items()
-    }
-    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), module, adapter_name=adapter)
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder} has no adapter_config.json that can be read ({error})") from error
+    state = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in read_tensors(folder).items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
+            inject_adapter_in_model(config, module, adapter_name=adapter)
+    except ValueError as error:  # peft's words: no such modules in this model
+        raise CheckpointError(f"{folder}: the LoRA does not fit {type(module).__name__}: {error}") from error
     expected = get_peft_model_state_dict(module, adapter_name=adapter, save_embedding_layers=False)
-    if set(expected) != set(state):
-        raise CheckpointError(f"{folder}: LoRA weights do not fit the model: {sorted(set(expected) ^ set(state))[:5]}")
+    wrong = set(expected) ^ set(state) or {key for key in state if state[key].shape != expected[key].shape}
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: LoRA weights that do not fit {type(module).__name__}: {', '.join(sorted(wrong)[:5])}"
+        )
     set_peft_model_state_dict(module, state, adapter_name=adapter)
     activate_adapters(module, trained=adapter)

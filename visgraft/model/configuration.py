@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from visgraft.errors import ConfigError
-from visgraft.model.entrance import PREFIX_PLACES
+from visgraft.model.entrance import PREFIX_PLACES, PrefixPlace
 from visgraft.model.projection import ProjectionSettings
 from visgraft.model.vision import VisionSettings
 
@@ -32,7 +32,9 @@ class VisionLanguageConfig(PreTrainedConfig):
         num_frames: frames with a learned temporal embedding; 0 = none.
         projection: `ProjectionSettings` as a dict.
         prefix_at: where the prefix enters: `embeddings`, or `first_layer` (OPT checkpoints of the ancestors).
-        parts: where each part came from: {part: {"name", "revision", "fingerprint", ...}}.
+        parts: where each part came from: {part: {"name", "revision"}}, and in a folder's config.json what it holds of
+            the part: {"stored": "none", "some" or "all", "adapters": their number, "fingerprint": of the weights that
+            are not stored, "dtype" and "other_dtypes": the formats that those were trained with}.
     """
 
     model_type = "visgraft"
@@ -49,7 +51,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         keep_class_token: bool = True,
         num_frames: int = 0,
         projection: dict[str, Any] | None = None,
-        prefix_at: str = "embeddings",
+        prefix_at: PrefixPlace = "embeddings",
         parts: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

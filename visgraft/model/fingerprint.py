@@ -1,93 +1,101 @@
-"""Which weights changed, and whether a frozen part is the one that was trained with.
+"""Which weights changed since they were loaded, and whether a frozen part is the one that was trained with.
 
-In: a part. Out: one mark a weight (two checksums of its bits), and one fingerprint of many marks. Checksums are exact
-integer sums over all bits weighted by place, so one changed bit anywhere changes them.
+In: weights by name. Out: one mark each, and one fingerprint of many marks. A mark is a checksum over all bits, once as
+they are and once after rounding to each half format, so that a cast alone is told from training.
 
-    marks = read_marks(module)
-    names = changed_names(state, marks)
-    fingerprint = combine(marks)
+    marks = read_marks(weights)
+    names = changed_names(weights, read_marks(weights), before=marks)
+    fingerprint = combine(marks.values())
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+HALF_FORMATS = (torch.bfloat16, torch.float16)
+_PIECE = 2**18  # weights summed at a time: it stays in the processor's cache while its checksums are made
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Checksums of a weight: of its own bits, and of its bits after rounding to bfloat16 (which survives a cast)."""
+    """Checksums of one weight.
 
-    exact: int
-    rounded: int
-    dtype: str
+    Attributes:
+        dtype: the weight's own format.
+        sums: format -> checksum of the bits after rounding to it; the weight's own and the half formats.
+    """
+
+    dtype: torch.dtype
+    sums: Mapping[torch.dtype, int]
 
 
-def read_marks(module: nn.Module) -> dict[str, Mark]:
-    """Mark every weight of a part by its name without LoRA (`base_layer` left out); adapters carry no mark."""
-    marks = {}
-    for name, tensor in module.state_dict().items():
-        if ".lora_" not in name and tensor.device.type != "meta":
-            marks[name.replace(".base_layer.", ".")] = mark_of(tensor)
-    return marks
+def read_marks(weights: Mapping[str, Tensor]) -> dict[str, Mark]:
+    """Mark every weight."""
+    return {name: mark_of(tensor) for name, tensor in weights.items()}
 
 
 def mark_of(tensor: Tensor) -> Mark:
-    """Mark one tensor."""
-    tensor = tensor.detach()
-    rounded = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-    return Mark(_checksum(tensor), _checksum(rounded), str(tensor.dtype))
+    """Mark one weight."""
+    flat = tensor.detach().contiguous().flatten()
+    formats = {tensor.dtype, *HALF_FORMATS} if tensor.is_floating_point() else {tensor.dtype}
+    sums = dict.fromkeys(formats, 0)
+    for index, piece in enumerate(flat.split(_PIECE)):
+        for dtype in formats:
+            sums[dtype] += (2 * index + 1) * _checksum(piece.to(dtype))
+    return Mark(tensor.dtype, {dtype: total % 2**64 for dtype, total in sums.items()})
 
 
-def changed_names(state: Mapping[str, Tensor], marks: Mapping[str, Mark]) -> list[str]:
-    """List the weights that are not what their mark says; a cast to another format alone is no change."""
-    changed = []
-    for name, tensor in state.items():
-        before = marks.get(name)
-        now = mark_of(tensor)
-        is_same = before is not None and (
-            now.exact == before.exact if now.dtype == before.dtype else now.rounded == before.rounded
-        )
-        if not is_same:
-            changed.append(name)
-    return changed
+def changed_names(weights: Mapping[str, Tensor], marks: Mapping[str, Mark], *, before: Mapping[str, Mark]) -> list[str]:
+    """List the weights whose values are not those of `before`; a cast alone is no change.
 
-
-def combine(marks: Mapping[str, Mark]) -> str:
-    """Make one fingerprint of many marks, the same in float32 as after rounding to bfloat16."""
-    digest = hashlib.sha256()
-    for name in sorted(marks):
-        digest.update(f"{name} {marks[name].rounded};".encode())
-    return digest.hexdigest()[:32]
-
-
-def round_parameters(module: nn.Module, dtype: str) -> None:
-    """Round weights to the format they were frozen in, in place; their own format stays.
-
-    BatchNorm weights are left alone: they are never frozen in a lower format.
+    Args:
+        weights: as they are now.
+        marks: theirs.
+        before: marks of an earlier time; a weight that has none is new, so it counts as changed.
     """
-    format_ = getattr(torch, dtype)
-    kept = {
-        id(parameter)
-        for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        for parameter in layer.parameters()
-    }
-    for parameter in module.parameters():
-        if id(parameter) not in kept and parameter.is_floating_point() and parameter.dtype != format_:
-            parameter.data = parameter.data.to(format_).to(parameter.dtype)
+    return [
+        name
+        for name, tensor in weights.items()
+        if name not in before or not _is_same(tensor, marks[name], before[name])
+    ]
 
 
-def _checksum(tensor: Tensor) -> int:
-    bits = tensor.contiguous().view(_BITS[tensor.element_size()]).flatten()
-    total = 0
-    for index, part in enumerate(bits.split(2**22)):  # in pieces, so that no int64 copy of a large weight is made
-        place = torch.arange(1, part.numel() + 1, device=part.device) % 65_521
-        total += (index + 1) * int((part.to(torch.int64) * place).sum())
-    return total
+def combine(marks: Iterable[Mark]) -> str:
+    """Make one fingerprint of many marks, the same in float32 as after rounding to bfloat16.
+
+    Names are left out: in memory they change between versions of transformers.
+    """
+    sums = sorted(mark.sums.get(torch.bfloat16, mark.sums[mark.dtype]) for mark in marks)
+    return hashlib.sha256(str(sums).encode()).hexdigest()[:32]
+
+
+def _is_same(tensor: Tensor, now: Mark, before: Mark) -> bool:
+    if now.dtype in before.sums:
+        return now.sums[now.dtype] == before.sums[now.dtype]
+    # Kept in a wider format than it was loaded in: the same only if nothing finer than the old format was added.
+    narrow = tensor.detach().to(before.dtype)
+    return mark_of(narrow).sums == before.sums and torch.equal(narrow.to(tensor.dtype), tensor)
+
+
+def _checksum(piece: Tensor) -> int:
+    """Sum the bits, taken as 64-bit integers, times fixed odd numbers, modulo 2**64: any one changed bit shows."""
+    bits = piece.view(torch.uint8)
+    if bits.numel() % 8 or bits.storage_offset() % 8:
+        bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).clone()
+    words = bits.view(torch.int64)
+    factors = _odd_numbers(piece.device)[: words.numel()]
+    if piece.device.type == "cpu":
+        return int(torch.dot(words, factors))
+    return int((words * factors).sum())  # accelerators have no integer dot product
+
+
+@functools.cache
+def _odd_numbers(device: torch.device) -> Tensor:
+    digest = hashlib.shake_128(b"visgraft").digest(8 * _PIECE)
+    return (torch.frombuffer(bytearray(digest), dtype=torch.int64) | 1).to(device)

@@ -21,6 +21,10 @@ from visgraft.errors import ModelError
 class PrefixGenerationMixin(GenerationMixin):
     """Hugging Face's generation for a model whose forward takes `image_embeds` and `image_token_mask`."""
 
+    config: Any  # these are the model's own
+    device: Any
+    image_prefix: Any
+
     @torch.no_grad()
     def generate(  # type: ignore[override]
         self,
@@ -62,7 +66,7 @@ class PrefixGenerationMixin(GenerationMixin):
         if pixel_values is not None and kwargs.get("image_embeds") is None:
             prefix, prefix_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
             kwargs.update(image_embeds=prefix, image_token_mask=prefix_mask)
-        output = super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        output: Any = super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         sequences = output if isinstance(output, Tensor) else output.sequences
         copies = sequences.shape[0] // given.shape[0]
         whole = torch.cat([given.repeat_interleave(copies, 0), sequences[:, given.shape[1] :]], 1)
@@ -106,8 +110,9 @@ class PrefixGenerationMixin(GenerationMixin):
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
-    ) -> None:
+    ) -> Any:
         """Make room for the image tokens, which `generate` does not count."""
         mask = model_kwargs.get("image_token_mask")
         length += 0 if mask is None else mask.shape[1]
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, length)
+        prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
+        return prepare(generation_config, model_kwargs, generation_mode, batch_size, length)

@@ -43,8 +43,8 @@ def load_vision(
         CheckpointError: nothing there, or weights missing that the features need.
     """
     if isinstance(name, nn.Module):
-        is_whole = vision_tower_config(name.config) is not name.config
-        return (name.vision_model if is_whole else name), _origin(None)
+        tower: Any = name.vision_model if vision_tower_config(name.config) is not name.config else name
+        return tower, _origin(None)
     config = vision_tower_config(load_config(name, revision=revision))
     reading = read_part("vision", name, revision=revision, dtype=dtype, config=config)
     if reading.missing:
@@ -132,7 +132,7 @@ def read_part(
     Raises:
         CheckpointError: it cannot be read, or its weights have other shapes than the config says.
     """
-    auto = AutoModel if part == "vision" else AutoModelForCausalLM
+    auto: Any = AutoModel if part == "vision" else AutoModelForCausalLM
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
     with explained(name), quiet():
         module, info = auto.from_pretrained(_place(name), revision=revision, dtype=dtype, config=config, **options)

@@ -30,10 +30,9 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicCache
 
 from visgraft.errors import ModelError
-from visgraft.model import checkpoint
+from visgraft.model.checkpoint import CheckpointMixin
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.entrance import Entrance
-from visgraft.model.fingerprint import Mark
 from visgraft.model.generation import PrefixGenerationMixin
 from visgraft.model.head import gathered_head, supervised_losses
 from visgraft.model.language import embedding_scale, read_contract
@@ -43,14 +42,13 @@ from visgraft.model.sequence import IMAGE, SegmentTable, image_then_text, pads_f
 from visgraft.model.vision import count_tokens, dummy_inputs, encode, measure
 
 
-class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
+class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
     """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
 
     config: VisionLanguageConfig
     vision: PreTrainedModel
     projection: Projection
     language: PreTrainedModel
-    loaded_marks: dict[str, dict[str, Mark]]  # part -> checksums of its weights as they were loaded
     config_class = VisionLanguageConfig
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012 (the base class's form)
@@ -84,10 +82,6 @@ class VisionLanguageModel(PreTrainedModel, PrefixGenerationMixin):
         self.generation_config = language.generation_config
         self.logits_bytes = 256 * 2**20  # beyond this, logits are made and forgotten in checkpointed chunks
         self.post_init()
-
-    from_parts = classmethod(checkpoint.from_parts)
-    from_pretrained = classmethod(checkpoint.from_pretrained)  # type: ignore[assignment]
-    save_pretrained = checkpoint.save_pretrained  # type: ignore[assignment]
 
     def init_weights(self) -> None:
         """Leave the weights alone: the parts come initialised, the projection initialises itself."""
