@@ -4,7 +4,7 @@ In: values already converted (see strict.py). Out: `Recipe`, the one object that
 Usage: `Recipe(model=ModelSettings(vision="google/vit-base-patch16-224", language=LanguageSettings("gpt2")))`
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
@@ -151,16 +151,58 @@ class TrainSettings:
         return self.lora.get(part, LoraSettings()) if isinstance(self.lora, dict) else self.lora
 
 
+class HeldOut(TypedDict):
+    """Hold a share of a source's train split out of training and validate on it."""
+
+    validation: float | str  # 0.02, or 2%
+
+
 @dataclass(frozen=True)
 class SourceSettings:
     """One source of samples; keys that are no field here are the reader's own `options`."""
 
     source: str  # name of the reader: easy_vqa, coco, folder, ...
     path: NameOrFolder | None = None  # folder or file; looked for beside the recipe, then in the working directory
-    split: str = "train"  # which part of the source
+    split: str | HeldOut = "train"  # which part; {validation: 2%}: train without 2 % of its images, which validate
     limit: PositiveInt | None = None  # take only the first so many samples
-    weight: PositiveFloat = 1.0  # how often its texts come, relative to the other sources
+    weight: PositiveFloat = 1.0  # how often its texts come in an epoch
+    group: Literal["auto", "path", "content", "none"] = "auto"  # by what texts are told to be about the same image
+    dialogs: Literal["as_given", "independent", "conversation"] = "as_given"  # a dialog per turn, or one per image
+    num_frames: PositiveInt = 8  # frames taken of a video, or of a folder of frames
+    frame_spacing_s: PositiveFloat | None = None  # seconds between frames; null: spread over the whole video
     options: dict[str, Any] = field(default_factory=dict, metadata=TAKES_THE_REST)  # keys that the reader declares
+
+    def __post_init__(self) -> None:
+        if isinstance(self.split, dict):
+            self.held_out  # noqa: B018  # raises where the share is none
+
+    @property
+    def held_out(self) -> float:
+        """The share of the images that only validation sees, 0 to 1."""
+        if isinstance(self.split, str):
+            return 0.0
+        share = self.split["validation"]
+        try:
+            part = float(share.removesuffix("%")) / 100 if isinstance(share, str) and "%" in share else float(share)
+        except ValueError:
+            part = -1.0
+        if not 0 < part < 1:
+            raise ConfigError(f"split.validation: got {share!r}, need a share between 0 and 1, such as 0.02 or 2%")
+        return part
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """How training images are changed at random; everything is off by default."""
+
+    crop: tuple[Fraction, Fraction] | None = None  # random crop of this share of the area, [0.5, 1.0], say
+    flip: Fraction = 0.0  # how often left and right change places
+    colour: Fraction = 0.0  # brightness, contrast and saturation vary by up to this share
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is changed."""
+        return self != AugmentSettings()
 
 
 @dataclass(frozen=True)
@@ -173,6 +215,22 @@ class DataSettings:
     max_text_tokens: PositiveInt = 512  # longest text of one dialog; what is longer is cut and counted
     max_bad_fraction: Fraction = 0.01  # bad samples that a source may have before the run stops
     max_pixels: PositiveInt = 100_000_000  # larger images are refused
+    allow_remote_images: bool = False  # whether images are downloaded where the data names web addresses
+    group_across_sources: bool = False  # whether texts about one image are gathered from all sources
+    mixing_temperature: PositiveFloat = 1.0  # 1: sources as large as they are; larger: more and more alike
+    augment: AugmentSettings = field(default_factory=AugmentSettings)  # random changes to training images
+
+    def __post_init__(self) -> None:
+        # What is held out of a training source validates, whether the recipe repeats it under validation or not.
+        there = [(entry.source, entry.path, entry.split, entry.options) for entry in self.validation]
+        held_out = [replace(entry, weight=1.0, limit=None) for entry in self.train if entry.held_out]
+        new = [e for e in held_out if (e.source, e.path, e.split, e.options) not in there]
+        object.__setattr__(self, "validation", (*self.validation, *new))
+        if self.augment.crop and not 0 < self.augment.crop[0] <= self.augment.crop[1]:
+            raise ConfigError(
+                f"data.augment.crop: got {list(self.augment.crop)}, need the smallest and the largest share of the "
+                "area that is kept, above 0, such as [0.5, 1.0]"
+            )
 
 
 @dataclass(frozen=True)
