@@ -7,15 +7,14 @@ In:  an http(s) address. Out: a StoredImage that downloads it when it is opened,
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from hashlib import sha256
 from http.client import HTTPException
-from pathlib import Path
 from uuid import uuid4
 
+from visgraft.data.kept import cache_folder
 from visgraft.errors import BadSampleError
 
 _TIMEOUT_S = 20
@@ -31,7 +30,7 @@ class RemoteImage:
 
     def read(self) -> bytes:
         """Return the encoded file; raises BadSampleError where it cannot be had."""
-        kept = _folder() / sha256(self.url.encode()).hexdigest()
+        kept = cache_folder() / "images" / sha256(self.url.encode()).hexdigest()
         if kept.is_file():
             return kept.read_bytes()
         data = self._download()
@@ -51,9 +50,3 @@ class RemoteImage:
         if len(data) > _MAX_BYTES:
             raise BadSampleError("image file is too large")
         return data
-
-
-def _folder() -> Path:
-    root = os.environ.get("VISGRAFT_CACHE")
-    folder = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "visgraft"
-    return folder.expanduser() / "images"

@@ -1,9 +1,9 @@
 """Put the sources of a recipe one behind the other, in an order that depends on nothing but seed and epoch.
 
 In:  the entries of a recipe's `data.train` or `data.validation`.
-Out: Sources: samples by number, ids unique; the order of an epoch; chunks of a sample's dialogs; the count of bad ones.
+Out: Sources: samples by number, ids unique; the order of an epoch; chunks of a sample's dialogs.
 
-    sources = open_sources(recipe.data.train, key="data.train")
+    sources = open_sources(recipe.data.train, key="data.train", settings=recipe.data)
     for index in sources.order(seed=0, epoch=0): sample = sources[index]
 """
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 import inspect
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
@@ -21,40 +21,92 @@ from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from random import Random
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visgraft.config import SourceSettings, Strict, unknown_key
+from visgraft.config import DataSettings, SourceSettings, Strict, unknown_key
+from visgraft.data.adapting import Adapted, divide, known_counts
+from visgraft.data.grouping import Grouped, RowSource
+from visgraft.data.mixing import epoch_order as epoch_order
+from visgraft.data.mixing import mixed_order, temper
+from visgraft.data.quarantine import BadSample as BadSample
+from visgraft.data.quarantine import Quarantine as Quarantine
 from visgraft.data.sample import Sample, Source
-from visgraft.errors import ConfigError, DataError
+from visgraft.errors import BadSampleError, ConfigError, DataError
 
 # The one table of formats; a reader's module is loaded when a recipe asks for it.
 READERS = {
     "coco": "visgraft.data.readers.coco",
     "easy_vqa": "visgraft.data.readers.easy_vqa",
     "folder": "visgraft.data.readers.folder",
+    "hf": "visgraft.data.readers.hf",
+    "karpathy": "visgraft.data.readers.karpathy",
+    "llava": "visgraft.data.readers.llava",
+    "m3it": "visgraft.data.readers.m3it",
+    "messages": "visgraft.data.readers.messages",
+    "parquet": "visgraft.data.readers.parquet",
+    "prompt_completion": "visgraft.data.readers.prompt_completion",
+    "texts": "visgraft.data.readers.texts",
+    "webdataset": "visgraft.data.readers.webdataset",
 }
-NEVER_FEWER_BAD_SAMPLES = 5  # one bad sample among 20 is no reason to stop
 
 
-def open_sources(settings: Sequence[SourceSettings], *, key: str = "data.train") -> Sources:
-    """Open every source of a list; key is what messages call the list.
+def open_sources(
+    entries: Sequence[SourceSettings], *, key: str = "data.train", settings: DataSettings | None = None
+) -> Sources:
+    """Open every source of a list; key is what messages call the list, settings are what holds for all of them.
 
     Raises ConfigError for a source or an option that does not exist, and what the readers raise.
     """
-    readers = [_reader(entry, key=f"{key}.{number}") for number, entry in enumerate(settings)]
+    settings = settings or DataSettings()
+    readers = [_reader(entry, key=f"{key}.{number}") for number, entry in enumerate(entries)]
+    is_training = not key.endswith("validation")
     opened: list[OpenSource] = []
     names: Counter[str] = Counter()
-    for entry, read in zip(settings, readers, strict=True):
-        path = None if entry.path is None else Path(entry.path).expanduser()
-        samples = read(path, split=entry.split)
+    for entry, read in zip(entries, readers, strict=True):
+        samples = _open(entry, read, settings=settings, is_training=is_training)
         names[entry.source] += 1
         name = entry.source if names[entry.source] == 1 else f"{entry.source}-{names[entry.source]}"
         length = len(samples) if entry.limit is None else min(entry.limit, len(samples))
         opened.append(OpenSource(name=name, samples=samples, length=length, weight=entry.weight))
-    return Sources(opened)
+    temperature = settings.mixing_temperature if is_training else 1.0
+    if settings.group_across_sources and len(opened) > 1:
+        opened = [_gather_all(opened, temperature=temperature)]
+    return Sources(opened, temperature=temperature)
+
+
+def _open(entry: SourceSettings, read: Callable[..., Source], *, settings: DataSettings, is_training: bool) -> Source:
+    """Open one source: read, gather by image, divide, adapt."""
+    path = None if entry.path is None else Path(entry.path).expanduser()
+    samples = read(path, split=entry.split if isinstance(entry.split, str) else "train")
+    if entry.group in ("path", "content") or (entry.group == "auto" and isinstance(samples, RowSource)):
+        samples = Grouped(samples, by_content=entry.group == "content")
+    if entry.held_out:
+        samples = divide(samples, share=entry.held_out, held_out=not is_training)
+        if not len(samples):
+            raise DataError(
+                f"{entry.source}: split: {entry.held_out:.2%} held out of {entry.path or 'it'} leaves nothing on one "
+                "side, as there are not two images; give it more data or another split"
+            )
+    return Adapted(
+        samples,
+        dialogs=entry.dialogs,
+        num_frames=entry.num_frames,
+        frame_spacing_s=entry.frame_spacing_s,
+        allow_remote_images=settings.allow_remote_images,
+    )
+
+
+def _gather_all(opened: list[OpenSource], *, temperature: float) -> OpenSource:
+    if any(entry.weight != 1.0 for entry in opened) or temperature != 1.0:
+        raise ConfigError(
+            "data.group_across_sources: is true, but sources have weights or mixing_temperature is set; texts that "
+            "share an image come equally often, so leave weights and mixing_temperature at 1"
+        )
+    samples = Grouped(Sources(opened), by_content=False)
+    return OpenSource(name="all", samples=samples, length=len(samples))
 
 
 def _reader(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
@@ -90,53 +142,83 @@ class OpenSource:
 class Sources:
     """Hold several sources one behind the other: sources[i] is a sample whose id is `source:id`."""
 
-    def __init__(self, opened: Sequence[OpenSource]) -> None:
+    def __init__(self, opened: Sequence[OpenSource], *, temperature: float = 1.0) -> None:
         self.opened = tuple(opened)
+        self._temperature = temperature
         self._starts = list(accumulate((entry.length for entry in opened), initial=0))
+        self._counts: list[NDArray[np.int64] | None] = [None] * len(self.opened)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
         """Read a sample; raises BadSampleError where it is bad."""
-        entry, inner = self._find(index)
+        entry, inner = self.find(index)
         sample = entry.samples[inner]
+        if sample.source is not None:  # it was gathered from several sources and has its name
+            return sample
         return replace(sample, id=f"{entry.name}:{inner if sample.id is None else sample.id}", source=entry.name)
+
+    def where(self, index: int) -> str:
+        """Say where a person finds that sample."""
+        entry, inner = self.find(index)
+        return entry.samples.where(inner)
 
     def bad_sample(self, index: int, reason: str) -> BadSample:
         """Say of a bad sample what its line in quarantine.jsonl says."""
-        entry, inner = self._find(index)
+        entry, inner = self.find(index)
         return BadSample(source=entry.name, index=inner, where=entry.samples.where(inner), reason=reason)
 
+    @property
+    def num_dialogs(self) -> NDArray[np.int64]:
+        """The dialogs of each sample, 0 of a bad one; what no source knows is read, once."""
+        return np.concatenate([np.zeros(0, np.int64), *(self._count(number) for number in range(len(self.opened)))])
+
+    @property
+    def weights(self) -> list[float]:
+        """How often each source comes in an epoch, its own epochs, after the mixing temperature."""
+        weights = [entry.weight for entry in self.opened]
+        if self._temperature == 1.0:
+            return weights
+        num_texts = [int(self._count(number).sum()) for number in range(len(self.opened))]
+        return temper(weights, num_texts=num_texts, temperature=self._temperature)
+
     def order(self, *, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Return the numbers of the samples in the order of an epoch, each source weight times.
+        """Return the numbers of the samples in the order of an epoch, the texts of each source weight times.
 
-        A weight of 2.5 brings every sample twice and half of them a third time, other ones each epoch.
+        A weight of 2.5 brings every sample twice and half of the texts a third time, other ones each epoch.
         """
-        chosen = [
-            start + _times(entry.length, entry.weight, seed=seed, epoch=epoch)
-            for entry, start in zip(self.opened, self._starts, strict=False)  # one start more: the end
+        weights = self.weights
+        counts = [
+            np.ones(entry.length, np.int64) if weight.is_integer() else self._count(number)
+            for number, (entry, weight) in enumerate(zip(self.opened, weights, strict=True))
         ]
-        everything = np.concatenate([np.zeros(0, np.int64), *chosen])
-        return everything[epoch_order(len(everything), seed=seed, epoch=epoch)]
+        return mixed_order(counts, weights=weights, seed=seed, epoch=epoch)
 
-    def _find(self, index: int) -> tuple[OpenSource, int]:
+    def find(self, index: int) -> tuple[OpenSource, int]:
+        """Return the source of a sample and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect_right(self._starts, index) - 1
         return self.opened[number], index - self._starts[number]
 
+    def _count(self, number: int) -> NDArray[np.int64]:
+        entry, counts = self.opened[number], self._counts[number]
+        if counts is None:
+            known = known_counts(entry.samples)
+            counts = _count_by_reading(entry) if known is None else known[: entry.length]
+            self._counts[number] = counts
+        return counts
 
-def epoch_order(num_groups: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return a permutation of range(num_groups) that depends on nothing but its arguments, on every platform."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_groups)
 
-
-def _times(length: int, weight: float, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Repeat range(length) weight times; the fraction is a window that wanders over one fixed permutation."""
-    whole, rest = int(weight), round((weight - int(weight)) * length)
-    window = (epoch * rest + np.arange(rest)) % length
-    return np.concatenate([np.tile(np.arange(length), whole), epoch_order(length, seed=seed, epoch=0)[window]])
+def _count_by_reading(entry: OpenSource) -> NDArray[np.int64]:
+    counts = np.zeros(entry.length, np.int64)
+    for index in range(entry.length):
+        try:
+            counts[index] = len(entry.samples[index].dialogs)
+        except BadSampleError:
+            continue  # asking for it gives the reason
+    return counts
 
 
 def chunk_dialogs(sample: Sample, *, max_dialogs: int, rng: Random) -> list[Sample]:
@@ -146,61 +228,3 @@ def chunk_dialogs(sample: Sample, *, max_dialogs: int, rng: Random) -> list[Samp
         return [sample]
     dialogs = rng.sample(sample.dialogs, len(sample.dialogs))
     return [replace(sample, dialogs=dialogs[first::num_chunks]) for first in range(num_chunks)]
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """Say which sample is bad and why: number index of its source, found at where; reasons are counted."""
-
-    source: str
-    index: int
-    where: str
-    reason: str
-
-
-class Quarantine:
-    """Count bad samples, each once however often it comes, and stop past the budget.
-
-    The budget is max_bad_fraction of num_samples, but never fewer than 5. write gets a dict for every new bad sample;
-    known are those that an earlier part of the same run wrote.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_samples: int,
-        max_bad_fraction: float,
-        known: Iterable[BadSample] = (),
-        write: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:
-        self.budget = max(NEVER_FEWER_BAD_SAMPLES, int(max_bad_fraction * num_samples))
-        self.num_samples = num_samples
-        self._bad = {(bad.source, bad.index): bad for bad in known}
-        self._write = write
-
-    def __len__(self) -> int:
-        return len(self._bad)
-
-    def add(self, bad: BadSample) -> None:
-        """Note a bad sample; raises DataError when there are more than the budget allows."""
-        if (bad.source, bad.index) in self._bad:
-            return
-        self._bad[bad.source, bad.index] = bad
-        if self._write is not None:
-            self._write(asdict(bad))
-        if len(self._bad) > self.budget:
-            raise DataError(self._verdict())
-
-    def reasons(self, source: str | None = None) -> Counter[str]:
-        """Count the reasons, of one source or of all."""
-        return Counter(bad.reason for bad in self._bad.values() if source in (None, bad.source))
-
-    def _verdict(self) -> str:
-        [(source, count)] = Counter(bad.source for bad in self._bad.values()).most_common(1)
-        leading = ", ".join(f"{reason} ({number})" for reason, number in self.reasons(source).most_common(3))
-        example = next(bad.where for bad in self._bad.values() if bad.source == source)
-        return (
-            f"{len(self._bad)} of {self.num_samples} samples are bad and at most {self.budget} are allowed; "
-            f"most are of source {source!r} ({count}; the first is {example}): {leading}. "
-            "Repair them, or raise data.max_bad_fraction"
-        )

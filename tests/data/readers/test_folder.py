@@ -1,3 +1,4 @@
+import csv
 import json
 import pickle
 
@@ -5,6 +6,7 @@ import pytest
 
 from visgraft.data.readers import folder
 from visgraft.data.sample import Turn
+from visgraft.data.tables import write_parquet
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 
@@ -66,16 +68,16 @@ BAD_LINES = {
     b'{"text": "x"}': "line lacks file_name or file_names",
     b'{"file_name": 3, "text": "x"}': "line lacks file_name or file_names",
     b'{"file_names": "a.png", "text": "x"}': "line lacks file_name or file_names",
-    b'{"file_name": "a.png"}': "line lacks text, question and answer, prompt and answer, or dialogs",
-    b'{"file_name": "a.png", "question": "x"}': "line lacks text",
+    b'{"file_name": "a.png"}': "row has no text, question and answer, dialogs or messages",
+    b'{"file_name": "a.png", "question": "x"}': "row has no text, question and answer",
     b'{"file_name": "a.png", "text": NaN}': "answer is not a string",
     b'{"file_name": "a.png", "text": " "}': "answer is empty",
     b'{"file_name": "a.png", "question": 1, "answer": "x"}': "prompt is not a string",
     b'{"file_name": "a.png", "text": "x", "references": 5}': "references are not a list of strings",
-    b'{"file_name": "a.png", "dialogs": []}': "line lacks text",
+    b'{"file_name": "a.png", "dialogs": []}': "row has no texts",
     b'{"file_name": "a.png", "dialogs": [[]]}': "dialog is not a list of turns",
     b'{"file_name": "a.png", "dialogs": ["x"]}': "dialog is not a list of turns",
-    b'{"file_name": "a.png", "dialogs": [["x"]]}': "line lacks text",
+    b'{"file_name": "a.png", "dialogs": [["x"]]}': "turn lacks prompt or answer",
 }
 
 
@@ -125,3 +127,27 @@ def test_only_places_in_the_file_travel_to_a_worker(tmp_path):
     source = folder.read(tmp_path, split="train")
     assert len(pickle.dumps(source)) < 60_000
     assert pickle.loads(pickle.dumps(source))[150] == source[150]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.tsv", "metadata.parquet"])
+def test_a_table_says_the_same_as_json_lines(tmp_path, name):
+    rows = [
+        {"file_name": "a.png", "question": "What, exactly?", "answer": 'A "cat"\non a sofa.'},
+        {"file_name": "b.png", "question": "Who?", "answer": "Me."},
+        {"file_name": "a.png", "question": "Where?", "answer": "Here."},
+        {"file_name": "a.png", "question": "Why?", "answer": ""},
+    ]
+    if name.endswith(".parquet"):
+        write_parquet(tmp_path / name, rows)
+    else:
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="\t" if name.endswith("tsv") else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    source = folder.read(tmp_path, split="train")
+    assert [sample.images for sample in (source[0], source[1])] == [(tmp_path / "a.png",), (tmp_path / "b.png",)]
+    assert source[0].dialogs == ((Turn("What, exactly?", 'A "cat"\non a sofa.'),), (Turn("Where?", "Here."),))
+    assert source.num_dialogs.tolist() == [2, 1, 0]
+    assert source.where(0) == (f"{name} row 0, 2" if "parquet" in name else f"{name} line 2, 5")
+    with pytest.raises(BadSampleError, match="answer is empty"):
+        source[2]

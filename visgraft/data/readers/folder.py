@@ -1,6 +1,7 @@
-"""Read a folder of images with a metadata.jsonl that says, line by line, what belongs to which image.
+"""Read a folder of images with a metadata file that says, line by line, what belongs to which image.
 
-In:  DIR/metadata.jsonl, or DIR/{split}/metadata.jsonl; file names are relative to it. One object a line:
+In:  DIR/metadata.jsonl (or .csv, .tsv, .parquet), or DIR/{split}/metadata.jsonl; file names are relative to it. One
+     object a line, or the same as columns:
      {"file_name": "a.jpg", "text": "a cat on a sofa"}                           a caption
      {"file_name": "a.jpg", "question": "What is it?", "answer": "A cat."}       or prompt and answer
      {"file_names": ["1.jpg", "2.jpg"], "dialogs": [[{"prompt": "...", "answer": "..."}, {...}], ...]}
@@ -12,17 +13,19 @@ Out: one sample per image (or list of images), with the dialogs of all its lines
 
 from __future__ import annotations
 
-import json
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from visgraft.data.sample import Sample, Source, Turn, turn_from_row
+import numpy as np
+
+from visgraft.data.files import open_files
+from visgraft.data.forms import content_of_row
+from visgraft.data.rows import Row, Rows
+from visgraft.data.sample import Sample, Source
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 METADATA = "metadata.jsonl"
-_TEXT_KEYS = "text, question and answer, prompt and answer, or dialogs"
+_METADATA_FILES = (METADATA, "metadata.csv", "metadata.tsv", "metadata.parquet")
 
 
 def read(path: Path | None, *, split: str) -> Source:
@@ -33,111 +36,73 @@ def read(path: Path | None, *, split: str) -> Source:
     if path is None:
         raise MissingAssetError(f"folder: path: not set; name the folder that holds {METADATA}")
     metadata = _metadata_file(path, split=split)
-    source = FolderWithMetadata(metadata)
+    source = FolderWithMetadata(open_files([metadata]), folder=metadata.parent)
     if not len(source):
         raise DataError(f"folder: {metadata} holds no samples")
     return source
 
 
 class FolderWithMetadata:
-    """Hold where the lines of each image stand in the file; see Source."""
+    """Hold which rows are about which image; see Source."""
 
-    def __init__(self, metadata: Path) -> None:
-        self._metadata = metadata
-        self._groups: list[array[int]] = []  # per sample: offset, line number, offset, line number, ...
-        by_images: dict[tuple[str, ...], array[int]] = {}
-        for offset, number, line in _lines(metadata):
-            group = array("q")
+    def __init__(self, rows: Rows, *, folder: Path) -> None:
+        self._rows = rows
+        self._folder = folder
+        self._groups: list[array[int]] = []  # per sample: its rows
+        num_dialogs: list[int] = []
+        by_images: dict[tuple[str, ...], int] = {}
+        for index in range(len(rows)):
+            number = len(self._groups)
+            count = 0
             try:
-                row = _parse(line)
-                list(_dialogs(row))
+                row = rows[index]
+                count = len(content_of_row(row).dialogs)
                 names = _file_names(row)
-                group = by_images.setdefault(names, group) if names else group
+                number = by_images.setdefault(names, number) if names else number
             except BadSampleError:
-                pass  # it stands alone, and asking for it gives the reason
-            if not group:
-                self._groups.append(group)
-            group.extend((offset, number))
+                count = 0  # it stands alone, and asking for it gives the reason
+            if number == len(self._groups):
+                self._groups.append(array("q"))
+                num_dialogs.append(0)
+            self._groups[number].append(index)
+            num_dialogs[number] += count
+        self.num_dialogs = np.array(num_dialogs, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def __getitem__(self, index: int) -> Sample:
         group = self._groups[index]
-        with self._metadata.open("rb") as file:
-            rows = []
-            for offset in group[::2]:
-                file.seek(offset)
-                rows.append(_parse(file.readline()))
+        rows = [self._rows[row] for row in group]
         names = _file_names(rows[0])
-        dialogs = [dialog for row in rows for dialog in _dialogs(row)]
-        images = [self._metadata.parent / name for name in names]
-        return Sample(images=images, dialogs=dialogs, id="+".join(names) or f"line {group[1]}")
+        dialogs = [dialog for row in rows for dialog in content_of_row(row).dialogs]
+        images = [self._folder / name for name in names]
+        return Sample(images=images, dialogs=dialogs, id="+".join(names) or self._rows.where(group[0]).split(" ", 1)[1])
 
     def where(self, index: int) -> str:
         """Say on which lines it stands."""
-        numbers = self._groups[index][1::2]
-        return f"{self._metadata.name} line {', '.join(map(str, numbers))}"
+        first, *others = (self._rows.where(row) for row in self._groups[index])
+        return ", ".join([first, *(other.rsplit(" ", 1)[1] for other in others)])
 
 
 def _metadata_file(path: Path, *, split: str) -> Path:
-    if (path / split / METADATA).is_file():
-        return path / split / METADATA
-    if not (path / METADATA).is_file():
+    for folder in (path / split, path):
+        found = next((folder / name for name in _METADATA_FILES if (folder / name).is_file()), None)
+        if found is not None and (folder != path or split == "train"):
+            return found
+    if found is None:
         raise MissingAssetError(
             f"folder: there is no {METADATA} in {path} or {path / split}; write one with a line like "
             '{"file_name": "a.jpg", "text": "a cat on a sofa"} per text'
         )
-    if split != "train":
-        raise DataError(
-            f"folder: split: got {split!r}, but {path} has no folder {split}/ with a {METADATA}; "
-            f"its only {METADATA} is read as split train, so make a folder for each split or leave split out"
-        )
-    return path / METADATA
+    raise DataError(
+        f"folder: split: got {split!r}, but {path} has no folder {split}/ with a {METADATA}; "
+        f"its only {found.name} is read as split train, so make a folder for each split or leave split out"
+    )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield offset, line number and text of every line that is not blank."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield offset, number, line
-            offset += len(line)
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise BadSampleError("line is not JSON") from None
-    if not isinstance(row, dict):
-        raise BadSampleError("line is not a JSON object")
-    return row
-
-
-def _file_names(row: dict[str, Any]) -> tuple[str, ...]:
-    names = row["file_names"] if "file_names" in row else [row.get("file_name")]
+def _file_names(row: Row) -> tuple[str, ...]:
+    names = row["file_names"] if row.get("file_names") is not None else [row.get("file_name")]
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise BadSampleError("line lacks file_name or file_names")
     return tuple(names)
-
-
-def _dialogs(row: dict[str, Any]) -> Iterator[list[Turn]]:
-    match row:
-        case {"dialogs": list() as dialogs} if dialogs:
-            for dialog in dialogs:
-                if not isinstance(dialog, list) or not dialog:
-                    raise BadSampleError("dialog is not a list of turns")
-                yield [_turn(turn) for turn in dialog]
-        case {"text": text}:
-            yield [turn_from_row("", text, references=row.get("references", ()))]
-        case _:
-            yield [_turn(row)]
-
-
-def _turn(row: object) -> Turn:
-    match row:
-        case {"question": prompt, "answer": answer, **rest} | {"prompt": prompt, "answer": answer, **rest}:
-            return turn_from_row(prompt, answer, references=rest.get("references", ()))
-    raise BadSampleError(f"line lacks {_TEXT_KEYS}")

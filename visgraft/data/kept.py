@@ -1,0 +1,52 @@
+"""Keep what took long to find out about large files, until a file changes.
+
+In:  a function that makes arrays, and a fingerprint of all they depend on. Out: the arrays.
+
+    arrays = keep_arrays(scan, fingerprint=repr(files_and_options))
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+_WORTH_KEEPING_S = 5.0
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: $VISGRAFT_CACHE, else `visgraft` in the user's cache folder."""
+    root = os.environ.get("VISGRAFT_CACHE")
+    folder = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "visgraft"
+    return folder.expanduser()
+
+
+def keep_arrays(make: Callable[[], Arrays], *, fingerprint: str | None) -> Arrays:
+    """Return what make returns, from the cache where it is there; None as fingerprint: it is made each time."""
+    if fingerprint is None:
+        return make()
+    path = cache_folder() / "scans" / f"{sha256(fingerprint.encode()).hexdigest()}.npz"
+    if path.is_file():
+        try:
+            with path.open("rb") as file, np.load(file) as kept:
+                return dict(kept)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            path.unlink(missing_ok=True)  # cut short by something; it is made again
+    start = monotonic()
+    arrays = make()
+    if monotonic() - start >= _WORTH_KEEPING_S:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.stem}.{uuid4().hex}.npz")
+        np.savez(part, **arrays)  # type: ignore[arg-type]
+        part.replace(path)
+    return arrays

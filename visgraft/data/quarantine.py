@@ -1,0 +1,76 @@
+"""Set bad samples aside, count them, and stop a run that meets too many.
+
+In:  what is bad, where, and why. Out: counts by reason; a line of quarantine.jsonl each; DataError past the budget.
+
+    quarantine = Quarantine(num_samples=len(sources), max_bad_fraction=0.01, write=write_line)
+    quarantine.add(sources.bad_sample(index, "image is truncated"))
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from visgraft.errors import DataError
+
+NEVER_FEWER_BAD_SAMPLES = 5  # one bad sample among 20 is no reason to stop
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """Say which sample is bad and why: number index of its source, found at where; reasons are counted."""
+
+    source: str
+    index: int
+    where: str
+    reason: str
+
+
+class Quarantine:
+    """Count bad samples, each once however often it comes, and stop past the budget.
+
+    The budget is max_bad_fraction of num_samples, but never fewer than 5. write gets a dict for every new bad sample;
+    known are those that an earlier part of the same run wrote.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        max_bad_fraction: float,
+        known: Iterable[BadSample] = (),
+        write: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.budget = max(NEVER_FEWER_BAD_SAMPLES, int(max_bad_fraction * num_samples))
+        self.num_samples = num_samples
+        self._bad = {(bad.source, bad.index): bad for bad in known}
+        self._write = write
+
+    def __len__(self) -> int:
+        return len(self._bad)
+
+    def add(self, bad: BadSample) -> None:
+        """Note a bad sample; raises DataError when there are more than the budget allows."""
+        if (bad.source, bad.index) in self._bad:
+            return
+        self._bad[bad.source, bad.index] = bad
+        if self._write is not None:
+            self._write(asdict(bad))
+        if len(self._bad) > self.budget:
+            raise DataError(self._verdict())
+
+    def reasons(self, source: str | None = None) -> Counter[str]:
+        """Count the reasons, of one source or of all."""
+        return Counter(bad.reason for bad in self._bad.values() if source in (None, bad.source))
+
+    def _verdict(self) -> str:
+        [(source, count)] = Counter(bad.source for bad in self._bad.values()).most_common(1)
+        leading = ", ".join(f"{reason} ({number})" for reason, number in self.reasons(source).most_common(3))
+        example = next(bad.where for bad in self._bad.values() if bad.source == source)
+        return (
+            f"{len(self._bad)} of {self.num_samples} samples are bad and at most {self.budget} are allowed; "
+            f"most are of source {source!r} ({count}; the first is {example}): {leading}. "
+            "Repair them, or raise data.max_bad_fraction"
+        )

@@ -1,0 +1,90 @@
+"""Read any Hugging Face dataset: by its name on the Hub, or a folder that `save_to_disk` wrote.
+
+In:  path: the name or folder; name: its configuration; revision; columns where its own are not of a usual form
+     (see forms.py). streaming: true with take: N reads the first N rows without downloading the rest, once: they are
+     kept as parquet in the cache, so that their order, a resumed run and a second epoch are as of any other source.
+Out: one sample per image (or list of images) with the dialogs of all its rows; images are never decoded on the way.
+
+    {source: hf, path: HuggingFaceM4/the_cauldron, name: ai2d, split: train}        in a recipe
+    {source: hf, path: nlphuji/flickr30k, split: test, columns: {image: image, captions: caption}}
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from visgraft.data.forms import content_of_row
+from visgraft.data.grouping import RowSource
+from visgraft.data.kept import cache_folder
+from visgraft.data.rows import Rows
+from visgraft.data.sample import Source
+from visgraft.data.tables import DatasetRows, ParquetRows, write_parquet
+from visgraft.errors import ConfigError, DataError, MissingAssetError
+
+
+def read(
+    path: Path | None,
+    *,
+    split: str,
+    name: str | None = None,
+    revision: str | None = None,
+    columns: dict[str, str] | None = None,
+    prompt: str = "",
+    images: str | None = None,
+    streaming: bool = False,
+    take: int | None = None,
+) -> Source:
+    """Return the rows of a split.
+
+    name: the dataset's configuration. images: the folder of image files that rows name.
+    Raises MissingAssetError where the dataset cannot be had, ConfigError for streaming without take.
+    """
+    if path is None:
+        raise MissingAssetError("hf: path: not set; give the dataset's name on the Hub, or a folder of save_to_disk")
+    if streaming != (take is not None):
+        raise ConfigError(
+            f"hf: got streaming {streaming} and take {take}; streaming: true needs take: N (how many rows are read off "
+            "the stream), and take needs streaming; `limit` bounds samples of any source"
+        )
+    wanted = {"path": str(path), "name": name, "split": split, "revision": revision}
+    rows: Rows
+    if take is None:
+        rows = DatasetRows(_load(wanted, streaming=False), name=str(path))
+    else:
+        rows = ParquetRows(_take(wanted, take=take))
+    if not len(rows):
+        raise DataError(f"hf: {path} split {split!r} holds no samples")
+    folder = None if images is None else Path(images).expanduser()
+    return RowSource(rows, folder=folder, read_row=partial(content_of_row, columns=columns, prompt=prompt))
+
+
+def _load(wanted: dict[str, Any], *, streaming: bool) -> Any:
+    import datasets
+
+    path = Path(wanted["path"])
+    try:
+        if (path / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(str(path))[wanted["split"]]
+        if (path / "state.json").is_file():
+            return datasets.load_from_disk(str(path))
+        return datasets.load_dataset(**wanted, streaming=streaming)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise MissingAssetError(
+            f"hf: the dataset {wanted['path']} (name {wanted['name']}, split {wanted['split']}) cannot be loaded: "
+            f"{reason}. Check path, name and split; a dataset with a loading script must be exported first"
+        ) from error
+
+
+def _take(wanted: dict[str, Any], *, take: int) -> list[Path]:
+    """Keep the first rows of a stream as a parquet file, images as they are stored."""
+    kept = cache_folder() / "streams" / f"{sha256(repr((wanted, take)).encode()).hexdigest()[:32]}.parquet"
+    if not kept.is_file():
+        stream = _load(wanted, streaming=True).decode(False)
+        schema = None if stream.features is None else stream.features.arrow_schema
+        write_parquet(kept, islice(stream, take), schema=schema)
+    return [kept]

@@ -1,0 +1,124 @@
+"""Read COCO (or Flickr) captions in Karpathy's splits: dataset_coco.json.
+
+In:  the file, or a folder that holds dataset_coco.json (or one dataset_*.json); images in `images`, beside the file or
+     in the usual folders of COCO, under the file's own filepath/filename:
+     {"images": [{"filepath": "val2014", "filename": "COCO_val2014_000000000042.jpg", "split": "test", "cocoid": 42,
+                  "sentences": [{"raw": "a cat on a sofa"}, ...]}, ...], "dataset": "coco"}
+Out: one sample per image, each of its captions a dialog of its own, behind an empty prompt or the option `prompt`.
+
+Splits are train, restval, val and test; train+restval is the 113,287 images that papers train on.
+
+    {source: karpathy, path: ~/coco, split: train+restval}                          in a recipe
+"""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+
+from visgraft.data.rows import JsonListRows, Row
+from visgraft.data.sample import Sample, Source, turn_from_row
+from visgraft.errors import BadSampleError, DataError, MissingAssetError
+
+SPLITS = ("train", "restval", "val", "test")
+
+
+def read(path: Path | None, *, split: str, images: str | None = None, prompt: str = "") -> Source:
+    """Return the images of a split (or of several, joined by +) in the file's order.
+
+    Raises MissingAssetError where the file or the images are not there, DataError for another split or format.
+    """
+    wanted = ["val" if name == "validation" else name for name in split.split("+")]
+    if not set(wanted) <= set(SPLITS):
+        raise DataError(f"karpathy: split: got {split!r}, allowed are {', '.join(SPLITS)}, or some joined by +")
+    file = _find_file(path)
+    source = Karpathy(file, wanted=wanted, prompt=prompt)
+    if not len(source):
+        raise DataError(f"karpathy: {file} holds no image of split {split!r}")
+    source.folder = _image_folder(source, file, images=images)
+    return source
+
+
+class Karpathy:
+    """Hold which entries of the file are of the split; see Source."""
+
+    def __init__(self, file: Path, *, wanted: list[str], prompt: str) -> None:
+        self.folder = file.parent
+        self._rows = JsonListRows(file, inside="images")
+        self._prompt = prompt
+        self._entries = array("q")
+        for index in range(len(self._rows)):
+            try:
+                split = self._rows[index].get("split")
+            except BadSampleError:
+                split = None  # asking for it gives the reason
+            if split is None or split in wanted:
+                self._entries.append(index)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self._rows[self._entries[index]]
+        dialogs = [[turn_from_row(self._prompt, caption)] for caption in _captions(row)]
+        name = next((row[key] for key in ("cocoid", "imgid") if key in row), row["filename"])
+        return Sample(images=[self.folder / file_name(row)], dialogs=dialogs, id=str(name))
+
+    def where(self, index: int) -> str:
+        """Say which image of the file it is."""
+        return self._rows.where(self._entries[index])
+
+    def first_names(self, number: int) -> list[str]:
+        """Return the file names of the first good images."""
+        names = []
+        for index in range(min(number, len(self))):
+            try:
+                names.append(file_name(self._rows[self._entries[index]]))
+            except BadSampleError:
+                continue
+        return names
+
+
+def file_name(row: Row) -> str:
+    """Return the path of an image as the file gives it."""
+    if not isinstance(row.get("filename"), str) or "split" not in row:
+        raise BadSampleError("image entry lacks filename or split")
+    folder = row.get("filepath")
+    return f"{folder}/{row['filename']}" if isinstance(folder, str) and folder else str(row["filename"])
+
+
+def _captions(row: Row) -> list[object]:
+    sentences = row.get("sentences")
+    if not isinstance(sentences, list) or not sentences:
+        raise BadSampleError("image has no captions")
+    return [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
+
+
+def _find_file(path: Path | None) -> Path:
+    if path is None:
+        raise MissingAssetError("karpathy: path: not set; name dataset_coco.json or the folder that holds it")
+    if path.is_file():
+        return path
+    folders = (path, path / "annotations")
+    found = [file for folder in folders for file in sorted(folder.glob("dataset_*.json"))]
+    preferred = [file for file in found if file.name == "dataset_coco.json"] or found
+    if not preferred:
+        raise MissingAssetError(f"karpathy: there is no dataset_coco.json in {path} or {path / 'annotations'}")
+    return preferred[0]
+
+
+def _image_folder(source: Karpathy, file: Path, *, images: str | None) -> Path:
+    names = source.first_names(20)
+    if not names:
+        return file.parent
+    roots = [file.parent, file.parent.parent]
+    folders = [folder for root in roots for folder in (root, root / "images")]
+    if images is not None:
+        folders = [file.parent / images, file.parent.parent / images, Path(images).expanduser()]
+    for folder in folders:
+        if any((folder / name).is_file() for name in names):
+            return folder
+    raise MissingAssetError(
+        f"karpathy: the images of {file} are not found; looked for {names[0]} in "
+        f"{', '.join(str(folder) for folder in dict.fromkeys(folders))}; set images to their folder"
+    )
