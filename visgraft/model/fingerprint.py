@@ -29,18 +29,22 @@ class Mark:
     Attributes:
         dtype: the weight's own format.
         sums: format -> checksum of the bits after rounding to it; the weight's own and the half formats.
+        rounded: the half formats that the weight was rounded to since its checkpoint was published, in order.
     """
 
     dtype: torch.dtype
     sums: Mapping[torch.dtype, int]
+    rounded: tuple[torch.dtype, ...] = ()
 
 
-def read_marks(weights: Mapping[str, Tensor]) -> dict[str, Mark]:
-    """Mark every weight."""
-    return {name: mark_of(tensor) for name, tensor in weights.items()}
+def read_marks(
+    weights: Mapping[str, Tensor], *, rounded: Mapping[str, tuple[torch.dtype, ...]] | None = None
+) -> dict[str, Mark]:
+    """Mark every weight; `rounded` says what was done to each before it came to its present format."""
+    return {name: mark_of(tensor, rounded=(rounded or {}).get(name, ())) for name, tensor in weights.items()}
 
 
-def mark_of(tensor: Tensor) -> Mark:
+def mark_of(tensor: Tensor, *, rounded: tuple[torch.dtype, ...] = ()) -> Mark:
     """Mark one weight."""
     flat = tensor.detach().contiguous().flatten()
     formats = {tensor.dtype, *HALF_FORMATS} if tensor.is_floating_point() else {tensor.dtype}
@@ -48,7 +52,15 @@ def mark_of(tensor: Tensor) -> Mark:
     for index, piece in enumerate(flat.split(_PIECE)):
         for dtype in formats:
             sums[dtype] += (2 * index + 1) * _checksum(piece.to(dtype))
-    return Mark(tensor.dtype, {dtype: total % 2**64 for dtype, total in sums.items()})
+    return Mark(
+        tensor.dtype, {dtype: total % 2**64 for dtype, total in sums.items()}, and_rounded(rounded, tensor.dtype)
+    )
+
+
+def and_rounded(rounded: tuple[torch.dtype, ...], dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Add a format to those that a weight was rounded to, unless it takes nothing away."""
+    is_rounding = dtype in HALF_FORMATS and rounded[-1:] != (dtype,)
+    return (*rounded, dtype) if is_rounding else rounded
 
 
 def changed_names(weights: Mapping[str, Tensor], marks: Mapping[str, Mark], *, before: Mapping[str, Mark]) -> list[str]:

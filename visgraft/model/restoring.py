@@ -146,8 +146,9 @@ def _read_named(
         raise CheckpointError(f"the {part} part of {folder} cannot be loaded: {error}") from error
     module = reading.module
     is_quantized = bool(kwargs.get("quantization_config"))
+    rounded = {}
     if not is_quantized:
-        round_weights(module, dtype=described["dtype"], other_dtypes=described["other_dtypes"])
+        rounded = round_weights(module, dtype=described["dtype"], other_dtypes=described["other_dtypes"])
     written = _overlay(reading, folder / part) if described["stored"] == "some" else set()
     lacking = reading.missing - written
     if lacking:
@@ -155,7 +156,7 @@ def _read_named(
     rest = {name: tensor for name, tensor in own_weights(module).items() if name not in written}
     if is_quantized or any(tensor.device.type == "meta" for tensor in rest.values()):
         return Restored(module, {})  # what was read is not in memory as it is on disk
-    marks = read_marks(rest)
+    marks = read_marks(rest, rounded=rounded)
     if combine(marks.values()) != described["fingerprint"]:
         raise CheckpointError(
             f"the {part} part at {described['name']} is not the one that {folder} was trained with (its weights "

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from visgraft.errors import CheckpointError
 from visgraft.model.adapters import adapter_folder, save_adapter
 from visgraft.model.configuration import VisionLanguageConfig
-from visgraft.model.fingerprint import changed_names, combine, read_marks
+from visgraft.model.fingerprint import and_rounded, changed_names, combine, read_marks
 from visgraft.model.lora import adapters_of
 from visgraft.model.quiet import quiet
-from visgraft.model.weights import describe_formats, disk_names, own_weights
+from visgraft.model.weights import Rounded, describe_formats, disk_names, own_weights
 
 if TYPE_CHECKING:
     from visgraft.model.vlm import VisionLanguageModel
@@ -41,11 +41,13 @@ class PartPlan:
         stored: `none` (the part is only named), `some` of its weights, or `all`.
         names: the weights that will be written.
         fingerprint: of the weights that will not.
+        rounded: name -> the half formats that each of those was rounded to.
     """
 
     stored: str
     names: tuple[str, ...] = ()
     fingerprint: str | None = None
+    rounded: Mapping[str, Rounded] = field(default_factory=dict)
 
 
 def save_folder(
@@ -89,13 +91,11 @@ def describe(model: VisionLanguageModel, plans: dict[str, PartPlan]) -> VisionLa
     for part, plan in plans.items():
         module: PreTrainedModel = getattr(model, part)
         origin = model.config.parts.get(part, {})
-        described: dict[str, Any] = {name: origin.get(name) for name in ("name", "revision")}
-        if plan.stored == "all" and is_local(described["name"]):
-            described["name"] = None  # nothing is read from there, and nobody else has it
+        described: dict[str, Any] = {"name": _public_name(origin, plan), "revision": origin.get("revision")}
         described |= {"stored": plan.stored, "adapters": len(adapters_of(module))}
         if plan.stored != "all":
             described["fingerprint"] = plan.fingerprint
-            described |= describe_formats(module, set(own_weights(module)) - set(plan.names))
+            described |= describe_formats(module, plan.rounded)
         config.parts[part] = described
     inner: tuple[Any, ...] = (config.vision_config, config.text_config)
     for own in inner:
@@ -123,6 +123,12 @@ def is_local(name: str | None) -> bool:
     return name is not None and Path(name).is_absolute()
 
 
+def _public_name(origin: Mapping[str, Any], plan: PartPlan) -> str | None:
+    """Leave out a local folder from which nothing will be read."""
+    name = origin.get("name")
+    return None if plan.stored == "all" and is_local(name) else name
+
+
 def _plan_part(model: VisionLanguageModel, part: str, *, full: bool) -> PartPlan:
     module: PreTrainedModel = getattr(model, part)
     weights = own_weights(module)
@@ -139,8 +145,10 @@ def _plan_part(model: VisionLanguageModel, part: str, *, full: bool) -> PartPlan
     on_disk = disk_names(module)
     if len(names) == len(weights) or any(name not in on_disk for name in names):
         return everything  # a checkpoint holds such a weight cut up or merged: it cannot be put over another
-    fingerprint = combine(mark for name, mark in marks.items() if name not in set(names))
-    return PartPlan("some" if names else "none", tuple(names), fingerprint)
+    rest = set(weights) - set(names)
+    rounded = {name: and_rounded(before[name].rounded, marks[name].dtype) for name in weights if name in rest}
+    fingerprint = combine(marks[name] for name in rest)
+    return PartPlan("some" if names else "none", tuple(names), fingerprint, rounded)
 
 
 def _save_part(
@@ -149,7 +157,7 @@ def _save_part(
     module: PreTrainedModel = getattr(model, part)
     for index, adapter in enumerate(adapters_of(module)):
         place = folder / adapter_folder(part, index)
-        save_adapter(module, adapter, folder=place, name=model.config.parts.get(part, {}).get("name"))
+        save_adapter(module, adapter, folder=place, name=_public_name(model.config.parts.get(part, {}), plan))
     if plan.stored == "none":
         return
     weights = own_weights(module)

@@ -10,7 +10,7 @@ disk are those of the published checkpoint and stay; names in memory change betw
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from visgraft.errors import CheckpointError
 from visgraft.model.lora import is_lora_name
+
+Rounded = tuple[torch.dtype, ...]
 
 
 def own_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -67,32 +69,44 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def describe_formats(module: PreTrainedModel, names: Collection[str]) -> dict[str, Any]:
-    """Say in which formats the named weights are kept: `{"dtype": ..., "other_dtypes": {name on disk: ...}}`.
+def describe_formats(module: PreTrainedModel, rounded: Mapping[str, Rounded]) -> dict[str, Any]:
+    """Write down which half formats weights were rounded to: `{"dtype": ..., "other_dtypes": {name on disk: ...}}`.
 
-    `dtype` holds for parameters; BatchNorm and buffers are float32. What differs is named in `other_dtypes`.
+    `dtype` holds for parameters (float32: none; two formats: one after the other); BatchNorm and buffers are float32.
+    What differs is named in `other_dtypes`.
+
+    Args:
+        module: the part.
+        rounded: name -> half formats in order, of the weights that are to be described.
     """
-    weights, castable, on_disk = own_weights(module), _castable(module), disk_names(module)
-    found = {
-        name: str(weights[name].dtype).removeprefix("torch.") for name in names if weights[name].is_floating_point()
-    }
-    common = Counter(dtype for name, dtype in found.items() if name in castable).most_common(1)
+    castable, on_disk = _castable(module), disk_names(module)
+    found = {name: " ".join(map(_short, formats)) or "float32" for name, formats in rounded.items()}
+    common = Counter(words for name, words in found.items() if name in castable).most_common(1)
     dtype = common[0][0] if common else "float32"
     others = {
-        on_disk.get(name, name): own for name, own in found.items() if own != (dtype if name in castable else "float32")
+        on_disk.get(name, name): words
+        for name, words in found.items()
+        if words != (dtype if name in castable else "float32")
     }
     return {"dtype": dtype, "other_dtypes": others}
 
 
-def round_weights(module: PreTrainedModel, *, dtype: str, other_dtypes: Mapping[str, str]) -> None:
-    """Round weights to the formats that `describe_formats` gave, in place; the format in memory stays."""
+def round_weights(module: PreTrainedModel, *, dtype: str, other_dtypes: Mapping[str, str]) -> dict[str, Rounded]:
+    """Round weights as `describe_formats` says, in place; the format in memory stays.
+
+    Returns:
+        name -> half formats in order.
+    """
     castable, on_disk = _castable(module), disk_names(module)
-    with torch.no_grad():
-        for name, tensor in own_weights(module).items():
-            usual = dtype if name in castable else "float32"
-            wanted = getattr(torch, other_dtypes.get(on_disk.get(name, name), usual))
-            if tensor.is_floating_point() and wanted != tensor.dtype:
-                tensor.copy_(tensor.to(wanted))
+    rounded: dict[str, Rounded] = {}
+    for name, tensor in own_weights(module).items():
+        if tensor.is_floating_point():
+            words = other_dtypes.get(on_disk.get(name, name), dtype if name in castable else "float32")
+            rounded[name] = tuple(getattr(torch, word) for word in words.split() if word != "float32")
+            for step in rounded[name]:
+                with torch.no_grad():
+                    tensor.copy_(tensor.to(step))
+    return rounded
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
@@ -100,6 +114,10 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     for tensor in own_weights(module).values():
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _castable(module: nn.Module) -> set[str]:
