@@ -105,10 +105,10 @@ def _scan(source: Source, *, by_content: bool) -> dict[str, NDArray[Any]]:
     for index in range(len(source)):
         try:
             sample = source[index]
+            num_dialogs[index] = len(sample.dialogs)
             key = sample_key(sample, by_content=by_content)
         except BadSampleError:
-            continue  # asking for it gives the reason
-        num_dialogs[index] = len(sample.dialogs)
+            continue  # asking for it, or opening its image, gives the reason
         if key is not None:
             keys[index] = key + b"."  # numpy cuts zeros off the end of bytes
     return {"keys": keys, "num_dialogs": num_dialogs}

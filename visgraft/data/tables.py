@@ -94,19 +94,13 @@ class DatasetRows:
     def __init__(self, dataset: Any, *, name: str) -> None:
         self._dataset = dataset.with_format("arrow")
         self._name = name
-        self._labels = {
-            column: feature.names for column, feature in dataset.features.items() if hasattr(feature, "int2str")
-        }
+        self._labels = label_names(dataset.features)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Row:
-        row: Row = self._dataset[index].to_pylist()[0]
-        for column, names in self._labels.items():
-            if isinstance(row[column], int) and 0 <= row[column] < len(names):
-                row[column] = names[row[column]]
-        return row
+        return with_names(self._dataset[index].to_pylist()[0], self._labels)
 
     def where(self, index: int) -> str:
         """Say which row of the dataset it is."""
@@ -116,6 +110,19 @@ class DatasetRows:
     def fingerprint(self) -> object:
         """Return the dataset's own."""
         return (self._name, self._dataset._fingerprint)
+
+
+def label_names(features: Any) -> dict[str, list[str]]:
+    """Return the names of the classes of every column that holds class numbers."""
+    return {column: feature.names for column, feature in features.items() if hasattr(feature, "int2str")}
+
+
+def with_names(row: Row, labels: dict[str, list[str]]) -> Row:
+    """Return a row with class numbers replaced by the names of the classes."""
+    for column, names in labels.items():
+        if isinstance(row[column], int) and 0 <= row[column] < len(names):
+            row[column] = names[row[column]]
+    return row
 
 
 def write_parquet(path: Path, rows: Iterable[Row], *, schema: pa.Schema | None = None) -> int:

@@ -17,12 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from visgraft.data.forms import content_of_row
 from visgraft.data.grouping import RowSource
 from visgraft.data.kept import cache_folder
 from visgraft.data.rows import Rows
 from visgraft.data.sample import Source
-from visgraft.data.tables import DatasetRows, ParquetRows, write_parquet
+from visgraft.data.tables import DatasetRows, ParquetRows, label_names, with_names, write_parquet
 from visgraft.errors import ConfigError, DataError, MissingAssetError
 
 
@@ -72,7 +74,7 @@ def _load(wanted: dict[str, Any], *, streaming: bool) -> Any:
         if (path / "state.json").is_file():
             return datasets.load_from_disk(str(path))
         return datasets.load_dataset(**wanted, streaming=streaming)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         reason = " ".join(str(error).split())[:300]
         raise MissingAssetError(
             f"hf: the dataset {wanted['path']} (name {wanted['name']}, split {wanted['split']}) cannot be loaded: "
@@ -85,6 +87,10 @@ def _take(wanted: dict[str, Any], *, take: int) -> list[Path]:
     kept = cache_folder() / "streams" / f"{sha256(repr((wanted, take)).encode()).hexdigest()[:32]}.parquet"
     if not kept.is_file():
         stream = _load(wanted, streaming=True).decode(False)
-        schema = None if stream.features is None else stream.features.arrow_schema
-        write_parquet(kept, islice(stream, take), schema=schema)
+        labels, schema = {}, None
+        if stream.features is not None:
+            labels, schema = label_names(stream.features), stream.features.arrow_schema
+            for column in labels:
+                schema = schema.set(schema.get_field_index(column), pa.field(column, pa.string()))
+        write_parquet(kept, (with_names(dict(row), labels) for row in islice(stream, take)), schema=schema)
     return [kept]

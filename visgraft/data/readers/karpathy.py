@@ -60,9 +60,10 @@ class Karpathy:
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[self._entries[index]]
+        image = self.folder / file_name(row)
         dialogs = [[turn_from_row(self._prompt, caption)] for caption in _captions(row)]
         name = next((row[key] for key in ("cocoid", "imgid") if key in row), row["filename"])
-        return Sample(images=[self.folder / file_name(row)], dialogs=dialogs, id=str(name))
+        return Sample(images=[image], dialogs=dialogs, id=str(name))
 
     def where(self, index: int) -> str:
         """Say which image of the file it is."""

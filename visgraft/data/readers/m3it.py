@@ -12,15 +12,14 @@ tasks: a task, a list of tasks, or a set: all-english-images, git-llm (see m3it_
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from visgraft.data.files import find_split, open_files
-from visgraft.data.forms import content_of_row
+from visgraft.data.forms import Content, content_of_row
 from visgraft.data.grouping import RowSource
 from visgraft.data.m3it_hub import fetch_task
 from visgraft.data.m3it_tasks import TASKS, tasks_of
-from visgraft.data.rows import Rows, join_rows
+from visgraft.data.rows import Row, Rows, join_rows
 from visgraft.data.sample import Source
 from visgraft.errors import DataError, MissingAssetError
 
@@ -60,8 +59,14 @@ class M3it(RowSource):
     """Hold the rows of some tasks; notes say what was found beside what the card counts. See Source."""
 
     def __init__(self, rows: Rows, *, notes: list[str]) -> None:
-        super().__init__(rows, read_row=partial(content_of_row, form="m3it"))
+        super().__init__(rows, read_row=_content)
         self.notes = notes
+
+
+def _content(row: Row) -> Content:
+    found = content_of_row({**row, "images": row.get("image_base64_str")}, form="m3it")
+    images = [{"base64": image} if isinstance(image, str) else image for image in found.images]
+    return Content(images, found.dialogs, found.id)
 
 
 def _tasks_there(path: Path) -> list[str]:

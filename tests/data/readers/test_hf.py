@@ -1,0 +1,72 @@
+import datasets
+import pytest
+from PIL import Image
+
+from visgraft.config import SourceSettings
+from visgraft.data.images import open_image
+from visgraft.data.readers import hf
+from visgraft.data.sample import Turn
+from visgraft.data.sources import open_sources
+from visgraft.errors import ConfigError, DataError, MissingAssetError
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that `load_dataset` reads like a dataset of the Hub, and caches of the test's own."""
+    monkeypatch.setenv("VISGRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+    rows = [
+        {"image": Image.new("RGB", (4, 4), (i // 2, 0, 0)), "question": f"Q{i}", "label": i % 2, "name": "n"}
+        for i in range(6)
+    ]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+            "name": datasets.Value("string"),
+        }
+    )
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    (tmp_path / "hub").mkdir()
+    dataset.to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
+    dataset.save_to_disk(tmp_path / "disk")
+    datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "dict")
+    return tmp_path
+
+
+def opened(path, **options):
+    return open_sources([SourceSettings("hf", path=str(path), options={"columns": {"answer": "label"}, **options})])
+
+
+@pytest.mark.parametrize("folder", ["hub", "disk", "dict"])
+def test_any_dataset_is_read_with_its_images_undecoded_and_labels_by_name(hub, folder):
+    sources = opened(hub / folder)
+    assert len(sources) == 3 and sources[1].dialogs == ((Turn("Q2", "no"),), (Turn("Q3", "yes"),))
+    assert isinstance(sources[1].images[0]["bytes"], bytes)
+    assert open_image(sources[1].images[0]).getpixel((0, 0)) == (1, 0, 0)
+    assert "row 2" in sources.where(1)
+
+
+def test_a_stream_is_read_once_and_kept(hub, monkeypatch):
+    sources = opened(hub / "hub", streaming=True, take=4)
+    assert len(sources) == 2 and open_image(sources[1].images[0]).getpixel((0, 0)) == (1, 0, 0)
+    assert len(list((hub / "cache" / "streams").iterdir())) == 1
+    monkeypatch.setattr(datasets, "load_dataset", lambda **k: pytest.fail("read again"))
+    again = opened(hub / "hub", streaming=True, take=4)
+    assert [again[i].dialogs for i in range(2)] == [sources[i].dialogs for i in range(2)]
+
+
+def test_what_cannot_be_had_says_why(hub, monkeypatch):
+    with pytest.raises(ConfigError, match="streaming: true needs take: N"):
+        opened(hub / "hub", streaming=True)
+    with pytest.raises(MissingAssetError, match="hf: path: not set"):
+        hf.read(None, split="train")
+    with pytest.raises(MissingAssetError, match=r"split nowhere\) cannot be loaded: "):
+        hf.read(hub / "dict", split="nowhere")
+    with pytest.raises(MissingAssetError, match="cannot be loaded"):
+        hf.read(hub / "no such dataset", split="train")
+    empty = datasets.Dataset.from_list([{"a": 1}]).select([])
+    monkeypatch.setattr(datasets, "load_dataset", lambda **k: empty)
+    with pytest.raises(DataError, match="holds no samples"):
+        hf.read(hub / "empty", split="train")

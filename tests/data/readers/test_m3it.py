@@ -1,0 +1,159 @@
+import base64
+import json
+import pickle
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from visgraft.config import SourceSettings
+from visgraft.data import m3it_tasks
+from visgraft.data.images import open_image
+from visgraft.data.m3it_tasks import NAMED_SETS, TASKS, tasks_of
+from visgraft.data.readers import m3it
+from visgraft.data.sample import Turn
+from visgraft.data.sources import open_sources
+from visgraft.data.tables import write_parquet
+from visgraft.errors import BadSampleError, ConfigError, DataError, MissingAssetError
+
+
+def image(value):
+    buffer = BytesIO()
+    Image.new("RGB", (4, 4), (value, 0, 0)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def row(value, outputs, *, inputs="What is it?", images=1):
+    return {
+        "instruction": "Answer the question.",
+        "inputs": inputs,
+        "image_base64_str": [image(value)] * images,
+        "outputs": outputs,
+        "meta": {"img_id": "7"},
+    }
+
+
+def write(folder, *rows, split="train"):
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+
+def opened(path, **options):
+    split = options.pop("split", "train")
+    entry = SourceSettings("m3it", path=None if path is None else str(path), split=split, options=options)
+    return pickle.loads(pickle.dumps(open_sources([entry])))
+
+
+def test_rows_of_several_tasks_are_gathered_by_what_their_images_hold(tmp_path):
+    write(tmp_path / "vqa-v2", row(0, "A cat."), row(1, "A dog."), row(0, "Two."), row(2, "x", images=2))
+    write_parquet(tmp_path / "coco" / "train.parquet", [row(0, "a cat", inputs="")])
+    sources = opened(tmp_path, tasks=["vqa-v2", "coco"])
+    assert [[d[0].answer for d in sources[i].dialogs] for i in range(len(sources))] == [
+        ["A cat.", "Two.", "a cat"],
+        ["A dog."],
+        ["x"],
+    ]
+    assert sources[0].dialogs[0] == (Turn("What is it?", "A cat.", instruction="Answer the question."),)
+    assert sources[0].dialogs[2][0].prompt == "" and len(sources[2].images) == 2
+    assert open_image(sources[1].images[0]).getpixel((0, 0)) == (1, 0, 0)
+
+
+def test_broken_rows_are_bad_samples(tmp_path):
+    broken = [{**row(0, "x"), "image_base64_str": ["@@"]}, {**row(0, "x"), "outputs": ""}, {"instruction": "I"}]
+    write(tmp_path / "nlvr", row(0, "True"), *broken, {**row(0, "x"), "image_base64_str": [None]})
+    sources = opened(tmp_path)
+    assert len(sources) == 5 and sources.num_dialogs.tolist() == [1, 1, 0, 0, 0]
+    reasons = []
+    for index in range(1, 5):
+        with pytest.raises(BadSampleError) as caught:
+            open_image(sources[index].images[0])
+        reasons.append(str(caught.value))
+    assert reasons == ["image is not valid base64", "answer is empty", "row lacks outputs", "image is empty"]
+
+
+def test_what_was_found_stands_beside_what_the_card_counts(tmp_path):
+    write(tmp_path / "viquae", row(0, "x"))
+    write(tmp_path / "textcap", row(0, "x"), split="val")
+    write(tmp_path / "ivqa", row(0, "x"), split="test")
+    notes = m3it.read(tmp_path, split="train").notes
+    assert notes == [
+        "ivqa: has no train split",
+        "textcap: has no train split",
+        "viquae: 1 rows of train found, the card counts 1,190",
+    ]
+    assert (
+        m3it.read(tmp_path, split="validation").notes[1]
+        == "textcap: 1 rows of validation found, the card counts 13,965"
+    )
+    assert (
+        m3it.read(tmp_path, split="test").notes[1] == "textcap: has no test split, which the card does not count either"
+    )
+
+
+def test_the_table_sums_to_what_the_card_says_of_each_category():
+    card = {
+        "captioning": (679_087, 41_462, 27_499),
+        "classification": (238_303, 100_069, 21_206),
+        "vqa": (177_633, 46_314, 10_828),
+        "knowledge": (39_981, 11_682, 5_477),
+        "reasoning": (99_372, 11_500, 10_000),
+        "generation": (145_000, 11_315, 17_350),
+    }
+    assert len(TASKS) == 40
+    for category, sums in card.items():
+        tasks = [task for task in TASKS.values() if task.category == category]
+        assert tuple(sum(task[column] or 0 for task in tasks) for column in (1, 2, 3)) == sums
+    assert len(NAMED_SETS["all-english-images"]) == 29 and len(NAMED_SETS["git-llm"]) == 25
+    ancestors = sum(TASKS[name].train for name in NAMED_SETS["git-llm"])
+    assert (ancestors, ancestors + TASKS["nlvr"].train) == (1_332_278, 1_361_650)
+
+
+def test_tasks_are_named_one_by_one_or_by_set():
+    assert tasks_of(["okvqa", "git-llm"])[:2] == ["okvqa", "coco"] and len(tasks_of(["okvqa", "git-llm"])) == 25
+    assert tasks_of("shapes-rephrased") == ["shapes-rephrased"]
+    with pytest.raises(ConfigError, match=r"m3it: tasks: got 'git-lm'; did you mean git-llm\?"):
+        tasks_of("git-lm")
+    with pytest.raises(ConfigError, match="sets are all-english-images, git-llm; tasks coco"):
+        tasks_of("zzz")
+
+
+def test_missing_tasks_and_splits_are_refused(tmp_path):
+    with pytest.raises(MissingAssetError, match="holds no folder per task"):
+        opened(tmp_path)
+    write(tmp_path / "viquae", row(0, "x"))
+    with pytest.raises(MissingAssetError, match="has no folder okvqa; export that task too"):
+        opened(tmp_path, tasks="okvqa")
+    with pytest.raises(DataError, match="no rows of split 'test': viquae: has no test split"):
+        opened(tmp_path, split="test")
+
+
+def test_the_hubs_parquet_is_read_where_it_is_whole(tmp_path, monkeypatch):
+    files = ["viquae/train/0000.parquet", "coco/partial-train/0000.parquet", "coco/validation/0000.parquet"]
+    asked = []
+
+    def download(repository, file, **settings):
+        asked.append((repository, file, settings["revision"]))
+        path = tmp_path / file.replace("/", "-")
+        write_parquet(path, [row(0, file)])
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *a, **k: files)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    sources = opened(None, tasks="viquae")
+    assert sources[0].dialogs[0][0].answer == files[0]
+    assert asked == [("MMInstruction/M3IT", files[0], "refs/convert/parquet")]
+    with pytest.raises(DataError, match="of coco train the Hub's parquet conversion holds only the first part"):
+        opened(None, tasks="coco")
+    assert len(opened(None, tasks="coco", allow_partial=True)) == 1
+    assert len(opened(None, tasks=["coco", "viquae"], split="val")) == 1
+
+    def unreachable(*args, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", unreachable)
+    with pytest.raises(MissingAssetError, match=r"cannot be fetched from the Hub \(no network\); set path to a folder"):
+        opened(None, tasks="coco")
+
+
+def test_every_set_names_tasks_of_the_table():
+    assert all(set(names) <= set(TASKS) for names in m3it_tasks.NAMED_SETS.values())
