@@ -37,6 +37,13 @@ class ProjectionSettings:
     pixel_shuffle: int = 1
     norm_eps: float = 1e-5
 
+    def __post_init__(self) -> None:
+        if self.type not in ("linear", "mlp"):
+            raise ConfigError(f"model.projection.type: got {self.type!r}, allowed are linear, mlp")
+        for key in ("pool", "pixel_shuffle"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"model.projection.{key}: got {getattr(self, key)}, must be at least 1 (1 = none)")
+
 
 def reduced_grid(shape: VisionShape, settings: ProjectionSettings) -> tuple[int, int]:
     """Give the (rows, columns) of image tokens after pooling or pixel shuffle.
