@@ -196,17 +196,20 @@ def _num_heads(stored: CLIPVisionConfig, hidden_size: int, ancestor: Ancestor) -
 def _fill(cls: Any, config: Any, tensors: dict[str, Tensor], ancestor: Ancestor) -> PreTrainedModel:
     """Make a part of its configuration and tensors, each of which must find its place."""
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    try:
-        with quiet():
-            module, info = cls.from_pretrained(
-                None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
-            )
-    except RuntimeError as error:
-        raise CheckpointError(f"{ancestor.folder}: {str(error).strip().splitlines()[-1]}") from error
-    for what, found in (("unaccounted for", info["unexpected_keys"]), ("missing", info["missing_keys"])):
+    with quiet():
+        module, info = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed, and refused below
+        )
+    for what, key in (("unaccounted for", "unexpected"), ("missing", "missing"), ("of another shape", "mismatched")):
+        found = sorted(str(name) for name in info[f"{key}_keys"])
         if found:
             raise CheckpointError(
-                f"{ancestor.folder}: {len(found)} tensors of {cls.__name__} are {what}: {sorted(found)[:5]}"
+                f"{ancestor.folder}: {len(found)} tensors of {cls.__name__} are {what}: {', '.join(found[:5])}"
             )
     module.config._name_or_path = ""
     return module.eval()
