@@ -16,7 +16,7 @@ import torch
 
 from visgraft.config import PARTS, Recipe, SourceSettings, TrainSettings
 from visgraft.errors import ConfigError
-from visgraft.model.parts import part_module
+from visgraft.model.parts import input_embedding, part_module
 from visgraft.model.trainable import Trainable, set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
@@ -90,7 +90,7 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
 def apply_modes(
     model: VisionLanguageModel, settings: TrainSettings, *, frozen_dtype: torch.dtype | None = None
 ) -> Trainable:
-    """Set what trains and how, as `recipe.train` says; see `set_trainable`.
+    """Set what trains, and what is computed twice to save memory, as `recipe.train` says; see `set_trainable`.
 
     Raises:
         ConfigError: what `set_trainable` raises, or gradient checkpointing that a part does not know.
@@ -101,12 +101,17 @@ def apply_modes(
         lora={part: settings.lora_of(part) for part in PARTS},
         frozen_dtype=frozen_dtype,
     )
+    vocabulary = input_embedding(model).shape[0]
+    model.logits_bytes = min(model.logits_bytes, settings.logits_chunk * vocabulary * torch.float32.itemsize)
     if settings.gradient_checkpointing:
         for part in ("vision", "language"):
             module: Any = part_module(model, part)
             if not module.supports_gradient_checkpointing:
                 raise ConfigError(f"train.gradient_checkpointing: {type(module).__name__} does not know it; say false")
-            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if hasattr(module, "activation_checkpointing_enable"):
+                module.activation_checkpointing_enable()
+            else:  # its name before transformers 5.23
+                module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return report
 
 

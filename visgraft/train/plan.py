@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
 from random import Random
 from typing import NamedTuple
 
@@ -61,7 +60,7 @@ class StepPlan:
 
 
 class Planner:
-    """Plan the steps over some sources; every dialog is read once here, so that groups can be counted."""
+    """Plan the steps over some sources; `unreadable` are their samples that cannot even be read."""
 
     def __init__(
         self,
@@ -79,8 +78,8 @@ class Planner:
         self.max_dialogs = max_dialogs
         self.text_tokens_per_step = text_tokens_per_step
         self.shuffle = shuffle
-        self.unreadable: list[BadSample] = []
-        self._num_chunks = np.array([self._count_chunks(index) for index in range(len(sources))], dtype=np.int64)
+        self._num_chunks = -(-sources.num_dialogs // max_dialogs)
+        self.unreadable = list(self._find_unreadable())
         self._epochs: dict[int, NDArray[np.int64]] = {}
 
     def num_groups(self, epoch: int) -> int:
@@ -133,12 +132,13 @@ class Planner:
         rng = Random(f"{self.seed} {group.epoch} {group.sample_index}")
         return chunk_dialogs(self.sources[group.sample_index], max_dialogs=self.max_dialogs, rng=rng)[group.chunk]
 
-    def _count_chunks(self, index: int) -> int:
-        try:
-            return ceil(len(self.sources[index].dialogs) / self.max_dialogs)
-        except BadSampleError as error:
-            self.unreadable.append(self.sources.bad_sample(index, str(error)))
-            return 0
+    def _find_unreadable(self) -> Iterator[BadSample]:
+        for index in np.flatnonzero(self._num_chunks == 0).tolist():
+            try:
+                reason = f"it has {len(self.sources[index].dialogs)} dialogs"
+            except BadSampleError as error:
+                reason = str(error)
+            yield self.sources.bad_sample(index, reason)
 
     def _groups(self, epoch: int) -> NDArray[np.int64]:
         """Return the groups of an epoch in their order: [G, 2], sample and chunk."""

@@ -141,11 +141,11 @@ def _open_data(
         "max_dialogs": recipe.data.max_dialogs_per_prefix,
         "text_tokens_per_step": recipe.train.text_tokens_per_step,
     }
-    sources = open_sources(recipe.data.train, key="data.train")
+    sources = open_sources(recipe.data.train, key="data.train", settings=recipe.data)
     planner = Planner(sources, processor, **settings)
     if not recipe.data.validation:
         return planner, None, pick_questions(sources, processor, number=NUM_PROBES), []
-    held_out = open_sources(recipe.data.validation, key="data.validation")
+    held_out = open_sources(recipe.data.validation, key="data.validation", settings=recipe.data)
     questions = pick_questions(held_out, processor, number=max(NUM_PROBES, recipe.train.exact_match_samples))
     validation = Planner(held_out, processor, shuffle=False, **settings)
     return planner, validation, questions[:NUM_PROBES], questions[: recipe.train.exact_match_samples]

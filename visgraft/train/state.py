@@ -17,6 +17,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def load_state(
         moments = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
         random_states = torch.load(folder / "random.pt", weights_only=True, map_location="cpu")
         state = TrainState(**{**values, "position": Position(*values["position"])})
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, UnpicklingError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error}); remove it to resume from the one before") from error
     optimizer.load_state_dict(moments["optimizer"])
     if scaler is not None and moments["scaler"] is not None:

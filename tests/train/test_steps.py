@@ -1,0 +1,85 @@
+"""Batches come in order, the same whatever the number of workers, and processes share a step without rest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from visgraft.train.plan import Planner, Position
+from visgraft.train.steps import LoaderSettings, Step, load_steps
+
+Make = Callable[..., Planner]
+
+
+def steps_of(planner: Planner, *, epochs: float = 1.0, **settings: Any) -> list[Step]:
+    chosen = LoaderSettings(**{"layout": "shared", "micro_batch_rows": None, "max_pixels": 10**6, **settings})
+    return list(load_steps(planner, Position(0, 0), epochs=epochs, settings=chosen))
+
+
+def test_the_number_of_workers_changes_nothing(make_planner: Make) -> None:
+    planner = make_planner(bad=1)
+    alone, helped = steps_of(planner), steps_of(planner, num_workers=2)
+    assert [step.plan for step in alone] == [step.plan for step in helped]
+    assert [step.bad for step in alone] == [step.bad for step in helped]
+    for first, second in zip(alone, helped, strict=True):
+        for batch, other in zip(first.batches, second.batches, strict=True):
+            assert torch.equal(batch.input_ids, other.input_ids)
+            assert torch.equal(batch.vision_inputs["pixel_values"], other.vision_inputs["pixel_values"])
+
+
+def test_making_a_loader_leaves_the_random_state_alone(make_planner: Make) -> None:
+    before = torch.get_rng_state()
+    steps_of(make_planner(), num_workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_processes_divide_every_step_among_them(make_planner: Make) -> None:
+    planner = make_planner()
+    whole = steps_of(planner)
+    shares = [steps_of(planner, process_index=index, num_processes=3) for index in range(3)]
+    for number, step in enumerate(whole):
+        ids = sorted(name for batch in step.batches for name in batch.sample_ids)
+        parts = [share[number] for share in shares]
+        assert sorted(name for part in parts for batch in part.batches for name in batch.sample_ids) == ids
+        assert sum(part.num_samples for part in parts) == step.num_samples == len(step.plan.groups)
+
+
+def test_a_process_without_a_group_gets_a_step_without_batches(make_planner: Make) -> None:
+    steps = steps_of(make_planner(text_tokens_per_step=1), process_index=1, num_processes=2)
+    assert all(step.batches == () and step.num_samples == 0 for step in steps)
+
+
+@pytest.mark.parametrize("layout", ["shared", "rows"])
+def test_micro_batches_hold_so_many_rows_and_together_all_of_them(make_planner: Make, layout: str) -> None:
+    planner = make_planner()
+    for whole, parts in zip(
+        steps_of(planner, layout=layout), steps_of(planner, layout=layout, micro_batch_rows=2), strict=True
+    ):
+        assert len(whole.batches) == 1
+        assert max(len(batch.kind) for batch in parts.batches) <= 2
+        same = ("text_tokens", "image_tokens", "samples", "dialogs", "answer_characters")
+        assert {key: whole.counts()[key] for key in same} == {key: parts.counts()[key] for key in same}
+        assert parts.counts()["pads"] <= whole.counts()["pads"]
+
+
+def test_every_row_of_a_batch_is_named_by_its_sample(make_planner: Make) -> None:
+    for layout in ("shared", "rows"):
+        for step in steps_of(make_planner(), layout=layout):
+            assert all(len(batch.sample_ids) == len(batch.kind) for batch in step.batches)
+
+
+def test_a_bad_image_is_reported_by_the_process_that_met_it(make_planner: Make) -> None:
+    planner = make_planner(bad=2)
+    found = [
+        bad.reason for index in range(2)
+        for step in steps_of(planner, process_index=index, num_processes=2) for bad in step.bad
+    ]  # fmt: skip
+    assert found == ["not an image"] * 2
+    assert sum(step.counts()["samples"] for step in steps_of(planner)) == 18
+
+
+def test_counts_tell_pads_from_positions(make_planner: Make) -> None:
+    [step, *_] = steps_of(make_planner())
+    counts = step.counts()
+    assert counts["positions"] == counts["pads"] + counts["text_tokens"] + counts["image_tokens"]
