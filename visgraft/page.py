@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from visgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from altair import Chart
+    from altair import Chart, LayerChart
     from PIL.Image import Image
 
 STYLE = """
@@ -78,7 +78,7 @@ class Page:
         title = f"<h2>{escape(heading)}</h2>" if heading else ""
         self.sections.append(f"<section>{title}{''.join(parts)}</section>")
 
-    def chart(self, chart: Chart, *, alt: str) -> str:
+    def chart(self, chart: Chart | LayerChart, *, alt: str) -> str:
         """Give an Altair chart as HTML; it fills the width it gets, and the library's code is inside the page."""
         self.num_charts += 1
         name = f"chart-{self.num_charts}"
@@ -115,7 +115,7 @@ class Page:
         return path
 
 
-def themed(chart: Chart) -> Chart:
+def themed(chart: Chart | LayerChart) -> Chart | LayerChart:
     """Give a chart the page's look: no background, lines and words that read on light and dark."""
     grey, line = "#7d8896", "rgba(125, 136, 150, 0.28)"
     return (
@@ -167,4 +167,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _chart_library() -> str:
     import vl_convert  # slow to load, and only pages with charts need it
 
-    return str(vl_convert.javascript_bundle(None)).replace("</script", "<\\/script")
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
+    return bundle.replace("</script", "<\\/script")

@@ -191,12 +191,13 @@ def _mask_sizes(cache: Cache, num_queries: int, layer_index: int, table: Segment
 
 def embedding_width(language: PreTrainedModel) -> int:
     """Give D_lm, the width of the language model's input embeddings (which need not be its hidden size)."""
-    return int(language.get_input_embeddings().weight.shape[1])
+    embeddings: Any = language.get_input_embeddings()
+    return int(embeddings.weight.shape[1])
 
 
 def embedding_scale(language: PreTrainedModel) -> float:
     """Give the standard deviation of the language model's token embeddings as they enter its first layer."""
-    embeddings = language.get_input_embeddings()
+    embeddings: Any = language.get_input_embeddings()
     num_rows = embeddings.weight.shape[0]
     with torch.no_grad():
         ids = torch.arange(0, num_rows, max(1, num_rows // 4096), device=embeddings.weight.device)
@@ -211,11 +212,11 @@ class Quirk:
     """What one family needs beyond a mask: when, how and why."""
 
     applies: Callable[[PreTrainedConfig], bool]
-    install: Callable[[PreTrainedModel, Contract], Contract]
+    install: Callable[[Any, Contract], Contract]
     why: str
 
 
-def _install_bloom(language: PreTrainedModel, contract: Contract) -> Contract:
+def _install_bloom(language: Any, contract: Contract) -> Contract:
     def no_alibi(attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(attention_mask.shape[0] * num_heads, 1, 1, dtype=dtype, device=attention_mask.device)
 
@@ -224,7 +225,7 @@ def _install_bloom(language: PreTrainedModel, contract: Contract) -> Contract:
     return replace(contract, additive=True, alibi=lambda position: _ramp(slopes, position))
 
 
-def _install_falcon(language: PreTrainedModel, contract: Contract) -> Contract:
+def _install_falcon(language: Any, contract: Contract) -> Contract:
     language.transformer.use_alibi = False
     heads = language.config.num_attention_heads
     slopes = falcon_alibi(torch.ones(1, 2, dtype=torch.long), heads, torch.bfloat16)[:, 0, 1]
@@ -236,7 +237,7 @@ def _install_falcon(language: PreTrainedModel, contract: Contract) -> Contract:
     return replace(contract, additive=True, alibi=alibi, zero_positions=True)
 
 
-def _install_mpt(language: PreTrainedModel, contract: Contract) -> Contract:
+def _install_mpt(language: Any, contract: Contract) -> Contract:
     held: dict[str, Tensor] = {}
     model = language.transformer
     model.build_mpt_alibi_tensor = lambda *_, **__: held["mask"]

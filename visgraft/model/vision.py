@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, pytorch_utils
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, pytorch_utils
 
 from visgraft.errors import ConfigError, UnsupportedModelError
 
@@ -71,7 +71,7 @@ def native_image_size(config: PreTrainedConfig) -> int:
     return int(size[0]) if isinstance(size, (list, tuple)) else int(size)
 
 
-def encode(vision: nn.Module, vision_inputs: Mapping[str, Tensor], *, settings: VisionSettings) -> Tensor:
+def encode(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor], *, settings: VisionSettings) -> Tensor:
     """Run the encoder and give its features as a sequence.
 
     Args:
@@ -196,12 +196,13 @@ def _dummy_features(config: PreTrainedConfig, settings: VisionSettings, device: 
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
     """Keep the library from remembering tensors of the meta device, which hold no values (BEiT's position index)."""
-    original = pytorch_utils.is_torchdynamo_compiling
-    pytorch_utils.is_torchdynamo_compiling = lambda: True
+    library: Any = pytorch_utils
+    original = library.is_torchdynamo_compiling
+    library.is_torchdynamo_compiling = lambda: True
     try:
         yield
     finally:
-        pytorch_utils.is_torchdynamo_compiling = original
+        library.is_torchdynamo_compiling = original
 
 
 def _grid(config: PreTrainedConfig, num_tokens: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:

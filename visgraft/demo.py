@@ -1,0 +1,265 @@
+"""The first five minutes: train the starter pair on easy-VQA, ask it questions it never saw, show how it went.
+
+In: nothing but a machine. Out: a run folder with `model/` and `report.html`: the loss curve, the share of right answers
+beside what the questions alone give away, and a grid of test images with question, answer and truth.
+
+    result = run_demo(progress=make_progress())
+
+Answers are greedy over the full vocabulary and compared as whole strings; the projection and LoRA start at random.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import altair
+from PIL import Image
+
+from visgraft.config import Recipe, load_recipe
+from visgraft.data.readers import easy_vqa
+from visgraft.data.sample import Sample, Turn
+from visgraft.evaluate.metrics import exact_match
+from visgraft.infer import answer, load
+from visgraft.page import Page, escape, image_tag, numbers, table
+from visgraft.runs import Run
+from visgraft.starter import resolve_name
+from visgraft.train.loop import train
+from visgraft.train.progress import TrainProgress
+
+NUM_QUESTIONS = 2_000  # of the 9,673 official test questions
+NUM_SHOWN = 24
+CHUNK = 250  # questions between two lines of progress
+QUICK = ("train.epochs=0.02", "train.exact_match_samples=0")
+
+RECIPE: dict[str, Any] = {
+    "name": "easy-vqa",
+    "model": {"vision": "starter:vision", "language": "starter:language", "image_size": 128},
+    "train": {
+        "projection": "full",
+        "language": "lora",
+        "lora": {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj"]},
+        "epochs": 0.5,
+        "learning_rate": 2e-3,
+        "warmup_steps": 10,
+        "schedule": "linear",
+        "text_tokens_per_step": 400,
+    },
+    "data": {
+        "train": [{"source": "easy_vqa", "path": "starter:easy_vqa", "split": "train+validation"}],
+        "max_dialogs_per_prefix": 4,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One test question: its image, what was asked, the truth and, later, the answer."""
+
+    image: Path
+    prompt: str
+    truth: str
+    answer: str = ""
+
+    @property
+    def kind(self) -> str:
+        """`what` or `yes/no`."""
+        return "yes/no" if self.truth in ("yes", "no") else "what"
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the whole answer is the truth."""
+        return exact_match([self.answer], references=[[self.truth]]).value == 1.0
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """How the demo went.
+
+    Attributes:
+        folder: the run folder, with `report.html` and `model/`.
+        scores: kind of question (`all`, `what`, `yes/no`) -> share of right answers.
+        baseline: the same of answers that see only the question.
+        counts: kind -> number of questions.
+        train_seconds: wall time of the training steps.
+    """
+
+    folder: Path
+    scores: dict[str, float]
+    baseline: dict[str, float]
+    counts: dict[str, int]
+    train_seconds: float
+
+
+def demo_recipe(*, quick: bool = False, seed: int = 0, overrides: Sequence[str] = ()) -> Recipe:
+    """Give the demo's recipe; `quick` is a smoke run of a few steps."""
+    return load_recipe(RECIPE, overrides=[f"train.seed={seed}", *(QUICK if quick else ()), *overrides])
+
+
+def run_demo(
+    *,
+    progress: TrainProgress,
+    quick: bool = False,
+    all_questions: bool = False,
+    seed: int = 0,
+    folder: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> DemoResult:
+    """Train, ask and report.
+
+    Args:
+        progress: shows what happens.
+        quick: a few steps and few questions: shows that everything runs, not how well.
+        all_questions: ask all 9,673 official test questions, not a fixed sample of 2,000.
+        seed: of the weights and of the order of samples.
+        folder: where to make the run folder; None names one by date in `runs`.
+        overrides: settings of the recipe, as `--set` takes them.
+
+    Raises:
+        MissingAssetError: weights or data cannot be fetched.
+    """
+    folder = train(demo_recipe(quick=quick, seed=seed, overrides=overrides), folder=folder, progress=progress)
+    number = 64 if quick else None if all_questions else NUM_QUESTIONS
+    data = Path(resolve_name("starter:easy_vqa", progress=progress.say))
+    questions = ask_questions(folder, pick_questions(data, number=number), progress=progress)
+    blind = blind_answers(data, questions)
+    log = Run.open(folder).read_metrics()
+    result = DemoResult(
+        folder=folder,
+        scores=score(questions),
+        baseline=score([replace(q, answer=text) for q, text in zip(questions, blind, strict=True)]),
+        counts={kind: len(chosen) for kind, chosen in by_kind(questions).items()},
+        train_seconds=sum(line.get("seconds", 0.0) for line in log),
+    )
+    write_report(result, questions=questions, log=log)
+    (folder / "demo.json").write_text(json.dumps({**vars(result), "folder": folder.name}, indent=2) + "\n")
+    return result
+
+
+def pick_questions(data: Path, *, number: int | None) -> list[Question]:
+    """Pick official test questions, the same ones every time; None = all."""
+    samples = easy_vqa.read(data, split="test")
+    questions = [
+        Question(Path(str(sample.images[0])), turn.prompt, turn.answer)
+        for sample in (samples[index] for index in range(len(samples)))
+        for [turn] in sample.dialogs
+    ]
+    if number is None:
+        return questions
+    chosen = sorted(random.Random(0).sample(range(len(questions)), min(number, len(questions))))
+    return [questions[index] for index in chosen]  # in order, so that questions about one image come together
+
+
+def ask_questions(folder: Path, questions: Sequence[Question], *, progress: TrainProgress) -> list[Question]:
+    """Answer by greedy generation over the full vocabulary."""
+    model, processor = load(str(folder))
+    answered: list[Question] = []
+    for start in range(0, len(questions), CHUNK):
+        part = questions[start : start + CHUNK]
+        samples = [Sample(images=[question.image], dialogs=[[Turn(question.prompt, "")]]) for question in part]
+        texts = answer(model, processor, samples, max_new_tokens=5, batch_size=32)
+        answered += [replace(question, answer=text) for question, text in zip(part, texts, strict=True)]
+        progress.say(f"asked {len(answered)} of {len(questions)} test questions, {score(answered)['all']:.1%} right")
+    return answered
+
+
+def blind_answers(data: Path, questions: Sequence[Question]) -> list[str]:
+    """Answer without looking: the most frequent answer to the same words in the training questions."""
+    samples = easy_vqa.read(data, split="train+validation")
+    seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(len(samples)):
+        for [turn] in samples[index].dialogs:
+            seen[turn.prompt][turn.answer] += 1
+    return [seen[q.prompt].most_common(1)[0][0] if q.prompt in seen else "yes" for q in questions]
+
+
+def by_kind(questions: Sequence[Question]) -> dict[str, list[Question]]:
+    """Sort questions into all, what and yes/no."""
+    return {
+        "all": list(questions),
+        "what": [question for question in questions if question.kind == "what"],
+        "yes/no": [question for question in questions if question.kind == "yes/no"],
+    }
+
+
+def score(questions: Sequence[Question]) -> dict[str, float]:
+    """Give the share of right answers of each kind."""
+    return {
+        kind: sum(question.is_right for question in chosen) / max(1, len(chosen))
+        for kind, chosen in by_kind(questions).items()
+    }
+
+
+def write_report(result: DemoResult, *, questions: Sequence[Question], log: Sequence[dict[str, Any]]) -> Path:
+    """Write `report.html` into the run folder."""
+    environment = json.loads((result.folder / "environment.json").read_text())
+    page = Page(
+        "A language model that learned to see",
+        subtitle=f"SmolLM2-135M + EfficientNet-Lite2, joined and trained on easy-VQA, {environment['date']}",
+    )
+    page.add(
+        "",
+        numbers(
+            {
+                f"of {result.counts['all']:,} test questions right": f"{result.scores['all']:.1%}",
+                "by the questions alone, without looking": f"{result.baseline['all']:.1%}",
+                "of the “what” questions right": f"{result.scores['what']:.1%}",
+                "of training": f"{result.train_seconds / 60:.1f} min",
+            }
+        ),
+    )
+    page.add("How it learned", page.chart(loss_chart(log), alt="training loss over samples"))
+    rows = [
+        [kind, result.counts[kind], f"{result.scores[kind]:.1%}", f"{result.baseline[kind]:.1%}"]
+        for kind in ("all", "what", "yes/no")
+    ]
+    page.add(
+        "Right answers",
+        table(["questions", "number", "right", "right without looking"], rows),
+        '<p class="soft">Greedy answers over the full vocabulary, the whole string compared. “Without looking” gives '
+        "each question the answer that its words most often have in training.</p>",
+    )
+    shown = random.Random(1).sample(list(questions), min(NUM_SHOWN, len(questions)))
+    page.add(
+        "Some of its answers",
+        '<p class="soft">A random choice of the test questions, wrong answers marked.</p>',
+        f'<div class="grid">{"".join(map(_card, shown))}</div>',
+    )
+    command = f'visgraft ask {result.folder} my-picture.png "What color is the shape?"'
+    page.add("Ask it about a picture of your own", f"<pre>{escape(command)}</pre>")
+    return page.write(result.folder / "report.html")
+
+
+def loss_chart(log: Sequence[dict[str, Any]]) -> altair.LayerChart:
+    """Draw the training loss over samples, raw and smoothed."""
+    points: list[dict[str, float]] = []
+    samples, smooth = 0, None
+    for line in log:
+        if "loss" not in line:
+            continue
+        samples += line["samples"]
+        smooth = line["loss"] if smooth is None else 0.9 * smooth + 0.1 * line["loss"]
+        points.append({"samples": samples, "loss": line["loss"], "smooth": smooth})
+    base = altair.Chart(altair.Data(values=points)).encode(
+        x=altair.X("samples:Q", title="images seen"),
+        y=altair.Y("loss:Q", title="loss per supervised token", scale=altair.Scale(type="log")),
+    )
+    raw = base.mark_line(opacity=0.35, strokeWidth=1)
+    smoothed = base.mark_line(strokeWidth=2.5).encode(y="smooth:Q")
+    return altair.LayerChart(layer=[raw, smoothed], width="container", height=280)
+
+
+def _card(question: Question) -> str:
+    with Image.open(question.image) as image:
+        picture = image_tag(image, alt=question.prompt)
+    mark = '<span class="good">✓</span>' if question.is_right else '<span class="bad">✗</span>'
+    truth = "" if question.is_right else f'<p class="soft">truth: {escape(question.truth)}</p>'
+    return (
+        f'<div class="card{"" if question.is_right else " wrong"}">{picture}<div><p class="soft">'
+        f"{escape(question.prompt)}</p><p>{mark} <b>{escape(question.answer or '(nothing)')}</b></p>{truth}</div></div>"
+    )
