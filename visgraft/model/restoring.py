@@ -66,8 +66,8 @@ def read_config(folder: Path) -> VisionLanguageConfig:
         values, _ = VisionLanguageConfig.get_config_dict(folder)
     if values.get("model_type") != VisionLanguageConfig.model_type or "parts" not in values:
         raise CheckpointError(
-            f"{folder} holds a {values.get('model_type', 'nameless')} model and no model of visgraft: join it with an "
-            "other part by VisionLanguageModel.from_parts"
+            f"{folder} holds a {values.get('model_type', 'nameless')} model and no model of visgraft: join it with "
+            "another part by VisionLanguageModel.from_parts"
         )
     return VisionLanguageConfig.from_dict(values)
 
