@@ -1,0 +1,144 @@
+"""Fold LoRA into the weights it stands on, and refuse to where the model would then say something else.
+
+In: a model folder with LoRA. Out: a full model folder without, whose logits were compared after loading it back.
+
+    report = merge_model("runs/my-run", "merged")
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visgraft.errors import CheckpointError, ModelError
+from visgraft.model.lora import adapters_of, lora_layers
+from visgraft.model.restoring import find_folder
+from visgraft.model.saving import PARTS
+from visgraft.model.trainable import set_trainable
+from visgraft.model.vision import dummy_inputs
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.model.weights import read_tensors
+
+# How far logits may move, relative to the largest, by rounding the folded weights to a format.
+ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_NUM_ROWS, _NUM_TOKENS = 2, 12  # of the probe
+
+
+class MergeRefusedError(ModelError):
+    """The merged model says something else than the model with its adapters; nothing was written."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    Attributes:
+        folder: the merged model folder.
+        merged: part -> number of linears that had LoRA.
+        change: how far logits moved, relative to the largest.
+        allowed: how far they might have.
+    """
+
+    folder: str
+    merged: dict[str, int]
+    change: float
+    allowed: float
+
+    def __fspath__(self) -> str:
+        return self.folder
+
+
+def merge_model(src: str | Path, dst: str | Path, *, dtype: str | None = None) -> MergeReport:
+    """Fold the LoRA of a model folder into its weights and write the result.
+
+    Args:
+        src: model folder, run folder or Hub name.
+        dst: folder to write; what is in it stays unless a file has the same name.
+        dtype: format of the merged weights, float32, bfloat16 or float16; None = as the language model's are stored.
+
+    Raises:
+        CheckpointError: the folder has no LoRA, or it is `dst` itself.
+        MergeRefusedError: the logits moved more than the format explains.
+    """
+    source, folder = find_folder(src), Path(dst).expanduser()
+    if folder.resolve() == source.resolve():
+        raise CheckpointError(f"{dst}: is the model itself, which would be overwritten; give another folder")
+    model = VisionLanguageModel.from_pretrained(source)
+    merged = {part: len(list(lora_layers(getattr(model, part)))) for part in PARTS}
+    if not any(merged.values()):
+        raise CheckpointError(f"{src} has no LoRA: nothing to merge")
+    format_ = _format(dtype or stored_format(model, source))
+    before = probe_logits(model)
+    for part in PARTS:
+        fold_lora(getattr(model, part))
+    set_trainable(model, modes={}, frozen_dtype=format_)  # casts, BatchNorm left alone
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".merging-") as name:
+        model.save_pretrained(name, full=True)
+        del model
+        after = probe_logits(VisionLanguageModel.from_pretrained(name))
+        change = float((after - before).abs().max() / before.abs().max())
+        if not change <= ALLOWED[format_]:  # NaN is refused too
+            raise MergeRefusedError(
+                f"merging {src} moves its logits by {change:.1e} of the largest, {format_} explains "
+                f"{ALLOWED[format_]:.0e}; nothing was written. "
+                + ("Merge in float32" if format_ != torch.float32 else "Keep the adapters")
+            )
+        _copy_missing(source, Path(name))
+        shutil.copytree(name, folder, dirs_exist_ok=True)
+    return MergeReport(str(folder), {part: count for part, count in merged.items() if count}, change, ALLOWED[format_])
+
+
+def fold_lora(part: nn.Module) -> None:
+    """Add every adapter of a part to the weights below it, and take the adapters out."""
+    for path, layer in list(lora_layers(part)):
+        tuned: Any = layer
+        tuned.merge(safe_merge=True, adapter_names=adapters_of(part))
+        parent, _, name = path.rpartition(".")
+        setattr(part.get_submodule(parent), name, tuned.get_base_layer())
+    if hasattr(part, "peft_config"):
+        del part.peft_config
+
+
+@torch.no_grad()
+def probe_logits(model: VisionLanguageModel) -> Tensor:
+    """Give fp32 logits [2, P + T, V] on an image of noise and random tokens, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
+    ids = torch.randint(0, vocabulary, (_NUM_ROWS, _NUM_TOKENS), generator=generator)
+    inputs = dummy_inputs(model.vision.config, image_size=model.config.image_size, device="cpu")
+    pixels = inputs["pixel_values"]
+    inputs["pixel_values"] = torch.randn(pixels.shape, generator=generator)
+    repeated = {name: value.repeat_interleave(_NUM_ROWS, 0).to(model.device) for name, value in inputs.items()}
+    return model(input_ids=ids.to(model.device), **repeated).logits.float()
+
+
+def stored_format(model: VisionLanguageModel, folder: Path) -> str:
+    """Give the format in which most of the language model's weights are kept on disk."""
+    described = model.config.parts["language"]
+    if "dtype" in described:
+        return str(described["dtype"])
+    formats = Counter(tensor.dtype for tensor in read_tensors(folder / "language").values())
+    return str(formats.most_common(1)[0][0]).removeprefix("torch.")
+
+
+def _format(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if found not in ALLOWED:
+        raise CheckpointError(f"dtype: got {name!r}, allowed are float32, bfloat16 and float16")
+    return found
+
+
+def _copy_missing(source: Path, target: Path) -> None:
+    """Take the processor and whatever else lies beside the model along."""
+    for path in source.iterdir():
+        if path.is_file() and not (target / path.name).exists() and path.name != "import.json":
+            shutil.copy(path, target)
