@@ -8,7 +8,7 @@ from torch import Tensor
 
 from visgraft.model.fingerprint import HALF_FORMATS, and_rounded, changed_names, combine, mark_of, read_marks
 
-SHAPES = [(), (0,), (1,), (3,), (5, 7), (2**18 + 3,), (2, 2**18)]
+SHAPES = [(), (0,), (1,), (3,), (5, 7), (2**21 + 3,), (2, 2**21)]
 FORMATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 
 
@@ -33,7 +33,7 @@ def test_every_single_element_shows(shape: tuple[int, ...], dtype: torch.dtype) 
 
 
 def test_the_order_of_elements_shows() -> None:
-    tensor = random(2, 2**18)
+    tensor = random(2, 2**21)
     assert mark_of(tensor) != mark_of(tensor.flip(0))
     assert mark_of(tensor) != mark_of(tensor.flip(1))
 
@@ -104,5 +104,5 @@ def test_formats_that_take_something_away_are_remembered_in_order() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_finds_the_same_marks() -> None:
     for dtype in FORMATS:
-        tensor = (random(2, 2**18 + 5) * 10).to(dtype)
+        tensor = (random(2, 2**21 + 5) * 10).to(dtype)
         assert mark_of(tensor) == mark_of(tensor.cuda())

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 HALF_FORMATS = (torch.bfloat16, torch.float16)
-_PIECE = 2**18  # weights summed at a time: it stays in the processor's cache while its checksums are made
+_PIECE = 2**21  # weights summed at a time, so that no second copy of a large weight is made
 
 
 @dataclass(frozen=True)
