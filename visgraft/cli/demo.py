@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from visgraft.cli.terminal import note, print_error, print_json, print_line, quiet_libraries
+from visgraft.cli.terminal import note, print_json, print_line, quiet_libraries, tell
 
 
 def demo(
@@ -37,8 +37,8 @@ def demo(
     try:
         result = run_demo(progress=make_progress(), quick=quick, all_questions=all_questions, seed=seed, folder=output)
     except KeyboardInterrupt as error:
-        if str(error):
-            print_error(str(error), label="stopped:")
+        if str(error):  # it was saved, and says how to go on
+            tell(str(error))
         raise
     if as_json:
         print_json({**vars(result), "folder": str(result.folder)})

@@ -1,0 +1,21 @@
+"""The arguments and options that several commands share.
+
+In: what a person types. Out: values with one meaning in every command. Usage: `def ask(model: Model, ...)`
+"""
+
+from typing import Annotated, Literal
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Run folder, model folder or Hub name.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Device = Annotated[
+    str | None, typer.Option(help="Such as cpu, cuda, cuda:1 or mps.", show_default="the accelerator that is there")
+]
+Precision = Annotated[
+    Literal["auto", "bf16", "fp16", "fp32"],
+    typer.Option(help="Number format of the frozen weights; auto: bf16 where the hardware computes in it."),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]

@@ -1,0 +1,124 @@
+"""The program: which commands there are, and what becomes of their errors.
+
+In: the process's arguments. Out: the exit status. An error is one line on standard error, with `--debug` a traceback.
+Usage: `visgraft ask runs/my-run cat.jpg "What is it?"`
+"""
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from visgraft import __version__
+from visgraft.cli.ask import ask, caption
+from visgraft.cli.chat import chat
+from visgraft.cli.demo import demo
+from visgraft.cli.heirs import import_, merge
+from visgraft.cli.init import init
+from visgraft.cli.show import show
+from visgraft.cli.terminal import debugging, print_error
+from visgraft.cli.train import train
+from visgraft.errors import VisgraftError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+# What typer raises for arguments that it cannot read; the base of its own BadParameter, wherever typer keeps it.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+EPILOG = (
+    "Exit status: 0 done, 1 the answer is no, 2 bad input, 130 Ctrl-C. Models come from folders or from the Hugging "
+    "Face Hub; HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honoured. VISGRAFT_CACHE is where the starter pair is kept."
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the program on the process's arguments, or on those given, and return its exit status.
+
+    Errors that a person can act on become one line; anything else is a mistake of ours and keeps its traceback.
+    """
+    given = _debug_first(list(sys.argv[1:] if args is None else args)) or ["--help"]
+    is_debug = given[:1] == ["--debug"]
+    with debugging(is_debug):
+        try:
+            status = app(given, prog_name="visgraft", standalone_mode=False)
+        except (KeyboardInterrupt, typer.Abort):
+            return INTERRUPTED
+        except SystemExit:  # typer's way to end where whoever reads the output stopped early, as `head` does
+            return 0
+        except (VisgraftError, UsageError, OSError) as error:
+            if is_debug:
+                traceback.print_exc()
+            print_error(_in_words(error))
+            return BAD_INPUT
+    return status if isinstance(status, int) else 0
+
+
+def _debug_first(args: list[str]) -> list[str]:
+    """Move `--debug` to the front, wherever among the options it stands."""
+    end = args.index("--") if "--" in args else len(args)
+    if "--debug" not in args[:end]:
+        return args
+    return ["--debug", *(arg for place, arg in enumerate(args) if arg != "--debug" or place > end)]
+
+
+def _in_words(error: Exception) -> str:
+    """Say an error in one line, with the way to the right command where the arguments are wrong."""
+    if isinstance(error, UsageError):
+        usage: Any = error
+        text = str(usage.format_message()).replace("Value error, ", "").rstrip(".")
+        command = usage.ctx.command_path if usage.ctx else "visgraft"
+        return f"{text}{'' if text.endswith('?') else '.'} See `{command} --help`."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+app = typer.Typer(
+    name="visgraft",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"visgraft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from, and what libraries log.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Graft sight onto a language model: join a vision encoder and a language model, train the join, ask it."""
+
+
+def _add(panel: str, command: Callable[..., int | None], *examples: str) -> None:
+    """Add a command: its docstring is its help, its examples stand below."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    lines = "\n\n".join(f"  [bold]{escape(example)}[/bold]" for example in examples)
+    title = "Example" if len(examples) == 1 else "Examples"
+    app.command(command.__name__.strip("_"), rich_help_panel=panel, help=text, epilog=f"{title}:\n\n{lines}")(command)
+
+
+_add("Build", init, "visgraft init --data ~/photos -o recipe.yaml")
+_add("Train", train, "visgraft train recipe.yaml --set train.epochs=3", "visgraft train --resume runs/my-run")
+_add("Train", demo, "visgraft demo", "visgraft demo --all-questions --seed 1")
+_add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")
+_add("Use", ask, 'visgraft ask runs/my-run cat.jpg "What is it?"')
+_add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
+_add("Use", chat, "visgraft chat runs/my-run cat.jpg")
+_add("Bring", import_, "visgraft import GIT-Llama-2-7B imported", "visgraft import --recipe exp001.yml recipe.yaml")
+_add("Bring", merge, "visgraft merge runs/my-run merged")

@@ -1,0 +1,98 @@
+"""`visgraft show`: what a recipe would train, or what a run or a model is, without loading any weights.
+
+In: a recipe, run, model folder or Hub name. Out: a table of the parts and a few facts, or JSON.
+Usage: `visgraft show runs/my-run --json`
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from visgraft.cli.hub import go_offline_without_network, names_of_model, names_of_recipe
+from visgraft.cli.options import AsJson
+from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries
+from visgraft.config import load_recipe
+from visgraft.errors import ConfigError
+from visgraft.runs import Run
+
+if TYPE_CHECKING:
+    from visgraft.cli.description import Description
+
+
+def show(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|MODEL", help="Recipe, run, model folder or Hub name.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of a recipe.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the parts of a recipe, a run or a model: how large they are and what trains.
+
+    Only configurations are read, no weights, so that a model of any size is shown on any machine.
+    """
+    path = Path(target).expanduser()
+    is_recipe = path.is_file() or path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()
+    if is_recipe:
+        recipe = load_recipe(path, overrides=overrides or [])
+        names = names_of_recipe(recipe)
+    elif overrides:
+        raise ConfigError(f"--set: {target} is no recipe, so there is nothing to change; leave --set out")
+    else:
+        names = names_of_model(target)
+    go_offline_without_network(names)
+    note(f"reading {target}")
+    quiet_libraries()
+    from visgraft.cli import description
+
+    if is_recipe:
+        described = description.of_recipe(recipe, name=target, run=Run.open(path) if path.is_dir() else None)
+    else:
+        described = description.of_model(target)
+    if as_json:
+        print_json(described.as_json())
+    else:
+        _print(described)
+
+
+def _print(described: "Description") -> None:
+    print_rich(_labelled(described.heading))
+    print_line()
+    print_rich(_parts_table(described))
+    print_line()
+    print_rich(_labelled(described.facts))
+
+
+def _labelled(facts: "Sequence[tuple[str, str]]") -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", min_width=10)
+    for label, text in facts:
+        table.add_row(label, Text(text, overflow="fold"))
+    return table
+
+
+def _parts_table(described: "Description") -> Table:
+    """Draw the parts: of a recipe or run what trains, of a model what its folder holds."""
+    is_model = described.values["kind"] == "model"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("part")
+    table.add_column("kept" if is_model else "trains")
+    table.add_column("parameters", justify="right")
+    table.add_column("stored" if is_model else "trained", justify="right")
+    table.add_column("format")
+    if not is_model:
+        table.add_column("learning rate", justify="right")
+    table.add_column("notes", overflow="fold")
+    for row in described.rows:
+        rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
+        counts = (f"{row.num_parameters:,}", f"{row.num_trainable:,}")
+        cells = [row.part, row.mode, *counts, row.dtype, *([] if is_model else [rate]), "; ".join(row.notes)]
+        table.add_row(*(Text(cell) for cell in cells))
+    totals = described.as_json()
+    table.add_row("all", "", f"{totals['num_parameters']:,}", f"{totals['num_trainable']:,}", style="bold")
+    return table

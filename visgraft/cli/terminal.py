@@ -1,0 +1,84 @@
+"""What the program writes, and where: answers on standard output, notes and errors on standard error.
+
+In: texts, tables, values. Out: colours and columns in a terminal, plain lines elsewhere.
+
+    note("loading runs/my-run")         # in a terminal only: a person waits, a program does not
+    print_json({"answer": "a cat"})
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+PLAIN_WIDTH = 120  # columns of what is piped into a file
+_debug: ContextVar[bool] = ContextVar("debug", default=False)
+
+
+@contextmanager
+def debugging(is_on: bool) -> Iterator[None]:
+    """Let libraries log and warn, or keep them quiet, while the context lasts."""
+    token = _debug.set(is_on)
+    try:
+        yield
+    finally:
+        _debug.reset(token)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers and its like from logging, warning and drawing bars for work that takes no time.
+
+    Downloads keep their bar, in a terminal. With `--debug` everything stays as it is.
+    """
+    if _debug.get():
+        return
+    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging
+
+    warnings.simplefilter("ignore")
+    hub_logging.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if sys.stderr.isatty():
+        enable_progress_bars()
+
+
+def note(text: str) -> None:
+    """Tell a person who waits at a terminal what the program does."""
+    if sys.stderr.isatty():
+        Console(stderr=True).print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """Say something on standard error, in a terminal or not."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_error(text: str) -> None:
+    """Say what is wrong."""
+    console = Console(stderr=True)
+    console.print("error:", style="bold red", end=" ")
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_line(text: str = "") -> None:
+    """Print one line of an answer as it is."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value, alone on standard output."""
+    print_line(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_rich(renderable: RenderableType) -> None:
+    """Print a table or a text of rich's; what is piped gets no colours and wide lines."""
+    is_terminal = sys.stdout.isatty()
+    Console(width=None if is_terminal else PLAIN_WIDTH, highlight=False).print(renderable)

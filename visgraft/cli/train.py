@@ -1,0 +1,51 @@
+"""`visgraft train`: train a recipe, or go on with a run.
+
+In: a recipe and overrides. Out: a run folder. Usage: `visgraft train recipe.yaml --set train.epochs=3`
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visgraft.cli.hub import go_offline_without_network, names_of_recipe
+from visgraft.cli.terminal import note, print_line, quiet_libraries, tell
+from visgraft.config import load_recipe
+from visgraft.errors import ConfigError
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE", help="Recipe (YAML), or a run folder to train its recipe anew.", show_default=False
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given often.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.", show_default=False)
+    ] = None,
+) -> None:
+    """Train the join of two models on images and texts.
+
+    A recipe names a vision encoder, a language model and the data, and whatever differs from the defaults. The run
+    folder holds the model, its checkpoints and what was measured.
+    """
+    if recipe is None and resume is None:
+        raise ConfigError("train: got neither a recipe nor --resume; name a recipe, such as recipes/easy_vqa.yaml")
+    settings = load_recipe(recipe or str(resume), overrides=overrides or [])
+    go_offline_without_network(names_of_recipe(settings))
+    note("loading PyTorch and transformers")
+    quiet_libraries()
+    from visgraft.train.loop import train as run_training
+
+    try:
+        folder = run_training(settings, resume=resume)
+    except KeyboardInterrupt as error:
+        if str(error):  # it was saved, and says how to go on
+            tell(str(error))
+        raise
+    print_line(str(folder))
+    note(f'ask it: visgraft ask {folder} IMAGE "question"')
