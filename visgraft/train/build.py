@@ -69,19 +69,19 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
         }
         revisions: dict[str, Any] = {name: getattr(settings, name) for name in ("vision_revision", "language_revision")}
         vision, language = settings.vision, settings.language.name
+        projection = asdict(settings.projection)
+        processor = Processor.from_parts(vision, language, **reading, **revisions, projection=projection)
         model = VisionLanguageModel.from_parts(
             vision,
             language,
             image_attention=settings.image_attention,
             num_frames=settings.num_frames,
-            projection=asdict(settings.projection),
+            projection=projection,
             language_init=settings.language.init,
-            **reading,
+            # what the image processor makes need not be the size in the encoder's config (DINOv2: 224 and 518)
+            **{**reading, "image_size": processor.image_size},
             **revisions,
             **kernel,
-        )
-        processor = Processor.from_parts(
-            vision, language, **reading, **revisions, num_image_tokens=model.projection.num_tokens
         )
         template = settings.template or "question"
     return model, _with_settings(processor, template=template, max_text_tokens=recipe.data.max_text_tokens)

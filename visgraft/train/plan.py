@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from visgraft.data.augment import augment
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Sources, chunk_dialogs, epoch_order
 from visgraft.errors import BadSampleError, DataError
@@ -129,8 +130,11 @@ class Planner:
         Raises:
             BadSampleError: it cannot be read.
         """
-        rng = Random(f"{self.seed} {group.epoch} {group.sample_index}")
-        return chunk_dialogs(self.sources[group.sample_index], max_dialogs=self.max_dialogs, rng=rng)[group.chunk]
+        occasion = f"{self.seed} {group.epoch} {group.sample_index}"
+        chunks = chunk_dialogs(self.sources[group.sample_index], max_dialogs=self.max_dialogs, rng=Random(occasion))
+        settings = self.sources.settings
+        occasion = f"{occasion} {group.chunk}"
+        return augment(chunks[group.chunk], self.sources.augment, occasion=occasion, max_pixels=settings.max_pixels)
 
     def _find_unreadable(self) -> Iterator[BadSample]:
         for index in np.flatnonzero(self._num_chunks == 0).tolist():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
@@ -94,13 +94,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         ConfigError: the device lacks the recipe's precision.
     """
-    dtype = computing_dtype(recipe.train.precision, device=PartialState().device)
+    # Unless told that there is only a CPU, accelerate takes each process of several on it for one on its own.
+    cpu = torch.accelerator.current_accelerator(check_available=True) is None
+    dtype = computing_dtype(recipe.train.precision, device=PartialState(cpu=cpu).device)
     words = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
     if AcceleratorState._shared_state:  # one program may train one run in bf16 and the next in fp32
         AcceleratorState._reset_state()
-    # DDP would send buffers before every forward, and hang where one process has fewer forwards than another.
-    data_parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=words[dtype], kwargs_handlers=[data_parallel])
+    return Accelerator(cpu=cpu, mixed_precision=words[dtype])
 
 
 def check_resumable(before: Recipe, now: Recipe) -> None:
@@ -156,6 +156,7 @@ def _loader_settings(recipe: Recipe, accelerator: Accelerator) -> LoaderSettings
         layout=recipe.train.layout,
         micro_batch_rows=recipe.train.micro_batch_rows,
         max_pixels=recipe.data.max_pixels,
+        exact_pixels=recipe.data.exact_pixels,
         num_workers=recipe.train.num_workers,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,

@@ -28,6 +28,7 @@ class LoaderSettings:
     layout: Layout
     micro_batch_rows: int | None
     max_pixels: int
+    exact_pixels: bool = True
     num_workers: int = 0
     process_index: int = 0
     num_processes: int = 1
@@ -98,12 +99,14 @@ class StepDataset(Dataset[Step]):
 
     def encode(self, plan: StepPlan) -> tuple[list[EncodedSample], list[BadSample]]:
         """Encode the samples of this process, and say which of them cannot be used."""
+        processor, settings = self.planner.processor, self.settings
         encoded: list[EncodedSample] = []
         bad: list[BadSample] = []
         for group in plan.groups[self.settings.process_index :: self.settings.num_processes]:
             try:
                 sample = self.planner.sample(group)
-                encoded.append(self.planner.processor.encode(sample, max_pixels=self.settings.max_pixels))
+                made = processor.encode(sample, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels)
+                encoded.append(made)
             except BadSampleError as error:
                 bad.append(self.planner.sources.bad_sample(group.sample_index, str(error)))
         return encoded, bad
