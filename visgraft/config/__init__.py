@@ -8,6 +8,7 @@ from visgraft.config.hints import unknown_key
 from visgraft.config.recipe import apply_override, load_recipe, recipe_to_dict, recipe_to_yaml
 from visgraft.config.settings import (
     PARTS,
+    AugmentSettings,
     DataSettings,
     LanguageSettings,
     LastLayers,
@@ -25,6 +26,7 @@ from visgraft.config.strict import Strict
 
 __all__ = [
     "PARTS",
+    "AugmentSettings",
     "DataSettings",
     "LanguageSettings",
     "LastLayers",

@@ -215,6 +215,7 @@ class DataSettings:
     max_text_tokens: PositiveInt = 512  # longest text of one dialog; what is longer is cut and counted
     max_bad_fraction: Fraction = 0.01  # bad samples that a source may have before the run stops
     max_pixels: PositiveInt = 100_000_000  # larger images are refused
+    exact_pixels: bool = True  # false: resize quicker, which changes some bytes by 1 of 255
     allow_remote_images: bool = False  # whether images are downloaded where the data names web addresses
     group_across_sources: bool = False  # whether texts about one image are gathered from all sources
     mixing_temperature: PositiveFloat = 1.0  # 1: sources as large as they are; larger: more and more alike

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from visgraft.data.refs import decode_base64, decode_text, is_web_address
 from visgraft.data.sample import ImageRef, StoredImage
@@ -102,7 +102,8 @@ def _decode(image: Image.Image, *, max_pixels: int) -> Image.Image:
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise BadSampleError("image is animated or has several pages")
     image.load()
-    return _to_rgb(ImageOps.exif_transpose(image))
+    # Without a rotation, exif_transpose would copy the whole image.
+    return _to_rgb(ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -26,7 +26,7 @@ from typing import get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from visgraft.config import DataSettings, SourceSettings, Strict, unknown_key
+from visgraft.config import AugmentSettings, DataSettings, SourceSettings, Strict, unknown_key
 from visgraft.data.adapting import Adapted, divide, known_counts
 from visgraft.data.grouping import Grouped, RowSource
 from visgraft.data.mixing import epoch_order as epoch_order
@@ -74,7 +74,7 @@ def open_sources(
     temperature = settings.mixing_temperature if is_training else 1.0
     if settings.group_across_sources and len(opened) > 1:
         opened = [_gather_all(opened, temperature=temperature)]
-    return Sources(opened, temperature=temperature)
+    return Sources(opened, settings=settings, is_training=is_training)
 
 
 def _open(entry: SourceSettings, read: Callable[..., Source], *, settings: DataSettings, is_training: bool) -> Source:
@@ -142,9 +142,13 @@ class OpenSource:
 class Sources:
     """Hold several sources one behind the other: sources[i] is a sample whose id is `source:id`."""
 
-    def __init__(self, opened: Sequence[OpenSource], *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, opened: Sequence[OpenSource], *, settings: DataSettings | None = None, is_training: bool = True
+    ) -> None:
         self.opened = tuple(opened)
-        self._temperature = temperature
+        self.settings = settings or DataSettings()
+        self.augment = self.settings.augment if is_training else AugmentSettings()
+        self._temperature = self.settings.mixing_temperature if is_training else 1.0
         self._starts = list(accumulate((entry.length for entry in opened), initial=0))
         self._counts: list[NDArray[np.int64] | None] = [None] * len(self.opened)
 

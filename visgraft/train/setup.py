@@ -157,6 +157,7 @@ def _loader_settings(recipe: Recipe, accelerator: Accelerator) -> LoaderSettings
         micro_batch_rows=recipe.train.micro_batch_rows,
         max_pixels=recipe.data.max_pixels,
         exact_pixels=recipe.data.exact_pixels,
+        exact_pixels=recipe.data.exact_pixels,
         num_workers=recipe.train.num_workers,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
