@@ -9,6 +9,7 @@ GIT's own is one linear layer and a LayerNorm (Wang et al. 2022, arXiv:2205.1410
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -147,6 +148,13 @@ class Projection(nn.Module):
             return features
         patches = features[:, self.num_leading :]
         rows, columns = self.grid
+        if patches.shape[1] != rows * columns:  # images of another size than the encoder's own
+            rows = columns = math.isqrt(patches.shape[1])
+        if rows * columns != patches.shape[1] or rows % factor or columns % factor:
+            raise ModelError(
+                f"{patches.shape[1]} patches are no grid that squares of {factor} x {factor} divide: set model.image_size "
+                "to the size of the images, or another pool or pixel_shuffle"
+            )
         squares = patches.unflatten(1, (rows // factor, factor, columns // factor, factor)).transpose(2, 3)
         if self.settings.pool > 1:
             return squares.mean(dim=(3, 4)).flatten(1, 2)
