@@ -57,6 +57,7 @@ def open_session(
     """Build and check a run, make its folder (or open it again) and restore its state."""
     if resume is not None:
         check_resumable(load_recipe(Run.open(resume).folder), recipe)
+        Run.open(resume).latest_checkpoint()  # or say at once that there is none
     accelerator = make_accelerator(recipe)
     set_seed(recipe.train.seed)  # new weights are drawn from it
     local = resolve_starter_names(recipe, progress=progress.say)
@@ -156,7 +157,6 @@ def _loader_settings(recipe: Recipe, accelerator: Accelerator) -> LoaderSettings
         layout=recipe.train.layout,
         micro_batch_rows=recipe.train.micro_batch_rows,
         max_pixels=recipe.data.max_pixels,
-        exact_pixels=recipe.data.exact_pixels,
         exact_pixels=recipe.data.exact_pixels,
         num_workers=recipe.train.num_workers,
         process_index=accelerator.process_index,

@@ -1,0 +1,53 @@
+"""Validation asks the same questions in every run, skips what cannot be asked and accepts every reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.tiny import tiny_recipe
+from visgraft.config import load_recipe
+from visgraft.data.sample import Turn
+from visgraft.train import validate as validate_module
+from visgraft.train.plan import Planner
+from visgraft.train.progress import TrainProgress
+from visgraft.train.setup import open_session
+from visgraft.train.validate import answer_probes, pick_questions, score_questions, validate
+
+
+def test_questions_are_the_same_in_every_run_one_of_each_sample(make_planner: Callable[..., Planner]) -> None:
+    planner = make_planner(bad=3)
+    questions = pick_questions(planner.sources, planner.processor, number=6)
+    assert questions == pick_questions(planner.sources, planner.processor, number=6)
+    assert len({sample.id for sample in questions}) == 6
+    assert all(len(sample.dialogs) == 1 for sample in questions)
+    everything = pick_questions(planner.sources, planner.processor, number=100)
+    assert len(everything) == 12
+    assert everything[:6] == questions
+    assert not any("bad" in str(sample.id) for sample in everything)
+
+
+def test_an_answer_is_right_if_it_equals_any_reference(
+    tmp_path: Path, quiet: TrainProgress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(load_recipe(tiny_recipe(tmp_path, exact_match_samples=4)), progress=quiet)
+    first, *others = session.questions
+    turn = Turn("What is it?", "a cat", references=("cat", "one cat"))
+    session.questions = [type(first)(first.images, [[turn]], id=first.id), *others]
+    monkeypatch.setattr(validate_module, "answer", lambda *_, **__: ["one cat", "wrong", "wrong", "wrong"])
+    assert score_questions(session) == 0.25
+
+
+def test_validating_leaves_mode_weights_and_random_state_alone(tmp_path: Path, quiet: TrainProgress) -> None:
+    recipe = tiny_recipe(tmp_path, family="opt", dropout=0.1, exact_match_samples=2)
+    session = open_session(load_recipe(recipe), progress=quiet)
+    modes = [module.training for module in session.model.modules()]
+    weights = {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    first = validate(session)
+    answer_probes(session)
+    assert validate(session) == first
+    assert [module.training for module in session.model.modules()] == modes
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in session.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
