@@ -46,7 +46,7 @@ def test_a_merged_model_computes_the_same_without_lora(stages: int, tmp_path: Pa
     assert report.merged == {"vision": 8, "language": 8}
     assert report.change <= report.allowed == 1e-4
     assert (tmp_path / "merged" / "notes.txt").read_text() == "kept"
-    assert not list(tmp_path.glob(".merging-*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_imported_model_is_merged_in_the_format_it_is_kept_in(tmp_path: Path) -> None:
@@ -96,6 +96,10 @@ def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:
         merge_model(tmp_path / "plain", tmp_path / "merged")
     with pytest.raises(CheckpointError, match="is the model itself"):
         merge_model(tmp_path / "plain", tmp_path / "plain")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.txt").write_text("")
+    with pytest.raises(CheckpointError, match="holds something that is no model; give a new folder"):
+        merge_model(tmp_path / "plain", tmp_path / "else")
     with_lora("language").save_pretrained(tmp_path / "model")
     with pytest.raises(CheckpointError, match="dtype: got 'int8', allowed are float32, bfloat16 and float16"):
         merge_model(tmp_path / "model", tmp_path / "merged", dtype="int8")

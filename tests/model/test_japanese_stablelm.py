@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -68,3 +70,13 @@ def test_it_takes_an_image_prefix() -> None:
     torch.testing.assert_close(shared, rows, atol=1e-5, rtol=0)
     model.logits_bytes = 4 * 96 * 3  # logits in chunks of three rows
     torch.testing.assert_close(model.loss(batch(samples())).loss, shared, atol=1e-5, rtol=0)
+
+
+def test_a_process_that_touches_the_model_alone_knows_the_family(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    code = (
+        "import sys; from visgraft import VisionLanguageModel; from transformers import AutoModelForCausalLM\n"
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "JapaneseStableLMForCausalLM"

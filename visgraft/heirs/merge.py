@@ -8,7 +8,6 @@ In: a model folder with LoRA. Out: a full model folder without, whose logits wer
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from visgraft.model.trainable import set_trainable
 from visgraft.model.vision import dummy_inputs
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.model.weights import read_tensors
+from visgraft.runs import find_model, whole_folder
 
 # How far logits may move, relative to the largest, by rounding the folded weights to a format.
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -60,16 +60,15 @@ def merge_model(src: str | Path, dst: str | Path, *, dtype: str | None = None) -
 
     Args:
         src: model folder, run folder or Hub name.
-        dst: folder to write; what is in it stays unless a file has the same name.
+        dst: folder to write; a model folder that is there is replaced.
         dtype: format of the merged weights, float32, bfloat16 or float16; None = as the language model's are stored.
 
     Raises:
         CheckpointError: the folder has no LoRA, or it is `dst` itself.
         MergeRefusedError: the logits moved more than the format explains.
     """
-    source, folder = find_folder(src), Path(dst).expanduser()
-    if folder.resolve() == source.resolve():
-        raise CheckpointError(f"{dst}: is the model itself, which would be overwritten; give another folder")
+    source, folder = find_folder(find_model(src)), Path(dst).expanduser()
+    check_target(folder, source=source)
     model = VisionLanguageModel.from_pretrained(source)
     merged = {part: len(list(lora_layers(getattr(model, part)))) for part in PARTS}
     if not any(merged.values()):
@@ -79,11 +78,10 @@ def merge_model(src: str | Path, dst: str | Path, *, dtype: str | None = None) -
     for part in PARTS:
         fold_lora(getattr(model, part))
     set_trainable(model, modes={}, frozen_dtype=format_)  # casts, BatchNorm left alone
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".merging-") as name:
-        model.save_pretrained(name, full=True)
+    with whole_folder(folder) as building:
+        model.save_pretrained(building, full=True)
         del model
-        after = probe_logits(VisionLanguageModel.from_pretrained(name))
+        after = probe_logits(VisionLanguageModel.from_pretrained(building))
         change = float((after - before).abs().max() / before.abs().max())
         if not change <= ALLOWED[format_]:  # NaN is refused too
             raise MergeRefusedError(
@@ -91,9 +89,20 @@ def merge_model(src: str | Path, dst: str | Path, *, dtype: str | None = None) -
                 f"{ALLOWED[format_]:.0e}; nothing was written. "
                 + ("Merge in float32" if format_ != torch.float32 else "Keep the adapters")
             )
-        _copy_missing(source, Path(name))
-        shutil.copytree(name, folder, dirs_exist_ok=True)
+        copy_missing(source, building)
     return MergeReport(str(folder), {part: count for part, count in merged.items() if count}, change, ALLOWED[format_])
+
+
+def check_target(folder: Path, *, source: Path) -> None:
+    """See that a folder may be written or replaced.
+
+    Raises:
+        CheckpointError: it is the source, or holds something that is no model.
+    """
+    if folder.resolve() == source.resolve():
+        raise CheckpointError(f"{folder}: is the model itself, which would be overwritten; give another folder")
+    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder}: holds something that is no model; give a new folder")
 
 
 def fold_lora(part: nn.Module) -> None:
@@ -137,8 +146,8 @@ def _format(name: str) -> torch.dtype:
     return found
 
 
-def _copy_missing(source: Path, target: Path) -> None:
+def copy_missing(source: Path, target: Path) -> None:
     """Take the processor and whatever else lies beside the model along."""
     for path in source.iterdir():
-        if path.is_file() and not (target / path.name).exists() and path.name != "import.json":
+        if path.is_file() and not (target / path.name).exists() and path.suffix != ".py" and path.name != "import.json":
             shutil.copy(path, target)

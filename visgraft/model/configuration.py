@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from visgraft.errors import ConfigError
 from visgraft.model.entrance import PREFIX_PLACES, PrefixPlace
+from visgraft.model.japanese_stablelm import JapaneseStableLMConfig as JapaneseStableLMConfig  # AutoConfig now knows it
 from visgraft.model.projection import ProjectionSettings
 from visgraft.model.vision import VisionSettings
 
