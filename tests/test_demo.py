@@ -1,0 +1,106 @@
+"""The demo: which questions, what counts as right, what the page shows. The run itself is tried by a smoke run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from visgraft import demo
+from visgraft.config import load_recipe
+from visgraft.demo import DemoResult, Question
+
+COLORS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder in easy-VQA's layout with two training images and one test image."""
+    for split, colors in (("train", ["red", "red", "blue"]), ("test", ["blue"])):
+        folder = tmp_path / "easy_vqa" / split
+        (folder / "images").mkdir(parents=True)
+        questions = []
+        for index, color in enumerate(colors):
+            Image.new("RGB", (64, 64), COLORS[color]).save(folder / "images" / f"{index}.png")
+            questions.append(["what color is it?", color, index])
+            questions.append(["is it red?", "yes" if color == "red" else "no", index])
+        (folder / "questions.json").write_text(json.dumps(questions))
+    return tmp_path / "easy_vqa"
+
+
+def test_the_same_questions_are_picked_every_time(data):
+    assert demo.pick_questions(data, number=1) == demo.pick_questions(data, number=1)
+    assert len(demo.pick_questions(data, number=None)) == 2
+
+
+def test_blind_answers_are_the_most_frequent_of_training(data):
+    questions = demo.pick_questions(data, number=None)
+    assert dict(zip([q.prompt for q in questions], demo.blind_answers(data, questions), strict=True)) == {
+        "what color is it?": "red",
+        "is it red?": "yes",
+    }
+
+
+def test_an_answer_is_right_only_as_a_whole():
+    def question(answer: str) -> Question:
+        return Question(Path("x.png"), "what color is it?", "red", answer)
+
+    assert question("red").is_right
+    assert not question("red circle").is_right
+    assert not question("").is_right
+
+
+def test_scores_tell_what_from_yes_and_no():
+    questions = [
+        Question(Path("x.png"), "what?", "red", "red"),
+        Question(Path("x.png"), "is it?", "yes", "no"),
+        Question(Path("x.png"), "is it?", "no", "no"),
+        Question(Path("x.png"), "is it?", "no", "no"),
+    ]
+    assert demo.score(questions) == {"all": 0.75, "what": 1.0, "yes/no": pytest.approx(2 / 3)}
+
+
+def test_the_report_marks_wrong_answers_and_needs_no_network(data, tmp_path):
+    questions = [
+        Question(question.image, question.prompt, question.truth, answer)
+        for question, answer in zip(demo.pick_questions(data, number=None), ["<red>", "no"], strict=True)
+    ]
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "environment.json").write_text(json.dumps({"date": "2026-01-02"}))
+    scores = demo.score(questions)
+    result = DemoResult(run, scores, baseline=scores, counts=dict.fromkeys(scores, 1), train_seconds=90.0)
+    log = [
+        {"step": 1, "loss": 2.0, "samples": 8},
+        {"step": 1, "validation_loss": 1.0},
+        {"step": 2, "loss": 1.0, "samples": 8},
+    ]
+    text = demo.write_report(result, questions=questions, log=log).read_text()
+    assert text.count('class="card wrong"') == 1
+    assert "&lt;red&gt;" in text
+    assert "<red>" not in text
+    assert "1.5 min" in text
+    assert "<script src" not in text
+
+
+def test_the_demo_trains_as_the_shipped_recipe_does():
+    shipped = load_recipe(Path(__file__).parents[1] / "recipes" / "easy_vqa.yaml")
+    ours = demo.demo_recipe()
+    assert ours.model == shipped.model
+    assert ours.train.lora_of("language") == shipped.train.lora_of("language")
+    assert ours.train.learning_rate == shipped.train.learning_rate
+    assert ours.train.text_tokens_per_step == shipped.train.text_tokens_per_step
+    assert ours.data.max_dialogs_per_prefix == shipped.data.max_dialogs_per_prefix
+    assert {source.split for source in ours.data.train} == {"train+validation"}
+
+
+@pytest.mark.starter
+def test_a_quick_demo_runs_from_weights_to_report(tmp_path):
+    from visgraft.train.progress import make_progress
+
+    result = demo.run_demo(progress=make_progress(show=False), quick=True, folder=tmp_path / "run")
+    assert (result.folder / "report.html").is_file()
+    assert (result.folder / "model" / "config.json").is_file()
+    assert result.counts["all"] == 64
+    assert 0.0 <= result.scores["all"] <= 1.0
+    assert json.loads((result.folder / "demo.json").read_text())["scores"] == result.scores
