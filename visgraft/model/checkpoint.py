@@ -25,6 +25,7 @@ from huggingface_hub import HfApi
 from transformers import GenerationConfig, PreTrainedModel
 
 from visgraft.errors import CheckpointError
+from visgraft.model.card import model_card
 from visgraft.model.compatibility import check_language
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.fingerprint import Mark, read_marks
@@ -195,8 +196,9 @@ class CheckpointMixin(PreTrainedModel):
         revision: str | None = None,
         commit_message: str = "Upload model",
         max_shard_size: int | str | None = None,
+        run: str | Path | None = None,
     ) -> str:
-        """Upload a model folder to the Hugging Face Hub.
+        """Upload a model folder to the Hugging Face Hub, with a model card.
 
         Args:
             repo_id: `user/name`; made if it is not there.
@@ -206,6 +208,7 @@ class CheckpointMixin(PreTrainedModel):
             revision: branch.
             commit_message: of the upload.
             max_shard_size: of one file of a part, as "5GB".
+            run: the run folder that trained it, whose data and scores the card tells.
 
         Returns:
             The address of the commit.
@@ -218,6 +221,8 @@ class CheckpointMixin(PreTrainedModel):
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, full=full, max_shard_size=max_shard_size)
+            card = model_card(folder, repo_id=repo, run=run)
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             commit = api.upload_folder(
                 folder_path=folder, repo_id=repo, revision=revision, commit_message=commit_message
             )

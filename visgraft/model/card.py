@@ -1,0 +1,132 @@
+"""The model card of an uploaded folder: parts, licences, data, scores, and lines that run.
+
+In: a model folder and, where it was trained here, its run folder. Out: the text of `README.md`.
+
+    text = model_card(folder, repo_id="me/cats", run="runs/my-run")
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+
+from visgraft.errors import CheckpointError
+from visgraft.runs import Run
+
+UNKNOWN = "unknown"
+_SNIPPET = """```python
+from PIL import Image
+from visgraft import Processor, VisionLanguageModel
+
+model = VisionLanguageModel.from_pretrained("{repo_id}")
+processor = Processor.from_pretrained("{repo_id}")
+inputs = processor(images=Image.open("photo.jpg"), text="What is in the picture?")
+tokens = model.generate(**inputs, max_new_tokens=32)
+print(processor.decode(tokens[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```"""
+
+
+def model_card(folder: str | Path, *, repo_id: str, run: str | Path | None = None) -> str:
+    """Write the card of a model folder.
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        repo_id: where it will be found.
+        run: the run folder that trained it, which tells data and scores.
+
+    Raises:
+        CheckpointError: no such model folder or run folder.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: holds no config.json; need a model folder")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    names = {part: config["parts"][part].get("name") for part in ("vision", "language")}
+    licences = {part: licence_of(name) for part, name in names.items()}
+    paragraphs = [
+        _front_matter(names, licences),
+        f"# {repo_id.rpartition('/')[2]}",
+        "A vision encoder joined to a causal language model behind a GIT mask: image tokens see each other, text sees "
+        "the image and its own past. Made with visgraft.",
+        "## Parts",
+        _parts_table(config, names, licences),
+        "## Use",
+        _SNIPPET.format(repo_id=repo_id),
+        *(_about_run(Run.open(run)) if run is not None else []),
+        "## Licences",
+        "The licences of both parts hold for the whole; a part of unknown licence must be looked up where it comes "
+        "from, and so must those of the training data.",
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def licence_of(name: str | None) -> str:
+    """Give the licence that a part's own card names, from its folder or from the Hub; `unknown` where none does."""
+    if name is None:
+        return UNKNOWN
+    try:
+        card = Path(name) / "README.md"
+        loaded = ModelCard.load(card if card.is_file() else name, ignore_metadata_errors=True)
+    except (OSError, ValueError, HfHubHTTPError):
+        return UNKNOWN
+    return str(loaded.data.license or UNKNOWN)
+
+
+def _front_matter(names: dict[str, str | None], licences: dict[str, str]) -> str:
+    known = set(licences.values())
+    values: dict[str, Any] = {
+        "library_name": "visgraft",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["visgraft", "vision-language"],
+        "base_model": [name for name in names.values() if name and not Path(name).is_absolute()],
+        "license": known.pop() if len(known) == 1 and UNKNOWN not in known else "other",
+    }
+    return "---\n" + yaml.safe_dump({key: value for key, value in values.items() if value}, sort_keys=False) + "---"
+
+
+def _parts_table(config: dict[str, Any], names: dict[str, str | None], licences: dict[str, str]) -> str:
+    rows = ["| part | architecture | from | licence |", "|---|---|---|---|"]
+    for part, key in (("vision", "vision_config"), ("language", "text_config")):
+        architecture = config[key].get("model_type", UNKNOWN)
+        lora = ", with LoRA" if config["parts"][part].get("adapters") else ""
+        name = names[part]
+        origin = "weights in this folder" if not name or Path(name).is_absolute() else name
+        rows.append(f"| {part} | {architecture}{lora} | {origin} | {licences[part]} |")
+    rows.append(f"| projection | {config['projection'].get('type', 'linear')} | trained here | |")
+    return "\n".join(rows)
+
+
+def _about_run(run: Run) -> list[str]:
+    recipe = yaml.safe_load((run.folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
+    paragraphs = ["## Data"]
+    for key in ("train", "validation"):
+        sources = [entry["source"] for entry in (recipe.get("data") or {}).get(key) or []]
+        paragraphs.append(f"{key}: {', '.join(sources) or 'none'}")
+    scored = [record for record in run.read_metrics() if record.get("validation_loss") is not None]
+    if scored:
+        best = min(scored, key=lambda record: record["validation_loss"])
+        rows = ["| score | value |", "|---|---|"]
+        for name, value in best.items():
+            if isinstance(value, (int, float)) and ("validation" in name or "match" in name or name == "step"):
+                rows.append(f"| {name} | {value:.4g} |")
+        paragraphs += ["## Scores", "Of the step with the lowest validation loss:", "\n".join(rows)]
+    return [*paragraphs, "## Recipe", f"```yaml\n{_public(recipe)}```"]
+
+
+def _public(recipe: dict[str, Any]) -> str:
+    """Write the recipe without where things lie on this machine."""
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shortened(below) for key, below in value.items()}
+        if isinstance(value, list):
+            return [shortened(below) for below in value]
+        is_path = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+        return Path(value).name if is_path else value
+
+    return yaml.safe_dump(shortened(recipe), sort_keys=False, allow_unicode=True)
