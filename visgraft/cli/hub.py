@@ -8,16 +8,12 @@ what is not is an error at once.
 
 import json
 import os
-import ssl
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 
 from visgraft.cli.terminal import note
 from visgraft.config import Recipe
-from visgraft.errors import CheckpointError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 5.0
@@ -31,20 +27,16 @@ def names_of_recipe(recipe: Recipe) -> list[str]:
 
 
 def names_of_model(name: str) -> list[str]:
-    """List what loading a model reads: itself, and for a folder the parts that its config names.
-
-    Raises:
-        CheckpointError: the folder's config.json is damaged.
-    """
+    """List what loading a model reads: itself, and for a folder the parts that its config names."""
     folder = Path(name).expanduser()
     paths = [path for path in (folder / "model" / "config.json", folder / "config.json") if path.is_file()]
     if not paths:
         return [name]
     try:
-        parts = json.loads(paths[0].read_text(encoding="utf-8")).get("parts") or {}
-        return [part["name"] for part in parts.values() if part.get("name") and part.get("stored") != "all"]
-    except (ValueError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"{paths[0]}: not the config of a visgraft model ({error})") from error
+        parts = json.loads(paths[0].read_text(encoding="utf-8"))["parts"].values()
+        return [part["name"] for part in parts if part["name"] and part.get("stored") != "all"]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return []  # loading it will say what is wrong with it
 
 
 def go_offline_without_network(names: Iterable[str]) -> None:
@@ -61,6 +53,10 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _can_reach_hub() -> bool:
+    import ssl
+    import urllib.error
+    import urllib.request
+
     endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT)
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=TIMEOUT_S).close()

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-PLAIN_WIDTH = 120  # columns of what is piped into a file
+PLAIN_WIDTH = 160  # columns of what is piped into a file
 _debug: ContextVar[bool] = ContextVar("debug", default=False)
 
 

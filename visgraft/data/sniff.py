@@ -57,8 +57,8 @@ def sniff(path: Path) -> Found:
             return found
     raise DataError(
         f"{path}: no format that is known here; looked for {METADATA}, COCO captions, tars, and parquet, JSON or CSV "
-        f"files with images and texts, found {_contents(path)}. Write a {METADATA} beside the images with a line such as "
-        '{"file_name": "a.jpg", "text": "a cat on a sofa"} for each text'
+        f"files with images and texts, found {_contents(path)}. Write a {METADATA} beside the images with a line such "
+        'as {"file_name": "a.jpg", "text": "a cat on a sofa"} for each text'
     )
 
 

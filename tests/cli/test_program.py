@@ -1,0 +1,125 @@
+"""The program as a whole: its help, its errors, its exit statuses."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Visgraft
+from visgraft.cli import main, program
+from visgraft.errors import ModelError
+
+COMMANDS = ["init", "train", "demo", "show", "ask", "caption", "chat"]
+
+
+def test_help_groups_the_commands(visgraft: Visgraft) -> None:
+    help_ = visgraft("--help")
+    assert help_.status == 0
+    words = ("─ Build", "│ init", "─ Train", "│ train", "│ demo", "─ Look", "│ show", "─ Use", "│ ask", "│ caption")
+    places = [help_.out.index(word) for word in words]
+    assert places == sorted(places)
+    assert visgraft().out == help_.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_in_its_help(visgraft: Visgraft, command: str) -> None:
+    help_ = visgraft(command, "--help")
+    assert help_.status == 0
+    assert f"visgraft {command}" in help_.out.split("Example")[1]
+
+
+def test_help_comes_fast_and_without_torch() -> None:
+    code = (
+        "import sys; from visgraft.cli import main; status = main(['--help'])\n"
+        "heavy = {'torch', 'transformers', 'peft', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else status)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of the processor, not of the clock: other work on the machine is no fault of ours.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.2
+
+
+def test_the_version_is_printed(visgraft: Visgraft) -> None:
+    assert visgraft("--version").out == "visgraft 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "error: No such command 'trian'. Did you mean 'train'? See `visgraft --help`.\n"),
+        (["ask", "run"], "error: Missing argument 'IMAGE'. See `visgraft ask --help`.\n"),
+        (["ask", "--jsno"], "error: No such option: --jsno (Possible options: --json). See `visgraft ask --help`.\n"),
+        (["init"], "error: Missing option '--data'. See `visgraft init --help`.\n"),
+        (["train"], "error: train: got neither a recipe nor --resume; name a recipe, such as recipes/easy_vqa.yaml\n"),
+    ],
+)
+def test_wrong_arguments_get_one_line_and_status_2(visgraft: Visgraft, args: list[str], message: str) -> None:
+    outcome = visgraft(*args)
+    assert (outcome.status, outcome.out, outcome.err) == (2, "", message)
+
+
+def test_an_error_has_a_traceback_only_with_debug(visgraft: Visgraft, tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere.yaml"
+    line = f"error: {missing}: no such recipe; need a YAML file or a run folder that holds recipe.yaml\n"
+    assert visgraft("show", missing).err == line
+    outcome = visgraft("show", missing, "--debug")
+    assert outcome.status == 2
+    assert "Traceback" in outcome.err
+    assert outcome.err.endswith(line)
+
+
+def test_a_file_that_cannot_be_written_is_one_line_too(visgraft: Visgraft, folder: Path) -> None:
+    outcome = visgraft("init", "--data", folder / "photos", "-o", folder / "photos" / "0.png" / "recipe.yaml")
+    assert outcome.status == 2
+    assert outcome.err == f"error: {folder / 'photos' / '0.png'}: File exists\n"
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(program, "app", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["show"])
+
+
+def test_interrupts_are_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "app", interrupt)
+    assert main(["show"]) == 130
+
+
+def test_debug_may_stand_anywhere_but_behind_two_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def note(args: list[str], **_: object) -> None:
+        seen.append(args)
+
+    monkeypatch.setattr(program, "app", note)
+    main(["ask", "run", "--debug", "a.png", "why"])
+    main(["ask", "run", "a.png", "--", "--debug"])
+    assert seen == [["--debug", "ask", "run", "a.png", "why"], ["ask", "run", "a.png", "--", "--debug"]]
+
+
+def test_errors_reach_the_status_of_a_real_process(folder: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "visgraft", "ask", str(folder / "run"), "nowhere.png", "What is it?"],
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: nowhere.png: image file is missing\n"
+
+
+def test_an_error_of_several_lines_stays_readable(visgraft: Visgraft, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ModelError("a [bold]name[/bold] in brackets\nand what to do")
+
+    monkeypatch.setattr(program, "app", fail)
+    assert visgraft("show").err == "error: a [bold]name[/bold] in brackets\nand what to do\n"

@@ -1,0 +1,93 @@
+"""`visgraft train` from the command line: a run, a resumed run, and recipes that cannot run."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.conftest import Visgraft
+from tests.train.tiny import tiny_recipe
+from visgraft.train.interrupt import Interrupted
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe(folder, num_images=4, max_new_tokens=2)))
+    return path
+
+
+def test_a_recipe_becomes_a_run_that_answers_and_goes_on(visgraft: Visgraft, recipe: Path) -> None:
+    outcome = visgraft("train", recipe, "--set", "train.max_steps=1", "--set", "name=first")
+    assert outcome.status == 0, outcome.err
+    [run] = (recipe.parent / "runs").iterdir()
+    assert outcome.out == f"{run}\n"
+    assert "step 1  loss" in outcome.err
+    assert "\x1b" not in outcome.err
+    assert "train: {" not in outcome.err
+    asked = visgraft("ask", run, recipe.parent / "train" / "0.png", "Which colour?", "--max-new-tokens", 2)
+    assert asked.status == 0
+    resumed = visgraft("train", "--resume", run, "--set", "train.max_steps=2")
+    assert (resumed.status, resumed.out) == (0, f"{run}\n"), resumed.err
+    assert "2 steps" in visgraft("show", run).out
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    visgraft: Visgraft, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise Interrupted(Path("runs/first"))
+
+    monkeypatch.setattr("visgraft.train.loop.train", interrupt)
+    outcome = visgraft("train", recipe)
+    assert (outcome.status, outcome.out) == (130, "")
+    assert outcome.err == "stopped and saved; go on with `visgraft train --resume runs/first`\n"
+
+
+def test_a_language_model_without_tokenizer_is_said(visgraft: Visgraft, recipe: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(recipe.parent / "tiny-llama", bare, ignore=shutil.ignore_patterns("*token*", "*.jinja"))
+    outcome = visgraft("train", recipe, "--set", f"model.language={bare}")
+    assert outcome.status == 2
+    assert f"error: {bare} has no tokenizer that can be loaded" in outcome.err
+
+
+def test_texts_beyond_the_positions_of_the_language_model_are_said(
+    visgraft: Visgraft, recipe: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(recipe.parent / "train" / "0.png", photos)
+    (photos / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "' + "a cat and a dog " * 40 + '"}\n')
+    outcome = visgraft("train", recipe, "--set", f"data.train.0.path={photos}")
+    assert outcome.status == 2
+    assert "the 128 positions of llama: shorten the text" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["train.lora.target_modules=[q_prj]"],
+            "'q_prj' matches no linear of the language part; what could match: down",
+        ),
+        (["data.train.0.source=foldr"], "data.train.0.source: no reader is named 'foldr'; did you mean folder?"),
+        (["data.train.0.path=/no/such"], "folder: there is no metadata.jsonl in /no/such"),
+        (["data.train=[]"], "data: got 0 samples and none can be used"),
+        (["model.template=chat"], "this tokenizer has no chat template"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_one_line_and_status_2(
+    visgraft: Visgraft, recipe: Path, overrides: list[str], message: str
+) -> None:
+    outcome = visgraft("train", recipe, *(arg for override in overrides for arg in ("--set", override)))
+    assert (outcome.status, outcome.out) == (2, "")
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_a_run_that_is_not_there_is_said(visgraft: Visgraft, tmp_path: Path) -> None:
+    assert "no such recipe" in visgraft("train", "--resume", tmp_path / "nowhere").err
