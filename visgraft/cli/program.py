@@ -16,6 +16,7 @@ from rich.markup import escape
 from visgraft import __version__
 from visgraft.cli.ask import ask, caption
 from visgraft.cli.chat import chat
+from visgraft.cli.data import data
 from visgraft.cli.demo import demo
 from visgraft.cli.heirs import import_, merge
 from visgraft.cli.init import init
@@ -117,6 +118,7 @@ _add("Build", init, "visgraft init --data ~/photos -o recipe.yaml")
 _add("Train", train, "visgraft train recipe.yaml --set train.epochs=3", "visgraft train --resume runs/my-run")
 _add("Train", demo, "visgraft demo", "visgraft demo --all-questions --seed 1")
 _add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")
+app.add_typer(data, name="data", rich_help_panel="Look")
 _add("Use", ask, 'visgraft ask runs/my-run cat.jpg "What is it?"')
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")

@@ -28,6 +28,11 @@ class BadSample:
     reason: str
 
 
+def budget_of(num_samples: int, *, max_bad_fraction: float) -> int:
+    """Return how many of some samples may be bad."""
+    return max(NEVER_FEWER_BAD_SAMPLES, int(max_bad_fraction * num_samples))
+
+
 class Quarantine:
     """Count bad samples, each once however often it comes, and stop past the budget.
 
@@ -43,7 +48,7 @@ class Quarantine:
         known: Iterable[BadSample] = (),
         write: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self.budget = max(NEVER_FEWER_BAD_SAMPLES, int(max_bad_fraction * num_samples))
+        self.budget = budget_of(num_samples, max_bad_fraction=max_bad_fraction)
         self.num_samples = num_samples
         self._bad = {(bad.source, bad.index): bad for bad in known}
         self._write = write

@@ -66,21 +66,24 @@ def open_sources(
     opened: list[OpenSource] = []
     names: Counter[str] = Counter()
     for entry, read in zip(entries, readers, strict=True):
-        samples = _open(entry, read, settings=settings, is_training=is_training)
+        samples, notes = _open(entry, read, settings=settings, is_training=is_training)
         names[entry.source] += 1
         name = entry.source if names[entry.source] == 1 else f"{entry.source}-{names[entry.source]}"
         length = len(samples) if entry.limit is None else min(entry.limit, len(samples))
-        opened.append(OpenSource(name=name, samples=samples, length=length, weight=entry.weight))
+        opened.append(OpenSource(name=name, samples=samples, length=length, weight=entry.weight, notes=notes))
     temperature = settings.mixing_temperature if is_training else 1.0
     if settings.group_across_sources and len(opened) > 1:
         opened = [_gather_all(opened, temperature=temperature)]
     return Sources(opened, settings=settings, is_training=is_training)
 
 
-def _open(entry: SourceSettings, read: Callable[..., Source], *, settings: DataSettings, is_training: bool) -> Source:
-    """Open one source: read, gather by image, divide, adapt."""
+def _open(
+    entry: SourceSettings, read: Callable[..., Source], *, settings: DataSettings, is_training: bool
+) -> tuple[Source, Sequence[str]]:
+    """Open one source: read, gather by image, divide, adapt; return it and what its reader has to say."""
     path = None if entry.path is None else Path(entry.path).expanduser()
     samples = read(path, split=entry.split if isinstance(entry.split, str) else "train")
+    notes: Sequence[str] = getattr(samples, "notes", ())
     if entry.group in ("path", "content") or (entry.group == "auto" and isinstance(samples, RowSource)):
         samples = Grouped(samples, by_content=entry.group == "content")
     if entry.held_out:
@@ -90,13 +93,14 @@ def _open(entry: SourceSettings, read: Callable[..., Source], *, settings: DataS
                 f"{entry.source}: split: {entry.held_out:.2%} held out of {entry.path or 'it'} leaves nothing on one "
                 "side, as there are not two images; give it more data or another split"
             )
-    return Adapted(
+    adapted = Adapted(
         samples,
         dialogs=entry.dialogs,
         num_frames=entry.num_frames,
         frame_spacing_s=entry.frame_spacing_s,
         allow_remote_images=settings.allow_remote_images,
     )
+    return adapted, notes
 
 
 def _gather_all(opened: list[OpenSource], *, temperature: float) -> OpenSource:
@@ -131,12 +135,13 @@ def _reader(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
 
 @dataclass(frozen=True)
 class OpenSource:
-    """Hold one source among others: the first length samples of it, seen weight times an epoch."""
+    """Hold one source among others: the first length samples, seen weight times an epoch; what its reader notes."""
 
     name: str
     samples: Source
     length: int
     weight: float = 1.0
+    notes: Sequence[str] = ()
 
 
 class Sources:

@@ -56,35 +56,48 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
         ConfigError: a setting that the parts cannot take.
     """
     settings = recipe.model
+    processor = build_processor(recipe)
     kernel: dict[str, Any] = {} if settings.attention is None else {"attn_implementation": settings.attention}
     if settings.start_from is not None:
-        folder = find_model(settings.start_from)
-        model = VisionLanguageModel.from_pretrained(folder, **kernel)
-        processor = Processor.from_pretrained(folder)
+        return VisionLanguageModel.from_pretrained(find_model(settings.start_from), **kernel), processor
+    assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
+    model = VisionLanguageModel.from_parts(
+        settings.vision,
+        settings.language.name,
+        image_attention=settings.image_attention,
+        num_frames=settings.num_frames,
+        projection=asdict(settings.projection),
+        language_init=settings.language.init,
+        # what the image processor makes need not be the size in the encoder's config (DINOv2: 224 and 518)
+        **{**_reading(recipe), "image_size": processor.image_size},
+        **kernel,
+    )
+    return model, processor
+
+
+def build_processor(recipe: Recipe) -> Processor:
+    """Load or make the processor of what `recipe.model` names (no `starter:` names); no weights are read.
+
+    Raises:
+        CheckpointError: a part lacks its image processor, its config or its tokenizer.
+        ConfigError: a setting that the parts cannot take.
+    """
+    settings = recipe.model
+    if settings.start_from is not None:
+        processor = Processor.from_pretrained(find_model(settings.start_from))
         template = settings.template or processor.template
     else:
         assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
-        reading: dict[str, Any] = {
-            name: getattr(settings, name) for name in ("image_size", "feature_layer", "keep_class_token")
-        }
-        revisions: dict[str, Any] = {name: getattr(settings, name) for name in ("vision_revision", "language_revision")}
-        vision, language = settings.vision, settings.language.name
-        projection = asdict(settings.projection)
-        processor = Processor.from_parts(vision, language, **reading, **revisions, projection=projection)
-        model = VisionLanguageModel.from_parts(
-            vision,
-            language,
-            image_attention=settings.image_attention,
-            num_frames=settings.num_frames,
-            projection=projection,
-            language_init=settings.language.init,
-            # what the image processor makes need not be the size in the encoder's config (DINOv2: 224 and 518)
-            **{**reading, "image_size": processor.image_size},
-            **revisions,
-            **kernel,
-        )
+        names = (settings.vision, settings.language.name)
+        processor = Processor.from_parts(*names, **_reading(recipe), projection=asdict(settings.projection))
         template = settings.template or "question"
-    return model, _with_settings(processor, template=template, max_text_tokens=recipe.data.max_text_tokens)
+    return _with_settings(processor, template=template, max_text_tokens=recipe.data.max_text_tokens)
+
+
+def _reading(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that model and processor must share."""
+    names = ("image_size", "feature_layer", "keep_class_token", "vision_revision", "language_revision")
+    return {name: getattr(recipe.model, name) for name in names}
 
 
 def apply_modes(

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+
+from tests.data.made_tokenizers import TOKENIZERS
+from visgraft.config import DataSettings, SourceSettings
+from visgraft.data.batch import EncodedSample
+from visgraft.data.check import check_sources, is_within_budget
+from visgraft.data.prompt import PromptTemplate, encode_dialog
+from visgraft.data.sources import open_sources
+
+
+class TextsOnly:
+    """A processor that opens no image."""
+
+    def __init__(self):
+        self._tokenizer = TOKENIZERS["gpt2"]()
+
+    def encode(self, sample, *, max_pixels, exact_pixels):
+        template = PromptTemplate("plain")
+        dialogs = [encode_dialog(self._tokenizer, template, d, max_text_tokens=30) for d in sample.dialogs]
+        return EncodedSample(tuple(dialogs), num_image_tokens=(1,) * len(sample.images))
+
+
+def entry(tmp_path, name, rows, **settings):
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SourceSettings("parquet", path=str(tmp_path / name), **settings)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_source_is_counted_by_itself(tmp_path, num_workers):
+    one = [{"image": str(i // 3), "text": "a" * (i // 2 + 1)} for i in range(30)]
+    two = [{"image": "x", "text": "cat " * 40}, {"image": "y", "text": ""}, {"text": "no image"}, {"image": "z"}]
+    entries = [entry(tmp_path, "1.jsonl", one, weight=0.5), entry(tmp_path, "2.jsonl", two)]
+    done = []
+    sources = open_sources(entries, settings=DataSettings(max_bad_fraction=0.0))
+    first, second = check_sources(sources, TextsOnly(), part="train", num_workers=num_workers, progress=done.append)
+    assert (first.source, first.samples, first.images, first.texts, first.bad) == ("parquet", 10, 10, 30, 0)
+    assert first.texts_per_image == 3.0 and first.epochs == 0.5 and first.truncated == 0
+    assert (second.samples, second.images, second.texts, second.bad, second.truncated) == (4, 1, 2, 2, 1)
+    assert second.percentile(100) == 30 and second.percentile(50) < 30
+    assert second.reasons == {"answer is empty": 1, "row has no text, question and answer, dialogs or messages": 1}
+    assert second.as_json()["examples"]["answer is empty"] == ["2.jsonl line 2"]
+    assert sum(done) == 14 and is_within_budget([first, second])
+
+
+def test_the_budget_is_one_for_all_sources_of_a_part(tmp_path):
+    bad = [{"image": str(i), "text": ""} for i in range(3)]
+    sources = open_sources([entry(tmp_path, f"{n}.jsonl", bad) for n in "12"])
+    reports = check_sources(sources, TextsOnly(), part="train")
+    assert [report.bad for report in reports] == [3, 3] and not is_within_budget(reports)
+    assert reports[0].percentile(50) == 0 and reports[0].texts_per_image == 0.0

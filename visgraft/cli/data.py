@@ -1,0 +1,172 @@
+"""`visgraft data`: check, show and prepare the data of a recipe.
+
+In: a recipe. Out: a table or JSON of what is there and what is bad; an HTML contact sheet; parquet shards.
+Usage: `visgraft data check recipe.yaml --json`
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from visgraft.cli.hub import go_offline_without_network, names_of_recipe
+from visgraft.cli.options import AsJson
+from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries
+from visgraft.config import Recipe, load_recipe, recipe_to_yaml
+
+if TYPE_CHECKING:
+    from visgraft.data.check import SourceReport
+    from visgraft.data.sources import Sources
+    from visgraft.processor import Processor
+
+BUDGET_BROKEN = 1
+
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe, or a run folder.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
+Part = Annotated[Literal["train", "validation"], typer.Option(help="Which list of sources.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that read.", show_default="as many as CPU cores")]
+
+data = typer.Typer(help="Check, show and prepare the data of a recipe.", no_args_is_help=True)
+
+
+@data.command(epilog="Example:\n\n  [bold]visgraft data check recipe.yaml[/bold]")
+def check(
+    recipe: RecipeFile, overrides: Overrides = None, workers: Workers = None, as_json: AsJson = False
+) -> int | None:
+    """Read all the data as training would, and print what is there and what is bad.
+
+    Exit status 1: there are more bad samples than `data.max_bad_fraction` allows, so training would stop.
+    """
+    settings, processor = _load(recipe, overrides)
+    from visgraft.data.check import check_sources, is_within_budget
+
+    reports = []
+    for part in ("train", "validation"):
+        sources = _open(settings, part)
+        if not len(sources):
+            continue
+        number = os.cpu_count() or 1 if workers is None else workers
+        with _progress(f"reading {part}", total=len(sources)) as advance:
+            reports += check_sources(sources, processor, part=part, num_workers=number, progress=advance)
+    is_good = is_within_budget(reports)
+    if as_json:
+        print_json({"sources": [report.as_json() for report in reports], "within_budget": is_good})
+    else:
+        _print(reports, is_good=is_good)
+    return None if is_good else BUDGET_BROKEN
+
+
+@data.command(epilog="Example:\n\n  [bold]visgraft data show recipe.yaml -n 48 -o sheet.html[/bold]")
+def show(
+    recipe: RecipeFile,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="Samples to draw.")] = 24,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("data.html"),
+    part: Part = "train",
+    overrides: Overrides = None,
+) -> None:
+    """Draw samples on an offline HTML page: images as the model sees them, what it learns to say in colour."""
+    settings, processor = _load(recipe, overrides)
+    from visgraft.data.sheet import write_sheet
+
+    sources = _open(settings, part)
+    with _progress("drawing", total=min(number, len(sources))) as advance:
+        write_sheet(output, sources, processor, number=number, title=f"{recipe}: {part} data", progress=advance)
+    print_line(str(output))
+
+
+@data.command(epilog="Example:\n\n  [bold]visgraft data prepare recipe.yaml prepared[/bold]")
+def prepare(
+    recipe: RecipeFile,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or one to go on with.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the data as parquet shards, grouped by image and each image once.
+
+    `datasets` and the Hub's viewer open them; {source: parquet, path: DIR} reads them. Interrupted, it goes on where
+    it stopped.
+    """
+    settings = load_recipe(recipe, overrides=overrides or [])
+    settings = _with_folders(settings)
+    from visgraft.data.prepare import prepare as write_shards
+
+    for part in ("train", "validation"):
+        sources = _open(settings, part)
+        if not len(sources):
+            continue
+        fingerprint = recipe_to_yaml(Recipe(data=settings.data))
+        with _progress(f"writing {part}", total=len(sources)) as advance:
+            shards = write_shards(sources, folder, split=part, fingerprint=fingerprint, progress=advance)
+        for shard in shards:
+            print_line(str(shard))
+
+
+def _load(recipe: str, overrides: Sequence[str] | None) -> "tuple[Recipe, Processor]":
+    settings = load_recipe(recipe, overrides=overrides or [])
+    go_offline_without_network(names_of_recipe(settings))
+    note("loading transformers")
+    settings = _with_folders(settings)
+    from visgraft.train.build import build_processor
+
+    return settings, build_processor(settings)
+
+
+def _with_folders(settings: Recipe) -> Recipe:
+    quiet_libraries()
+    from visgraft.train.build import resolve_starter_names
+
+    return resolve_starter_names(settings, progress=note)
+
+
+def _open(settings: Recipe, part: str) -> "Sources":
+    from visgraft.data.sources import open_sources
+
+    entries = settings.data.train if part == "train" else settings.data.validation
+    if entries:
+        note(f"opening {part}")
+    return open_sources(entries, key=f"data.{part}", settings=settings.data)
+
+
+@contextmanager
+def _progress(what: str, *, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error, in a terminal only."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda number: bar.advance(task, number)
+
+
+def _print(reports: "Sequence[SourceReport]", *, is_good: bool) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("source")
+    table.add_column("part")
+    columns = ("samples", "images", "texts", "texts/image", "tokens median", "95 %", "max", "cut", "bad")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for report in reports:
+        counts = [report.samples, report.images, report.texts]
+        lengths = [report.percentile(part) for part in (50, 95, 100)]
+        cells = [f"{count:,}" for count in counts] + [f"{report.texts_per_image:.2f}"]
+        cells += [f"{count:,}" for count in [*lengths, report.truncated, report.bad]]
+        table.add_row(report.source, report.part, *cells)
+    print_rich(table)
+    for report in reports:
+        lines = [
+            f"{count:,} x {reason}: {', '.join(report.examples[reason])}" for reason, count in report.reasons.items()
+        ]
+        for line in [*report.notes, *lines]:
+            print_rich(Text(f"  {report.source}: {line}", overflow="fold"))
+    for part in dict.fromkeys(report.part for report in reports):
+        inside = [report for report in reports if report.part == part]
+        bad = sum(report.bad for report in inside)
+        verdict = "within" if bad <= inside[0].budget else "OVER"
+        print_line(f"{part}: {bad:,} bad, {inside[0].budget:,} allowed: {verdict} the budget")
+    if not is_good:
+        print_line("training would stop: repair the data, or raise data.max_bad_fraction")

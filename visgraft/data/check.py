@@ -1,0 +1,192 @@
+"""Read all the data of a recipe once, as training would, and say what is there and what is bad.
+
+In:  sources and a processor. Out: a report per source: samples, images, texts, tokens, bad samples by reason.
+
+    reports = check_sources(sources, processor, part="train", num_workers=2)
+    print(reports[0].as_json())
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from visgraft.data.batch import EncodedSample
+from visgraft.data.quarantine import budget_of
+from visgraft.data.sample import Sample
+from visgraft.data.sources import Sources
+from visgraft.errors import BadSampleError
+
+_CHUNK = 32  # samples a worker reads before it reports
+_NUM_EXAMPLES = 3  # places named per reason
+
+
+class Encoder(Protocol):
+    """What is needed of a processor."""
+
+    def encode(self, sample: Sample, *, max_pixels: int, exact_pixels: bool) -> EncodedSample:
+        """Encode a sample, or raise BadSampleError."""
+
+
+class Finding(NamedTuple):
+    """What one sample turned out to be; reason is None of a good one."""
+
+    number: int
+    num_images: int
+    num_tokens: tuple[int, ...]
+    num_supervised: int
+    num_truncated: int
+    reason: str | None
+
+
+@dataclass
+class SourceReport:
+    """What one source holds.
+
+    Attributes:
+        source: its name, unique in its part.
+        part: train or validation.
+        samples: all of them, bad ones included; a sample is one image (or list of images) with its texts.
+        epochs: how often it comes in an epoch of the whole, its weight after the mixing temperature.
+        images, texts: of the good samples; a text is one dialog.
+        tokens: length of every text, prompt and answer.
+        budget: bad samples allowed in its part.
+        reasons, examples: of the bad samples, how many and where the first ones are.
+        notes: what the reader has to say.
+    """
+
+    source: str
+    part: str
+    samples: int
+    epochs: float
+    budget: int
+    images: int = 0
+    texts: int = 0
+    supervised: int = 0
+    truncated: int = 0
+    tokens: list[int] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def bad(self) -> int:
+        """The number of bad samples."""
+        return sum(self.reasons.values())
+
+    @property
+    def texts_per_image(self) -> float:
+        """How many texts share an image prefix, on average."""
+        good = self.samples - self.bad
+        return self.texts / good if good else 0.0
+
+    def percentile(self, part: float) -> int:
+        """Return the length in tokens that so many percent of the texts do not exceed."""
+        return int(np.percentile(self.tokens, part, method="inverted_cdf")) if self.tokens else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {
+            "source": self.source,
+            "part": self.part,
+            "samples": self.samples,
+            "images": self.images,
+            "texts": self.texts,
+            "texts_per_image": round(self.texts_per_image, 3),
+            "tokens": {"median": self.percentile(50), "p95": self.percentile(95), "max": self.percentile(100)},
+            "supervised_tokens": self.supervised,
+            "truncated": self.truncated,
+            "epochs": self.epochs,
+            "bad": self.bad,
+            "bad_allowed": self.budget,
+            "reasons": dict(self.reasons.most_common()),
+            "examples": self.examples,
+            "notes": list(self.notes),
+        }
+
+
+def check_sources(
+    sources: Sources,
+    processor: Encoder,
+    *,
+    part: str,
+    num_workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[SourceReport]:
+    """Read, decode and encode every sample; progress is told of how many, as they are done."""
+    budget = budget_of(len(sources), max_bad_fraction=sources.settings.max_bad_fraction)
+    reports = {
+        entry.name: SourceReport(
+            entry.name, part, samples=entry.length, epochs=weight, budget=budget, notes=entry.notes
+        )
+        for entry, weight in zip(sources.opened, sources.weights, strict=True)
+    }
+    for finding in _find(sources, processor, num_workers=num_workers):
+        report = reports[sources.find(finding.number)[0].name]
+        if finding.reason is None:
+            report.images += finding.num_images
+            report.texts += len(finding.num_tokens)
+            report.supervised += finding.num_supervised
+            report.truncated += finding.num_truncated
+            report.tokens += finding.num_tokens
+        else:
+            report.reasons[finding.reason] += 1
+            examples = report.examples.setdefault(finding.reason, [])
+            if len(examples) < _NUM_EXAMPLES:
+                examples.append(sources.where(finding.number))
+        if progress is not None:
+            progress(1)
+    return list(reports.values())
+
+
+def is_within_budget(reports: Sequence[SourceReport]) -> bool:
+    """Say whether training would go through: no part has more bad samples than it may have."""
+    bad: Counter[str] = Counter()
+    for report in reports:
+        bad[report.part] += report.bad
+    return all(bad[report.part] <= report.budget for report in reports)
+
+
+def _find(sources: Sources, processor: Encoder, *, num_workers: int) -> Iterator[Finding]:
+    chunks = [range(first, min(first + _CHUNK, len(sources))) for first in range(0, len(sources), _CHUNK)]
+    loader = DataLoader(
+        _Findings(sources, processor),
+        sampler=chunks,
+        batch_size=None,
+        num_workers=num_workers,
+    )
+    for findings in loader:
+        yield from findings
+
+
+class _Findings(Dataset[list[Finding]]):
+    """Look at chunks of samples, in worker processes if there are any."""
+
+    def __init__(self, sources: Sources, processor: Encoder) -> None:
+        self._sources = sources
+        self._processor = processor
+
+    def __getitem__(self, indices: range) -> list[Finding]:
+        return [self._look(index) for index in indices]
+
+    def _look(self, index: int) -> Finding:
+        settings = self._sources.settings
+        try:
+            sample = self._processor.encode(
+                self._sources[index], max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels
+            )
+        except BadSampleError as error:
+            return Finding(index, 0, (), 0, 0, str(error))
+        return Finding(
+            number=index,
+            num_images=len(sample.num_image_tokens),
+            num_tokens=tuple(len(dialog.input_ids) for dialog in sample.dialogs),
+            num_supervised=sum(sum(dialog.supervised) for dialog in sample.dialogs),
+            num_truncated=sum(dialog.truncated for dialog in sample.dialogs),
+            reason=None,
+        )

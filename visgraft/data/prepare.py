@@ -1,0 +1,187 @@
+"""Write a recipe's data once as parquet shards: grouped, each image once, dialogs as lists.
+
+In:  sources, a folder. Out: DIR/data/train-00000.parquet, ... which `datasets` and the Hub's viewer open and which
+     `{source: parquet, path: DIR}` reads; DIR/quarantine.jsonl with what was bad.
+
+    prepare(sources, Path("prepared"), split="train", fingerprint="...")
+
+A shard is written under another name first, so that a shard that is there is whole; a second call goes on with the
+first that is missing. Images are the files' own bytes; what is no file (a frame, a PIL image) becomes a PNG.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from visgraft.data.grouping import Grouped, sample_key
+from visgraft.data.images import open_image
+from visgraft.data.quarantine import BadSample, Quarantine
+from visgraft.data.refs import decode_base64, decode_text
+from visgraft.data.sample import ImageRef, Sample, StoredImage
+from visgraft.data.sources import OpenSource, Sources
+from visgraft.data.tables import write_parquet
+from visgraft.errors import BadSampleError, ConfigError, DataError
+
+SAMPLES_PER_SHARD = 2048
+_STATE = "prepared.json"
+
+_TEXT = {"dtype": "string", "_type": "Value"}
+_TURN = {"prompt": _TEXT, "answer": _TEXT, "references": {"feature": _TEXT, "_type": "List"}, "instruction": _TEXT}
+_FEATURES = {
+    "images": {"feature": {"_type": "Image"}, "_type": "List"},
+    "dialogs": {"feature": {"feature": _TURN, "_type": "List"}, "_type": "List"},
+    "source": _TEXT,
+    "id": _TEXT,
+    "key": _TEXT,
+}
+_TURN_TYPE = pa.struct(
+    [
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("instruction", pa.string()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        ("dialogs", pa.list_(pa.list_(_TURN_TYPE))),
+        ("source", pa.string()),
+        ("id", pa.string()),
+        ("key", pa.string()),
+    ],
+    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},  # what makes the viewer show images
+)
+
+
+def prepare(
+    sources: Sources,
+    folder: Path,
+    *,
+    split: str,
+    fingerprint: str,
+    progress: Callable[[int], None] | None = None,
+) -> list[Path]:
+    """Write what is missing of a split and return all its shards.
+
+    fingerprint: what the data depends on; a folder that was begun with another one is refused. progress: told of
+    samples as they are done, those of finished shards too.
+    Raises ConfigError for a folder that holds something else, DataError for too many bad samples.
+    """
+    _begin(folder, split=split, fingerprint=fingerprint)
+    deduplicated = _gather(sources)
+    shards = []
+    quarantine = _quarantine(folder, deduplicated)
+    for number, first in enumerate(range(0, len(deduplicated), SAMPLES_PER_SHARD)):
+        shard = folder / "data" / f"{split}-{number:05d}.parquet"
+        indices = range(first, min(first + SAMPLES_PER_SHARD, len(deduplicated)))
+        if not shard.is_file():
+            write_parquet(shard, _rows(deduplicated, indices, quarantine), schema=SCHEMA)
+        shards.append(shard)
+        if progress is not None:
+            progress(len(indices))
+    return shards
+
+
+def _begin(folder: Path, *, split: str, fingerprint: str) -> None:
+    state_file = folder / _STATE
+    state: dict[str, str] = {}
+    if state_file.is_file():
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: is not empty and was not begun by `data prepare`; name a new folder")
+    if state.get(split, fingerprint) != fingerprint:
+        raise ConfigError(
+            f"{folder}: was begun with other data for {split} (another recipe, or files that changed since); "
+            "name a new folder, or remove this one"
+        )
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for part in (folder / "data").glob("*.part"):  # of a call that was killed
+        part.unlink()
+    state_file.write_text(json.dumps({**state, split: fingerprint}, indent=2) + "\n", encoding="utf-8")
+
+
+def _gather(sources: Sources) -> Sources:
+    """Bring together, source by source, what has images of equal content under different names."""
+    opened = []
+    for entry in sources.opened:
+        samples = Grouped(Sources([entry], settings=sources.settings), by_content=True)
+        opened.append(OpenSource(name=entry.name, samples=samples, length=len(samples)))
+    return Sources(opened, settings=sources.settings)
+
+
+def _quarantine(folder: Path, sources: Sources) -> Quarantine:
+    path = folder / "quarantine.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+    def write(record: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    known = [BadSample(**json.loads(line)) for line in lines]
+    share = sources.settings.max_bad_fraction
+    return Quarantine(num_samples=len(sources), max_bad_fraction=share, known=known, write=write)
+
+
+def _rows(sources: Sources, indices: range, quarantine: Quarantine) -> Iterator[dict[str, Any]]:
+    for index in indices:
+        try:
+            yield _row(sources[index], max_pixels=sources.settings.max_pixels)
+        except BadSampleError as error:
+            quarantine.add(sources.bad_sample(index, str(error)))
+
+
+def _row(sample: Sample, *, max_pixels: int) -> dict[str, Any]:
+    if not sample.dialogs:
+        raise BadSampleError("no dialog")
+    images: list[bytes] = []
+    for ref in sample.images:
+        opened = open_image(ref, max_pixels=max_pixels)  # what cannot be opened does not go into a shard
+        data = _bytes_of(ref)
+        images.append(_as_png(opened) if data is None else data)
+    key = sample_key(Sample(images, sample.dialogs), by_content=True)
+    dialogs = [[asdict(turn) for turn in dialog] for dialog in sample.dialogs]
+    return {
+        "images": [{"bytes": data, "path": None} for data in images],
+        "dialogs": dialogs,
+        "source": sample.source,
+        "id": sample.id,
+        "key": None if key is None else key.hex(),
+    }
+
+
+def _bytes_of(ref: ImageRef) -> bytes | None:
+    """Return the encoded file that a reference stands for; None where there is none."""
+    if isinstance(ref, StoredImage):
+        stored = ref.read()
+        return None if isinstance(stored, Image.Image) else stored
+    match ref:
+        case Image.Image():
+            return None
+        case bytes():
+            return ref
+        case {"bytes": bytes() as data}:
+            return data
+        case {"base64": text} if text is not None:
+            return decode_base64(text)
+        case {"path": str() | Path() as path}:
+            return Path(path).read_bytes()
+        case str() if (decoded := decode_text(ref)) is not None:
+            return decoded
+        case str() | Path():
+            return Path(ref).read_bytes()
+    raise DataError(f"an image is given as {type(ref).__name__}, which has no bytes")
+
+
+def _as_png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
