@@ -44,7 +44,8 @@ def test_gpt_neo_is_refused_for_its_causal_mask_of_its_own() -> None:
 
 def test_recurrent_gemma_is_refused_for_its_recurrent_layers() -> None:
     config = hf.RecurrentGemmaConfig(**{**SIZES, "num_hidden_layers": 3}, intermediate_size=48, lru_width=32)
-    with pytest.raises(UnsupportedModelError, match="recurrent_gemma has layers of kind linear_attention, whose state"):
+    reason = "has layers of kind linear_attention, whose state|cannot be joined exactly: position"  # older transformers
+    with pytest.raises(UnsupportedModelError, match=f"recurrent_gemma ({reason})"):
         check_language(from_config(config))
 
 

@@ -91,7 +91,8 @@ def test_the_default_targets_of_an_encoder_are_four_linears_of_each_attention_bl
     encoder = AutoModel.from_config(ENCODERS[family])
     targets = find_lora_targets(encoder, part="vision")
     assert len(targets) == 8
-    assert {"q_proj", "k_proj", "v_proj"} < last_names(targets)
+    own = {"q_proj", "k_proj", "v_proj"}, {"query", "key", "value"}  # older transformers call them so in DINOv2
+    assert any(names < last_names(targets) for names in own)
 
 
 def test_a_part_without_attention_takes_lora_on_every_linear() -> None:

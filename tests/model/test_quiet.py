@@ -16,7 +16,8 @@ def test_building_saving_and_loading_print_nothing(
     part_folder: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with quiet():
-        CLIPModel(CLIPConfig(vision_config=SQUARE, text_config=SQUARE, projection_dim=8)).save_pretrained(tmp_path / "both")  # a text tower to be ignored
+        both = CLIPModel(CLIPConfig(vision_config=SQUARE, text_config=SQUARE, projection_dim=8))
+        both.save_pretrained(tmp_path / "both")  # with a text tower, which is to be ignored
     languages = [part_folder(name) for name in ("opt", "gpt2", "qwen3")]
     capfd.readouterr()
     for language in languages:
