@@ -24,6 +24,9 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given often.")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Save a model folder that needs nothing else: frozen parts too.")
+    ] = False,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.", show_default=False)
     ] = None,
@@ -35,7 +38,9 @@ def train(
     """
     if recipe is None and resume is None:
         raise ConfigError("train: got neither a recipe nor --resume; name a recipe, such as recipes/easy_vqa.yaml")
-    settings = load_recipe(recipe or str(resume), overrides=overrides or [])
+    settings = load_recipe(
+        recipe or str(resume), overrides=[*(overrides or []), *(["train.save=full"] if full else [])]
+    )
     go_offline_without_network(names_of_recipe(settings))
     note("loading PyTorch and transformers")
     quiet_libraries()

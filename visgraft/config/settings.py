@@ -124,6 +124,7 @@ class TrainSettings:
     seed: Count = 0  # of weights, order and dropout
     on_nonfinite: Literal["stop", "skip"] = "stop"  # what a loss that is no finite number does to the run
 
+    save: Literal["slim", "full"] = "slim"  # of model/: what was trained and the names of the rest, or everything
     keep_checkpoints: PositiveInt = 2  # the newest kept; older ones are removed
     checkpoint_every_steps: PositiveInt | None = None  # null: at the end of each epoch
     validate_every_steps: PositiveInt | None = None  # null: at the end of each epoch

@@ -238,6 +238,6 @@ def finish(session: Session) -> None:
         session.progress.say(f"the model is that of step {state.best_step}, the best by validation")
     if session.accelerator.is_main_process:
         with whole_folder(run.model_path) as folder:
-            session.model.save_pretrained(folder)
+            session.model.save_pretrained(folder, full=session.recipe.train.save == "full")
             session.processor.save_pretrained(folder)
     session.accelerator.wait_for_everyone()

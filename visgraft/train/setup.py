@@ -47,7 +47,7 @@ CHANGEABLE = {
     *("output", "name", "train.epochs", "train.max_steps", "train.on_nonfinite", "train.num_workers"),
     *("train.keep_checkpoints", "train.checkpoint_every_steps", "train.validate_every_steps"),
     *("train.probe_every_steps", "train.exact_match_samples", "train.max_new_tokens"),
-    *("train.micro_batch_rows", "train.logits_chunk", "train.gradient_checkpointing"),
+    *("train.micro_batch_rows", "train.logits_chunk", "train.gradient_checkpointing", "train.save"),
 }
 
 
