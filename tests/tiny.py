@@ -86,6 +86,7 @@ VISION_CONFIGS: dict[str, Callable[[], Any]] = {
         expand_ratios=[1, 4, 4, 4],
         num_block_repeats=[1, 2, 1, 1],
         depthwise_padding=[],
+        drop_connect_rate=0.0,
     ),
     "convnext": lambda: hf.ConvNextConfig(
         hidden_sizes=[8, 8, 16, 24], depths=[1, 1, 1, 1], image_size=64, layer_scale_init_value=0.5

@@ -17,6 +17,8 @@ from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
 
+PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
+
 
 class PrefixGenerationMixin(GenerationMixin):
     """Hugging Face's generation for a model whose forward takes `image_embeds` and `image_token_mask`."""
@@ -39,7 +41,8 @@ class PrefixGenerationMixin(GenerationMixin):
         Args:
             input_ids: [B, T] long prompts; None = one start token for each image.
             pixel_values: as in `forward`.
-            attention_mask: [B, T], 1 = a real token, wherever the pads are; None = all real.
+            attention_mask: [B, T], 1 = a real token, wherever the pads are; None = all real (without an image, what
+                Hugging Face's `generate` makes of it, which takes the pad id for padding).
             image_mask: as in `forward`.
             kwargs: what Hugging Face's `generate` takes, and what else the encoder takes.
 
@@ -61,11 +64,12 @@ class PrefixGenerationMixin(GenerationMixin):
                 kwargs.get("past_key_values") is not None
                 and (order != torch.arange(order.shape[1], device=order.device)).any()
             ):
-                raise ModelError("a cache was given: pads may then stand only in front of the whole text")
+                raise ModelError(PADS_BEHIND_CACHE)
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         if pixel_values is not None and kwargs.get("image_embeds") is None:
             prefix, prefix_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
             kwargs.update(image_embeds=prefix, image_token_mask=prefix_mask)
+            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         output: Any = super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         sequences = output if isinstance(output, Tensor) else output.sequences
         copies = sequences.shape[0] // given.shape[0]

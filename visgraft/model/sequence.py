@@ -186,21 +186,18 @@ def text_positions(table: SegmentTable) -> Tensor:
     return position.masked_fill(table.kind == PAD, -1)
 
 
-def pads_first(table: SegmentTable, num_new: int = 0) -> tuple[SegmentTable, Tensor]:
+def pads_first(table: SegmentTable) -> tuple[SegmentTable, Tensor]:
     """Reorder every row of one image and one text to [pads][image][text].
 
     Physical then equals logical distance, which sliding and static caches count on.
 
     Args:
         table: rows as `image_then_text` makes them.
-        num_new: the last positions stay where they are (they were decoded after the reordered prompt).
 
     Returns:
         The reordered table and [B, S] long, the old column of each new one.
     """
-    is_real = table.kind != PAD
-    is_real[:, table.length - num_new :] = True
-    order = is_real.long().argsort(dim=1, stable=True)
+    order = (table.kind != PAD).long().argsort(dim=1, stable=True)
     kind, group, segment, position = (
         tensor.gather(1, order) for tensor in (table.kind, table.group, table.segment, table.position)
     )

@@ -14,7 +14,7 @@ import contextlib
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, pytorch_utils
 
-from visgraft.errors import ConfigError, UnsupportedModelError
+from visgraft.errors import ConfigError, ModelError, UnsupportedModelError
 
 DEFAULT_IMAGE_SIZE = 224  # of encoders whose config names none (ResNet, ConvNeXt)
 
@@ -110,6 +110,48 @@ def encode(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor], *, sett
     if not settings.keep_class_token:
         features = features[:, _num_leading(vision.config, features.shape[1], pixels) :]
     return features
+
+
+def flatten_images(
+    vision_inputs: Mapping[str, Tensor], *, image_mask: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Line up the images of all samples one behind the other.
+
+    Args:
+        vision_inputs: `pixel_values` [B, 3, H, W] or [B, F, 3, H, W] float (of encoders of native resolution [B, P, D]
+            or [B, F, P, D]); everything else with the same leading axes.
+        image_mask: [B, F] bool, True = a real image; None = all.
+
+    Returns:
+        The inputs of the N real images, each [N, ...], and the mask [B, F].
+
+    Raises:
+        ModelError: the mask is not of one value an image.
+    """
+    pixels = vision_inputs["pixel_values"]
+    num_leading = pixels.ndim - (2 if "spatial_shapes" in vision_inputs else 3)
+    num_samples, *frames = pixels.shape[:num_leading]
+    shape = (num_samples, frames[0] if frames else 1)
+    mask = pixels.new_ones(shape, dtype=torch.bool) if image_mask is None else image_mask.bool()
+    if mask.shape not in (shape, pixels.shape[:num_leading]):
+        raise ModelError(
+            f"image_mask has shape {list(mask.shape)}, pixel_values {list(pixels.shape)}: need one value an image, "
+            f"{list(shape)}"
+        )
+    mask = mask.view(shape)
+    flat = {name: value.flatten(0, num_leading - 1)[mask.flatten()] for name, value in vision_inputs.items()}
+    return flat, mask
+
+
+def check_inputs(vision: nn.Module, names: Iterable[str]) -> None:
+    """Refuse inputs that the encoder does not take.
+
+    Raises:
+        ModelError: with the name.
+    """
+    for name in names:
+        if not _accepts(vision, name):
+            raise ModelError(f"got an argument {name!r}, which neither the model nor {type(vision).__name__} takes")
 
 
 def count_tokens(vision_inputs: Mapping[str, Tensor], num_tokens: int) -> Tensor:

@@ -33,13 +33,13 @@ from visgraft.errors import ModelError
 from visgraft.model.checkpoint import CheckpointMixin
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.entrance import Entrance
-from visgraft.model.generation import PrefixGenerationMixin
+from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
 from visgraft.model.head import gathered_head, supervised_losses
 from visgraft.model.language import embedding_scale, read_contract
 from visgraft.model.outputs import VisionLanguageOutput, labels_loss, loss_output
 from visgraft.model.projection import Projection
 from visgraft.model.sequence import IMAGE, SegmentTable, image_then_text, pads_first
-from visgraft.model.vision import count_tokens, dummy_inputs, encode, measure
+from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
 
 
 class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
@@ -126,14 +126,12 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
 
         Returns:
             Image tokens [B, P, D_lm] and [B, P] bool, True = real.
+
+        Raises:
+            ModelError: the encoder does not take an input, or the mask has another shape.
         """
-        has_frames = pixel_values.ndim == 5 or (image_mask is not None and image_mask.ndim == 2)
-        inputs = {"pixel_values": pixel_values, **vision_inputs}
-        frames = pixel_values.shape[1] if has_frames else 1
-        mask = torch.ones(pixel_values.shape[0], frames, dtype=torch.bool, device=pixel_values.device)
-        if image_mask is not None:
-            mask = image_mask.bool()
-        flat = {name: value[mask] if has_frames else value[mask[:, 0]] for name, value in inputs.items()}
+        check_inputs(self.vision, vision_inputs)
+        flat, mask = flatten_images({"pixel_values": pixel_values, **vision_inputs}, image_mask=image_mask)
         if not mask.any():
             empty = torch.zeros(mask.shape[0], 0, self.entrance.width, device=mask.device)
             return empty, empty[..., 0].bool()
@@ -167,14 +165,22 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         vision_inputs = batch["vision_inputs"]
         if vision_inputs:
             tokens = self.encode_images(vision_inputs, frame_index=batch["frame_index"])
-            real = torch.arange(tokens.shape[1], device=tokens.device)[None] < batch["num_image_tokens"][:, None]
+            counts = batch["num_image_tokens"]
+            if not torch.equal(counts, self._count_image_tokens(vision_inputs, tokens)):
+                raise ModelError(
+                    f"the batch counts {counts.unique().tolist()} image tokens an image, the model makes "
+                    f"{tokens.shape[1]}: make the Processor with the model's image_size, feature_layer, "
+                    "keep_class_token and, where the projection pools, num_image_tokens"
+                )
+            real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
             is_image = table.kind == IMAGE
             placed = tokens.new_zeros(*is_image.shape, tokens.shape[-1]).index_put((is_image,), tokens[real])
             embeds = self.entrance.enter(embeds, placed, is_image)
         elif self.training:
             # A batch without images still runs the vision path, or processes that wait for its gradients would hang.
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
-            embeds = embeds + 0 * self.encode_images(black).sum().to(embeds.dtype)
+            tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
+            embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
         arguments = self.contract.arguments(
             table,
             dtype=embeds.dtype,
@@ -202,6 +208,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         batch: Mapping[str, Any] | None = None,
+        return_dict: bool | None = None,
         **vision_inputs: Tensor,
     ) -> VisionLanguageOutput:
         """Run the model on a batch (for its loss) or on ids and pixels (for logits).
@@ -216,15 +223,19 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             image_mask: [B, F] bool, True = a real image.
             image_embeds: [B, P, D_lm], a prefix that is ready, instead of pixels; with `image_token_mask` [B, P] bool.
             image_token_mask: see `image_embeds`.
-            past_key_values: a cache; the rows are then packed as [pads][image][text], as every later call expects.
+            past_key_values: a cache, in which rows are packed as [pads][image][text]; later calls give the
+                `image_token_mask` again.
             use_cache: make a cache where none is given.
-            logits_to_keep: only the last n positions' logits; 0 = all.
+            logits_to_keep: only the last n positions' logits (with a cache, of the packed rows); 0 = all.
             batch: from `Processor.collate`; everything else is then ignored and only the loss fields are filled.
+            return_dict: what Hugging Face's `generate` says; the output is an object whatever it says.
             vision_inputs: what else the encoder takes.
 
         Raises:
-            ModelError: neither ids nor a batch is given, or the row is longer than the language model's positions.
+            ModelError: neither ids nor a batch is given, an argument is unknown, the row is longer than the language
+                model's positions, or pads stand behind what is in the cache.
         """
+        check_inputs(self.vision, vision_inputs)
         if batch is not None:
             return self._batch_loss(batch)
         if input_ids is None:
@@ -256,8 +267,11 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
                 use_cache=past_key_values is not None,
                 **arguments,
             )
-        result = VisionLanguageOutput() if labels is None else labels_loss(output.logits, labels)
-        result.logits, result.past_key_values = output.logits, past_key_values
+        logits = output.logits
+        if order is not None and num_cached == 0 and not logits_to_keep:  # back to the order in which they were given
+            logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
+        result = VisionLanguageOutput() if labels is None else labels_loss(logits, labels)
+        result.logits, result.past_key_values = logits, past_key_values
         return result
 
     def _rows(
@@ -278,6 +292,8 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
                 f"attention_mask covers {attention_mask.shape[1]} text tokens, there are {num_text} "
                 "(cached ones included, image tokens not)"
             )
+        if num_cached and not attention_mask[:, -input_ids.shape[1] :].all():
+            raise ModelError(PADS_BEHIND_CACHE)
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
