@@ -26,12 +26,12 @@ from visgraft.data.prompt import PromptTemplate, end_token_id
 from visgraft.data.sample import ImageRef, Sample
 from visgraft.errors import ModelError
 from visgraft.model.checkpoint import find_folder
-from visgraft.model.language import embedding_width
 from visgraft.model.parts import input_embedding
 from visgraft.model.precision import Precision, computing_dtype, pick_device
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.runs import find_model
 
 # The most probable token, whatever settings for chatting the language model brought along.
 GREEDY = {
@@ -63,9 +63,9 @@ def load(
     """
     target = pick_device(device)
     dtype = computing_dtype(precision, device=target)
-    folder = find_folder(name)
-    processor = Processor.from_pretrained(folder)
+    folder = find_folder(find_model(name))
     model = VisionLanguageModel.from_pretrained(folder)
+    processor = Processor.from_pretrained(folder)
     set_trainable(model, modes={}, frozen_dtype=dtype)
     model.to(target)  # type: ignore[arg-type]  # transformers wraps the method untyped
     return model.eval(), processor
@@ -187,12 +187,13 @@ def _answering(model: VisionLanguageModel) -> Iterator[None]:
 
 
 def num_prompt_positions(model: VisionLanguageModel, processor: Processor, sample: Sample) -> int:
-    """Count the image and text tokens in front of the answer to a sample's one dialog; no image is opened.
+    """Count the positions that a sample's one dialog takes in front of its answer; no image is opened.
 
     Where images bring their own number of tokens, each counts as many as the processor expects at most.
     """
     [dialog] = sample.dialogs
-    return len(sample.images) * processor.num_image_tokens + len(processor.prompt(dialog))
+    num_image_tokens = len(sample.images) * processor.num_image_tokens
+    return len(processor.prompt(dialog)) + _positions_taken(model, num_image_tokens)
 
 
 # --- Reading: dialogs to ids, images to prefixes
@@ -261,7 +262,7 @@ def _encode(model: VisionLanguageModel, processor: Processor, groups: Sequence[S
     inputs = processor(images=[list(group) for group in groups], text=[""] * len(groups)).to(model.device)
     vision_inputs = {name: tensor for name, tensor in inputs.items() if name not in ("input_ids", "attention_mask")}
     if not vision_inputs:
-        return [torch.zeros(0, embedding_width(model.language), device=model.device)] * len(groups)
+        return [torch.zeros(0, model.entrance.width, device=model.device)] * len(groups)
     prefix, is_real = model.image_prefix(**vision_inputs)
     return [tokens[mask] for tokens, mask in zip(prefix, is_real, strict=True)]
 
@@ -271,13 +272,18 @@ def _room(model: VisionLanguageModel, num_text_tokens: int, num_image_tokens: in
     limit = model.contract.max_positions
     if limit is None:
         return 2**31
-    room = limit - num_text_tokens - num_image_tokens
+    room = limit - num_text_tokens - _positions_taken(model, num_image_tokens)
     if room < 1:
         raise ModelError(
             f"the prompt has {num_text_tokens} tokens behind {num_image_tokens} image tokens, and the {limit} "
             f"positions of {model.contract.name} leave no room for an answer; shorten the prompt"
         )
     return room
+
+
+def _positions_taken(model: VisionLanguageModel, num_image_tokens: int) -> int:
+    """Count the positions of image tokens; those of an imported ancestor take none (model/entrance.py)."""
+    return num_image_tokens if model.entrance.at == "embeddings" else 0
 
 
 # --- Running: one batch at a time
