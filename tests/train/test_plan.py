@@ -115,8 +115,8 @@ class Texts:
         return f"line {index + 1}"
 
 
-def plan_texts(processor: Processor, answers: list[str | None]) -> Planner:
-    sources = Sources([OpenSource(name="texts", samples=Texts(answers), length=len(answers))])
+def plan_texts(processor: Processor, answers: list[str | None], *, weight: float = 1.0) -> Planner:
+    sources = Sources([OpenSource(name="texts", samples=Texts(answers), length=len(answers), weight=weight)])
     return Planner(sources, processor, seed=0, max_dialogs=2, text_tokens_per_step=40)
 
 
@@ -132,6 +132,14 @@ def test_sources_without_anything_to_use_are_an_error(processor: Processor) -> N
     planner = plan_texts(processor, [None, None])
     with pytest.raises(DataError, match=r"data: got 2 samples and none can be used \(missing column\)"):
         next(planner.steps(START, epochs=1.0))
+
+
+def test_an_epoch_without_any_group_is_passed_over(processor: Processor) -> None:
+    planner = plan_texts(processor, ["red", "green", "blue"], weight=0.5)
+    groups = [planner.num_groups(epoch) for epoch in range(12)]
+    steps = list(planner.steps(START, epochs=12.0))
+    assert sum(len(step.groups) for step in steps) == sum(groups)
+    assert steps[-1].end.epoch == 12
 
 
 def test_a_long_run_keeps_only_the_epochs_at_hand(make_planner: Make) -> None:

@@ -120,7 +120,7 @@ class Planner:
             except BadSampleError as error:
                 bad.append(self.sources.bad_sample(index, str(error)))
             end = Position(end.epoch, end.cursor + 1)
-            if end.cursor == self.num_groups(end.epoch):
+            while end.cursor == self.num_groups(end.epoch):  # a small weight may leave an epoch without any group
                 end = Position(end.epoch + 1, 0)
         return StepPlan(tuple(groups), start=position, end=end, bad=tuple(bad))
 
