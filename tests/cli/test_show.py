@@ -172,7 +172,7 @@ def test_what_is_neither_recipe_nor_model_is_said(visgraft: Visgraft, folder: Pa
     assert "cannot be read: line 1" in visgraft("show", _file(tmp_path / "bad.yaml", "model: [")).err
     assert "holds no config.json: give a run folder, a model folder or a Hub name" in visgraft("show", tmp_path).err
     (tmp_path / "config.json").write_text((folder / "run" / "model" / "config.json").read_text())
-    assert "holds no processor of visgraft" in visgraft("show", tmp_path).err
+    assert "holds no visgraft processor" in visgraft("show", tmp_path).err
 
 
 def _file(path: Path, text: str) -> Path:

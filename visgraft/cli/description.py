@@ -8,7 +8,6 @@ In: a recipe, a run, or the name of a model. Out: the rows of the table of parts
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,6 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from visgraft.cli.terminal import note
 from visgraft.config import PARTS, Recipe, SourceSettings, recipe_to_dict
 from visgraft.data.prompt import NAMED_TEMPLATES
-from visgraft.errors import CheckpointError
 from visgraft.model.adapters import adapter_folder
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.loading import load_config
@@ -31,10 +29,11 @@ from visgraft.model.precision import computing_dtype, pick_device
 from visgraft.model.quiet import quiet
 from visgraft.model.restoring import find_folder, read_config
 from visgraft.model.trainable import PartRow, parts_table, set_trainable
-from visgraft.model.vision import native_image_size, vision_tower_config
+from visgraft.model.vision import vision_tower_config
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
 from visgraft.runs import Run, find_model
-from visgraft.train.build import apply_modes, resolve_starter_names
+from visgraft.train.build import apply_modes, build_processor, join_settings, resolve_starter_names
 
 SOURCED_PARTS = ("vision", "language")  # those that come from somewhere
 
@@ -65,14 +64,15 @@ def of_recipe(recipe: Recipe, *, name: str, run: Run | None) -> Description:
         ConfigError: a setting that the parts cannot take, a pattern or LoRA target that matches nothing.
         UnsupportedModelError: the language model does not follow the mask.
     """
-    model = _model_of_recipe(resolve_starter_names(recipe, progress=note))
+    local = resolve_starter_names(recipe, progress=note)
+    processor = build_processor(local)
+    model = _model_of_recipe(local, processor)
     dtype = computing_dtype(recipe.train.precision, device=pick_device(None))
     report = apply_modes(model, recipe.train, frozen_dtype=dtype)
     trained = [part for part in PARTS if recipe.train.mode_of(part) != "frozen"]
     rows = parts_table(model, report, learning_rate={part: recipe.train.learning_rate_of(part) for part in trained})
-    template = recipe.model.template or _template_of_start(recipe) or "question"
     names = _names_of_recipe(recipe)
-    values, facts = _facts_of_model(model, template=template, max_text_tokens=recipe.data.max_text_tokens)
+    values, facts = _facts(model, processor)
     values["data"] = recipe_to_dict(recipe).get("data", {})
     sources = {"train": recipe.data.train, "validation": recipe.data.validation}
     facts += [(key, "; ".join(_in_words(source) for source in entries)) for key, entries in sources.items() if entries]
@@ -106,10 +106,7 @@ def of_model(name: str) -> Description:
         origin = config.parts[part]
         revision = f" at {origin['revision'][:12]}" if origin.get("revision") else ""
         names[part] = f"{origin['name']}{revision}" if origin.get("name") else "made or stored here"
-    processor = _processor_settings(folder)
-    values, facts = _facts_of_model(
-        model, template=processor["template"], max_text_tokens=processor.get("max_text_tokens")
-    )
+    values, facts = _facts(model, Processor.from_pretrained(folder))
     heading = _heading("model", name, {part: f"{names[part]} ({_model_type(model, part)})" for part in SOURCED_PARTS})
     return Description(rows, {"kind": "model", "name": name, **names, **values}, heading, facts)
 
@@ -117,7 +114,7 @@ def of_model(name: str) -> Description:
 # --- Models on the meta device: shapes without weights
 
 
-def _model_of_recipe(recipe: Recipe) -> VisionLanguageModel:
+def _model_of_recipe(recipe: Recipe, processor: Processor) -> VisionLanguageModel:
     settings = recipe.model
     if settings.start_from is not None:
         folder = find_folder(find_model(settings.start_from))
@@ -125,15 +122,7 @@ def _model_of_recipe(recipe: Recipe) -> VisionLanguageModel:
     assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
     vision = vision_tower_config(load_config(settings.vision, revision=settings.vision_revision))
     language = load_config(settings.language.name, revision=settings.language_revision)
-    return VisionLanguageModel.from_parts(
-        *_empty_parts(vision, language),
-        image_attention=settings.image_attention,
-        image_size=settings.image_size,
-        feature_layer=settings.feature_layer,
-        keep_class_token=settings.keep_class_token,
-        num_frames=settings.num_frames,
-        projection=asdict(settings.projection),
-    )
+    return VisionLanguageModel.from_parts(*_empty_parts(vision, language), **join_settings(recipe, processor))
 
 
 def _model_of_folder(folder: Path, config: VisionLanguageConfig) -> VisionLanguageModel:
@@ -174,27 +163,24 @@ def _kept(part: str, config: VisionLanguageConfig) -> str:
 # --- Facts: for programs, and in words
 
 
-def _facts_of_model(
-    model: VisionLanguageModel, *, template: str, max_text_tokens: int | None
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    size = model.config.image_size or native_image_size(model.vision.config)
-    attention = model.config.image_attention
+def _facts(model: VisionLanguageModel, processor: Processor) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Say what becomes of an image and of a text."""
     values = {
-        "image_size": size,
-        "image_tokens": model.projection.num_tokens,
-        "image_attention": attention,
-        "template": template,
-        "max_text_tokens": max_text_tokens,
+        "image_size": processor.image_size,
+        "image_tokens": processor.num_image_tokens,
+        "image_attention": model.config.image_attention,
+        "template": processor.template,
+        "max_text_tokens": processor.max_text_tokens,
         "max_positions": model.contract.max_positions,
     }
-    text = "no limit of its own" if max_text_tokens is None else f"at most {max_text_tokens} tokens"
-    positions = values["max_positions"]
-    facts = [
-        ("image", f"{size} x {size} pixels become {values['image_tokens']} image tokens, {attention} attention"),
-        ("text", f"{text}; the language model has {positions or 'no limit of'} positions"),
-        ("template", f"{template}: {NAMED_TEMPLATES[template]}" if template in NAMED_TEMPLATES else template),
-    ]
-    return values, facts
+    size, limit, positions = processor.image_size, processor.max_text_tokens, model.contract.max_positions
+    pixels = "images in their own size become at most" if size is None else f"{size} x {size} pixels become"
+    image = f"{pixels} {processor.num_image_tokens} image tokens, {model.config.image_attention} attention"
+    text = "of any length" if limit is None else f"at most {limit} tokens"
+    text += f"; the language model has {positions or 'no limit of'} positions"
+    template = processor.template
+    template = f"{template}: {NAMED_TEMPLATES[template]}" if template in NAMED_TEMPLATES else template
+    return values, [("image", image), ("text", text), ("template", template)]
 
 
 def _heading(kind: str, name: str, parts: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -212,22 +198,6 @@ def _names_of_recipe(recipe: Recipe) -> dict[str, str]:
 
 def _model_type(model: VisionLanguageModel, part: str) -> str:
     return str(getattr(model, part).config.model_type)
-
-
-def _processor_settings(folder: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-        return {"template": settings["template"], "max_text_tokens": settings.get("max_text_tokens")}
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: holds no processor of visgraft ({error}); save one beside the model"
-        ) from error
-
-
-def _template_of_start(recipe: Recipe) -> str | None:
-    if recipe.model.start_from is None:
-        return None
-    return str(_processor_settings(find_folder(find_model(recipe.model.start_from)))["template"])
 
 
 def _in_words(source: SourceSettings) -> str:

@@ -64,15 +64,21 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
     model = VisionLanguageModel.from_parts(
         settings.vision,
         settings.language.name,
-        image_attention=settings.image_attention,
-        num_frames=settings.num_frames,
-        projection=asdict(settings.projection),
         language_init=settings.language.init,
-        # what the image processor makes need not be the size in the encoder's config (DINOv2: 224 and 518)
-        **{**_reading(recipe), "image_size": processor.image_size},
+        vision_revision=settings.vision_revision,
+        language_revision=settings.language_revision,
+        **join_settings(recipe, processor),
         **kernel,
     )
     return model, processor
+
+
+def join_settings(recipe: Recipe, processor: Processor) -> dict[str, Any]:
+    """Return how `VisionLanguageModel.from_parts` joins the two parts of a recipe."""
+    names = ("image_attention", "num_frames", "feature_layer", "keep_class_token")
+    settings = {name: getattr(recipe.model, name) for name in names}
+    # what the image processor makes need not be the size in the encoder's config (DINOv2: 224 and 518)
+    return {**settings, "projection": asdict(recipe.model.projection), "image_size": processor.image_size}
 
 
 def build_processor(recipe: Recipe) -> Processor:
