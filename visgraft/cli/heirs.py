@@ -1,4 +1,4 @@
-"""`visgraft import` and `visgraft merge`: checkpoints of the ancestors in, plain model folders out.
+"""`visgraft import`, `merge` and `export`: checkpoints of the ancestors in, plain model folders out.
 
 In: a checkpoint or training file of GIT-LLM or heron; a model with LoRA. Out: a model folder or a recipe, and what was
 found on the way.
@@ -124,4 +124,44 @@ def merge(
         return 0
     parts = ", ".join(f"{count} linears of the {part} part" for part, count in report.merged.items())
     print_line(f"{report.folder}: merged {parts}; logits moved by {report.change:.1e} of the largest")
+    return 0
+
+
+def export(
+    model: Model,
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.", show_default=False)],
+    format_: Annotated[
+        Literal["visgraft", "llava"],
+        typer.Option("--format", help="visgraft: all weights in one folder; llava: a plain LLaVA of transformers."),
+    ] = "visgraft",
+    portable: Annotated[
+        bool,
+        typer.Option("--portable", help="Put the code in too: loads with trust_remote_code=True without visgraft."),
+    ] = False,
+) -> int:
+    """Write a model for use elsewhere.
+
+    A LLaVA has an MLP projection and causal image tokens. A model that is none is refused with every reason, and the
+    exit status is 1.
+    """
+    if portable and format_ == "llava":
+        raise ConfigError("--portable: a LLaVA folder needs no code of ours; leave it out")
+    go_offline_without_network(names_of_model(model))
+    note(f"exporting {model}")
+    quiet_libraries()
+    if format_ == "visgraft":
+        from visgraft.heirs.portable import export_full
+
+        print_line(f"{export_full(model, target, portable=portable)}: written whole{', with code' if portable else ''}")
+        return 0
+    from visgraft.heirs.llava import ExportRefusedError, export_llava
+
+    try:
+        notes = export_llava(model, target)
+    except ExportRefusedError as error:
+        print_error(f"refused: {error}")
+        return REFUSED
+    print_line(f"{target}: a LLaVA folder")
+    for line in notes:
+        print_line(f"note: {line}")
     return 0

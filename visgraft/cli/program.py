@@ -18,7 +18,7 @@ from visgraft.cli.ask import ask, caption
 from visgraft.cli.chat import chat
 from visgraft.cli.data import data
 from visgraft.cli.demo import demo
-from visgraft.cli.heirs import import_, merge
+from visgraft.cli.heirs import export, import_, merge
 from visgraft.cli.init import init
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, print_error
@@ -124,3 +124,4 @@ _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")
 _add("Bring", import_, "visgraft import GIT-Llama-2-7B imported", "visgraft import --recipe exp001.yml recipe.yaml")
 _add("Bring", merge, "visgraft merge runs/my-run merged")
+_add("Bring", export, "visgraft export runs/my-run whole --portable", "visgraft export runs/my-run plain --format llava")

@@ -118,16 +118,19 @@ def fold_lora(part: nn.Module) -> None:
 
 @torch.no_grad()
 def probe_logits(model: VisionLanguageModel) -> Tensor:
-    """Give fp32 logits [2, P + T, V] on an image of noise and random tokens, the same at every call."""
+    """Give fp32 logits [2, P + T, V] of the probe."""
+    return model(**probe_inputs(model)).logits.float()
+
+
+def probe_inputs(model: VisionLanguageModel) -> dict[str, Tensor]:
+    """Make images of noise and random tokens, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     embeddings: Any = model.get_input_embeddings()
-    vocabulary = embeddings.weight.shape[0]
-    ids = torch.randint(0, vocabulary, (_NUM_ROWS, _NUM_TOKENS), generator=generator)
+    ids = torch.randint(0, embeddings.weight.shape[0], (_NUM_ROWS, _NUM_TOKENS), generator=generator)
     inputs = dummy_inputs(model.vision.config, image_size=model.config.image_size, device="cpu")
-    pixels = inputs["pixel_values"]
-    inputs["pixel_values"] = torch.randn(pixels.shape, generator=generator)
+    inputs["pixel_values"] = torch.randn(inputs["pixel_values"].shape, generator=generator)
     repeated = {name: value.repeat_interleave(_NUM_ROWS, 0).to(model.device) for name, value in inputs.items()}
-    return model(input_ids=ids.to(model.device), **repeated).logits.float()
+    return {"input_ids": ids.to(model.device), **repeated}
 
 
 def stored_format(model: VisionLanguageModel, folder: Path) -> str:

@@ -14,6 +14,10 @@ import json
 from pathlib import Path
 
 from visgraft.errors import CheckpointError
+from visgraft.heirs.merge import check_target, copy_missing
+from visgraft.model.restoring import find_folder
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.runs import find_model, whole_folder
 
 PACKAGE = "visgraft"
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +29,28 @@ AUTO_MAP = {
     "processor_config.json": {"AutoProcessor": "visgraft.processor.Processor"},
 }
 HEADER = "# Copied from visgraft (Apache-2.0) with its imports rewritten; the package is the place to change it.\n"
+
+
+def export_full(src: str | Path, dst: str | Path, *, portable: bool = False) -> Path:
+    """Write a model with all its weights, so that it needs no other folder.
+
+    Args:
+        src: model folder, run folder or Hub name.
+        dst: folder to write; a model folder that is there is replaced.
+        portable: put the code beside the weights.
+
+    Raises:
+        CheckpointError: the source cannot be loaded, or `dst` is something else.
+    """
+    source, folder = find_folder(find_model(src)), Path(dst).expanduser()
+    check_target(folder, source=source)
+    model = VisionLanguageModel.from_pretrained(source)
+    with whole_folder(folder) as building:
+        model.save_pretrained(building, full=True)
+        copy_missing(source, building)
+        if portable:
+            make_portable(building)
+    return folder
 
 
 def make_portable(folder: str | Path) -> list[str]:
