@@ -1,7 +1,7 @@
 """The first five minutes: train the starter pair on easy-VQA, ask it questions it never saw, show how it went.
 
-In: nothing but a machine. Out: a run folder with `model/` and `report.html`: the loss curve, the share of right answers
-beside what the questions alone give away, and a grid of test images with question, answer and truth.
+In: nothing but a machine. Out: a run folder with `model/`, `answers.jsonl` and `report.html`: the loss curve, the share
+of right answers beside what the questions alone give away, and a grid of test images with question, answer and truth.
 
     result = run_demo(progress=make_progress())
 
@@ -35,6 +35,7 @@ from visgraft.train.progress import TrainProgress
 NUM_QUESTIONS = 2_000  # of the 9,673 official test questions
 NUM_SHOWN = 24
 CHUNK = 250  # questions between two lines of progress
+SMOOTHED_STEPS = 20
 QUICK = ("train.epochs=0.02", "train.exact_match_samples=0")
 
 RECIPE: dict[str, Any] = {
@@ -142,6 +143,11 @@ def run_demo(
         train_seconds=sum(line.get("seconds", 0.0) for line in log),
     )
     write_report(result, questions=questions, log=log)
+    lines = [
+        json.dumps({**vars(question), "image": question.image.name, "right": question.is_right}) + "\n"
+        for question in questions
+    ]
+    (folder / "answers.jsonl").write_text("".join(lines))
     (folder / "demo.json").write_text(json.dumps({**vars(result), "folder": folder.name}, indent=2) + "\n")
     return result
 
@@ -205,7 +211,7 @@ def write_report(result: DemoResult, *, questions: Sequence[Question], log: Sequ
     environment = json.loads((result.folder / "environment.json").read_text())
     page = Page(
         "A language model that learned to see",
-        subtitle=f"SmolLM2-135M + EfficientNet-Lite2, joined and trained on easy-VQA, {environment['date']}",
+        subtitle=f"SmolLM2-135M + EfficientNet-Lite2, joined and trained on easy-VQA, {environment['date'][:10]}",
     )
     page.add(
         "",
@@ -242,17 +248,26 @@ def write_report(result: DemoResult, *, questions: Sequence[Question], log: Sequ
 
 def loss_chart(log: Sequence[dict[str, Any]]) -> altair.LayerChart:
     """Draw the training loss over samples, raw and smoothed."""
+    steps = [line for line in log if "loss" in line]
     points: list[dict[str, float]] = []
-    samples, smooth = 0, None
-    for line in log:
-        if "loss" not in line:
-            continue
+    samples = 0
+    for index, line in enumerate(steps):
         samples += line["samples"]
-        smooth = line["loss"] if smooth is None else 0.9 * smooth + 0.1 * line["loss"]
-        points.append({"samples": samples, "loss": line["loss"], "smooth": smooth})
+        recent = [step["loss"] for step in steps[max(0, index - SMOOTHED_STEPS + 1) : index + 1]]
+        points.append({"samples": samples, "loss": line["loss"], "smooth": sum(recent) / len(recent)})
     base = altair.Chart(altair.Data(values=points)).encode(
-        x=altair.X("samples:Q", title="images seen"),
-        y=altair.Y("loss:Q", title="loss per supervised token", scale=altair.Scale(type="log")),
+        x=altair.X(
+            "samples:Q",
+            title="groups of questions seen, each about one image",
+            scale=altair.Scale(nice=False),
+            axis=altair.Axis(tickCount=6),
+        ),
+        y=altair.Y(
+            "loss:Q",
+            title="loss per supervised token",
+            scale=altair.Scale(type="log", nice=False),
+            axis=altair.Axis(values=[0.1, 0.2, 0.5, 1, 2, 5, 10]),
+        ),
     )
     raw = base.mark_line(opacity=0.35, strokeWidth=1)
     smoothed = base.mark_line(strokeWidth=2.5).encode(y="smooth:Q")

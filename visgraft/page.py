@@ -153,14 +153,21 @@ def numbers(values: Mapping[str, str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Show a table; numbers stand on the right."""
+    """Show a table; columns of numbers stand on the right."""
 
-    def cell(value: Any, tag: str) -> str:
-        is_number = isinstance(value, (int, float)) or str(value).replace(".", "").rstrip(" %").isdigit()
-        return f"<{tag}{' class=number' if is_number else ''}>{escape(value)}</{tag}>"
+    def is_number(value: Any) -> bool:
+        return isinstance(value, (int, float)) or str(value).replace(".", "").replace(",", "").rstrip(" %").isdigit()
 
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(cell(value, 'td') for value in row)}</tr>" for row in rows)
+    def cell(value: Any, tag: str, on_right: bool) -> str:
+        shown = f"{value:,}" if isinstance(value, int) else value
+        return f"<{tag}{' class=number' if on_right else ''}>{escape(shown)}</{tag}>"
+
+    on_right = [bool(rows) and all(is_number(row[column]) for row in rows) for column in range(len(header))]
+    head = "".join(cell(name, "th", right) for name, right in zip(header, on_right, strict=True))
+    body = "".join(
+        f"<tr>{''.join(cell(value, 'td', right) for value, right in zip(row, on_right, strict=True))}</tr>"
+        for row in rows
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
