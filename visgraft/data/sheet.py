@@ -31,11 +31,11 @@ _STYLE = """<style>
 .sample { border: 1px solid var(--line); border-radius: 10px; overflow: hidden; background: var(--back); }
 .frames { display: grid; grid-template-columns: repeat(auto-fit, minmax(84px, 1fr)); background: var(--line);
   gap: 1px; }
-.frames img { display: block; width: 100%; max-height: 330px; object-fit: contain; background: #8884; }
+.frames img { display: block; width: 100%; max-height: 240px; object-fit: contain; background: #8883; }
 .texts { padding: 10px 12px 12px; font-size: .92rem; }
 .name { overflow-wrap: anywhere; font-weight: 600; margin: 0; } .texts .soft { font-size: .82rem; margin: 0 0 8px; }
 .dialog { border-top: 1px solid var(--line); padding: 7px 0 5px; white-space: pre-wrap; overflow-wrap: anywhere; }
-.dialog small { display: block; color: var(--soft); font-size: .76rem; white-space: normal; }
+.dialog small { float: right; color: var(--soft); font-size: .76rem; padding: 2px 0 0 10px; white-space: nowrap; }
 .learn { background: color-mix(in srgb, var(--good) 20%, transparent); color: var(--text);
   box-shadow: inset 0 -2px var(--good); border-radius: 2px; }
 .end { background: var(--good); color: var(--card); border-radius: 4px; padding: 0 5px; margin-left: 2px;

@@ -22,6 +22,7 @@ from visgraft.data.rows import Row, stamp
 from visgraft.errors import BadSampleError, DataError
 
 ROWS_PER_GROUP = 32  # of files that are written here
+_OPEN_FILES = 64
 _KEPT_ROW_GROUPS = 4  # in memory, of every set of columns; a neighbour is often the next to be read
 
 
@@ -43,6 +44,7 @@ class ParquetRows:
                 self._groups.append((number, group))
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        self._open: dict[int, pq.ParquetFile] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -68,17 +70,20 @@ class ParquetRows:
         if number not in self._kept:
             file, group = self._groups[number]
             try:
-                with pq.ParquetFile(self._paths[file]) as parquet:
-                    self._kept[number] = parquet.read_row_group(group, use_threads=False)
+                if file not in self._open:
+                    self._open[file] = pq.ParquetFile(self._paths[file])
+                self._kept[number] = self._open[file].read_row_group(group, use_threads=False)
             except (OSError, pa.ArrowException):
                 raise BadSampleError("parquet row group cannot be read") from None
+            while len(self._open) > _OPEN_FILES:
+                self._open.pop(next(iter(self._open))).close()
             while len(self._kept) > _KEPT_ROW_GROUPS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(number)
         return self._kept[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict()}  # workers read their own
+        return {**self.__dict__, "_kept": OrderedDict(), "_open": {}}  # workers read their own
 
 
 def _metadata(path: Path) -> pq.FileMetaData:
@@ -137,7 +142,7 @@ def write_parquet(path: Path, rows: Iterable[Row], *, schema: pa.Schema | None =
         while chunk := list(islice(left, ROWS_PER_GROUP)):
             table = pa.Table.from_pylist(chunk, schema=schema)
             schema = table.schema
-            writer = writer or pq.ParquetWriter(part, schema)
+            writer = writer or pq.ParquetWriter(part, schema, use_dictionary=False)
             writer.write_table(table)
             num_rows += len(chunk)
         if writer is None:
