@@ -404,8 +404,17 @@ def test_a_folder_that_a_part_is_loaded_from_is_never_written_over(part_folder: 
 
 
 def test_an_argument_that_saving_does_not_know_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="save_pretrained takes no state_dict without push_to_hub=True"):
-        fresh().save_pretrained(tmp_path, state_dict={})
+    with pytest.raises(CheckpointError, match="save_pretrained takes no variant without push_to_hub=True"):
+        fresh().save_pretrained(tmp_path, variant="half")
+
+
+def test_a_trainers_state_dict_is_taken_where_it_is_the_models_own(tmp_path: Path) -> None:
+    model = fresh()
+    model.save_pretrained(tmp_path, state_dict=model.state_dict())
+    assert (tmp_path / "config.json").is_file()
+    other = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="got a state_dict that is not the model's own; load it first"):
+        model.save_pretrained(tmp_path, state_dict=other)
 
 
 def test_weights_that_are_not_in_memory_are_not_saved(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from huggingface_hub import HfApi
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from visgraft.errors import CheckpointError
@@ -162,6 +163,7 @@ class CheckpointMixin(PreTrainedModel):
         push_to_hub: bool = False,
         full: bool = False,
         max_shard_size: int | str | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
         **hub: Any,
     ) -> None:
         """Save a model folder: what was trained and the names of the rest, or (`full=True`) everything.
@@ -172,13 +174,19 @@ class CheckpointMixin(PreTrainedModel):
             push_to_hub: upload it afterwards, under `repo_id` or the folder's name.
             full: write the frozen parts too.
             max_shard_size: of one file of a part, as "5GB".
+            state_dict: what Hugging Face's trainer gives, the model's own; others are refused.
             hub: for `push_to_hub`.
 
         Raises:
-            CheckpointError: the folder is one that a part is loaded from, or nobody else could load it from the Hub.
+            CheckpointError: the folder is one that a part is loaded from, nobody else could load it from the Hub, or
+                the weights given are not the model's.
         """
         if not is_main_process:
             return
+        if state_dict is not None:
+            own = self.state_dict()
+            if any(name not in own or own[name].data_ptr() != given.data_ptr() for name, given in state_dict.items()):
+                raise CheckpointError("save_pretrained: got a state_dict that is not the model's own; load it first")
         if hub and not push_to_hub:
             raise CheckpointError(f"save_pretrained takes no {', '.join(hub)} without push_to_hub=True")
         folder = Path(save_directory)

@@ -23,25 +23,29 @@ from visgraft.errors import UnsupportedModelError
 
 
 @contextlib.contextmanager
-def gathered_head(language: PreTrainedModel, index: slice | tuple[Tensor, Tensor] | None) -> Iterator[None]:
+def gathered_head(language: PreTrainedModel, index: slice | tuple[Tensor, Tensor] | None) -> Iterator[list[Tensor]]:
     """Let the head see only some positions while the context lasts.
 
     Args:
         language: the causal LM.
         index: (rows [M], columns [M]) gives logits [1, M, V]; a slice of columns gives [B, n, V]; None = all.
+
+    Yields:
+        A list that takes in the states [B, S, D] of all positions, as they come to the head.
     """
-    if index is None:
-        yield
-        return
+    seen: list[Tensor] = []
 
     def gather(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = arguments[0]
+        seen.append(hidden)
+        if index is None:
+            return arguments
         kept = hidden[:, index] if isinstance(index, slice) else hidden[index].unsqueeze(0)
         return (kept, *arguments[1:])
 
     handle = language.get_output_embeddings().register_forward_pre_hook(gather)
     try:
-        yield
+        yield seen
     finally:
         handle.remove()
 

@@ -26,6 +26,7 @@ class VisionLanguageOutput(ModelOutput):
         num_supervised: how many there are, long scalar.
         target_losses: [M] fp32, detached, one a supervised token.
         logits: [B, P + T, V].
+        last_hidden_state: [B, T, D], what the head makes the text's logits of (trl reads it, to make its own).
         past_key_values: the cache, filled.
     """
 
@@ -34,6 +35,7 @@ class VisionLanguageOutput(ModelOutput):
     num_supervised: Tensor | None = None
     target_losses: Tensor | None = None
     logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
     past_key_values: Cache | None = None
 
 

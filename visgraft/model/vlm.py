@@ -260,7 +260,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             causal_image=self.config.image_attention == "causal",
             positions=self.entrance.positions(table),
         )
-        with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None):
+        with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
             output = self.language(
                 inputs_embeds=embeds,
                 past_key_values=past_key_values,
@@ -272,6 +272,8 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
         result = VisionLanguageOutput() if labels is None else labels_loss(logits, labels)
         result.logits, result.past_key_values = logits, past_key_values
+        if past_key_values is None:
+            result.last_hidden_state = states[-1][:, -input_ids.shape[1] :]
         return result
 
     def _rows(
