@@ -72,6 +72,8 @@ def caption(
             print_error(record["error"])
         elif not as_json:
             print_line(record["caption"] if len(images) == 1 else f"{record['image']}: {record['caption']}")
+        if as_json and len(images) > IMAGES_AT_ONCE and len(records) % IMAGES_AT_ONCE == 0:
+            note(f"{len(records)} of {len(images)} images")
     if as_json:
         print_json(records)
     if has_failed:

@@ -8,12 +8,12 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from visgraft import __version__
 from visgraft.cli.ask import ask, caption
 from visgraft.cli.chat import chat
 from visgraft.cli.data import data
@@ -89,7 +89,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"visgraft {__version__}")
+        typer.echo(f"visgraft {metadata.version('visgraft')}")
         raise typer.Exit
 
 
@@ -124,4 +124,6 @@ _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")
 _add("Bring", import_, "visgraft import GIT-Llama-2-7B imported", "visgraft import --recipe exp001.yml recipe.yaml")
 _add("Bring", merge, "visgraft merge runs/my-run merged")
-_add("Bring", export, "visgraft export runs/my-run whole --portable", "visgraft export runs/my-run plain --format llava")
+_add(
+    "Bring", export, "visgraft export runs/my-run whole --portable", "visgraft export runs/my-run plain --format llava"
+)

@@ -20,7 +20,7 @@ from visgraft.errors import ConfigError
 from visgraft.runs import Run
 
 if TYPE_CHECKING:
-    from visgraft.cli.description import Description
+    from visgraft.train.description import Description
 
 
 def show(
@@ -48,12 +48,13 @@ def show(
     go_offline_without_network(names)
     note(f"reading {target}")
     quiet_libraries()
-    from visgraft.cli import description
+    from visgraft.train.description import describe_model, describe_recipe
 
     if is_recipe:
-        described = description.of_recipe(recipe, name=target, run=Run.open(path) if path.is_dir() else None)
+        run = Run.open(path) if path.is_dir() else None
+        described = describe_recipe(recipe, name=target, run=run, progress=note)
     else:
-        described = description.of_model(target)
+        described = describe_model(target)
     if as_json:
         print_json(described.as_json())
     else:

@@ -2,14 +2,14 @@
 
 In: a recipe, a run, or the name of a model. Out: the rows of the table of parts, and facts for people and programs.
 
-    described = of_recipe(load_recipe("recipe.yaml"), name="recipe.yaml", run=None)
+    described = describe_recipe(load_recipe("recipe.yaml"), name="recipe.yaml")
     described.rows, described.facts
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from visgraft.cli.terminal import note
 from visgraft.config import PARTS, Recipe, SourceSettings, recipe_to_dict
 from visgraft.data.prompt import NAMED_TEMPLATES
 from visgraft.model.adapters import adapter_folder
@@ -56,15 +55,17 @@ class Description:
         return {**self.values, **totals, "parts": [asdict(row) for row in self.rows]}
 
 
-def of_recipe(recipe: Recipe, *, name: str, run: Run | None) -> Description:
-    """Describe what a recipe trains; `run` is the run that has it as its recipe.
+def describe_recipe(
+    recipe: Recipe, *, name: str, run: Run | None = None, progress: Callable[[str], None] | None = None
+) -> Description:
+    """Describe what a recipe trains; `run` is the run that has it as its recipe, `progress` is told of downloads.
 
     Raises:
         CheckpointError: the configuration of a part cannot be read.
         ConfigError: a setting that the parts cannot take, a pattern or LoRA target that matches nothing.
         UnsupportedModelError: the language model does not follow the mask.
     """
-    local = resolve_starter_names(recipe, progress=note)
+    local = resolve_starter_names(recipe, progress=progress)
     processor = build_processor(local)
     model = _model_of_recipe(local, processor)
     dtype = computing_dtype(recipe.train.precision, device=pick_device(None))
@@ -83,7 +84,7 @@ def of_recipe(recipe: Recipe, *, name: str, run: Run | None) -> Description:
     return Description(rows, {"kind": kind, "name": name, **names, **values}, _heading(kind, name, names), facts)
 
 
-def of_model(name: str) -> Description:
+def describe_model(name: str) -> Description:
     """Describe a model folder or a model on the Hub; `num_trainable` counts what the folder itself holds.
 
     Raises:
