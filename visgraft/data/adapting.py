@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from visgraft.data.grouping import sample_key
+from visgraft.data.grouping import Grouped, sample_key
 from visgraft.data.mixing import hold_out
 from visgraft.data.refs import is_web_address
 from visgraft.data.remote import RemoteImage
@@ -113,13 +113,16 @@ def divide(source: Source, *, share: float, held_out: bool) -> Part:
     A bad sample belongs to the rest.
     """
     keys, good = [], []
+    known = source.keys if isinstance(source, Grouped) else None
     for index in range(len(source)):
-        try:
-            sample = source[index]
-            key = sample_key(sample, by_content=False)
-        except BadSampleError:
-            continue
-        keys.append(key or repr(sample.dialogs).encode())
+        key = None if known is None else bytes(known[index])
+        if not key:
+            try:
+                sample = source[index]
+                key = sample_key(sample, by_content=False) or repr(sample.dialogs).encode()
+            except BadSampleError:
+                continue
+        keys.append(key)
         good.append(index)
     chosen = np.zeros(len(source), dtype=np.bool_)
     chosen[np.array(good, dtype=np.int64)] = hold_out(keys, share=share)

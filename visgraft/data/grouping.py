@@ -77,6 +77,7 @@ class Grouped:
         self._members = np.argsort(labels, kind="stable")
         ordered = labels[self._members]
         self._starts = np.flatnonzero(np.diff(ordered, prepend=-1, append=len(keys)))
+        self.keys = keys[self._members[self._starts[:-1]]]  # empty of what stands alone
         self.num_dialogs: NDArray[np.int64] = np.add.reduceat(num_dialogs[self._members], self._starts[:-1])
 
     def __len__(self) -> int:

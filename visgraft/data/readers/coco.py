@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
@@ -55,6 +57,7 @@ class CocoCaptions:
         self._ids = [image_id for image_id in names if image_id in captions]
         self.file_names = [names[image_id] for image_id in self._ids]
         self._captions = [tuple(captions[image_id]) for image_id in self._ids]
+        self.num_dialogs = np.array([len(texts) for texts in self._captions] + [0] * len(self._bad), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ids) + len(self._bad)

@@ -22,6 +22,8 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import DataError, MissingAssetError
 
@@ -52,6 +54,7 @@ class EasyVqa:
     def __init__(self, folder: Path, questions: dict[int, list[tuple[object, object]]]) -> None:
         self._folder = folder
         self._questions = list(questions.items())
+        self.num_dialogs = np.array([len(pairs) for pairs in questions.values()], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._questions)
