@@ -16,9 +16,13 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
+import numpy as np
+
+from visgraft.data.kept import Arrays, keep_arrays
 from visgraft.errors import BadSampleError, DataError
 
 Row: TypeAlias = dict[str, Any]
@@ -121,42 +125,16 @@ class JsonListRows:
 
     def __init__(self, path: Path, *, inside: str | None = None) -> None:
         self.path = path
-        self._starts, self._ends = array("q"), array("q")
-        self._inside = inside
-        try:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-                depth = self._scan(text)
-        except ValueError:  # an empty file cannot be mapped
-            depth = -1
-        if depth != 0 or len(self._starts) != len(self._ends):
-            raise DataError(f"{path}: is not a whole JSON list (brackets do not close); write it again")
-
-    def _scan(self, text: mmap.mmap) -> int:
-        depth, level, last, is_inside = 0, 1 if self._inside is None else 2, b"", self._inside is None
-        key = json.dumps(self._inside).encode()
-        for token in _JSON_TOKEN.finditer(text):
-            byte = token[0][:1]
-            if byte in b"[{":
-                if depth == 1 and level == 2:
-                    is_inside = last == key
-                if depth == level and is_inside:
-                    self._starts.append(token.start())
-                depth += 1
-            elif byte in b"]}":
-                depth -= 1
-                if depth == level and is_inside:
-                    self._ends.append(token.end())
-            elif depth == 1:
-                last = token[0]
-        return depth
+        scan = keep_arrays(partial(_scan_list, path, inside=inside), fingerprint=f"list {inside} {stamp([path])}")
+        self._starts, self._ends = scan["starts"], scan["ends"]
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Row:
         with self.path.open("rb") as file:
-            file.seek(self._starts[index])
-            return parse_object(file.read(self._ends[index] - self._starts[index]), what="entry")
+            file.seek(int(self._starts[index]))
+            return parse_object(file.read(int(self._ends[index] - self._starts[index])), what="entry")
 
     def where(self, index: int) -> str:
         """Say which entry of the list it is."""
@@ -166,6 +144,34 @@ class JsonListRows:
     def fingerprint(self) -> object:
         """Return path, size and time of the file."""
         return stamp([self.path])
+
+
+def _scan_list(path: Path, *, inside: str | None) -> Arrays:
+    """Find where the objects of a list begin and end, by its brackets alone."""
+    starts, ends = array("q"), array("q")
+    depth, level, last, is_inside = 0, 1 if inside is None else 2, b"", inside is None
+    key = json.dumps(inside).encode()
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            for token in _JSON_TOKEN.finditer(text):
+                byte = token[0][:1]
+                if byte in b"[{":
+                    if depth == 1 and level == 2:
+                        is_inside = last == key
+                    if depth == level and is_inside:
+                        starts.append(token.start())
+                    depth += 1
+                elif byte in b"]}":
+                    depth -= 1
+                    if depth == level and is_inside:
+                        ends.append(token.end())
+                elif depth == 1:
+                    last = token[0]
+    except ValueError:  # an empty file cannot be mapped
+        depth = -1
+    if depth != 0 or len(starts) != len(ends):
+        raise DataError(f"{path}: is not a whole JSON list (brackets do not close); write it again")
+    return {"starts": np.array(starts, dtype=np.int64), "ends": np.array(ends, dtype=np.int64)}
 
 
 class CsvRows:

@@ -12,10 +12,14 @@ import re
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import partial
 from glob import has_magic
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from visgraft.data.kept import Arrays, keep_arrays
 from visgraft.data.refs import FilePart
 from visgraft.data.rows import Row, parse_object, stamp
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
@@ -70,45 +74,18 @@ class TarRows:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
-        self._suffixes: list[str] = []
-        self._members = array("q")  # suffix, offset, size; three numbers a member
-        self._starts = array("q", [0])  # where each sample's members begin
-        self._shards = array("q")  # of each sample
-        self._keys: list[str] = []
-        for number, path in enumerate(self._paths):
-            self._index(number, path)
-
-    def _index(self, number: int, path: Path) -> None:
-        current: str | None = None
-        try:
-            with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    folder, _, name = member.name.rpartition("/")
-                    stem, dot, suffix = name.partition(".")
-                    if not member.isfile() or not dot or not stem:
-                        continue
-                    key = f"{folder}/{stem}" if folder else stem
-                    if key != current:
-                        current = key
-                        self._keys.append(key)
-                        self._shards.append(number)
-                        self._starts.append(self._starts[-1])
-                    if suffix.lower() not in self._suffixes:
-                        self._suffixes.append(suffix.lower())
-                    self._members.extend((self._suffixes.index(suffix.lower()), member.offset_data, member.size))
-                    self._starts[-1] += 1
-                    tar.members = []  # type: ignore[attr-defined]  # else it keeps an object of every member it has met
-        except (tarfile.TarError, OSError) as error:
-            raise DataError(f"webdataset: {path} is no plain tar ({error}); unpack a compressed one first") from error
+        index = keep_arrays(partial(_index, self._paths), fingerprint=f"tars {stamp(self._paths)}")
+        self._suffixes: list[str] = index["suffixes"].tolist()
+        self._keys, self._shards = index["keys"], index["shards"]
+        self._starts, self._members = index["starts"], index["members"]
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Row:
         path = self._paths[self._shards[index]]
-        row: dict[str, Any] = {"__key__": self._keys[index]}
-        for member in range(self._starts[index], self._starts[index + 1]):
-            number, offset, size = self._members[3 * member : 3 * member + 3]
+        row: dict[str, Any] = {"__key__": str(self._keys[index])}
+        for number, offset, size in self._members[self._starts[index] : self._starts[index + 1]].tolist():
             suffix, part = self._suffixes[number], FilePart(path, offset, size)
             last = suffix.rpartition(".")[2]
             if last == "json":
@@ -127,6 +104,42 @@ class TarRows:
     def fingerprint(self) -> object:
         """Return path, size and time of the tars."""
         return stamp(self._paths)
+
+
+def _index(paths: Sequence[Path]) -> Arrays:
+    """Go through the headers of all tars: which members each sample has, and where they lie."""
+    suffixes: dict[str, int] = {}
+    members = array("q")  # suffix, offset, size; three numbers a member
+    starts, shards = array("q"), array("q")  # of each sample, its first member and its tar
+    keys: list[str] = []
+    for number, path in enumerate(paths):
+        current: str | None = None
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # else it keeps an object of every member it has met
+                    folder, _, name = member.name.rpartition("/")
+                    stem, dot, suffix = name.partition(".")
+                    if not member.isfile() or not dot or not stem:
+                        continue
+                    key = f"{folder}/{stem}" if folder else stem
+                    if key != current:
+                        current = key
+                        keys.append(key)
+                        shards.append(number)
+                        starts.append(len(members) // 3)
+                    place = suffixes.setdefault(suffix.lower(), len(suffixes))
+                    members.extend((place, member.offset_data, member.size))
+        except (tarfile.TarError, OSError) as error:
+            raise DataError(f"webdataset: {path} is no plain tar ({error}); unpack a compressed one first") from error
+    starts.append(len(members) // 3)
+    return {
+        "suffixes": np.array(list(suffixes), dtype=np.str_),
+        "members": np.array(members, dtype=np.int64).reshape(-1, 3),
+        "starts": np.array(starts, dtype=np.int64),
+        "shards": np.array(shards, dtype=np.int64),
+        "keys": np.array(keys, dtype=np.str_),
+    }
 
 
 def _text(data: bytes) -> str:
