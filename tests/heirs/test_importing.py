@@ -190,6 +190,10 @@ def test_the_number_of_heads_of_another_encoder_is_not_guessed(tmp_path: Path) -
     source = write(tmp_path / "src", {**values, "vision_config": {}}, state)
     with pytest.raises(CheckpointError, match=r"encoder of width 768, the tensors have 24, and no tensor tells"):
         visgraft.import_ancestor(source, tmp_path / "dst")
+    report = visgraft.import_ancestor(source, tmp_path / "dst", vision_heads=CLIP["num_attention_heads"])
+    expected = restatement.forward(values, state, IDS, pixels=pixels_for(0))
+    logits = VisionLanguageModel.from_pretrained(report)(input_ids=IDS, pixel_values=pixels_for(0)).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
 def test_the_report_lists_what_is_dead_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ def import_(
     template: Annotated[
         str | None, typer.Option(help="Prompt template of the processor.", show_default="its authors'")
     ] = None,
+    vision_heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads of the encoder, where nothing else tells them.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import a checkpoint of GIT-LLM or heron: OPT, LLaMA, MPT, GPT-NeoX, Japanese StableLM alpha.
@@ -62,7 +65,14 @@ def import_(
     quiet_libraries()
     from visgraft.heirs.importing import import_ancestor
 
-    report = import_ancestor(source, target, lora_alpha=lora_alpha, image_attention=image_attention, template=template)
+    report = import_ancestor(
+        source,
+        target,
+        lora_alpha=lora_alpha,
+        image_attention=image_attention,
+        template=template,
+        vision_heads=vision_heads,
+    )
     if as_json:
         print_json(asdict(report))
         return

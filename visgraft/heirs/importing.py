@@ -67,6 +67,7 @@ def import_ancestor(
     lora_alpha: float | None = None,
     image_attention: str | None = None,
     template: str | None = None,
+    vision_heads: int | None = None,
 ) -> ImportReport:
     """Read a GIT-LLM or heron checkpoint and write it as a model folder.
 
@@ -77,6 +78,7 @@ def import_ancestor(
         image_attention: None = the mask that the checkpoint was trained with: `causal` for GPT-NeoX and Japanese
             StableLM, whose attention hid later image tokens against its authors' intent, else `bidirectional`.
         template: prompt template of the processor; None = the one that the family's authors trained with.
+        vision_heads: attention heads of the encoder, where neither its configuration nor its width tells them.
 
     Raises:
         CheckpointError: the source is no such checkpoint, or a tensor of it cannot be accounted for.
@@ -86,7 +88,7 @@ def import_ancestor(
     if folder.resolve() == source.resolve():
         raise CheckpointError(f"{dst}: is the source itself, which would be overwritten; give another folder")
     ancestor = read_ancestor(source)
-    model = build_model(ancestor, lora_alpha=lora_alpha, image_attention=image_attention)
+    model = build_model(ancestor, lora_alpha=lora_alpha, image_attention=image_attention, vision_heads=vision_heads)
     model.save_pretrained(folder, full=True)
     notes = import_processor(source, folder, model=model, template=template or ancestor.family.template)
     config = model.config
@@ -106,7 +108,11 @@ def import_ancestor(
 
 
 def build_model(
-    ancestor: Ancestor, *, lora_alpha: float | None = None, image_attention: str | None = None
+    ancestor: Ancestor,
+    *,
+    lora_alpha: float | None = None,
+    image_attention: str | None = None,
+    vision_heads: int | None = None,
 ) -> VisionLanguageModel:
     """Make the model of a sorted checkpoint.
 
@@ -114,7 +120,7 @@ def build_model(
         CheckpointError: a tensor is missing, of another shape, or cannot be accounted for.
     """
     family = ancestor.family
-    vision_config = make_vision_config(ancestor)
+    vision_config = make_vision_config(ancestor, vision_heads=vision_heads)
     try:
         text_config = family.text_config(ancestor.values, ancestor.language)
     except KeyError as error:
@@ -142,7 +148,7 @@ def build_model(
     return model.eval()
 
 
-def make_vision_config(ancestor: Ancestor) -> CLIPVisionConfig:
+def make_vision_config(ancestor: Ancestor, *, vision_heads: int | None = None) -> CLIPVisionConfig:
     """Read CLIP's sizes from its tensors; the stored configuration may be that of another CLIP.
 
     Raises:
@@ -170,7 +176,7 @@ def make_vision_config(ancestor: Ancestor) -> CLIPVisionConfig:
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=len(layers),
-        num_attention_heads=_num_heads(stored, hidden_size, ancestor),
+        num_attention_heads=vision_heads or _num_heads(stored, hidden_size, ancestor),
         image_size=image_size if fits else side * patch_size,
         patch_size=patch_size,
         hidden_act=stored.hidden_act,
@@ -188,8 +194,7 @@ def _num_heads(stored: CLIPVisionConfig, hidden_size: int, ancestor: Ancestor) -
         return hidden_size // _CLIP_HEAD_WIDTH
     raise CheckpointError(
         f"{ancestor.folder}: config.json describes an encoder of width {stored.hidden_size}, the tensors have "
-        f"{hidden_size}, and no tensor tells the number of heads; set vision_config.hidden_size and "
-        "vision_config.num_attention_heads in config.json to the encoder's own"
+        f"{hidden_size}, and no tensor tells the number of heads; give it as vision_heads (--vision-heads)"
     )
 
 
