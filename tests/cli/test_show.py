@@ -53,8 +53,9 @@ def test_a_table_is_printed_for_people(visgraft: Visgraft, folder: Path, recipe:
     assert (outcome.status, outcome.err) == (0, "")
     lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
     assert f"vision {folder / 'tiny-clip'}" in lines
-    assert "part trains parameters trained format learning rate notes" in lines
-    assert any(line.startswith("language lora") and "q_proj, k_proj, v_proj, o_proj" in line for line in lines)
+    assert "part trains parameters trained format learning rate" in lines
+    assert "projection full 1,120 1,120 fp32 0.001" in lines
+    assert "language LoRA on 8 linears: q_proj, k_proj, v_proj, o_proj" in lines
     assert "image 32 x 32 pixels become 5 image tokens, bidirectional attention" in lines
     assert "template question: Question: {prompt} Answer:" in lines
     assert "\x1b" not in outcome.out

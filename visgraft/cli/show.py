@@ -66,6 +66,10 @@ def _print(described: "Description") -> None:
     print_line()
     print_rich(_parts_table(described))
     print_line()
+    notes = [(row.part, "; ".join(row.notes)) for row in described.rows if row.notes]
+    if notes:
+        print_rich(_labelled(notes))
+        print_line()
     print_rich(_labelled(described.facts))
 
 
@@ -75,6 +79,10 @@ def _labelled(facts: "Sequence[tuple[str, str]]") -> Table:
     for label, text in facts:
         table.add_row(label, Text(text, overflow="fold"))
     return table
+
+
+def _short(dtype: str) -> str:
+    return dtype.replace("bfloat", "bf").replace("float", "fp")
 
 
 def _parts_table(described: "Description") -> Table:
@@ -88,11 +96,10 @@ def _parts_table(described: "Description") -> Table:
     table.add_column("format")
     if not is_model:
         table.add_column("learning rate", justify="right")
-    table.add_column("notes", overflow="fold")
     for row in described.rows:
         rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
         counts = (f"{row.num_parameters:,}", f"{row.num_trainable:,}")
-        cells = [row.part, row.mode, *counts, row.dtype, *([] if is_model else [rate]), "; ".join(row.notes)]
+        cells = [row.part, row.mode, *counts, _short(row.dtype), *([] if is_model else [rate])]
         table.add_row(*(Text(cell) for cell in cells))
     totals = described.as_json()
     table.add_row("all", "", f"{totals['num_parameters']:,}", f"{totals['num_trainable']:,}", style="bold")
