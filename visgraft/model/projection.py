@@ -152,8 +152,8 @@ class Projection(nn.Module):
             rows = columns = math.isqrt(patches.shape[1])
         if rows * columns != patches.shape[1] or rows % factor or columns % factor:
             raise ModelError(
-                f"{patches.shape[1]} patches are no grid that squares of {factor} x {factor} divide: set model.image_size "
-                "to the size of the images, or another pool or pixel_shuffle"
+                f"{patches.shape[1]} patches are no grid that squares of {factor} x {factor} divide: "
+                "set model.image_size to the size of the images, or another pool or pixel_shuffle"
             )
         squares = patches.unflatten(1, (rows // factor, factor, columns // factor, factor)).transpose(2, 3)
         if self.settings.pool > 1:

@@ -252,29 +252,32 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
         if num_cached == 0:
             embeds = self.entrance.join(image_embeds, embeds, is_image=table.kind == IMAGE, order=order)
-        arguments = self.contract.arguments(
-            table,
-            dtype=embeds.dtype,
-            num_queries=embeds.shape[1],
-            cache=past_key_values,
-            causal_image=self.config.image_attention == "causal",
-            positions=self.entrance.positions(table),
-        )
-        with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
-            output = self.language(
-                inputs_embeds=embeds,
-                past_key_values=past_key_values,
-                use_cache=past_key_values is not None,
-                **arguments,
-            )
-        logits = output.logits
+        logits, states = self._decode(embeds, table, past_key_values, logits_to_keep)
         if order is not None and num_cached == 0 and not logits_to_keep:  # back to the order in which they were given
             logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
         result = VisionLanguageOutput() if labels is None else labels_loss(logits, labels)
         result.logits, result.past_key_values = logits, past_key_values
         if past_key_values is None:
-            result.last_hidden_state = states[-1][:, -input_ids.shape[1] :]
+            result.last_hidden_state = states[:, -input_ids.shape[1] :]
         return result
+
+    def _decode(
+        self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
+    ) -> tuple[Tensor, Tensor]:
+        """Run the language model on the last of the table's positions; give logits and the head's input."""
+        arguments = self.contract.arguments(
+            table,
+            dtype=embeds.dtype,
+            num_queries=embeds.shape[1],
+            cache=cache,
+            causal_image=self.config.image_attention == "causal",
+            positions=self.entrance.positions(table),
+        )
+        with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
+            output = self.language(
+                inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **arguments
+            )
+        return output.logits, states[-1]
 
     def _rows(
         self,
