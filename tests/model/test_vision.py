@@ -254,3 +254,13 @@ def test_tokens_are_counted_per_image() -> None:
     assert count_tokens({"pixel_values": pixels}, 5).tolist() == [5, 5, 5]
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
     assert count_tokens({"pixel_values": torch.zeros(2, 4, 12), "pixel_attention_mask": mask}, 4).tolist() == [3, 1]
+
+
+def test_an_image_smaller_than_a_patch_is_refused():
+    config = hf.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    with pytest.raises(
+        ConfigError, match=r"model\.image_size: .* cannot take images of 7 pixels .* its own size is 32"
+    ):
+        measure(config, settings=VisionSettings(image_size=7))

@@ -7,7 +7,7 @@ Usage: `visgraft import GIT-Llama-2-7B imported`, then `visgraft merge imported 
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -76,6 +76,10 @@ def import_(
     if as_json:
         print_json(asdict(report))
         return
+    _print_report(report)
+
+
+def _print_report(report: Any) -> None:
     frames = f", {report.num_frames} frames" if report.num_frames else ""
     print_line(
         f"{report.folder}: {report.model_type}, {report.num_image_tokens} image tokens{frames}, image attention "

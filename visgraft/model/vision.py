@@ -214,7 +214,13 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
     try:
         features = _dummy_features(config, every_token, device="meta")
     except (NotImplementedError, RuntimeError):  # a few encoders read values: run them once for real
-        features = _dummy_features(config, every_token, device="cpu")
+        try:
+            features = _dummy_features(config, every_token, device="cpu")
+        except RuntimeError as error:
+            raise ConfigError(
+                f"model.image_size: {config.model_type} cannot take images of {settings.image_size} pixels "
+                f"({str(error).splitlines()[0]}); its own size is {native_image_size(config)}"
+            ) from error
     _, num_tokens, width = features.shape
     side = settings.image_size or native_image_size(config)
     grid, num_leading = _grid(config, num_tokens, (side, side))
