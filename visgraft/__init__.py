@@ -39,6 +39,8 @@ _MODULE_OF = {
     "recipe_to_yaml": "visgraft.config",
 }
 
+_REGISTERED = {name: _MODULE_OF[name] for name in ("VisionLanguageModel", "Processor")}
+
 __all__ = sorted([*_MODULE_OF, "VisgraftError", "train"])
 
 
@@ -47,6 +49,9 @@ def __getattr__(name: str) -> Any:
         return import_module("visgraft.train")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'visgraft' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name in _REGISTERED:  # transformers' Auto classes then know both, whichever was touched
+        for module in _REGISTERED.values():
+            import_module(module)
     value = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value

@@ -1,0 +1,22 @@
+"""Touching the model or the processor makes both known to transformers' Auto classes."""
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+from visgraft import {name}
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from visgraft.model.configuration import VisionLanguageConfig
+assert VisionLanguageConfig in AutoModelForImageTextToText._model_mapping
+assert VisionLanguageConfig in PROCESSOR_MAPPING
+assert AutoConfig.for_model("visgraft").model_type == "visgraft"
+"""
+
+
+@pytest.mark.parametrize("name", ["VisionLanguageModel", "Processor"])
+def test_touching_either_registers_both(name):
+    done = subprocess.run([sys.executable, "-c", CODE.format(name=name)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
