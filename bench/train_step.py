@@ -224,8 +224,8 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
 def main() -> None:
     """Run the variants and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=4, help="images a step, 5 captions each")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=8, help="images a step, 5 captions each")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", default=["ancestor", "llava", "rows", "shared"])
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "train_step.json")
