@@ -4,14 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
 
-.PHONY: demo test lint types check map clean
+.PHONY: demo test test-oldest lint types check map clean
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
+
+# the model and the data with the oldest releases that pyproject.toml allows, in an environment of their own
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -q tests/model tests/data
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -26,12 +31,20 @@ check: lint types test
 map: $(STAMP)
 	$(BIN)/python tests/test_house.py --fix
 
+# install(environment, constraints, what)
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "visgraft needs Python 3.11 or newer; name one: make PYTHON=python3.11 ..." >&2; exit 2; }
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) $(3)
+@touch $(1)/.installed
+endef
+
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "visgraft needs Python 3.11 or newer; name one: make PYTHON=python3.11 ..." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $(STAMP)
+	$(call install,$(VENV),constraints.txt,-e '.[dev]')
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(call install,$(OLDEST),constraints-oldest.txt,-e '.[video]' pytest)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
