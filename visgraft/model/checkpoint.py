@@ -130,8 +130,8 @@ class CheckpointMixin(PreTrainedModel):
             config: used instead of the folder's own.
             dtype: of the weights; default (and "auto") float32.
             torch_dtype: the older name of `dtype`.
-            kwargs: `revision`, `token` and so on for the Hub; others are for the language model (`device_map`,
-                `quantization_config`, `attn_implementation`).
+            kwargs: `revision`, `token` and so on, to fetch the folder itself; others are for the language model
+                (`device_map`, `quantization_config`, `attn_implementation`).
 
         Raises:
             CheckpointError: no such folder, a frozen part that is not the one trained with, or a weight that is
