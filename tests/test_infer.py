@@ -95,6 +95,35 @@ def test_an_answer_is_new_text_without_special_tokens_or_outer_space(
     assert answer(model, processor, [sample], logits_processor=[Say(processor, " a cat ")]) == ["a cat"]
 
 
+def test_whether_an_answer_stopped_by_itself_is_told_of_each_dialog(
+    pair: tuple[VisionLanguageModel, Processor],
+) -> None:
+    model, processor = pair
+    sample = ask("What is it?", images=(picture(0),))
+    stopped: list[bool] = []
+    answer(model, processor, [sample], logits_processor=[Say(processor, "a cat")], stopped=stopped)
+    assert stopped == [True]
+    answer(
+        model, processor, [sample], logits_processor=[Say(processor, "a cat " * 9)], max_new_tokens=3, stopped=stopped
+    )
+    assert stopped == [False]
+    samples = [ask(question, images=(picture(seed),)) for seed, question in enumerate(QUESTIONS)]
+    inputs = processor(text=QUESTIONS[1], images=picture(1))
+    third = model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, -1].item()
+    own = model.generation_config.eos_token_id
+    try:
+        model.generation_config.eos_token_id = [third]
+        answer(model, processor, samples, max_new_tokens=6, stopped=stopped)
+        together = list(stopped)
+        for sample, expected in zip(samples, together, strict=True):
+            answer(model, processor, [sample], max_new_tokens=6, stopped=stopped)
+            assert stopped == [expected]
+    finally:
+        model.generation_config.eos_token_id = own
+    assert together[1]
+    assert not all(together)
+
+
 def test_answers_stop_where_the_language_model_itself_stops(pair: tuple[VisionLanguageModel, Processor]) -> None:
     model, processor = pair
     sample = ask("What is it?", images=(picture(0),))

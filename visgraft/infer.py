@@ -78,6 +78,7 @@ def answer(
     *,
     max_new_tokens: int = 32,
     batch_size: int = 16,
+    stopped: list[bool] | None = None,
     **generate: Any,
 ) -> list[str]:
     """Answer the last turn of every dialog; what the turn itself has as its answer is ignored.
@@ -90,6 +91,7 @@ def answer(
         samples: each with one dialog or several.
         max_new_tokens: longest answer; shorter where the language model's positions end.
         batch_size: dialogs, or samples' images, that run at once.
+        stopped: a list to fill: whether each answer came to an end of its own, not cut at `max_new_tokens`.
         generate: what else Hugging Face's `generate` takes; without it the most probable token is taken each time.
 
     Returns:
@@ -99,7 +101,7 @@ def answer(
         BadSampleError: an image cannot be used.
         ModelError: a prompt leaves no room for an answer.
     """
-    answers: dict[int, str] = {}
+    answers: dict[int, tuple[str, bool]] = {}
     stop_ids = _stop_token_ids(model, processor)
     settings = {**GREEDY, "eos_token_id": stop_ids, "pad_token_id": processor.tokenizer.pad_token_id, **generate}
     with _answering(model):
@@ -111,9 +113,11 @@ def answer(
                     inputs = _inputs(batch, pad_token_id=processor.tokenizer.pad_token_id or 0, device=model.device)
                     ids = model.generate(**inputs, max_new_tokens=limit, **settings)
                     new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-                    texts = [_text(processor, row, stop_ids) for row in new]
-                    answers.update(zip((question.index for question in batch), texts, strict=True))
-    return [answers[index] for index in range(len(answers))]
+                    given = [(_text(processor, row, stop_ids), not {*stop_ids}.isdisjoint(row)) for row in new]
+                    answers.update(zip((question.index for question in batch), given, strict=True))
+    if stopped is not None:
+        stopped[:] = [answers[index][1] for index in range(len(answers))]
+    return [answers[index][0] for index in range(len(answers))]
 
 
 def stream(

@@ -79,14 +79,17 @@ def score_questions(session: Session) -> float:
 
 def answer_probes(session: Session) -> None:
     """Answer the fixed probe questions and write the answers down."""
-    for sample, text in zip(session.probes, _answers(session, session.probes), strict=True):
+    stopped: list[bool] = []
+    texts = _answers(session, session.probes, stopped=stopped)
+    for sample, text, has_stopped in zip(session.probes, texts, stopped, strict=True):
         turn = sample.dialogs[0][-1]
         record = {"step": session.state.step, "id": sample.id, "prompt": turn.prompt, "answer": text}
-        session.run.append("samples", {**record, "expected": [turn.answer, *turn.references]})
+        session.run.append("samples", {**record, "stopped": has_stopped, "expected": [turn.answer, *turn.references]})
 
 
-def _answers(session: Session, questions: Sequence[Sample]) -> list[str]:
+def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[bool] | None = None) -> list[str]:
+    limit = session.recipe.train.max_new_tokens
     with session.accelerator.autocast():
-        texts = answer(session.model, session.processor, questions, max_new_tokens=session.recipe.train.max_new_tokens)
+        texts = answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)
     session.model.train()
     return texts
