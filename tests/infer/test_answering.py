@@ -1,42 +1,12 @@
-"""Answers do not depend on who else is asked, and streaming, loading and training in between change nothing."""
-
-from pathlib import Path
-from typing import Any
+"""Answers do not depend on who else is asked, nor on whether the model is in training."""
 
 import pytest
 import torch
-from PIL import Image
 
-from tests.tiny import randomise
-from tests.train.tiny import save_parts
+from tests.infer.asked import QUESTIONS, Say, ask, picture
 from visgraft import Processor, Sample, Turn, VisionLanguageModel
-from visgraft.errors import BadSampleError, CheckpointError, ConfigError, ModelError
-from visgraft.infer import answer, load, num_prompt_positions, stream
-
-QUESTIONS = ["What is it?", "", "Which colour has the cat on the sofa, if there is one?", "Is it red?", "Why?"]
-
-
-def picture(seed: int) -> Image.Image:
-    noise = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return Image.fromarray(noise.numpy())
-
-
-def ask(*questions: str, images: tuple[Any, ...] = ()) -> Sample:
-    """A sample with one dialog for each question."""
-    return Sample(images=images, dialogs=[[Turn(question, "")] for question in questions])
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    return save_parts(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def pair(parts: tuple[str, str]) -> tuple[VisionLanguageModel, Processor]:
-    model = VisionLanguageModel.from_parts(*parts)
-    for seed, part in enumerate((model.vision, model.projection, model.language)):
-        randomise(part, seed=seed)
-    return model, Processor.from_parts(*parts)
+from visgraft.errors import ModelError
+from visgraft.infer import answer, num_prompt_positions
 
 
 def test_answers_do_not_depend_on_who_else_is_asked(pair: tuple[VisionLanguageModel, Processor]) -> None:
@@ -74,17 +44,6 @@ def test_only_the_last_turn_is_answered_and_its_own_answer_is_ignored(
 
     assert chat("A cat.", "") == chat("A cat.", "Yes.")
     assert chat("A cat.", "") != chat("Two dogs on a sofa.", "")
-
-
-class Say:
-    """Make the model say a text, and end."""
-
-    def __init__(self, processor: Processor, text: str) -> None:
-        tokenizer = processor.tokenizer
-        self.ids = iter([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(scores).index_fill_(1, torch.tensor([next(self.ids)]), 1.0)
 
 
 def test_an_answer_is_new_text_without_special_tokens_or_outer_space(
@@ -176,37 +135,6 @@ def test_the_callers_autocast_stays_in_force(pair: tuple[VisionLanguageModel, Pr
     assert seen == [torch.bfloat16] * 2 + [torch.float32] * 2
 
 
-def test_a_stream_joined_is_the_answer(pair: tuple[VisionLanguageModel, Processor]) -> None:
-    model, processor = pair
-    sample = ask(QUESTIONS[0], images=(picture(0),))
-    assert "".join(stream(*pair, sample, max_new_tokens=8)) == answer(*pair, [sample], max_new_tokens=8)[0]
-    said = Say(processor, "  two dogs, and a cat  on a sofa \n")
-    pieces = list(stream(model, processor, sample, logits_processor=[said], max_new_tokens=64))
-    assert "".join(pieces) == "two dogs, and a cat  on a sofa"
-    assert len(pieces) > 3
-
-
-def test_a_stream_that_is_closed_stops_the_model(pair: tuple[VisionLanguageModel, Processor]) -> None:
-    model, processor = pair
-    pieces = stream(model, processor, ask("What is it?", images=(picture(0),)), max_new_tokens=100)
-    next(pieces)
-    num_steps = 0
-
-    def count(*_: Any) -> None:
-        nonlocal num_steps
-        num_steps += 1
-
-    handle = model.language.register_forward_hook(count)
-    pieces.close()
-    handle.remove()
-    assert num_steps < 90
-
-
-def test_an_error_inside_a_stream_reaches_its_reader(pair: tuple[VisionLanguageModel, Processor]) -> None:
-    with pytest.raises(BadSampleError, match="image file is missing"):
-        list(stream(*pair, ask("What is it?", images=("nowhere.png",))))
-
-
 def test_answers_are_cut_where_the_positions_of_the_language_model_end(
     pair: tuple[VisionLanguageModel, Processor],
 ) -> None:
@@ -220,30 +148,3 @@ def test_answers_are_cut_where_the_positions_of_the_language_model_end(
     assert answer(model, processor, [long, short], max_new_tokens=16) == alone
     with pytest.raises(ModelError, match=r"the 128 positions of llama leave no room for an answer; shorten the prompt"):
         answer(model, processor, [ask("cat " * 200, images=(picture(0),))])
-
-
-def test_a_saved_model_answers_as_it_did_before(pair: tuple[VisionLanguageModel, Processor], tmp_path: Path) -> None:
-    model, processor = pair
-    run = tmp_path / "run"
-    model.save_pretrained(run / "model", full=True)
-    processor.save_pretrained(run / "model")
-    (run / "recipe.yaml").write_text("model: {vision: a, language: b}\n")
-    samples = [ask(*QUESTIONS, images=(picture(0),))]
-    expected = answer(model, processor, samples, max_new_tokens=6)
-    loaded = load(str(run), device="cpu", precision="fp32")
-    assert answer(*loaded, samples, max_new_tokens=6) == expected
-    halved, _ = load(str(run / "model"), device="cpu", precision="bf16")
-    assert halved.language.get_input_embeddings().weight.dtype == torch.bfloat16
-    assert next(halved.projection.parameters()).dtype == torch.float32
-    assert len(answer(halved, processor, samples, max_new_tokens=6)) == len(QUESTIONS)
-
-
-def test_a_model_that_is_not_there_and_a_device_that_is_not_are_said(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"holds no config\.json: give a run folder, a model folder or a Hub name"
-    ):
-        load(str(tmp_path), device="cpu")
-    with pytest.raises(ConfigError, match="device: got teapot, which this machine and this torch do not have"):
-        load(str(tmp_path), device="teapot")
-    with pytest.raises(ConfigError, match="precision: got fp16, which needs a GPU"):
-        load(str(tmp_path), device="cpu", precision="fp16")

@@ -1,0 +1,14 @@
+"""Ask a model: an image and a prompt in, an answer out; the one way that every command and every score takes.
+
+In: a model and its processor, samples whose dialogs end in a turn without an answer. Out: the answers as plain text.
+
+    model, processor = load("runs/20260102-030405-demo")
+    texts = answer(model, processor, [Sample(images=["cat.jpg"], dialogs=[[Turn("What is it?", "")]])])
+    for piece in stream(model, processor, sample): print(piece, end="")
+"""
+
+from visgraft.infer.answering import GREEDY as GREEDY
+from visgraft.infer.answering import answer as answer
+from visgraft.infer.loading import load as load
+from visgraft.infer.questions import num_prompt_positions as num_prompt_positions
+from visgraft.infer.streaming import stream as stream
