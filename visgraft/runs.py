@@ -7,9 +7,13 @@ In: a recipe, then records, checkpoints and a model as they come. Out: a folder 
       environment.json     versions, machine, commit, date
       metrics.jsonl        one object a line, append-only: step, loss, ...
       samples.jsonl        answers to the probe images
+      probes/              the probe images, small
       quarantine.jsonl     bad inputs: source, index, reason
       checkpoints/step-N/  what `--resume` needs; whole or not there
       model/               what `visgraft ask` takes; whole or not there
+      summary.json         what the run cost and how good its model is; there once the run is finished
+
+    docs/runs.md says what is in each.
 
 Usage: `run = Run.create(recipe); run.append("metrics", {"step": 1, "loss": 2.3})`
 """
@@ -102,6 +106,23 @@ class Run:
         """Where the finished model is, or will be."""
         return self.folder / "model"
 
+    @property
+    def summary_path(self) -> Path:
+        """Where the summary of a finished run is, or will be."""
+        return self.folder / "summary.json"
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Read what the run cost and how good its model is; None of a run that is not finished. See docs/runs.md."""
+        if not self.summary_path.is_file():
+            return None
+        try:
+            summary: dict[str, Any] = json.loads(self.summary_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.summary_path}: is not JSON: {error}; remove it and resume the run, which writes it anew"
+            ) from error
+        return summary
+
     def append(self, log: Log, record: Mapping[str, Any]) -> None:
         """Add one record as a line of `metrics.jsonl`, `samples.jsonl` or `quarantine.jsonl`.
 
@@ -144,6 +165,7 @@ class Run:
                 content = path.read_bytes()
                 os.truncate(path, content.rfind(b"\n") + 1)
                 self.append(log, {"resumed_from": step})
+        self.summary_path.unlink(missing_ok=True)
         for unfinished in self._checkpoints_path.glob(".*.new"):
             shutil.rmtree(unfinished)
 

@@ -241,7 +241,7 @@ def test_a_step_writes_down_what_it_was(tmp_path: Path, quiet: TrainProgress) ->
     assert list(validation) == ["step", "validation_loss", "validation_loss_per_character", "exact_match"]
     probes = Run.open(folder).read("samples")
     assert len(probes) == 4
-    assert list(probes[0]) == ["step", "id", "prompt", "answer", "stopped", "expected"]
+    assert list(probes[0]) == ["step", "id", "prompt", "answer", "stopped", "expected", "image"]
 
 
 def test_validation_loss_is_that_of_one_batch_of_all_data(tmp_path: Path, quiet: TrainProgress) -> None:

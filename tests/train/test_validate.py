@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.train.tiny import tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.data.sample import Turn
+from visgraft.errors import ConfigError
 from visgraft.train import validate as validate_module
 from visgraft.train.plan import Planner
 from visgraft.train.progress import TrainProgress
@@ -51,3 +53,31 @@ def test_validating_leaves_mode_weights_and_random_state_alone(tmp_path: Path, q
     assert [module.training for module in session.model.modules()] == modes
     assert all(torch.equal(tensor, weights[name]) for name, tensor in session.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_ones_own_images_are_asked_behind_the_fixed_questions_and_kept_small(
+    tmp_path: Path, quiet: TrainProgress
+) -> None:
+    Image.new("RGB", (700, 350), "red").save(tmp_path / "mine.png")
+    recipe = tiny_recipe(tmp_path, max_new_tokens=2)
+    recipe["data"]["probes"] = [{"image": str(tmp_path / "mine.png"), "prompts": ["What is it?", ""]}]
+    session = open_session(load_recipe(recipe), progress=quiet)
+    answer_probes(session)
+    records = session.run.read("samples")
+    held_out, own = records[:4], records[4:]
+    assert all(len(record["expected"]) == 1 for record in held_out)
+    assert [(record["prompt"], record["expected"]) for record in own] == [("What is it?", []), ("", [])]
+    assert {record["id"] for record in own} == {f"own:{tmp_path / 'mine.png'}"}
+    with Image.open(session.run.folder / own[0]["image"]) as image:
+        assert image.size == (320, 160)
+        assert image.getpixel((0, 0))[0] > 250
+    assert all((session.run.folder / record["image"]).is_file() for record in records)
+    assert {record["stopped"] for record in records} <= {True, False}
+
+
+def test_a_probe_that_is_no_image_is_said_before_anything_trains(tmp_path: Path, quiet: TrainProgress) -> None:
+    recipe = tiny_recipe(tmp_path)
+    (tmp_path / "notes.txt").write_text("no image")
+    recipe["data"]["probes"] = [{"image": str(tmp_path / "notes.txt")}]
+    with pytest.raises(ConfigError, match=r"data\.probes\.0\.image: .*notes\.txt: .*; name an image file"):
+        open_session(load_recipe(recipe), progress=quiet)

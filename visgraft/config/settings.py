@@ -193,6 +193,14 @@ class SourceSettings:
 
 
 @dataclass(frozen=True)
+class ProbeSettings:
+    """An image of one's own that is asked the same prompts during a run; it has no truth and is not learned from."""
+
+    image: NameOrFolder  # image file; looked for beside the recipe, then in the working directory
+    prompts: tuple[str, ...] = ("",)  # what it is asked; an empty prompt asks for a caption
+
+
+@dataclass(frozen=True)
 class AugmentSettings:
     """How training images are changed at random; everything is off by default."""
 
@@ -212,6 +220,7 @@ class DataSettings:
 
     train: tuple[SourceSettings, ...] = ()  # sources to learn from
     validation: tuple[SourceSettings, ...] = ()  # sources to measure on, never learned from
+    probes: tuple[ProbeSettings, ...] = ()  # images of one's own that are asked during the run, behind the fixed ones
     max_dialogs_per_prefix: PositiveInt = 8  # dialogs behind one image prefix; more go behind another
     max_text_tokens: PositiveInt = 512  # longest text of one dialog; what is longer is cut and counted
     max_bad_fraction: Fraction = 0.01  # bad samples that a source may have before the run stops

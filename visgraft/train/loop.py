@@ -35,6 +35,7 @@ from visgraft.train.session import Session
 from visgraft.train.setup import open_session
 from visgraft.train.state import get_random_state, load_trained, save_state
 from visgraft.train.steps import Step, load_steps
+from visgraft.train.summary import note_cost, write_summary
 from visgraft.train.validate import answer_probes, validate
 
 
@@ -214,6 +215,7 @@ def is_due(session: Session, every: int | None) -> bool:
 def save_checkpoint(session: Session) -> None:
     """Save all that the next step depends on, and remove checkpoints that are neither new nor the best."""
     accelerator, run, state = session.accelerator, session.run, session.state
+    note_cost(session)
     random_states = gather_object([get_random_state(accelerator.device)])
     if accelerator.is_main_process:
         with run.new_checkpoint(state.step) as folder:
@@ -231,7 +233,7 @@ def save_checkpoint(session: Session) -> None:
 
 
 def finish(session: Session) -> None:
-    """Write the model: the best by validation or, without validation, the last."""
+    """Write the model, the best by validation or, without validation, the last; then the run's summary."""
     state, run = session.state, session.run
     if state.best_step is not None and state.best_step != state.step:
         load_trained(run.checkpoints()[state.best_step], trained=session.trained)
@@ -240,4 +242,7 @@ def finish(session: Session) -> None:
         with whole_folder(run.model_path) as folder:
             session.model.save_pretrained(folder, full=session.recipe.train.save == "full")
             session.processor.save_pretrained(folder)
+    note_cost(session)
+    if session.accelerator.is_main_process:
+        write_summary(session)
     session.accelerator.wait_for_everyone()

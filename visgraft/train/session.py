@@ -49,6 +49,7 @@ class Session:
         questions: fixed validation questions that are answered and scored.
         state: how far the run is.
         progress: what a person sees.
+        counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
     """
 
     recipe: Recipe
@@ -68,6 +69,7 @@ class Session:
     questions: Sequence[Sample]
     state: TrainState
     progress: TrainProgress
+    counted_until: float
 
     @property
     def fraction_done(self) -> float:
@@ -84,6 +86,12 @@ class Session:
 
     def sum(self, values: Sequence[float]) -> list[Any]:
         """Add numbers up over all processes."""
+        return self._gather(values).sum(0).tolist()
+
+    def each(self, values: Sequence[float]) -> list[Any]:
+        """List numbers of all processes, one process behind the other."""
+        return self._gather(values).flatten().tolist()
+
+    def _gather(self, values: Sequence[float]) -> Any:
         dtype = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
-        local = torch.tensor([list(values)], dtype=dtype, device=self.accelerator.device)
-        return self.accelerator.gather(local).sum(0).tolist()
+        return self.accelerator.gather(torch.tensor([list(values)], dtype=dtype, device=self.accelerator.device))

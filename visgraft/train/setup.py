@@ -7,6 +7,7 @@ In: a recipe, and perhaps a run to go on with. Out: a `Session`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from visgraft.train.progress import TrainProgress
 from visgraft.train.session import Session
 from visgraft.train.state import TrainState, load_state, set_random_state
 from visgraft.train.steps import LoaderSettings, StepDataset
-from visgraft.train.validate import pick_questions
+from visgraft.train.validate import own_probes, pick_questions
 
 NUM_PROBES = 8  # questions answered on the way, each about another sample
 NUM_FILLER_SAMPLES = 2
@@ -46,7 +47,7 @@ NUM_FILLER_SAMPLES = 2
 CHANGEABLE = {
     *("output", "name", "train.epochs", "train.max_steps", "train.on_nonfinite", "train.num_workers"),
     *("train.keep_checkpoints", "train.checkpoint_every_steps", "train.validate_every_steps"),
-    *("train.probe_every_steps", "train.exact_match_samples", "train.max_new_tokens"),
+    *("data.probes", "train.probe_every_steps", "train.exact_match_samples", "train.max_new_tokens"),
     *("train.micro_batch_rows", "train.logits_chunk", "train.gradient_checkpointing", "train.save"),
 }
 
@@ -55,6 +56,7 @@ def open_session(
     recipe: Recipe, *, resume: str | Path | None = None, folder: str | Path | None = None, progress: TrainProgress
 ) -> Session:
     """Build and check a run, make its folder (or open it again) and restore its state."""
+    started = time.monotonic()
     if resume is not None:
         check_resumable(load_recipe(Run.open(resume).folder), recipe)
         Run.open(resume).latest_checkpoint()  # or say at once that there is none
@@ -85,7 +87,7 @@ def open_session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
         optimizer=prepared, trained=trained, planner=planner, validation=validation, loader=loader,
         quarantine=_open_quarantine(recipe, run, planner, is_main=accelerator.is_main_process), filler=filler,
-        probes=probes, questions=questions, state=state, progress=progress,
+        probes=probes, questions=questions, state=state, progress=progress, counted_until=started,
     )  # fmt: skip
 
 
@@ -145,11 +147,13 @@ def _open_data(
     sources = open_sources(recipe.data.train, key="data.train", settings=recipe.data)
     planner = Planner(sources, processor, **settings)
     if not recipe.data.validation:
-        return planner, None, pick_questions(sources, processor, number=NUM_PROBES), []
+        probes = pick_questions(sources, processor, number=NUM_PROBES)
+        return planner, None, [*probes, *own_probes(recipe.data)], []
     held_out = open_sources(recipe.data.validation, key="data.validation", settings=recipe.data)
     questions = pick_questions(held_out, processor, number=max(NUM_PROBES, recipe.train.exact_match_samples))
     validation = Planner(held_out, processor, shuffle=False, **settings)
-    return planner, validation, questions[:NUM_PROBES], questions[: recipe.train.exact_match_samples]
+    probes = [*questions[:NUM_PROBES], *own_probes(recipe.data)]
+    return planner, validation, probes, questions[: recipe.train.exact_match_samples]
 
 
 def _loader_settings(recipe: Recipe, accelerator: Accelerator) -> LoaderSettings:

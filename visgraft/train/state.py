@@ -42,6 +42,8 @@ class TrainState:
         samples: samples learned from so far; a sample whose dialogs were divided counts for each share.
         supervised_tokens: tokens that carried loss so far.
         seconds: time spent in steps so far.
+        wall_seconds: time spent since the run was first opened, up to the last checkpoint: loading, validation and all.
+        peak_memory_bytes: the most memory that a process held so far.
         epoch_ended: the last step reached the end of an epoch.
         validated_step: the step that was last validated.
         probed_step: the step after which the probes were last answered.
@@ -54,6 +56,8 @@ class TrainState:
     samples: int = 0
     supervised_tokens: int = 0
     seconds: float = 0.0
+    wall_seconds: float = 0.0
+    peak_memory_bytes: int = 0
     epoch_ended: bool = False
     validated_step: int | None = None
     probed_step: int | None = None

@@ -16,15 +16,19 @@ from typing import Any
 
 import torch
 
-from visgraft.data.sample import Sample
+from visgraft.config import DataSettings
+from visgraft.data.images import open_image
+from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import Sources, epoch_order
-from visgraft.errors import BadSampleError
+from visgraft.errors import BadSampleError, ConfigError
 from visgraft.evaluate.metrics import exact_match
 from visgraft.infer import answer
 from visgraft.processor import Processor
 from visgraft.train.plan import Position
 from visgraft.train.session import Session
 from visgraft.train.steps import load_steps
+
+PICTURE_SIDE = 320  # pixels, of the longer side of a probe image that a run keeps
 
 
 def pick_questions(sources: Sources, processor: Processor, *, number: int) -> list[Sample]:
@@ -40,6 +44,23 @@ def pick_questions(sources: Sources, processor: Processor, *, number: int) -> li
         except BadSampleError:
             continue  # the training or validation loss meets it too, and reports it
         questions.append(chosen)
+    return questions
+
+
+def own_probes(settings: DataSettings) -> list[Sample]:
+    """Make a question of each prompt about each image of one's own; it has no truth.
+
+    Raises:
+        ConfigError: an image cannot be used.
+    """
+    questions: list[Sample] = []
+    for number, probe in enumerate(settings.probes):
+        try:
+            open_image(probe.image, max_pixels=settings.max_pixels)
+        except BadSampleError as error:
+            raise ConfigError(f"data.probes.{number}.image: {probe.image}: {error}; name an image file") from error
+        for prompt in probe.prompts:
+            questions.append(Sample(images=[probe.image], dialogs=[[Turn(prompt, "")]], id=f"own:{probe.image}"))
     return questions
 
 
@@ -78,13 +99,28 @@ def score_questions(session: Session) -> float:
 
 
 def answer_probes(session: Session) -> None:
-    """Answer the fixed probe questions and write the answers down."""
+    """Answer the fixed probe questions and write the answers down, beside the images in small."""
     stopped: list[bool] = []
     texts = _answers(session, session.probes, stopped=stopped)
-    for sample, text, has_stopped in zip(session.probes, texts, stopped, strict=True):
+    for number, (sample, text, has_stopped) in enumerate(zip(session.probes, texts, stopped, strict=True)):
         turn = sample.dialogs[0][-1]
-        record = {"step": session.state.step, "id": sample.id, "prompt": turn.prompt, "answer": text}
-        session.run.append("samples", {**record, "stopped": has_stopped, "expected": [turn.answer, *turn.references]})
+        record = {"step": session.state.step, "id": sample.id, "prompt": turn.request, "answer": text}
+        expected = [accepted for accepted in (turn.answer, *turn.references) if accepted]
+        picture = _keep_picture(session, sample, number=number)
+        session.run.append("samples", {**record, "stopped": has_stopped, "expected": expected, "image": picture})
+
+
+def _keep_picture(session: Session, sample: Sample, *, number: int) -> str | None:
+    """Keep the first image of a probe in the run folder, small; return its path there."""
+    if not sample.images:
+        return None
+    path = session.run.folder / "probes" / f"{number}.jpg"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        image = open_image(sample.images[0], max_pixels=session.recipe.data.max_pixels)
+        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        image.save(path, quality=90)
+    return f"probes/{path.name}"
 
 
 def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[bool] | None = None) -> list[str]:
