@@ -16,6 +16,8 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
+from visgraft.model.outputs import VisionLanguageOutput
+from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, read_on
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 
@@ -25,7 +27,11 @@ class PrefixGenerationMixin(GenerationMixin):
 
     config: Any  # these are the model's own
     device: Any
+    entrance: Any
     image_prefix: Any
+    get_input_embeddings: Any
+    contract: Any
+    _decode: Any
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -95,19 +101,22 @@ class PrefixGenerationMixin(GenerationMixin):
         attention_mask: Tensor | None = None,
         image_embeds: Tensor | None = None,
         image_token_mask: Tensor | None = None,
+        context: SegmentTable | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **_: Any,
     ) -> dict[str, Any]:
         """Choose what one step of `generate` runs: everything at first, then only what is not in the cache."""
         num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        num_image = 0 if image_token_mask is None else image_token_mask.shape[1]
+        num_before = 0 if image_token_mask is None else image_token_mask.shape[1]
+        num_before = num_before if context is None else context.length
         return {
-            "input_ids": input_ids[:, max(0, num_cached - num_image) :],
+            "input_ids": input_ids[:, max(0, num_cached - num_before) :],
             "past_key_values": past_key_values,
             "attention_mask": attention_mask,
             "image_embeds": image_embeds if num_cached == 0 else None,
             "image_token_mask": image_token_mask,
+            "context": context,
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep,
         }
@@ -120,3 +129,75 @@ class PrefixGenerationMixin(GenerationMixin):
         length += 0 if mask is None else mask.shape[1]
         prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
         return prepare(generation_config, model_kwargs, generation_mode, batch_size, length)
+
+    # --- Reading on: what was read stands in a cache, and a table says what it is
+
+    def read_image(
+        self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
+    ) -> SegmentTable:
+        """Read an image of every row into a cache, behind what the rows hold.
+
+        Args:
+            image_tokens: [B, P, width], as `image_prefix` makes them.
+            image_token_mask: [B, P] bool, True = real.
+            context: what the cache holds, S positions.
+            cache: one that drops nothing (`RoomCache`); it is written to.
+
+        Returns:
+            The table of S + P positions: the context of what is read next.
+
+        Raises:
+            ModelError: a row becomes longer than the language model's positions.
+        """
+        table = read_on(context, image_token_mask, kind=IMAGE)
+        self._check_length(table)
+        width = self.get_input_embeddings().weight.shape[1]
+        embeds = self.get_input_embeddings().weight.new_zeros(*image_token_mask.shape, width)
+        embeds = self.entrance.enter(embeds, image_tokens, image_token_mask)
+        self._decode(embeds, table, cache, 1)
+        return table
+
+    def read_text(
+        self,
+        input_ids: Tensor,
+        *,
+        context: SegmentTable,
+        cache: Cache | None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> VisionLanguageOutput:
+        """Read a text of every row into a cache, behind what the rows hold; it sees all of that.
+
+        Args:
+            input_ids: [B, Q] long, the tokens that are not in the cache.
+            context: what stands in front of the text: the cache holds that, and maybe the text's beginning.
+            cache: one that drops nothing (`RoomCache`); it is written to.
+            attention_mask: [B, T], 1 = real, over the whole text behind the context, T >= Q; None = all real.
+            logits_to_keep: only the last n positions' logits; 0 = all.
+
+        Returns:
+            `logits` [B, Q or n, V] and the cache.
+
+        Raises:
+            ModelError: a row becomes longer than the language model's positions.
+        """
+        assert cache is not None, "a context stands in a cache"
+        num_text = int(cache.get_seq_length()) - context.length + input_ids.shape[1]
+        if attention_mask is None:
+            attention_mask = torch.ones(input_ids.shape[0], num_text, device=input_ids.device)
+        table = read_on(context, attention_mask.bool(), kind=TEXT)
+        self._check_length(table)
+        logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
+        return VisionLanguageOutput(logits=logits, past_key_values=cache)
+
+    def _check_length(self, table: SegmentTable) -> None:
+        limit = self.contract.max_positions
+        if limit is None or table.length <= limit:
+            return
+        length = int(self.entrance.positions(table).max()) + 1
+        if length > limit:
+            raise ModelError(
+                f"a row of {length} positions (image and text tokens) is longer than the {limit} positions of "
+                f"{self.contract.name}: shorten the text, or make fewer image tokens (model.image_size, "
+                "model.projection.pool)"
+            )

@@ -70,6 +70,21 @@ class SegmentTable:
         """Move every tensor to `device`."""
         return SegmentTable(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
+    def repeat(self, copies: int) -> SegmentTable:
+        """Repeat every row, its copies next to each other."""
+        if copies == 1:
+            return self
+        return SegmentTable(
+            **{field.name: getattr(self, field.name).repeat_interleave(copies, 0) for field in fields(self)}
+        )
+
+    def cut(self, length: int) -> SegmentTable:
+        """Forget all positions from `length` on."""
+        kind, group, segment, position = (
+            tensor[:, :length] for tensor in (self.kind, self.group, self.segment, self.position)
+        )
+        return SegmentTable(kind, group, segment, position, self.sees)
+
     def at(self, row: Tensor, column: Tensor) -> Place:
         """Read the table at [row, column] (any broadcastable index tensors)."""
         index = (row, column)
@@ -214,6 +229,57 @@ def shared_prefix(*, num_image_tokens: int, text_lengths: Sequence[int]) -> Segm
     sees[:, 1:, 0] = num_image_tokens > 0
     kind = torch.where(segment == 0, IMAGE, TEXT)
     return SegmentTable(kind, torch.zeros_like(kind), segment, position, sees)
+
+
+def nothing_read(num_rows: int, *, device: torch.device | None = None) -> SegmentTable:
+    """Describe rows before anything is read: S = 0."""
+    empty = torch.zeros(num_rows, 0, dtype=torch.long, device=device)
+    return SegmentTable(empty, empty, empty, empty, torch.zeros(num_rows, 0, 0, dtype=torch.bool, device=device))
+
+
+def read_on(context: SegmentTable, mask: Tensor, *, kind: int) -> SegmentTable:
+    """Describe rows of which one segment more is read.
+
+    A text sees all that was read before it, and its own past. An image sees itself alone, as everywhere: its states
+    depend on no text. Positions go on in either case, so that logical distance is distance in reading; what was read
+    before sees nothing of the new segment. An image i, a text a, a later image j and a later text b:
+
+        >>> table = nothing_read(1)
+        >>> for kind, length in [(IMAGE, 2), (TEXT, 2), (IMAGE, 2), (TEXT, 2)]:
+        ...     table = read_on(table, torch.ones(1, length, dtype=torch.bool), kind=kind)
+        >>> print(draw(table, names="iiaajjbb"))
+          i i a a j j b b
+        i 1 1 . . . . . .
+        i 1 1 . . . . . .
+        a 1 1 1 . . . . .
+        a 1 1 1 1 . . . .
+        j . . . . 1 1 . .
+        j . . . . 1 1 . .
+        b 1 1 1 1 1 1 1 .
+        b 1 1 1 1 1 1 1 1
+
+    Args:
+        context: rows as read so far, S positions; the rows may come in more copies than the context has (beams).
+        mask: [B, Q] bool, True = a real token; B a multiple of the context's rows.
+        kind: `IMAGE` or `TEXT`.
+
+    Returns:
+        The table of B rows with S + Q positions; pads see themselves alone and are never seen.
+    """
+    context = context.repeat(mask.shape[0] // context.kind.shape[0])
+    is_real = context.kind != PAD
+    start = torch.where(is_real, context.position + 1, 0).amax(1, keepdim=True) if context.length else 0
+    position = start + (mask.long().cumsum(1) - 1).clamp(min=0)
+    num_segments = context.sees.shape[1]
+    sees = torch.nn.functional.pad(context.sees, (0, 1, 0, 1))
+    sees[:, num_segments, :num_segments] = kind == TEXT
+    return SegmentTable(
+        kind=torch.cat([context.kind, mask.long() * kind], 1),
+        group=torch.cat([context.group, torch.zeros_like(mask, dtype=torch.long)], 1),
+        segment=torch.cat([context.segment, torch.where(mask, num_segments, -1)], 1),
+        position=torch.cat([context.position, position], 1),
+        sees=sees,
+    )
 
 
 def draw(table: SegmentTable, *, names: str, causal_image: bool = False) -> str:

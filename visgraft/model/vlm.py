@@ -205,6 +205,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         image_embeds: Tensor | None = None,
         image_token_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        context: SegmentTable | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         batch: Mapping[str, Any] | None = None,
@@ -225,6 +226,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             image_token_mask: see `image_embeds`.
             past_key_values: a cache, in which rows are packed as [pads][image][text]; later calls give the
                 `image_token_mask` again.
+            context: what the cache holds in front of the text, instead of an `image_token_mask`; see `read_text`.
             use_cache: make a cache where none is given.
             logits_to_keep: only the last n positions' logits (with a cache, of the packed rows); 0 = all.
             batch: from `Processor.collate`; everything else is then ignored and only the loss fields are filled.
@@ -240,6 +242,14 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             return self._batch_loss(batch)
         if input_ids is None:
             raise ModelError("forward needs input_ids, or batch= from Processor.collate")
+        if context is not None:
+            return self.read_text(
+                input_ids,
+                context=context,
+                cache=past_key_values,
+                attention_mask=attention_mask,
+                logits_to_keep=logits_to_keep,
+            )
         if image_embeds is None and pixel_values is not None:
             image_embeds, image_token_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
         if image_token_mask is None:
@@ -302,18 +312,6 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
-
-    def _check_length(self, table: SegmentTable) -> None:
-        limit = self.contract.max_positions
-        if limit is None or table.length <= limit:
-            return
-        length = int(self.entrance.positions(table).max()) + 1
-        if length > limit:
-            raise ModelError(
-                f"a row of {length} positions (image and text tokens) is longer than the {limit} positions of "
-                f"{self.contract.name}: shorten the text, or make fewer image tokens (model.image_size, "
-                "model.projection.pool)"
-            )
 
 
 AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig, exist_ok=True)
