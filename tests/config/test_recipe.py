@@ -126,6 +126,10 @@ def test_a_wrong_override_says_what_is_wrong(recipe_values: dict[str, Any], over
         ("train.language={patterns: []}", r"train\.language\.patterns: got an empty list, need at least one pattern"),
         ("train.exact_match_samples=9", r"train\.exact_match_samples: got 9, but there is no data\.validation"),
         ("train.validate_every_steps=9", r"train\.validate_every_steps: got 9, but there is no data\.validation"),
+        (
+            "model.language={name: x, quantization: 4bit, init: random}",
+            r"model\.language\.quantization: got 4bit with init: random, .* remove one",
+        ),
         ("model.projection={pool: 2, pixel_shuffle: 2}", r"model\.projection: got pool 2 and pixel_shuffle 2"),
     ],
 )
@@ -134,6 +138,14 @@ def test_settings_that_do_not_go_together_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe(recipe_values, overrides=[override])
+
+
+@pytest.mark.parametrize("mode", ["full", "{last_layers: 1}"])
+def test_weights_of_4_bits_cannot_train(recipe_values: dict[str, Any], mode: str) -> None:
+    overrides = ["model.language.quantization=4bit", f"train.language={mode}"]
+    with pytest.raises(ConfigError, match=r"train\.language: got .*, but weights of 4bit .* say lora or frozen"):
+        load_recipe(recipe_values, overrides=overrides)
+    load_recipe(recipe_values, overrides=[overrides[0], "train.language=lora"])
 
 
 def test_start_from_needs_no_parts_and_takes_a_template() -> None:

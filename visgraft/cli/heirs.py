@@ -116,6 +116,9 @@ def merge(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Format of the merged weights.", show_default="as they are stored"),
     ] = None,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Unpack a language model of 8 or 4 bits first, at its full size.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Fold LoRA into the weights below it and write a model folder without adapters.
@@ -129,7 +132,7 @@ def merge(
     from visgraft.heirs.merge import MergeRefusedError, merge_model
 
     try:
-        report = merge_model(model, target, dtype=dtype)
+        report = merge_model(model, target, dtype=dtype, dequantize_first=dequantize)
     except MergeRefusedError as error:
         print_error(f"refused: {error}")
         return REFUSED

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from visgraft.config.hints import got
 from visgraft.config.plain import to_plain
 from visgraft.config.settings import PARTS, Recipe
 from visgraft.config.strict import Strict
@@ -130,6 +131,12 @@ def _check(recipe: Recipe) -> None:
             raise ConfigError(
                 f"model.{own[0]}: cannot be set with model.start_from, which brings its own; remove one of the two"
             )
+    can_be_quantized = train.language in ("frozen", "lora") or "patterns" in train.language
+    if model.language and model.language.quantization and not can_be_quantized:
+        raise ConfigError(
+            f"train.language: got {got(train.language)}, but weights of {model.language.quantization} "
+            "(model.language.quantization) cannot train; say lora or frozen"
+        )
     for part in PARTS:
         mode = train.mode_of(part)
         if isinstance(mode, dict) and not mode.get("patterns", True):

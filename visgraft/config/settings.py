@@ -48,6 +48,14 @@ class LanguageSettings:
 
     name: NameOrFolder  # Hub name or local folder of a causal language model
     init: Literal["pretrained", "random"] = "pretrained"  # random: its architecture and tokenizer, fresh weights
+    quantization: Literal["8bit", "4bit"] | None = None  # keep its frozen linears so (bitsandbytes); null: do not
+
+    def __post_init__(self) -> None:
+        if self.quantization and self.init == "random":
+            raise ConfigError(
+                f"model.language.quantization: got {self.quantization} with init: random, whose weights must all "
+                "train; remove one of the two"
+            )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from visgraft.errors import CheckpointError, ModelError
 from visgraft.model.lora import adapters_of, lora_layers
+from visgraft.model.quantization import dequantize, in_words, is_quantized
 from visgraft.model.restoring import find_folder
 from visgraft.model.saving import PARTS
 from visgraft.model.trainable import set_trainable
@@ -28,6 +29,7 @@ from visgraft.runs import find_model, whole_folder
 
 # How far logits may move, relative to the largest, by rounding the folded weights to a format.
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+QUANTIZED_LORA = "peft.tuners.lora.bnb"  # the module of peft's LoRA layers around quantized linears
 _NUM_ROWS, _NUM_TOKENS = 2, 12  # of the probe
 
 
@@ -55,13 +57,16 @@ class MergeReport:
         return self.folder
 
 
-def merge_model(src: str | Path, dst: str | Path, *, dtype: str | None = None) -> MergeReport:
+def merge_model(
+    src: str | Path, dst: str | Path, *, dtype: str | None = None, dequantize_first: bool = False
+) -> MergeReport:
     """Fold the LoRA of a model folder into its weights and write the result.
 
     Args:
         src: model folder, run folder or Hub name.
         dst: folder to write; a model folder that is there is replaced.
         dtype: format of the merged weights, float32, bfloat16 or float16; None = as the language model's are stored.
+        dequantize_first: unpack weights of 8 or 4 bits; without it, a model that has such is refused.
 
     Raises:
         CheckpointError: the folder has no LoRA, or it is `dst` itself.
@@ -73,6 +78,15 @@ def merge_model(src: str | Path, dst: str | Path, *, dtype: str | None = None) -
     merged = {part: len(list(lora_layers(getattr(model, part)))) for part in PARTS}
     if not any(merged.values()):
         raise CheckpointError(f"{src} has no LoRA: nothing to merge")
+    if is_quantized(model.language):
+        if not dequantize_first:
+            width = in_words(model.config.parts["language"]["quantization"])
+            raise MergeRefusedError(
+                f"{src}: its language model is kept in {width}, into "
+                "which LoRA cannot be merged without loss; --dequantize unpacks it first, into a model as large as "
+                "the unquantized one"
+            )
+        dequantize(model.language)
     format_ = _format(dtype or stored_format(model, source))
     before = probe_logits(model)
     for part in PARTS:
@@ -109,7 +123,11 @@ def fold_lora(part: nn.Module) -> None:
     """Add every adapter of a part to the weights below it, and take the adapters out."""
     for path, layer in list(lora_layers(part)):
         tuned: Any = layer
-        tuned.merge(safe_merge=True, adapter_names=adapters_of(part))
+        if type(tuned).__module__ == QUANTIZED_LORA:  # its own `merge` would quantize the sum again
+            for adapter in adapters_of(part):
+                tuned.get_base_layer().weight.data += tuned.get_delta_weight(adapter)
+        else:
+            tuned.merge(safe_merge=True, adapter_names=adapters_of(part))
         parent, _, name = path.rpartition(".")
         setattr(part.get_submodule(parent), name, tuned.get_base_layer())
     if hasattr(part, "peft_config"):

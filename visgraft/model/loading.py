@@ -22,8 +22,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils.hub import cached_file
 
 from visgraft.errors import CheckpointError, ConfigError
+from visgraft.model.quantization import settle
 from visgraft.model.quiet import quiet
 from visgraft.model.vision import dummy_inputs, vision_tower_config
+from visgraft.model.weights import cast_weights
 
 Origin = dict[str, Any]  # {"name": str | None, "revision": str | None}
 LANGUAGE_INIT = ("pretrained", "random")
@@ -131,11 +133,14 @@ def read_part(
 
     Raises:
         CheckpointError: it cannot be read, or its weights have other shapes than the config says.
+        ConfigError: it cannot be quantized as it was asked for.
     """
     auto: Any = AutoModel if part == "vision" else AutoModelForCausalLM
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
+    # The bits of a quantized weight depend on the format it is quantized from, so that is always the same one.
+    first = torch.float32 if kwargs.get("quantization_config") is not None else dtype
     with explained(name), quiet():
-        module, info = auto.from_pretrained(_place(name), revision=revision, dtype=dtype, config=config, **options)
+        module, info = auto.from_pretrained(_place(name), revision=revision, dtype=first, config=config, **options)
     if info["mismatched_keys"]:
         wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
         raise CheckpointError(f"{name}: weights of another shape than its config.json says: {_some(wrong)}")
@@ -145,6 +150,9 @@ def read_part(
         for unused in missing - _reached(module):
             weights[unused].zero_()
             missing.discard(unused)
+    settle(module)
+    if first != dtype:
+        cast_weights(module, dtype)
     return Reading(module.eval(), frozenset(missing), frozenset(info["unexpected_keys"]))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from visgraft.errors import PreflightError
 from visgraft.model.parts import input_embedding
+from visgraft.model.quantization import format_of
 from visgraft.model.sequence import IMAGE, SegmentTable, attention_mask
 from visgraft.model.vlm import VisionLanguageModel
 
@@ -77,6 +78,7 @@ def _perturb(model: VisionLanguageModel, batch: Mapping[str, Any]) -> list[str]:
         )
     reach = _Reach(model, batch)
     is_half = torch.is_autocast_enabled(model.device.type) or input_embedding(model).dtype.itemsize < 4
+    is_half |= any(weight == "8bit" for weight in map(format_of, model.language.parameters()))  # computes in float16
     noise = float((again - before).abs().max()) + (TOLERANCE_IN_HALF_PRECISION if is_half else TOLERANCE)
     row = int(batch["source"][_choose_target(batch), 0])
     has_image = bool((batch["kind"][row] == IMAGE).any())
@@ -190,5 +192,10 @@ def _batch_dependence(model: VisionLanguageModel) -> Iterator[str]:
         rates = [m.p for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
         config = getattr(module, "config", None) if module.training else None
         rates += [getattr(config, name, None) or 0.0 for name in FUNCTIONAL_DROPOUTS]
+        if any(format_of(parameter) == "8bit" for parameter in module.parameters()):
+            yield (
+                f"{part}: with weights of 8 bits, what is computed in 16 depends on all texts of the batch, so shared "
+                "and single rows agree up to rounding only"
+            )
         if max(rates) > 0:
             yield f"{part}: dropout {max(rates):g} is on, so shared and single rows agree on average only"

@@ -23,6 +23,7 @@ from visgraft.model.adapters import adapter_folder, load_adapter
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.fingerprint import Mark, combine, read_marks
 from visgraft.model.loading import Reading, explained, missing_error, read_part
+from visgraft.model.quantization import restored_config
 from visgraft.model.weights import cast_weights, disk_names, own_weights, read_tensors, round_weights
 
 
@@ -131,8 +132,14 @@ def _read_named(
 ) -> Restored:
     """Load a part from its name, put the stored weights over it and check that the rest is what was trained with."""
     formats = {described["dtype"], *described["other_dtypes"].values()}
+    stored = described.get("quantization")
+    if stored is not None and "quantization_config" not in kwargs:
+        kwargs["quantization_config"] = restored_config(stored)
+        is_as_trained = True
+    else:
+        is_as_trained = not kwargs.get("quantization_config") and stored is None
     # Rounding to one half format and then to the other would not give what was trained with.
-    is_direct = dtype == torch.bfloat16 and formats <= {"float32", "bfloat16"}
+    is_direct = dtype == torch.bfloat16 and formats <= {"float32", "bfloat16"} and stored is None
     try:
         reading = read_part(
             part,
@@ -145,16 +152,15 @@ def _read_named(
     except CheckpointError as error:
         raise CheckpointError(f"the {part} part of {folder} cannot be loaded: {error}") from error
     module = reading.module
-    is_quantized = bool(kwargs.get("quantization_config"))
     rounded = {}
-    if not is_quantized:
+    if is_as_trained:
         rounded = round_weights(module, dtype=described["dtype"], other_dtypes=described["other_dtypes"])
     written = _overlay(reading, folder / part) if described["stored"] == "some" else set()
     lacking = reading.missing - written
     if lacking:
         raise missing_error(described["name"], lacking)
     rest = {name: tensor for name, tensor in own_weights(module).items() if name not in written}
-    if is_quantized or any(tensor.device.type == "meta" for tensor in rest.values()):
+    if not is_as_trained or any(tensor.device.type == "meta" for tensor in rest.values()):
         return Restored(module, {})  # what was read is not in memory as it is on disk
     marks = read_marks(rest, rounded=rounded)
     if combine(marks.values()) != described["fingerprint"]:

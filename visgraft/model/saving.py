@@ -23,6 +23,7 @@ from visgraft.model.adapters import adapter_folder, save_adapter
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.fingerprint import and_rounded, changed_names, combine, read_marks
 from visgraft.model.lora import adapters_of
+from visgraft.model.quantization import stored_config
 from visgraft.model.quiet import quiet
 from visgraft.model.weights import Rounded, describe_formats, disk_names, own_weights
 
@@ -96,9 +97,12 @@ def describe(model: VisionLanguageModel, plans: dict[str, PartPlan]) -> VisionLa
         if plan.stored != "all":
             described["fingerprint"] = plan.fingerprint
             described |= describe_formats(module, plan.rounded)
+        quantization = stored_config(module)
+        own: Any = config.vision_config if part == "vision" else config.text_config
+        if quantization is not None:
+            described["quantization"] = quantization
+            del own.quantization_config  # would say of the checkpoint that it is quantized itself
         config.parts[part] = described
-    inner: tuple[Any, ...] = (config.vision_config, config.text_config)
-    for own in inner:
         own._name_or_path = ""  # would tell the folder it was loaded from; `parts` names what is read from there
     return config
 
@@ -139,6 +143,11 @@ def _plan_part(model: VisionLanguageModel, part: str, *, full: bool) -> PartPlan
     everything = PartPlan("all", tuple(weights))
     before = model.loaded_marks.get(part)
     if full or before is None or model.config.parts.get(part, {}).get("name") is None:
+        if stored_config(module) is not None:
+            raise CheckpointError(
+                f"the {part} part is quantized, so a folder can only name it: load it by its name, and save without "
+                "full=True (train.save: slim); `visgraft merge` makes a whole model of it"
+            )
         return everything
     marks = read_marks(weights)
     names = changed_names(weights, marks, before=before)
@@ -164,10 +173,23 @@ def _save_part(
     shards: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     for old in (folder / part).glob("*.safetensors*"):  # a file of an earlier save would be read with the new ones
         old.unlink()
-    with quiet(), _plain_generation_config(module, folder / part):
+    with quiet(), _chosen_weights_only(module), _plain_generation_config(module, folder / part):
         module.save_pretrained(
             folder / part, state_dict={name: weights[name].detach() for name in plan.names}, **shards
         )
+
+
+@contextlib.contextmanager
+def _chosen_weights_only(module: Any) -> Iterator[None]:
+    """Keep transformers from writing all of a quantized part instead of the weights that it is given."""
+    quantizer = getattr(module, "hf_quantizer", None)
+    if quantizer is not None and not quantizer.pre_quantized:
+        module.hf_quantizer = None
+    try:
+        yield
+    finally:
+        if quantizer is not None:
+            module.hf_quantizer = quantizer
 
 
 @contextlib.contextmanager

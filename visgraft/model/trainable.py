@@ -23,6 +23,7 @@ from visgraft.config import PARTS, LoraSettings, Part, TrainingMode
 from visgraft.errors import ConfigError
 from visgraft.model.lora import activate_adapters, adapters_of, add_lora, find_lora_targets, is_lora_name, same_adapter
 from visgraft.model.parts import full_names, input_embedding, is_tied, part_module, part_parameters
+from visgraft.model.quantization import format_of, is_quantized_weight, num_weights, set_computing_dtype
 
 MODES = "frozen, full, lora, {last_layers: k} or {patterns: [...]}"
 
@@ -73,7 +74,8 @@ def set_trainable(
         frozen_dtype: the format of parts whose own weights do not train (the autocast format); None leaves them.
             Weights that train are float32, and so is LoRA. A part of which any own weight trains stays float32
             whole, and so does the projection: it is small and exists nowhere else. Buffers and BatchNorm weights are
-            never cast: rotary frequencies and running statistics do not survive bfloat16.
+            never cast: rotary frequencies and running statistics do not survive bfloat16. Weights of 4 bits stay, and
+            are unpacked to this format.
 
     Raises:
         ConfigError: an unknown part or mode, a pattern or LoRA target that matches nothing, or too many last layers.
@@ -137,7 +139,7 @@ def parts_table(
     for part, parameters in full_names(model).items():
         trained = [p for p in parameters.values() if p.requires_grad]
         rate = learning_rate.get(part) if isinstance(learning_rate, Mapping) else learning_rate
-        dtypes = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in parameters.values())
+        dtypes = dict.fromkeys(format_of(p) for p in parameters.values())
         notes = [*report.notes.get(part, ()), *(f"unused: {name}" for name in report.unused if name in parameters)]
         if part in report.lora_targets:
             ends = dict.fromkeys(path.rpartition(".")[2] for path in report.lora_targets[part])
@@ -146,7 +148,7 @@ def parts_table(
             PartRow(
                 part=part,
                 mode=report.modes.get(part, "frozen"),
-                num_parameters=sum(p.numel() for p in parameters.values()),
+                num_parameters=sum(num_weights(p) for p in parameters.values()),
                 num_trainable=sum(p.numel() for p in trained),
                 dtype=" + ".join(dtypes),
                 learning_rate=rate if trained else None,
@@ -231,6 +233,12 @@ def _set_own_weights(model: nn.Module, part: Part, *, mode: TrainingMode) -> Non
             chosen = _matching(parameters, part=part, patterns=keys["patterns"])
         case _:
             raise ConfigError(f"train.{part}: got {mode!r}, allowed are {MODES}")
+    quantized = [name for name in parameters if name in chosen and is_quantized_weight(parameters[name])]
+    if quantized:
+        raise ConfigError(
+            f"train.{part}: got {describe_mode(mode)}, but {len(quantized)} of its weights are kept in "
+            f"{format_of(parameters[quantized[0]])} and cannot train ({quantized[0]}, ...); say lora or frozen"
+        )
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in chosen and parameter.is_floating_point())
 
@@ -258,6 +266,8 @@ def _matching(parameters: Mapping[str, nn.Parameter], *, part: Part, patterns: S
 
 
 def _cast(model: nn.Module, frozen_dtype: torch.dtype | None) -> None:
+    if frozen_dtype is not None:
+        set_computing_dtype(model, frozen_dtype)
     for part, parameters in part_parameters(model).items():
         trains = any(p.requires_grad and not is_lora_name(name) for name, p in parameters.items())
         is_exact = trains or part == "projection"

@@ -1,7 +1,8 @@
 """A part's own weights: their names in memory and on disk, and the number formats they are kept in.
 
-In: a part. Out: its weights by name, without LoRA and each once; their names in a checkpoint; their formats. Names on
-disk are those of the published checkpoint and stay; names in memory change between versions of transformers.
+In: a part. Out: its weights by name, without LoRA and quantized ones, each once; their names in a checkpoint; their
+formats. Names on disk are those of the published checkpoint and stay; names in memory change between versions of
+transformers.
 
     weights = own_weights(model.language)       # {"model.layers.0.self_attn.q_proj.weight": ..., ...}
     names = disk_names(model.language)          # name in memory -> name in a checkpoint
@@ -10,7 +11,7 @@ disk are those of the published checkpoint and stay; names in memory change betw
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,23 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from visgraft.errors import CheckpointError
 from visgraft.model.lora import is_lora_name
+from visgraft.model.quantization import quantized_layers
 
 Rounded = tuple[torch.dtype, ...]
 
 
 def own_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Give parameters and persistent buffers by name, tied ones once, LoRA left out.
+    """Give parameters and persistent buffers by name, tied ones once, LoRA and quantized weights left out.
 
-    `q_proj.base_layer.weight`, as a weight behind LoRA is called, is `q_proj.weight`.
+    `q_proj.base_layer.weight`, as a weight behind LoRA is called, is `q_proj.weight`. Quantized weights never train,
+    and kinds of device round them differently: they are made anew from the checkpoint and never compared.
     """
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
+    quantized = {path for path, _ in quantized_layers(module)}
     for name, tensor in module.state_dict(keep_vars=True).items():
+        if not name.endswith(".bias") and _is_in(name, quantized):
+            continue
         if not is_lora_name(name) and id(tensor) not in seen:
             seen.add(id(tensor))
             weights[name.replace(".base_layer.", ".")] = tensor
@@ -114,6 +120,12 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     for tensor in own_weights(module).values():
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
+
+
+def _is_in(name: str, paths: Collection[str]) -> bool:
+    """Say whether a weight belongs to one of these modules; a quantized one has several (`weight.absmax`)."""
+    pieces = name.split(".")
+    return any(".".join(pieces[:end]) in paths for end in range(1, len(pieces)))
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -17,6 +17,7 @@ import torch
 from visgraft.config import PARTS, Recipe, SourceSettings, TrainSettings
 from visgraft.errors import ConfigError
 from visgraft.model.parts import input_embedding, part_module
+from visgraft.model.quantization import quantization_config
 from visgraft.model.trainable import Trainable, set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
@@ -57,10 +58,12 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
     """
     settings = recipe.model
     processor = build_processor(recipe)
-    kernel: dict[str, Any] = {} if settings.attention is None else {"attn_implementation": settings.attention}
+    loading: dict[str, Any] = {} if settings.attention is None else {"attn_implementation": settings.attention}
     if settings.start_from is not None:
-        return VisionLanguageModel.from_pretrained(find_model(settings.start_from), **kernel), processor
+        return VisionLanguageModel.from_pretrained(find_model(settings.start_from), **loading), processor
     assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
+    if settings.language.quantization is not None:
+        loading["quantization_config"] = quantization_config(settings.language.quantization)
     model = VisionLanguageModel.from_parts(
         settings.vision,
         settings.language.name,
@@ -68,7 +71,7 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
         vision_revision=settings.vision_revision,
         language_revision=settings.language_revision,
         **join_settings(recipe, processor),
-        **kernel,
+        **loading,
     )
     return model, processor
 

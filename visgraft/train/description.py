@@ -25,6 +25,7 @@ from visgraft.model.adapters import adapter_folder
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.loading import load_config
 from visgraft.model.precision import computing_dtype, pick_device
+from visgraft.model.quantization import in_words
 from visgraft.model.quiet import quiet
 from visgraft.model.restoring import find_folder, read_config
 from visgraft.model.trainable import PartRow, parts_table, set_trainable
@@ -72,6 +73,7 @@ def describe_recipe(
     report = apply_modes(model, recipe.train, frozen_dtype=dtype)
     trained = [part for part in PARTS if recipe.train.mode_of(part) != "frozen"]
     rows = parts_table(model, report, learning_rate={part: recipe.train.learning_rate_of(part) for part in trained})
+    rows = _with_quantization(rows, model, recipe)
     names = _names_of_recipe(recipe)
     values, facts = _facts(model, processor)
     values["data"] = recipe_to_dict(recipe).get("data", {})
@@ -158,7 +160,19 @@ def _kept(part: str, config: VisionLanguageConfig) -> str:
         return "with the language"
     described = config.parts[part]
     words = {"none": "named", "some": "named, some weights stored", "all": "stored"}
-    return words[described["stored"]] + (" + LoRA" if described["adapters"] else "")
+    quantized = f", in {in_words(described['quantization'])}" if "quantization" in described else ""
+    return words[described["stored"]] + quantized + (" + LoRA" if described["adapters"] else "")
+
+
+def _with_quantization(rows: list[PartRow], model: VisionLanguageModel, recipe: Recipe) -> list[PartRow]:
+    """Say which weights will be quantized once they are loaded."""
+    stored = model.config.parts.get("language", {}).get("quantization")
+    asked = recipe.model.language.quantization if recipe.model.language else None
+    word = in_words(stored) if stored else asked
+    if word is None:
+        return rows
+    note = f"its linears are kept in {word}"
+    return [replace(row, notes=(note, *row.notes)) if row.part == "language" else row for row in rows]
 
 
 # --- Facts: for programs, and in words
