@@ -8,7 +8,10 @@ In: a model and its processor, samples whose dialogs end in a turn without an an
 """
 
 from visgraft.infer.answering import GREEDY as GREEDY
+from visgraft.infer.answering import Answered as Answered
 from visgraft.infer.answering import answer as answer
+from visgraft.infer.answering import answer_each as answer_each
 from visgraft.infer.loading import load as load
+from visgraft.infer.prefixes import PrefixCache as PrefixCache
 from visgraft.infer.questions import num_prompt_positions as num_prompt_positions
 from visgraft.infer.streaming import stream as stream

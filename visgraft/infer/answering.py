@@ -1,24 +1,32 @@
 """Answer many questions in batches; prompts of unlike length and samples of unlike images run together.
 
 In: a model and its processor, samples whose dialogs end in a turn without an answer. Out: the answers as plain text.
+An image is read by encoder and language model once, for all that is asked about it; images are opened while the model
+answers about those before.
 
     texts = answer(model, processor, [Sample(images=["cat.jpg"], dialogs=[[Turn("What is it?", "")]])])
+    for answered in answer_each(model, processor, samples): print(answered.text or answered.error)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from itertools import groupby
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from visgraft.data.prompt import PromptTemplate, end_token_id
 from visgraft.data.sample import Sample
-from visgraft.infer.questions import Question, read_questions, split
+from visgraft.errors import BadSampleError
+from visgraft.infer.prefixes import PrefixCache, read_prefixes
+from visgraft.infer.questions import Question, in_batches, read_questions, read_samples
+from visgraft.model.cache import RoomCache
 from visgraft.model.parts import input_embedding
+from visgraft.model.sequence import IMAGE, nothing_read, read_on
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
@@ -32,7 +40,25 @@ GREEDY = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
 }
-_BATCHES_AHEAD = 8  # prompts are sorted by length among so many batches at a time
+_BATCHES_AHEAD = 4  # prompts are sorted by length among so many batches at a time
+_ROOM_AT_ONCE = 256  # new tokens for which room is taken at first; longer answers are rare
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of one dialog: an answer, or why its images cannot be used.
+
+    Attributes:
+        text: the answer; empty where there is an error.
+        has_stopped: it came to an end of its own and was not cut at `max_new_tokens`.
+        error: an image of the sample cannot be used.
+    """
+
+    text: str
+    has_stopped: bool = False
+    error: BadSampleError | None = None
 
 
 def answer(
@@ -43,11 +69,12 @@ def answer(
     max_new_tokens: int = 32,
     batch_size: int = 16,
     stopped: list[bool] | None = None,
+    prefix_cache: PrefixCache | None = None,
     **generate: Any,
 ) -> list[str]:
     """Answer the last turn of every dialog; what the turn itself has as its answer is ignored.
 
-    Prompts of unlike length share a batch and images are encoded once; neither changes any answer.
+    Prompts of unlike length share a batch and images are read once; neither changes any answer.
 
     Args:
         model: on its device; it may be in the middle of training.
@@ -56,6 +83,7 @@ def answer(
         max_new_tokens: longest answer; shorter where the language model's positions end.
         batch_size: dialogs, or samples' images, that run at once.
         stopped: a list to fill: whether each answer came to an end of its own, not cut at `max_new_tokens`.
+        prefix_cache: keeps what images became for later calls; default one for this call alone.
         generate: what else Hugging Face's `generate` takes; without it the most probable token is taken each time.
 
     Returns:
@@ -65,27 +93,95 @@ def answer(
         BadSampleError: an image cannot be used.
         ModelError: a prompt leaves no room for an answer.
     """
-    answers: dict[int, tuple[str, bool]] = {}
+    answers = []
+    settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "prefix_cache": prefix_cache, **generate}
+    for answered in answer_each(model, processor, samples, **settings):
+        if answered.error is not None:
+            raise answered.error
+        answers.append(answered)
+    if stopped is not None:
+        stopped[:] = [answered.has_stopped for answered in answers]
+    return [answered.text for answered in answers]
+
+
+def answer_each(
+    model: VisionLanguageModel,
+    processor: Processor,
+    samples: Iterable[Sample],
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 16,
+    prefix_cache: PrefixCache | None = None,
+    **generate: Any,
+) -> Iterator[Answered]:
+    """Answer as `answer` does, dialog after dialog as they are ready; a bad image spoils its own sample alone.
+
+    Some batches are read, answered and given out at a time, so any number of samples takes the same memory. Between
+    two answers the model is as the caller left it.
+
+    Raises:
+        ModelError: a prompt leaves no room for an answer.
+    """
+    cache = PrefixCache() if prefix_cache is None else prefix_cache
     stop_ids = _stop_token_ids(model, processor)
     settings = {**GREEDY, "eos_token_id": stop_ids, "pad_token_id": processor.tokenizer.pad_token_id, **generate}
-    with _answering(model):
-        for window in _windows(samples, num_dialogs=batch_size * _BATCHES_AHEAD):
-            questions = read_questions(model, processor, window, max_new_tokens=max_new_tokens, batch_size=batch_size)
-            questions.sort(key=lambda question: (question.max_new_tokens, question.num_positions))
-            for limit, alike in groupby(questions, key=lambda question: question.max_new_tokens):
-                for batch in split(list(alike), batch_size):
-                    inputs = _inputs(batch, pad_token_id=processor.tokenizer.pad_token_id or 0, device=model.device)
-                    ids = model.generate(**inputs, max_new_tokens=limit, **settings)
-                    new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-                    given = [(_text(processor, row, stop_ids), not {*stop_ids}.isdisjoint(row)) for row in new]
-                    answers.update(zip((question.index for question in batch), given, strict=True))
-    if stopped is not None:
-        stopped[:] = [answers[index][1] for index in range(len(answers))]
-    return [answers[index][0] for index in range(len(answers))]
+    for asked in _ahead(read_samples(processor, samples, num_dialogs=batch_size * _BATCHES_AHEAD)):
+        answers: dict[int, Answered] = {}
+        with answering(model):
+            cache.belong_to(model)
+            questions = read_questions(
+                model, processor, asked, max_new_tokens=max_new_tokens, batch_size=batch_size, cache=cache
+            )
+            for batch in in_batches(questions, batch_size=batch_size):
+                read_prefixes(model, [question.prefix for question in batch], cache=cache)
+                for question, new in zip(batch, _generate(model, batch, settings), strict=True):
+                    text = text_of(processor, new, stop_ids)
+                    answers[question.index] = Answered(text, has_stopped=not {*stop_ids}.isdisjoint(new))
+        for first, sample, key in asked.samples:
+            bad = asked.pixels[key]
+            for index in range(first, first + len(sample.dialogs)):
+                yield Answered("", error=bad) if isinstance(bad, BadSampleError) else answers[index]
+
+
+def _generate(model: VisionLanguageModel, batch: Sequence[Question], settings: dict[str, Any]) -> list[list[int]]:
+    """Generate the answers' ids: rows are [images][pads][prompt], the images already read."""
+    limit = batch[0].max_new_tokens
+    length = max(len(question.ids) for question in batch)
+    pads = [length - len(question.ids) for question in batch]
+    ids = [[settings["pad_token_id"] or 0] * num + question.ids for num, question in zip(pads, batch, strict=True)]
+    mask = [[0] * num + [1] * (length - num) for num in pads]
+    counts = torch.tensor([[question.prefix.num_tokens] for question in batch], device=model.device)
+    num_image = int(counts.max())
+    is_image = torch.arange(num_image, device=model.device) >= num_image - counts
+    context = read_on(nothing_read(len(batch), device=model.device), is_image, kind=IMAGE)
+    cache = RoomCache(room=num_image + length + min(limit, _ROOM_AT_ONCE))
+    copies = max(settings["num_beams"], settings.get("num_return_sequences") or 1)
+    if num_image:
+        cache.put([question.prefix.states for question in batch for _ in range(copies)])
+    output: Tensor = model.generate(
+        input_ids=torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        context=context,
+        past_key_values=cache,
+        max_new_tokens=limit,
+        **settings,
+    )
+    new: list[list[int]] = output[:, length:].tolist()
+    return new
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Make the next item in a thread while the present one is worked on; an error is raised where its item would be."""
+    nothing: Any = object()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as pool:
+        following: Future[T] = pool.submit(next, items, nothing)
+        while (item := following.result()) is not nothing:
+            following = pool.submit(next, items, nothing)
+            yield item
 
 
 @contextmanager
-def _answering(model: VisionLanguageModel) -> Iterator[None]:
+def answering(model: VisionLanguageModel) -> Iterator[None]:
     """Run without gradients and dropout; without the caller's autocast, in the format that frozen weights have."""
     was_training, kind = model.training, model.device.type
     dtype = input_embedding(model).dtype
@@ -98,40 +194,11 @@ def _answering(model: VisionLanguageModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _windows(samples: Sequence[Sample], *, num_dialogs: int) -> Iterator[list[tuple[int, Sample]]]:
-    """Yield samples, each with the place of its first dialog, so that about so many dialogs come together."""
-    window: list[tuple[int, Sample]] = []
-    start = first = 0
-    for sample in samples:
-        window.append((start, sample))
-        start += len(sample.dialogs)
-        if start - first >= num_dialogs:
-            yield window
-            window, first = [], start
-    if window:
-        yield window
-
-
-# --- Running: one batch at a time
-
-
-def _inputs(batch: Sequence[Question], *, pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
-    """Lay prompts and prefixes out as the inputs of `generate`, padded on the left."""
-    length = max(len(question.ids) for question in batch)
-    num_image = max(question.prefix.shape[0] for question in batch)
-    pads = [length - len(question.ids) for question in batch]
-    ids = [[pad_token_id] * num + question.ids for num, question in zip(pads, batch, strict=True)]
-    mask = [[0] * num + [1] * (length - num) for num in pads]
-    inputs = {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
-    if num_image:
-        prefixes = [question.prefix for question in batch]
-        counts = torch.tensor([prefix.shape[0] for prefix in prefixes], device=device)
-        inputs["image_embeds"] = torch.nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
-        inputs["image_token_mask"] = torch.arange(num_image, device=device) < counts[:, None]
-    return inputs
+def text_of(processor: Processor, ids: Sequence[int], stop_ids: Sequence[int]) -> str:
+    """Decode an answer up to where it stops, without outer white space."""
+    end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
+    text = processor.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text).strip()
 
 
 def _stop_token_ids(model: VisionLanguageModel, processor: Processor) -> list[int]:
@@ -139,9 +206,3 @@ def _stop_token_ids(model: VisionLanguageModel, processor: Processor) -> list[in
     own = model.generation_config.eos_token_id
     own = [] if own is None else own if isinstance(own, list) else [own]
     return sorted({end_token_id(processor.tokenizer, PromptTemplate.from_spec(processor.template)), *own})
-
-
-def _text(processor: Processor, ids: Sequence[int], stop_ids: Sequence[int]) -> str:
-    end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
-    text = processor.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text).strip()

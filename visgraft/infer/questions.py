@@ -2,97 +2,108 @@
 
 In: samples whose dialogs end in a turn without an answer. Out: one `Question` for each dialog.
 
-    questions = read_questions(model, processor, [(0, sample)], max_new_tokens=32, batch_size=16)
+    asked = read_samples(processor, samples)                 # touches no model, so it may run ahead
+    questions = read_questions(model, processor, asked, ...)
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from visgraft.data.sample import ImageRef, Sample
-from visgraft.errors import ModelError
+from visgraft.data.sample import Sample
+from visgraft.errors import BadSampleError, ModelError
+from visgraft.infer.prefixes import Pixels, Prefix, PrefixCache, encode, read_pixels
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
 
 @dataclass(frozen=True)
 class Question:
-    """One dialog to answer: its place among all, its prompt's ids, its prefix [P, D_lm], the longest answer."""
+    """One dialog to answer: its place among all, its prompt's ids, the images in front, the longest answer."""
 
     index: int
     ids: list[int]
-    prefix: Tensor
+    prefix: Prefix
     max_new_tokens: int
 
+
+@dataclass
+class Asked:
+    """Some samples, read: the pixels of each group of images once, and the place of each sample's first dialog.
+
+    Attributes:
+        samples: (place of the first dialog, sample, key of its images).
+        pixels: of each group of images; the error of a group that cannot be used.
+    """
+
+    samples: list[tuple[int, Sample, Hashable]] = field(default_factory=list)
+    pixels: dict[Hashable, Pixels | BadSampleError] = field(default_factory=dict)
+
     @property
-    def num_positions(self) -> int:
-        """The positions of its row in front of the answer."""
-        return len(self.ids) + self.prefix.shape[0]
+    def num_dialogs(self) -> int:
+        """The dialogs of all the samples."""
+        return sum(len(sample.dialogs) for _, sample, _ in self.samples)
+
+
+def read_samples(processor: Processor, samples: Iterable[Sample], *, num_dialogs: int) -> Iterator[Asked]:
+    """Read the images of samples, so that about so many dialogs come together; images that they share are read once."""
+    asked, place = Asked(), 0
+    for sample in samples:
+        key = _same_images(sample)
+        asked.samples.append((place, sample, key))
+        place += len(sample.dialogs)
+        if key not in asked.pixels:
+            try:
+                asked.pixels[key] = read_pixels(processor, sample.images)
+            except BadSampleError as error:
+                asked.pixels[key] = error
+        if asked.num_dialogs >= num_dialogs:
+            yield asked
+            asked = Asked()
+    if asked.samples:
+        yield asked
 
 
 def read_questions(
     model: VisionLanguageModel,
     processor: Processor,
-    window: Sequence[tuple[int, Sample]],
+    asked: Asked,
     *,
     max_new_tokens: int,
     batch_size: int,
+    cache: PrefixCache,
 ) -> list[Question]:
-    """Encode the dialogs of some samples, and the images that they share once."""
-    groups: dict[Hashable, Sequence[ImageRef]] = {}
-    for _, sample in window:
-        groups.setdefault(_same_images(sample), sample.images)
-    prefixes: dict[Hashable, Tensor] = {}
-    for keys in split(list(groups), batch_size):
-        prefixes.update(zip(keys, _encode(model, processor, [groups[key] for key in keys]), strict=True))
+    """Encode the dialogs of what was read, and each group of images once; those about bad images are left out.
+
+    Raises:
+        ModelError: a prompt leaves no room for an answer.
+    """
+    good = {key: pixels for key, pixels in asked.pixels.items() if not isinstance(pixels, BadSampleError)}
+    prefixes = dict(zip(good, encode(model, list(good.values()), cache=cache, batch_size=batch_size), strict=True))
     questions = []
-    for start, sample in window:
-        prefix = prefixes[_same_images(sample)]
-        for offset, dialog in enumerate(sample.dialogs):
+    for first, sample, key in asked.samples:
+        for offset, dialog in enumerate(sample.dialogs if key in prefixes else ()):
             ids = processor.prompt(dialog)
-            limit = min(max_new_tokens, _room(model, len(ids), prefix.shape[0]))
-            questions.append(Question(start + offset, ids, prefix, limit))
+            limit = min(max_new_tokens, room_for_answer(model, len(ids), prefixes[key].num_tokens))
+            questions.append(Question(first + offset, ids, prefixes[key], limit))
     return questions
 
 
-def _same_images(sample: Sample) -> Hashable:
-    """Give a key that is equal where the images are the same; each image stays alive while keys are compared."""
-    return tuple(str(image) if isinstance(image, (str, Path)) else id(image) for image in sample.images)
-
-
-def _encode(model: VisionLanguageModel, processor: Processor, groups: Sequence[Sequence[ImageRef]]) -> list[Tensor]:
-    """Make the prefix [P, D_lm] of each group of images."""
-    inputs = processor(images=[list(group) for group in groups], text=[""] * len(groups)).to(model.device)
-    vision_inputs = {name: tensor for name, tensor in inputs.items() if name not in ("input_ids", "attention_mask")}
-    if not vision_inputs:
-        return [torch.zeros(0, model.entrance.width, device=model.device)] * len(groups)
-    prefix, is_real = model.image_prefix(**vision_inputs)
-    return [tokens[mask] for tokens, mask in zip(prefix, is_real, strict=True)]
-
-
-def _room(model: VisionLanguageModel, num_text_tokens: int, num_image_tokens: int) -> int:
-    """Say how many new tokens the language model's positions leave."""
-    limit = model.contract.max_positions
-    if limit is None:
-        return 2**31
-    room = limit - num_text_tokens - _positions_taken(model, num_image_tokens)
-    if room < 1:
-        raise ModelError(
-            f"the prompt has {num_text_tokens} tokens behind {num_image_tokens} image tokens, and the {limit} "
-            f"positions of {model.contract.name} leave no room for an answer; shorten the prompt"
-        )
-    return room
-
-
-def _positions_taken(model: VisionLanguageModel, num_image_tokens: int) -> int:
-    """Count the positions of image tokens; those of an imported ancestor take none (model/entrance.py)."""
-    return num_image_tokens if model.entrance.at == "embeddings" else 0
+def in_batches(questions: Sequence[Question], *, batch_size: int) -> Iterator[list[Question]]:
+    """Cut questions into batches: those of like length together, and those about the same images next to each other."""
+    group: dict[int, tuple[int, int]] = {}  # length of the longest row, place of the first question
+    for question in questions:
+        length, first = group.get(id(question.prefix), (0, question.index))
+        length = max(length, question.prefix.num_tokens + len(question.ids))
+        group[id(question.prefix)] = (length, first)
+    by_limit: dict[int, list[Question]] = {}
+    for question in sorted(questions, key=lambda q: (group[id(q.prefix)], len(q.ids), q.index)):
+        by_limit.setdefault(question.max_new_tokens, []).append(question)
+    for alike in by_limit.values():
+        for start in range(0, len(alike), batch_size):
+            yield alike[start : start + batch_size]
 
 
 def num_prompt_positions(model: VisionLanguageModel, processor: Processor, sample: Sample) -> int:
@@ -102,9 +113,32 @@ def num_prompt_positions(model: VisionLanguageModel, processor: Processor, sampl
     """
     [dialog] = sample.dialogs
     num_image_tokens = len(sample.images) * processor.num_image_tokens
-    return len(processor.prompt(dialog)) + _positions_taken(model, num_image_tokens)
+    return len(processor.prompt(dialog)) + positions_taken(model, num_image_tokens)
 
 
-def split(items: list[Any], size: int) -> Iterator[list[Any]]:
-    """Cut a list into pieces of a size; the last one may be shorter."""
-    return (items[start : start + size] for start in range(0, len(items), size))
+def room_for_answer(model: VisionLanguageModel, num_text_tokens: int, num_image_tokens: int) -> int:
+    """Say how many new tokens the language model's positions leave.
+
+    Raises:
+        ModelError: none.
+    """
+    limit = model.contract.max_positions
+    if limit is None:
+        return 2**31
+    room = limit - num_text_tokens - positions_taken(model, num_image_tokens)
+    if room < 1:
+        raise ModelError(
+            f"the prompt has {num_text_tokens} tokens behind {num_image_tokens} image tokens, and the {limit} "
+            f"positions of {model.contract.name} leave no room for an answer; shorten the prompt"
+        )
+    return room
+
+
+def positions_taken(model: VisionLanguageModel, num_image_tokens: int) -> int:
+    """Count the positions of image tokens; those of an imported ancestor take none (model/entrance.py)."""
+    return num_image_tokens if model.entrance.at == "embeddings" else 0
+
+
+def _same_images(sample: Sample) -> Hashable:
+    """Give a key that is equal where the images are the same; each image stays alive while keys are compared."""
+    return tuple(str(image) if isinstance(image, (str, Path)) else id(image) for image in sample.images)
