@@ -131,26 +131,27 @@ def image_key(ref: ImageRef, *, by_content: bool) -> bytes:
     """
     match ref:
         case bytes():
-            return _digest(ref)
+            return short_digest(ref)
         case Mapping():
             if ref.get("bytes") is not None:
-                return _digest(ref["bytes"])
+                return short_digest(ref["bytes"])
             if ref.get("base64") is not None:
-                return _digest(decode_base64(ref["base64"]))
+                return short_digest(decode_base64(ref["base64"]))
             return image_key(ref["path"], by_content=by_content)
         case Image.Image():
-            return _digest(f"{ref.mode} {ref.size}".encode() + ref.tobytes())
+            return short_digest(f"{ref.mode} {ref.size}".encode() + ref.tobytes())
         case str() if (data := decode_text(ref)) is not None:
-            return _digest(data)
+            return short_digest(data)
         case FilePart():
-            return _digest(ref.read() if by_content else repr(ref).encode())
+            return short_digest(ref.read() if by_content else repr(ref).encode())
         case str() | Path() if by_content and not is_web_address(ref):
             try:
-                return _digest(Path(ref).read_bytes())
+                return short_digest(Path(ref).read_bytes())
             except OSError:
                 raise BadSampleError("image file is missing") from None
-    return _digest(str(ref).encode("utf-8", "surrogatepass"))
+    return short_digest(str(ref).encode("utf-8", "surrogatepass"))
 
 
-def _digest(data: bytes) -> bytes:
+def short_digest(data: bytes) -> bytes:
+    """Return `KEY_BYTES` bytes that equal data share."""
     return blake2b(data, digest_size=KEY_BYTES).digest()

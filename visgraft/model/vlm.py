@@ -108,11 +108,17 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
     # --- Images
 
     def encode_images(self, vision_inputs: Mapping[str, Tensor], *, frame_index: Tensor | None = None) -> Tensor:
-        """Make image tokens [N, P, D_lm] of N images; a frozen encoder runs without gradients."""
+        """Make image tokens [N, P, D_lm] of N images, or of their `features`, if those are given."""
+        features = vision_inputs.get("features")
+        if features is None:
+            features = self.image_features(vision_inputs)
+        return self.projection(features, frame_index=frame_index)
+
+    def image_features(self, vision_inputs: Mapping[str, Tensor]) -> Tensor:
+        """Run the encoder on N images: [N, P, D_vision], what the projection takes; frozen, it has no gradients."""
         is_trained = any(parameter.requires_grad for parameter in self.vision.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
-            features = encode(self.vision, vision_inputs, settings=self.config.vision_settings)
-        return self.projection(features, frame_index=frame_index)
+            return encode(self.vision, vision_inputs, settings=self.config.vision_settings)
 
     def image_prefix(
         self, pixel_values: Tensor, *, image_mask: Tensor | None = None, **vision_inputs: Tensor

@@ -39,6 +39,7 @@ from visgraft.train.session import Session
 from visgraft.train.state import TrainState, load_state, set_random_state
 from visgraft.train.steps import LoaderSettings, StepDataset
 from visgraft.train.validate import own_probes, pick_questions
+from visgraft.train.vision_cache import fill_vision_cache
 
 NUM_PROBES = 8  # questions answered on the way, each about another sample
 NUM_FILLER_SAMPLES = 2
@@ -49,6 +50,7 @@ CHANGEABLE = {
     *("train.keep_checkpoints", "train.checkpoint_every_steps", "train.validate_every_steps"),
     *("data.probes", "train.probe_every_steps", "train.exact_match_samples", "train.max_new_tokens"),
     *("train.micro_batch_rows", "train.logits_chunk", "train.gradient_checkpointing", "train.save"),
+    *("train.cache_vision", "train.cache_vision_max_gb"),
 }
 
 
@@ -73,6 +75,9 @@ def open_session(
         progress.begin(run.folder, rows=rows, notes=notes)
     optimizer = build_optimizer(by_part, recipe.train)
     trained = {name: parameter for inside in by_part.values() for name, parameter in inside.items()}
+    planners = [planner] if validation is None else [planner, validation]
+    cache = fill_vision_cache(local, model, planners, accelerator=accelerator, say=progress.say)
+    loader = replace(loader, vision_cache=cache)
     network, prepared = accelerator.prepare(model, optimizer)
     state = TrainState()
     set_seed(recipe.train.seed, device_specific=True)  # dropout

@@ -16,6 +16,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from visgraft.data.batch import PAD, Batch, EncodedSample, Layout, split_by_positions, split_dialogs
+from visgraft.data.feature_cache import FeatureCache
+from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample
 from visgraft.errors import BadSampleError
 from visgraft.train.plan import Planner, Position, StepPlan
@@ -33,6 +35,7 @@ class LoaderSettings:
     process_index: int = 0
     num_processes: int = 1
     pin_memory: bool = False
+    vision_cache: FeatureCache | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ class StepDataset(Dataset[Step]):
         for group in plan.groups[self.settings.process_index :: self.settings.num_processes]:
             try:
                 sample = self.planner.sample(group)
-                made = processor.encode(sample, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels)
+                made = self._from_cache(sample) or processor.encode(
+                    sample, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels
+                )
                 encoded.append(made)
             except BadSampleError as error:
                 bad.append(self.planner.sources.bad_sample(group.sample_index, str(error)))
@@ -116,11 +121,31 @@ class StepDataset(Dataset[Step]):
         if not encoded:
             return ()
         rows = encoded if self.settings.layout == "shared" else split_dialogs(encoded)
+        cached = [row for row in rows if "features" in row.vision_inputs]
+        if not cached or all("features" in row.vision_inputs for row in rows if row.vision_inputs):
+            return self._micro_batches(rows)
+        # Images that the cache lacks come as pixels, and those go through the encoder together.
+        return self._micro_batches([row for row in rows if "features" not in row.vision_inputs]) + self._micro_batches(
+            cached
+        )
+
+    def _micro_batches(self, rows: list[EncodedSample]) -> tuple[Batch, ...]:
         parts = split_by_positions(
             [row.num_positions for row in rows], max_cost=None, max_rows=self.settings.micro_batch_rows
         )
         collate = self.planner.processor.collate
         return tuple(collate([rows[i] for i in part], layout=self.settings.layout) for part in parts)
+
+    def _from_cache(self, sample: Sample) -> EncodedSample | None:
+        """Encode a sample without opening its images; None: their features are not all there."""
+        processor, cache = self.planner.processor, self.settings.vision_cache
+        features = None if cache is None else cache.find(sample.images)
+        if features is None:
+            return None
+        counts = (processor.num_image_tokens,) * len(features)
+        return EncodedSample(
+            processor.encode_text(sample), {"features": features}, counts, id=sample.id, source=sample.source
+        )
 
 
 def _leave_interrupts_to_the_main_process(_: int) -> None:
