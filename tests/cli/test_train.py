@@ -91,3 +91,12 @@ def test_a_recipe_that_cannot_run_is_one_line_and_status_2(
 
 def test_a_run_that_is_not_there_is_said(visgraft: Visgraft, tmp_path: Path) -> None:
     assert "no such recipe" in visgraft("train", "--resume", tmp_path / "nowhere").err
+
+
+def test_a_run_may_be_made_in_a_folder_of_its_own_name(visgraft: Visgraft, recipe: Path, tmp_path: Path) -> None:
+    outcome = visgraft("train", recipe, "--set", "train.max_steps=1", "--output", tmp_path / "mine")
+    assert (outcome.status, outcome.out) == (0, f"{tmp_path / 'mine'}\n"), outcome.err
+    assert visgraft("train", recipe, "-o", tmp_path / "mine").status == 2
+    both = visgraft("train", "--resume", tmp_path / "mine", "-o", tmp_path / "other")
+    assert both.status == 2
+    assert "a run goes on in its own folder" in both.err

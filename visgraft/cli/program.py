@@ -18,6 +18,7 @@ from visgraft.cli.ask import ask, caption
 from visgraft.cli.chat import chat
 from visgraft.cli.data import data
 from visgraft.cli.demo import demo
+from visgraft.cli.experiment import experiment
 from visgraft.cli.heirs import export, import_, merge
 from visgraft.cli.init import init
 from visgraft.cli.show import show
@@ -117,6 +118,12 @@ def _add(panel: str, command: Callable[..., int | None], *examples: str) -> None
 _add("Build", init, "visgraft init --data ~/photos -o recipe.yaml")
 _add("Train", train, "visgraft train recipe.yaml --set train.epochs=3", "visgraft train --resume runs/my-run")
 _add("Train", demo, "visgraft demo", "visgraft demo --all-questions --seed 1")
+_add(
+    "Train",
+    experiment,
+    "visgraft experiment recipes/experiments/modules.yaml --dry-run",
+    "visgraft experiment modules.yaml --seeds 2 --only 'lora*' --set train.max_steps=100",
+)
 _add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")
 app.add_typer(data, name="data", rich_help_panel="Look")
 _add("Use", ask, 'visgraft ask runs/my-run cat.jpg "What is it?"')

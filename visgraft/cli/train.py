@@ -30,6 +30,12 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.", show_default=False)
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="The run folder itself, new or empty.", show_default="by date"
+        ),
+    ] = None,
 ) -> None:
     """Train the join of two models on images and texts.
 
@@ -38,6 +44,8 @@ def train(
     """
     if recipe is None and resume is None:
         raise ConfigError("train: got neither a recipe nor --resume; name a recipe, such as recipes/easy_vqa.yaml")
+    if resume is not None and output is not None:
+        raise ConfigError(f"train: got both --resume {resume} and --output {output}; a run goes on in its own folder")
     settings = load_recipe(
         recipe or str(resume), overrides=[*(overrides or []), *(["train.save=full"] if full else [])]
     )
@@ -47,7 +55,7 @@ def train(
     from visgraft.train.loop import train as run_training
 
     try:
-        folder = run_training(settings, resume=resume)
+        folder = run_training(settings, resume=resume, folder=output)
     except KeyboardInterrupt as error:
         if str(error):  # it was saved, and says how to go on
             tell(str(error))

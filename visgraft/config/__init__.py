@@ -5,7 +5,8 @@ Usage: `from visgraft.config import Recipe, load_recipe`
 """
 
 from visgraft.config.hints import unknown_key
-from visgraft.config.recipe import apply_override, load_recipe, recipe_to_dict, recipe_to_yaml
+from visgraft.config.plain import flatten
+from visgraft.config.recipe import apply_override, load_recipe, read_yaml, recipe_to_dict, recipe_to_yaml, set_key
 from visgraft.config.settings import (
     PARTS,
     AugmentSettings,
@@ -43,8 +44,11 @@ __all__ = [
     "TrainSettings",
     "TrainingMode",
     "apply_override",
+    "flatten",
     "load_recipe",
+    "read_yaml",
     "recipe_to_dict",
     "recipe_to_yaml",
+    "set_key",
     "unknown_key",
 ]

@@ -1,9 +1,10 @@
-"""Turn settings back into plain values: only what differs from the defaults.
+"""Turn settings back into plain values, nested or dotted: only what differs from the defaults.
 
 In: a settings dataclass. Out: dicts, lists, numbers and text, fit for YAML and JSON.
 Usage: `to_plain(recipe)` is `{"model": {"vision": ..., "language": ...}}`
 """
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -29,3 +30,11 @@ def to_plain(value: Any) -> Any:
             plain[field.name] = to_plain(item)
     short = shorthand_of(type(value))
     return plain[short] if short is not None and set(plain) == {short} else plain
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into dotted ones: `{"train": {"epochs": 3}}` into `{"train.epochs": 3}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -35,13 +35,14 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
-def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, *, overrides: Sequence[str] = (), folder: Path | None = None
+) -> Recipe:
     """Load and check a recipe.
 
     `source` is a YAML file, a run folder, a dict of the same form, or a Recipe. Relative paths of sources and models
-    are looked for beside the file, then in the working directory. Raises ConfigError.
+    are looked for beside the file (of a dict in `folder`), then in the working directory. Raises ConfigError.
     """
-    folder = None
     if isinstance(source, Recipe):
         values = recipe_to_dict(source)
     elif isinstance(source, Mapping):
@@ -49,7 +50,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, overrides: S
     else:
         path = Path(source).expanduser()
         path = path / "recipe.yaml" if path.is_dir() else path
-        values, folder = _read_yaml(path), path.absolute().parent
+        values, folder = read_yaml(path), path.absolute().parent
     for override in overrides:
         apply_override(values, override)
     recipe: Recipe = Strict(Recipe, folder=folder).convert(values, Recipe, "")
@@ -57,9 +58,12 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, overrides: S
     return recipe
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(
+    path: Path, *, what: str = "recipe", need: str = "a YAML file or a run folder that holds recipe.yaml"
+) -> dict[str, Any]:
+    """Read a mapping from a YAML file. Raises ConfigError, which says what the file was to be."""
     if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe; need a YAML file or a run folder that holds recipe.yaml")
+        raise ConfigError(f"{path}: no such {what}; need {need}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
@@ -69,7 +73,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: got {type(values).__name__}, need a mapping with {', '.join(_KEYS)}")
+        keys = f" with {', '.join(_KEYS)}" if what == "recipe" else ""
+        raise ConfigError(f"{path}: got {type(values).__name__}, need a mapping{keys}")
     return values
 
 
@@ -91,6 +96,15 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value cannot be read: {_yaml_problem(error)}") from error
+    try:
+        set_key(values, dotted.strip(), value)
+    except ConfigError as error:
+        raise ConfigError(f"--set {error}") from error
+
+
+def set_key(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one dotted key in place to a value; `data.train.1` one past the end adds an entry. Raises ConfigError."""
+    keys = dotted.split(".")
     holder: Any = values
     for depth, key in enumerate(keys[:-1]):
         path = ".".join(keys[: depth + 1])
@@ -110,7 +124,7 @@ def _place(holder: dict[str, Any] | list[Any], key: str, path: str) -> Any:
     if isinstance(holder, dict):
         return key
     if not key.isdecimal() or int(key) > len(holder):
-        raise ConfigError(f"--set {path}: got {key!r}, need the number of an entry, 0 to {len(holder)}")
+        raise ConfigError(f"{path}: got {key!r}, need the number of an entry, 0 to {len(holder)}")
     if int(key) == len(holder):
         holder.append(None)
     return int(key)

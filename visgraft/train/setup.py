@@ -8,7 +8,7 @@ In: a recipe, and perhaps a run to go on with. Out: a `Session`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
 
-from visgraft.config import Recipe, load_recipe, recipe_to_dict
+from visgraft.config import Recipe, flatten, load_recipe, recipe_to_dict
 from visgraft.data.batch import Batch
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Quarantine, open_sources
@@ -117,7 +117,7 @@ def check_resumable(before: Recipe, now: Recipe) -> None:
     Raises:
         ConfigError: with the first key that differs.
     """
-    old, new = _flat(recipe_to_dict(before)), _flat(recipe_to_dict(now))
+    old, new = flatten(recipe_to_dict(before)), flatten(recipe_to_dict(now))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not any(key == c or key.startswith(f"{c}.") for c in CHANGEABLE):
             raise ConfigError(
@@ -218,10 +218,3 @@ def _open_quarantine(recipe: Recipe, run: Run, planner: Planner, *, is_main: boo
     for bad in planner.unreadable:
         quarantine.add(bad)
     return quarantine
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -1,0 +1,91 @@
+"""One run in a process of its own: its memory is its own, and what ends it ends nothing else.
+
+In: a run and its folder. Out: a job that `run_experiment` watches.
+Usage: `job = launch_process(run, folder, "0", print)`
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from visgraft.experiment.folder import status_of
+from visgraft.experiment.planned import PlannedRun
+
+NUM_LINES = 200  # of what a run said last, that are kept
+PROGRAM = (sys.executable, "-m", "visgraft")
+
+
+class ProcessJob:
+    """A running `visgraft train`. It is in a session of its own: a terminal's Ctrl-C reaches it only through us."""
+
+    def __init__(
+        self, arguments: Sequence[str], *, recipe: Path, device: str | None, say: Callable[[str], None]
+    ) -> None:
+        """Start it with a recipe's file, which goes away with it."""
+        self._recipe = recipe
+        environment = dict(os.environ) | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        self._lines: deque[str] = deque(maxlen=NUM_LINES)
+        self._process = subprocess.Popen(
+            [*PROGRAM, "train", str(recipe), *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, args=(say,), daemon=True)
+        self._reader.start()
+
+    def _read(self, say: Callable[[str], None]) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.append(line.rstrip())
+                say(line.rstrip())
+
+    def poll(self) -> int | None:
+        """Return the exit status, None while it runs."""
+        status = self._process.poll()
+        if status is not None:
+            self._reader.join(timeout=10.0)
+            self._recipe.unlink(missing_ok=True)
+        return status
+
+    def interrupt(self) -> None:
+        """Tell it to save and stop; a second time, to stop at once."""
+        self._process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+        self._recipe.unlink(missing_ok=True)
+
+    def failure(self) -> tuple[str, str]:
+        """Say why it failed: in one line, and all that it said last."""
+        status, lines = self._process.returncode, [line for line in self._lines if line.strip()]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        if status is not None and status < 0:
+            name = signal.Signals(-status).name
+            reason = f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        else:
+            reason = (errors or lines or [f"exit status {status}"])[-1]
+        return reason, "\n".join(self._lines)
+
+
+def launch_process(run: PlannedRun, folder: Path, device: str | None, say: Callable[[str], None]) -> ProcessJob:
+    """Start a run in a folder, or go on with it where it was begun; `device` is the one GPU that it sees."""
+    with tempfile.NamedTemporaryFile("w", prefix="visgraft-", suffix=".yaml", delete=False, encoding="utf-8") as file:
+        file.write(run.recipe.to_yaml())
+    place = ["--resume" if status_of(folder) == "begun" else "--output", str(folder)]
+    return ProcessJob(place, recipe=Path(file.name), device=device, say=say)
