@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Visgraft
 from visgraft.data.sample import Sample, Turn
-from visgraft.infer import answer, load
+from visgraft.infer import answer, load, score_candidates
 
 
 def expected(folder: Path, prompt: str, *names: str) -> list[str]:
@@ -42,6 +42,28 @@ def test_an_answer_as_json_is_alone_on_standard_output(folder: Path) -> None:
     assert result.stderr == ""
     [text] = expected(folder, "What is it?", "1.png")
     assert json.loads(result.stdout) == {"image": str(image), "question": "What is it?", "answer": text}
+
+
+def test_the_likeliest_of_given_choices_is_the_answer(visgraft: Visgraft, folder: Path) -> None:
+    image = folder / "photos" / "1.png"
+    sample = Sample(images=[image], dialogs=[[Turn("Which colour?", "")]])
+    model, processor = load(str(folder / "run"), device="cpu", precision="fp32")
+    scores = score_candidates(model, processor, sample, ["red", "a grey cat", "blue"])
+    best = ["red", "a grey cat", "blue"][scores.index(max(scores))]
+    args = ("ask", folder / "run", image, "Which colour?", "--choices", "red, a grey cat,blue,red", *SHORT)
+    outcome = visgraft(*args)
+    assert (outcome.status, outcome.out, outcome.err) == (0, f"{best}\n", "")
+    told = json.loads(visgraft(*args, "--json").out)
+    assert (told["image"], told["question"], told["answer"]) == (str(image), "Which colour?", best)
+    assert [choice["answer"] for choice in told["choices"]] == ["red", "a grey cat", "blue"]
+    assert [choice["log_likelihood"] for choice in told["choices"]] == pytest.approx(scores, abs=1e-5)
+    assert sum(choice["share"] for choice in told["choices"]) == pytest.approx(1)
+
+
+def test_one_choice_is_no_choice(visgraft: Visgraft, folder: Path) -> None:
+    outcome = visgraft("ask", folder / "run", folder / "photos" / "1.png", "Which?", "--choices", " red,,red ")
+    assert outcome.status == 2
+    assert "--choices: got ' red,,red ', need two answers or more, such as red,blue" in outcome.err
 
 
 def test_captions_come_in_the_order_of_the_images(visgraft: Visgraft, folder: Path) -> None:

@@ -3,6 +3,7 @@
 In: a model, images. Out: the answers, one a line, or JSON. Usage: `visgraft ask runs/my-run cat.jpg "What is it?"`
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +13,12 @@ import typer
 from visgraft.cli.hub import go_offline_without_network, names_of_model
 from visgraft.cli.options import AsJson, Device, MaxNewTokens, Model, Precision
 from visgraft.cli.terminal import note, print_error, print_json, print_line, quiet_libraries
-from visgraft.errors import BadSampleError
+from visgraft.errors import BadSampleError, ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from visgraft.data.sample import Sample
     from visgraft.model.vlm import VisionLanguageModel
     from visgraft.processor import Processor
 
@@ -27,16 +29,37 @@ def ask(
     model: Model,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.", show_default=False)],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="Question about the image.", show_default=False)],
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...", help="Choose the likeliest of these answers instead of writing one.", show_default=False
+        ),
+    ] = None,
     max_new_tokens: MaxNewTokens = 64,
     device: Device = None,
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Ask a question about an image."""
+    """Ask a question about an image.
+
+    visgraft ask runs/my-run cat.jpg "Which colour is it?" --choices "red,blue,green"
+
+    With --choices and --json every choice comes with its log-likelihood (of the whole answer and its end, in nats) and
+    its share among the choices.
+    """
     from visgraft.data.sample import Sample, Turn
 
+    candidates = None if choices is None else _split_choices(choices)
     sample = Sample(images=[open_named(image)], dialogs=[[Turn(question, "")]])
     loaded = load_model(model, device=device, precision=precision)
+    if candidates is not None:
+        scores = _scores(loaded, sample, candidates)
+        best = max(scores, key=lambda score: score["log_likelihood"])["answer"]
+        if as_json:
+            print_json({"image": str(image), "question": question, "answer": best, "choices": scores})
+        else:
+            print_line(best)
+        return
     from visgraft.infer import answer
 
     [text] = answer(*loaded, [sample], max_new_tokens=max_new_tokens)
@@ -44,6 +67,28 @@ def ask(
         print_json({"image": str(image), "question": question, "answer": text})
     else:
         print_line(text)
+
+
+def _split_choices(choices: str) -> list[str]:
+    """Take the choices apart; each one counts once."""
+    candidates = list(dict.fromkeys(choice.strip() for choice in choices.split(",") if choice.strip()))
+    if len(candidates) < 2:
+        raise ConfigError(f"--choices: got {choices!r}, need two answers or more, such as red,blue")
+    return candidates
+
+
+def _scores(
+    loaded: "tuple[VisionLanguageModel, Processor]", sample: "Sample", candidates: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Score the choices: log-likelihoods, and shares that sum to one."""
+    from visgraft.infer import score_candidates
+
+    scores = score_candidates(*loaded, sample, candidates)
+    weights = [math.exp(score - max(scores)) for score in scores]
+    return [
+        {"answer": candidate, "log_likelihood": score, "share": weight / sum(weights)}
+        for candidate, score, weight in zip(candidates, scores, weights, strict=True)
+    ]
 
 
 def caption(

@@ -1,4 +1,4 @@
-"""`visgraft chat`: several turns about an image, in the terminal or from a pipe, streamed.
+"""`visgraft chat`: several turns about images, in the terminal or from a pipe, streamed.
 
 In: lines, each a question or a command that begins with a slash. Out: the answers on standard output.
 Usage: `visgraft chat runs/my-run cat.jpg`
@@ -6,8 +6,7 @@ Usage: `visgraft chat runs/my-run cat.jpg`
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,13 +18,10 @@ from visgraft.cli.terminal import note, print_error, print_line
 from visgraft.errors import ConfigError, VisgraftError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from visgraft.data.sample import Sample, Turn
     from visgraft.model.vlm import VisionLanguageModel
     from visgraft.processor import Processor
 
-HELP = "/image PATH shows another image and begins anew, /reset forgets what was said, /exit leaves"
+HELP = "/image PATH shows another image at this place, /reset forgets what was said, /exit leaves"
 
 
 def chat(
@@ -37,12 +33,17 @@ def chat(
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
-    """Talk with a model about an image.
+    """Talk with a model about images.
 
-    /image PATH shows another image and begins anew, /reset forgets what was said, /exit leaves. Ctrl-C stops an answer.
+    /image PATH shows another image at this place: what is said from then on is about it too, what was said before never
+    saw it. /reset forgets what was said, the newest image apart. /exit leaves. Ctrl-C stops an answer.
+
+    visgraft chat runs/my-run cat.jpg
     """
     shown = None if image is None else open_named(image)
-    talk = Chat(*load_model(model, device=device, precision=precision), shown, max_new_tokens=max_new_tokens)
+    talk = Chat(*load_model(model, device=device, precision=precision), max_new_tokens=max_new_tokens)
+    if shown is not None:
+        talk.talk.show(shown)
     note(HELP)
     has_failed = False
     for line in _lines():
@@ -76,22 +77,23 @@ def _lines() -> Iterator[str]:
             yield line
 
 
-@dataclass
 class Chat:
-    """A model, the image that it sees, and what was said so far."""
+    """A conversation, and the commands that change it."""
 
-    model: "VisionLanguageModel"
-    processor: "Processor"
-    image: "Image | None"
-    max_new_tokens: int
-    turns: "list[Turn]" = field(default_factory=list)
+    def __init__(self, model: "VisionLanguageModel", processor: "Processor", *, max_new_tokens: int) -> None:
+        """Begin with nothing shown and nothing said."""
+        from visgraft.infer import Conversation
+
+        self.talk = Conversation(model, processor)
+        self.max_new_tokens = max_new_tokens
 
     def command(self, line: str) -> bool:
         """Follow a command; False means to leave.
 
         Raises:
             ConfigError: there is no such command, or it lacks its argument.
-            BadSampleError: the image cannot be used.
+            BadSampleError: the image cannot be used; the conversation stays as it was.
+            ModelError: the language model has no positions for the image.
         """
         name, _, argument = line.partition(" ")
         match name:
@@ -100,14 +102,13 @@ class Chat:
             case "/help":
                 note(HELP)
             case "/reset":
-                self.turns.clear()
+                self.talk.reset()
                 note("what was said is forgotten")
             case "/image":
                 if not argument.strip():
                     raise ConfigError("/image: got no path; write /image PATH")
-                self.image = open_named(Path(argument.strip().strip("'\"")))
-                self.turns.clear()  # the image stands in front of all that is said about it, as in training
-                note(f"the model now sees {argument.strip()}; the chat begins anew")
+                self.talk.show(open_named(Path(argument.strip().strip("'\""))))
+                note(f"the model now sees {argument.strip()} too")
             case _:
                 raise ConfigError(f"{name}: no such command; {HELP}")
         return True
@@ -118,37 +119,17 @@ class Chat:
         Raises:
             ModelError: the prompt alone is too long for the language model.
         """
-        from visgraft.data.sample import Turn
-        from visgraft.infer import stream
-
-        text = ""
+        num_forgotten = self.talk.make_room(prompt, max_new_tokens=self.max_new_tokens)
+        if num_forgotten:
+            limit = self.talk.model.contract.max_positions
+            note(f"the oldest {num_forgotten} turns are forgotten: the language model has {limit} positions")
         try:
-            for piece in stream(self.model, self.processor, self._sample(prompt), max_new_tokens=self.max_new_tokens):
-                text += piece
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+            with closing(self.talk.say(prompt, max_new_tokens=self.max_new_tokens)) as pieces:
+                for piece in pieces:
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
         finally:
             print_line()
-        self.turns.append(Turn(prompt, text))
-
-    def _sample(self, prompt: str) -> "Sample":
-        """Make the sample to answer; turns that no longer fit are forgotten, the oldest first."""
-        from visgraft.data.sample import Sample, Turn
-        from visgraft.infer import num_prompt_positions
-
-        images = [] if self.image is None else [self.image]
-        limit = self.model.contract.max_positions
-        num_forgotten = 0
-        while True:
-            sample = Sample(images=images, dialogs=[[*self.turns, Turn(prompt, "")]])
-            needed = num_prompt_positions(self.model, self.processor, sample) + self.max_new_tokens
-            if limit is None or needed <= limit or not self.turns:
-                break
-            del self.turns[0]
-            num_forgotten += 1
-        if num_forgotten:
-            note(f"the oldest {num_forgotten} turns are forgotten: the language model has {limit} positions")
-        return sample

@@ -146,9 +146,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, 
 
     Equals encode_dialog(...).input_ids cut before the last answer; raises the same ConfigErrors.
     """
+    return [token for ids in encode_prompt_turns(tokenizer, template, turns) for token in ids]
+
+
+def encode_prompt_turns(
+    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn]
+) -> list[list[int]]:
+    """Encode the serving prompt as `encode_prompt` does, turn by turn, so that images may stand between."""
     pairs = list(_encode_turns(tokenizer, template, turns))
-    ids = [token for prompt_ids, answer_ids in pairs[:-1] for token in prompt_ids + answer_ids]
-    return ids + pairs[-1][0]
+    return [*(prompt_ids + answer_ids for prompt_ids, answer_ids in pairs[:-1]), pairs[-1][0]]
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> int:

@@ -11,6 +11,8 @@ from visgraft.infer.answering import GREEDY as GREEDY
 from visgraft.infer.answering import Answered as Answered
 from visgraft.infer.answering import answer as answer
 from visgraft.infer.answering import answer_each as answer_each
+from visgraft.infer.candidates import score_candidates as score_candidates
+from visgraft.infer.conversation import Conversation as Conversation
 from visgraft.infer.loading import load as load
 from visgraft.infer.prefixes import PrefixCache as PrefixCache
 from visgraft.infer.questions import num_prompt_positions as num_prompt_positions

@@ -123,7 +123,7 @@ def answer_each(
         ModelError: a prompt leaves no room for an answer.
     """
     cache = PrefixCache() if prefix_cache is None else prefix_cache
-    stop_ids = _stop_token_ids(model, processor)
+    stop_ids = stop_token_ids(model, processor)
     settings = {**GREEDY, "eos_token_id": stop_ids, "pad_token_id": processor.tokenizer.pad_token_id, **generate}
     for asked in _ahead(read_samples(processor, samples, num_dialogs=batch_size * _BATCHES_AHEAD)):
         answers: dict[int, Answered] = {}
@@ -201,7 +201,7 @@ def text_of(processor: Processor, ids: Sequence[int], stop_ids: Sequence[int]) -
     return str(text).strip()
 
 
-def _stop_token_ids(model: VisionLanguageModel, processor: Processor) -> list[int]:
+def stop_token_ids(model: VisionLanguageModel, processor: Processor) -> list[int]:
     """List where answers end: the token that training put there, and those of the language model itself."""
     own = model.generation_config.eos_token_id
     own = [] if own is None else own if isinstance(own, list) else [own]

@@ -7,14 +7,14 @@ In: a model, its processor, a sample. Out: pieces of text; joined, they are what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import Queue
 from threading import Event, Thread
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from visgraft.data.sample import Sample
 from visgraft.infer.answering import answer
@@ -29,17 +29,32 @@ def stream(
 
     Closing the iterator early stops the model. Arguments and errors are those of `answer`.
     """
+
+    def run(hooks: dict[str, Any]) -> None:
+        answer(model, processor, [sample], max_new_tokens=max_new_tokens, **{**hooks, **generate})
+
+    yield from stream_pieces(processor.tokenizer, run)
+
+
+def stream_pieces(
+    tokenizer: PreTrainedTokenizerBase, generate: Callable[[dict[str, Any]], None]
+) -> Generator[str, None, None]:
+    """Give the text that a call of Hugging Face's `generate` makes, piece by piece, without outer white space.
+
+    Args:
+        tokenizer: decodes it.
+        generate: calls it, with the settings it is given; it runs in a thread of its own, and closing the iterator
+            early stops it. What it raises is raised here.
+    """
     streamer = TextIteratorStreamer(
-        processor.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     failures: Queue[BaseException] = Queue()
     is_closed = Event()
 
     def run() -> None:
         try:
-            stop = StoppingCriteriaList([_StopWhen(is_closed)])
-            settings = {"streamer": streamer, "stopping_criteria": stop, **generate}
-            answer(model, processor, [sample], max_new_tokens=max_new_tokens, **settings)
+            generate({"streamer": streamer, "stopping_criteria": StoppingCriteriaList([_StopWhen(is_closed)])})
         except Exception as error:  # it belongs to whoever reads the stream
             failures.put(error)
             streamer.end()

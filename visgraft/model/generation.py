@@ -8,6 +8,7 @@ In: prompts padded on either side, pixels. Out: the given ids untouched, then th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
 from visgraft.model.outputs import VisionLanguageOutput
-from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, read_on
+from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, branch, read_on
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 
@@ -189,6 +190,29 @@ class PrefixGenerationMixin(GenerationMixin):
         self._check_length(table)
         logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
         return VisionLanguageOutput(logits=logits, past_key_values=cache)
+
+    def read_branches(
+        self, input_ids: Tensor, *, lengths: Sequence[int], context: SegmentTable, cache: Cache
+    ) -> Tensor:
+        """Read several texts behind the one row that a cache holds; each sees all of that, and none another.
+
+        Args:
+            input_ids: [T] long, the texts one behind the other.
+            lengths: of each.
+            context: what the cache holds, one row.
+            cache: one that drops nothing (`RoomCache`); it is written to, and worth nothing more than its context.
+
+        Returns:
+            Logits [T, V].
+
+        Raises:
+            ModelError: a text ends beyond the language model's positions.
+        """
+        table = branch(context, lengths=lengths)
+        self._check_length(table)
+        logits, _ = self._decode(self.get_input_embeddings()(input_ids[None]), table, cache, 0)
+        row: Tensor = logits[0]
+        return row
 
     def _check_length(self, table: SegmentTable) -> None:
         limit = self.contract.max_positions

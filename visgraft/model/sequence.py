@@ -267,9 +267,7 @@ def read_on(context: SegmentTable, mask: Tensor, *, kind: int) -> SegmentTable:
         The table of B rows with S + Q positions; pads see themselves alone and are never seen.
     """
     context = context.repeat(mask.shape[0] // context.kind.shape[0])
-    is_real = context.kind != PAD
-    start = torch.where(is_real, context.position + 1, 0).amax(1, keepdim=True) if context.length else 0
-    position = start + (mask.long().cumsum(1) - 1).clamp(min=0)
+    position = _next_position(context) + (mask.long().cumsum(1) - 1).clamp(min=0)
     num_segments = context.sees.shape[1]
     sees = torch.nn.functional.pad(context.sees, (0, 1, 0, 1))
     sees[:, num_segments, :num_segments] = kind == TEXT
@@ -280,6 +278,38 @@ def read_on(context: SegmentTable, mask: Tensor, *, kind: int) -> SegmentTable:
         position=torch.cat([context.position, position], 1),
         sees=sees,
     )
+
+
+def branch(context: SegmentTable, *, lengths: Sequence[int]) -> SegmentTable:
+    """Describe one row behind which several texts are read at once.
+
+    Each sees all that was read before and its own past, and none another; each restarts at the next position.
+
+    Args:
+        context: one row as read so far, S positions.
+        lengths: of each text.
+
+    Returns:
+        The table of one row with S + sum(lengths) positions.
+    """
+    num_segments, num_texts, device = context.sees.shape[1], len(lengths), context.kind.device
+    segment = torch.tensor([index for index, length in enumerate(lengths) for _ in range(length)], device=device)[None]
+    step = torch.tensor([place for length in lengths for place in range(length)], device=device)[None]
+    sees = torch.nn.functional.pad(context.sees, (0, num_texts, 0, num_texts))
+    sees[:, num_segments:, :num_segments] = True
+    return SegmentTable(
+        kind=torch.cat([context.kind, torch.full_like(segment, TEXT)], 1),
+        group=torch.cat([context.group, torch.zeros_like(segment)], 1),
+        segment=torch.cat([context.segment, num_segments + segment], 1),
+        position=torch.cat([context.position, _next_position(context) + step], 1),
+        sees=sees,
+    )
+
+
+def _next_position(context: SegmentTable) -> Tensor:
+    """Give the position behind each row's last real one: [B, 1]."""
+    ends = torch.where(context.kind != PAD, context.position + 1, 0)
+    return torch.nn.functional.pad(ends, (1, 0)).amax(1, keepdim=True)
 
 
 def draw(table: SegmentTable, *, names: str, causal_image: bool = False) -> str:
