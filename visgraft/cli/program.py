@@ -24,6 +24,7 @@ from visgraft.cli.init import init
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, print_error
 from visgraft.cli.train import train
+from visgraft.cli.words import words
 from visgraft.errors import VisgraftError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -125,6 +126,12 @@ _add(
     "visgraft experiment modules.yaml --seeds 2 --only 'lora*' --set train.max_steps=100",
 )
 _add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")
+_add(
+    "Look",
+    words,
+    "visgraft words runs/my-run cat.jpg -o words.html",
+    'visgraft words runs/my-run cat.jpg --prompt "What is it?"',
+)
 app.add_typer(data, name="data", rich_help_panel="Look")
 _add("Use", ask, 'visgraft ask runs/my-run cat.jpg "What is it?"')
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")

@@ -10,8 +10,10 @@ The image processor stays that of transformers, so that an encoder sees the pixe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -129,6 +131,35 @@ def stack_frames(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     if stacked:
         stacked["image_mask"] = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
     return stacked
+
+
+def seen_image(
+    pixels: Tensor, image_processor: BaseImageProcessor, *, grid: tuple[int, int] | None = None
+) -> Image.Image:
+    """Turn pixels back into the picture that the encoder sees: its numbers made colours again.
+
+    Args:
+        pixels: [3, H, W] float, or of encoders of native resolution patches [P, patch * patch * 3].
+        image_processor: made them.
+        grid: rows and columns of the patches; those beyond are padding.
+    """
+    laid_out = pixels.permute(1, 2, 0) if grid is None else _join_patches(pixels, grid)
+    values = laid_out.cpu().float().numpy()
+    mean, std = getattr(image_processor, "image_mean", None), getattr(image_processor, "image_std", None)
+    if getattr(image_processor, "do_normalize", False) and mean is not None and std is not None:
+        values = values * np.asarray(std) + np.asarray(mean)
+    low, high = float(values.min()), float(values.max())
+    if low < -0.02 or high > 1.02:  # a processor with other numbers (bytes, say): spread what there is
+        values = (values - low) / max(high - low, 1e-6)
+    return Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
+
+
+def _join_patches(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Lay patches [P, patch * patch * 3], row by row, out as one image [H, W, 3]."""
+    rows, columns = grid
+    side = math.isqrt(patches.shape[1] // 3)
+    squares = patches[: rows * columns].view(rows, columns, side, side, 3)
+    return squares.transpose(1, 2).reshape(rows * side, columns * side, 3)
 
 
 def _probe(image_processor: BaseImageProcessor) -> list[tuple[int, ...]]:

@@ -12,12 +12,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from visgraft.data.batch import EncodedSample
 from visgraft.data.images import open_image
+from visgraft.data.pixels import seen_image
 from visgraft.data.prompt import EncodedDialog
 from visgraft.data.quarantine import BadSample
 from visgraft.data.sample import Sample
@@ -146,16 +145,4 @@ def _seen_images(sample: Sample, encoded: EncodedSample, processor: SheetProcess
     pixels = encoded.vision_inputs.get("pixel_values")
     if pixels is None or pixels.ndim != 4:
         return [open_image(image) for image in sample.images[:MAX_FRAMES]]
-    return [_as_image(pixel, processor.image_processor) for pixel in pixels[:MAX_FRAMES]]
-
-
-def _as_image(pixels: Tensor, image_processor: Any) -> Image.Image:
-    """Undo the normalisation of one image: [3, H, W] float."""
-    values = pixels.permute(1, 2, 0).numpy()
-    mean, std = image_processor.image_mean, image_processor.image_std
-    if getattr(image_processor, "do_normalize", False) and mean is not None and std is not None:
-        values = values * np.asarray(std) + np.asarray(mean)
-    low, high = float(values.min()), float(values.max())
-    if low < -0.02 or high > 1.02:  # a processor with other numbers (bytes, say): spread what there is
-        values = (values - low) / max(high - low, 1e-6)
-    return Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
+    return [seen_image(pixel, processor.image_processor) for pixel in pixels[:MAX_FRAMES]]

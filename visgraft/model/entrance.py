@@ -90,6 +90,23 @@ class Entrance:
         """Give the positions that the LM is given, [B, S] long."""
         return table.position if self.at == "embeddings" else text_positions(table)
 
+    def vocabulary(self, language: PreTrainedModel, ids: Tensor) -> Tensor:
+        """Give tokens as vectors of the space in which image tokens enter.
+
+        This is what the embedding module gives (Gemma's scale is then in it), not the rows of its table and not the
+        head's; for `first_layer` it is what stands behind `project_in`, before positions are added.
+
+        Args:
+            language: the language model that the entrance was made for.
+            ids: [n] long.
+
+        Returns:
+            [n, width].
+        """
+        entered: Tensor = language.get_input_embeddings()(ids)
+        narrow = getattr(language.get_decoder(), "project_in", None) if self.at == "first_layer" else None
+        return entered if narrow is None else narrow(entered)
+
     def _replace_positions(self, _: nn.Module, __: Any, positions: Tensor) -> Tensor:
         if self._waiting is None:
             return positions
