@@ -75,7 +75,9 @@ def write_picture(path: Path, look: Look) -> Path:
         share = float(found.image_share.mean())
         title = f"“{found.answer}”: {share:.0%} of its attention goes to the image"
         charts.append(_picture_chart(look, _heat_layers(look, found.weights.mean(dim=(0, 1))), title=title))
-    chart = altair.HConcatChart(hconcat=charts, spacing=24).configure(background="white", font="DejaVu Sans, sans-serif")
+    chart = altair.HConcatChart(hconcat=charts, spacing=24).configure(
+        background="white", font="DejaVu Sans, sans-serif"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(vl_convert.vegalite_to_png(chart.to_dict(), scale=1.5))
     return path
@@ -137,8 +139,7 @@ def _norm_chart(look: Look) -> altair.Chart:
     """Draw the lengths of image tokens and of the vocabulary as shares, on a logarithmic axis."""
     groups = dict(zip(KINDS, (look.nearest.image_norms, look.nearest.text_norms), strict=True))
     logs = {kind: lengths[lengths > 1e-9].double().log10() for kind, lengths in groups.items()}
-    low = min(float(values.min()) for values in logs.values() if len(values)) - 0.02
-    high = max(float(values.max()) for values in logs.values() if len(values)) + 0.02
+    low, high = _range_shown([values for values in logs.values() if len(values)])
     step = (high - low) / NUM_BINS
     points = []
     for kind, values in logs.items():
@@ -155,8 +156,16 @@ def _norm_chart(look: Look) -> altair.Chart:
         x=altair.X("from:Q", title="length", scale=scale, axis=altair.Axis(tickCount=6, format="~g")),
         x2="to:Q",
         y=altair.Y("share:Q", title="share", stack=None, axis=altair.Axis(format="%", tickCount=4)),
+        y2=altair.datum(0),
         color=altair.Color("of:N", title=None, sort=list(KINDS), legend=altair.Legend(orient="top")),
     )
+
+
+def _range_shown(groups: list[Tensor]) -> tuple[float, float]:
+    """Give the ends of the axis: all but the outermost hundredth on either side of each group."""
+    ordered = [group.sort().values for group in groups]
+    ends = [(float(values[len(values) // 100]), float(values[-1 - len(values) // 100])) for values in ordered]
+    return min(low for low, _ in ends) - 0.05, max(high for _, high in ends) + 0.05
 
 
 def _layer_chart(found: AnswerLook) -> altair.Chart:
@@ -218,7 +227,9 @@ def _word_layers(look: Look) -> list[altair.Chart]:
     cell = PICTURE_SIDE / max(look.squares.columns, look.squares.rows)
     chart = _square_chart(look, "word", words)
     squares = chart.mark_rect(color="black", opacity=0.5, stroke="white", strokeWidth=0.6, strokeOpacity=0.5)
-    text = chart.mark_text(color="white", font="DejaVu Sans, sans-serif", fontSize=max(6.0, min(20.0, cell / 5)), limit=cell * 0.96)
+    text = chart.mark_text(
+        color="white", font="DejaVu Sans, sans-serif", fontSize=max(6.0, min(20.0, cell / 5)), limit=cell * 0.96
+    )
     return [_rectangles(squares), text.encode(x=_across("x"), y=_down("y"), text="word:N")]
 
 
