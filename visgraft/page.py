@@ -14,13 +14,14 @@ import html
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from altair import Chart, LayerChart
+    from altair import Chart, LayerChart, VConcatChart
     from PIL.Image import Image
 
 STYLE = """
@@ -66,10 +67,16 @@ COLORS = ("#0072b2", "#e0791b", "#009e73", "#cc79a7", "#56a5d8", "#d5502a", "#8a
 class Page:
     """A page under construction: a title and sections, written as one file."""
 
-    def __init__(self, title: str, *, subtitle: str = "") -> None:
-        """Start a page; title and subtitle are text, not HTML."""
+    def __init__(self, title: str, *, subtitle: str = "", style: str = "", script: str = "") -> None:
+        """Start a page; title and subtitle are text, not HTML.
+
+        `style` (CSS) comes behind the page's own; `script` runs at its end, when all charts are on their way: each is
+        in `window.charts`, by its name, as the promise that Vega-Embed gives.
+        """
         self.title = title
         self.subtitle = subtitle
+        self.style = style
+        self.script = script
         self.sections: list[str] = []
         self.num_charts = 0
 
@@ -78,28 +85,35 @@ class Page:
         title = f"<h2>{escape(heading)}</h2>" if heading else ""
         self.sections.append(f"<section>{title}{''.join(parts)}</section>")
 
-    def chart(self, chart: Chart | LayerChart, *, alt: str) -> str:
-        """Give an Altair chart as HTML; it fills the width it gets, and the library's code is inside the page."""
+    def chart(
+        self, chart: Chart | LayerChart, *, alt: str, data: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+    ) -> str:
+        """Give an Altair chart as HTML; it fills the width it gets, and the library's code is inside the page.
+
+        `data` are the rows that the chart calls by name (`altair.NamedData`): Altair checks rows that it holds one by
+        one, which takes seconds for a few thousand.
+        """
         self.num_charts += 1
         name = f"chart-{self.num_charts}"
-        spec = json.dumps(themed(chart).to_dict()).replace("</", "<\\/")
+        spec = json.dumps(spec_of(chart, data=data)).replace("</", "<\\/")
         options = '{"actions": false, "renderer": "svg"}'
         return (
             f'<div class="plot" id="{name}" role="img" aria-label="{escape(alt)}"></div>'
-            f'<script>vegaEmbed("#{name}", {spec}, {options});</script>'
+            f'<script>(window.charts ??= {{}})["{name}"] = vegaEmbed("#{name}", {spec}, {options});</script>'
         )
 
     def html(self) -> str:
         """Give the page as HTML."""
         subtitle = f'<p class="subtitle">{escape(self.subtitle)}</p>' if self.subtitle else ""
         scripts = f"<script>{_chart_library()}</script>" if self.num_charts else ""
+        at_end = f"<script>{self.script}</script>" if self.script else ""
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{STYLE}</style>{scripts}</head>\n"
+            f"<title>{escape(self.title)}</title><style>{STYLE}{self.style}</style>{scripts}</head>\n"
             f"<body><main><h1>{escape(self.title)}</h1>{subtitle}\n"
             + "\n".join(self.sections)
-            + "\n</main></body></html>\n"
+            + f"\n</main>{at_end}</body></html>\n"
         )
 
     def write(self, path: Path) -> Path:
@@ -115,7 +129,7 @@ class Page:
         return path
 
 
-def themed(chart: Chart | LayerChart) -> Chart | LayerChart:
+def themed(chart: Chart | LayerChart | VConcatChart) -> Chart | LayerChart | VConcatChart:
     """Give a chart the page's look: no background, lines and words that read on light and dark."""
     grey, line = "#7d8896", "rgba(125, 136, 150, 0.28)"
     return (
@@ -128,6 +142,14 @@ def themed(chart: Chart | LayerChart) -> Chart | LayerChart:
         .configure_legend(labelColor=grey, titleColor=grey, labelFontSize=12, symbolStrokeWidth=3)
         .configure_range(category=list(COLORS))
     )  # fmt: skip
+
+
+def spec_of(
+    chart: Chart | LayerChart | VConcatChart, *, data: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+) -> dict[str, Any]:
+    """Give a chart in the page's look as Vega-Lite takes it, with the rows that it calls by name."""
+    spec: dict[str, Any] = themed(chart).to_dict()
+    return {**spec, "datasets": {**spec.get("datasets", {}), **data}} if data else spec
 
 
 def escape(text: object) -> str:
@@ -171,6 +193,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+@cache
 def _chart_library() -> str:
     import vl_convert  # slow to load, and only pages with charts need it
 

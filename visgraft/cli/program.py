@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from visgraft.cli.ask import ask, caption
 from visgraft.cli.chat import chat
+from visgraft.cli.compare import compare
 from visgraft.cli.data import data
 from visgraft.cli.demo import demo
 from visgraft.cli.experiment import experiment
@@ -24,6 +25,7 @@ from visgraft.cli.init import init
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, print_error
 from visgraft.cli.train import train
+from visgraft.cli.watch import watch
 from visgraft.cli.words import words
 from visgraft.errors import VisgraftError
 
@@ -126,6 +128,13 @@ _add(
     "visgraft experiment modules.yaml --seeds 2 --only 'lora*' --set train.max_steps=100",
 )
 _add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")
+_add(
+    "Look",
+    compare,
+    "visgraft compare runs/modules -o report.html",
+    'visgraft compare runs/a runs/b --image cat.jpg --prompt "What is it?" --prompt "Which colour?"',
+)
+_add("Look", watch, "visgraft watch runs/modules")
 _add(
     "Look",
     words,

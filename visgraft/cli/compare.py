@@ -1,0 +1,117 @@
+"""`visgraft compare`: put runs side by side in one offline HTML page.
+
+In: experiments and runs. Out: a page, and where asked a picture, Markdown, JSON.
+Usage: `visgraft compare runs/modules -o report.html`
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from visgraft.cli.options import AsJson, Device, MaxNewTokens
+from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries, tell
+from visgraft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from visgraft.compare.answers import Probe
+    from visgraft.compare.collect import Comparison
+
+MAX_COLUMNS = 6  # of results in the terminal; the page has them all
+
+
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="EXPERIMENT|RUN...", help="Experiment folders and run folders.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("compare.html"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="VARIANT", help="Show only this variant; may be given often.", show_default=False
+        ),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="Put an image of your own to every model.", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="What to ask about those images.", show_default="a caption"),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="FILE", help="Write the curves as a picture.", show_default=False)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables.", show_default=False)
+    ] = None,
+    max_new_tokens: MaxNewTokens = 64,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put runs side by side: curves, what differs, results, answers to the same questions.
+
+    Runs that differ only in their seed are one variant. The page is one file that needs no network. With --only the
+    other variants are hidden in the page, where a click shows them again.
+    """
+    if prompts and not images:
+        raise ConfigError("--prompt: there is no image to ask about; add --image FILE")
+    quiet_libraries()
+    from visgraft.compare.answers import gather
+    from visgraft.compare.collect import check_common_data, choose, collect
+    from visgraft.compare.report import write_picture, write_report
+
+    note("reading the runs")
+    comparison = collect(paths)
+    shown = choose(comparison, only or [])
+    own: list[Probe] = []
+    if images:
+        from visgraft.compare.own_images import ask_variants
+
+        chosen = [variant for variant in comparison.variants if variant.name in shown]
+        own = ask_variants(
+            chosen, images, prompts or [""], max_new_tokens=max_new_tokens, device=device, note=note
+        )  # fmt: skip
+    else:
+        check_common_data(comparison)
+    probes = gather(comparison.variants, note=note)
+    note("drawing")
+    written = [write_report(comparison, probes, output.expanduser(), own=own, shown=shown)]
+    if png:
+        written.append(write_picture(comparison, png.expanduser(), shown=shown))
+    _print(comparison, [*own, *probes], shown, markdown=markdown, as_json=as_json)
+    for path in [*written, *([markdown] if markdown else [])]:
+        (tell if as_json else print_line)(str(path))
+
+
+def _print(
+    comparison: "Comparison", probes: "list[Probe]", shown: list[str], *, markdown: Path | None, as_json: bool
+) -> None:
+    """Write the Markdown file; print JSON, or the first columns of the results."""
+    from visgraft.compare.plain import as_json as as_values
+    from visgraft.compare.plain import as_markdown, cell_text
+    from visgraft.compare.results import results
+
+    if markdown:
+        path = markdown.expanduser()
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder: give the name of an .md file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(as_markdown(comparison, probes, shown=shown), encoding="utf-8")
+    if as_json:
+        print_json(as_values(comparison, probes))
+        return
+    columns = results([variant for variant in comparison.variants if variant.name in shown])[:MAX_COLUMNS]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("variant")
+    for column in columns:
+        table.add_column(column.title, justify="right")
+    for name in shown:
+        table.add_row(Text(name), *(Text(cell_text(column, column.cells.get(name))) for column in columns))
+    print_rich(table)
+    print_line()
+    for text in [*comparison.notes, *(column.note for column in columns if column.note)]:
+        tell(text)

@@ -1,0 +1,278 @@
+"""The charts: training and validation loss of all variants, one panel for each set of data.
+
+In: variants. Out: Altair charts: live ones whose signals the page sets (which variants are shown, which axis, raw lines
+or not; scales follow what is shown), and a still one for a picture.
+
+    for panel in panels(comparison.variants): page.chart(live_chart(panel, style), alt=panel.title)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import altair
+
+from visgraft.compare.collect import RunData, Variant
+from visgraft.compare.curves import AXES, Axis, Curve, Unit, average, thin
+from visgraft.compare.results import loss_unit
+from visgraft.compare.settings import data_key, data_name
+from visgraft.page import COLORS
+
+Split = Literal["training", "validation"]
+DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 2), (9, 3, 2, 3))  # one for each time the colours are used
+MIN_LOSS = 1e-6  # what a logarithmic axis can show of a loss that is 0
+UNLIKE_LENGTH = 0.02  # runs whose numbers of samples differ by more than this share are of unlike length
+CROSS: dict[str, Any] = {"shape": "cross", "size": 70, "angle": 45, "filled": True}
+AXIS_WORDS: dict[Axis, str] = {
+    "steps": "optimizer steps",
+    "samples": "samples (an image with its texts) learned from",
+    "minutes": "minutes of training",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that may stand beside one another, as they are on the same data.
+
+    Attributes:
+        split: `training` or `validation`.
+        data: what the data is, in words.
+        unit: the losses are per token or per character of answer.
+        variants: those with such a curve.
+        notes: curves of unlike length, runs that are not finished.
+    """
+
+    split: Split
+    data: str
+    unit: Unit
+    variants: tuple[Variant, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What is drawn, in words."""
+        unit = "character of answer" if self.unit == "character" else "supervised token"
+        return f"{self.split.capitalize()} loss per {unit}"
+
+
+def curve_of(run: RunData, split: Split) -> Curve:
+    """Give a run's curve of the training or of the validation data."""
+    return run.training if split == "training" else run.validation
+
+
+def panels(variants: Sequence[Variant]) -> list[Panel]:
+    """Sort the variants' curves into panels: one for each set of training data, one for each of validation data."""
+    found = []
+    splits: tuple[Split, ...] = ("training", "validation")
+    for split in splits:
+        groups: dict[str, list[Variant]] = {}
+        for variant in variants:
+            if any(len(curve_of(run, split)) for run in variant.runs):
+                groups.setdefault(data_key(variant.runs[0], split), []).append(variant)
+        for group in groups.values():
+            name = data_name(group[0].runs[0], split)
+            found.append(Panel(split, name, loss_unit(variants), tuple(group), tuple(_length_notes(group))))
+    return found
+
+
+def _length_notes(variants: Sequence[Variant]) -> list[str]:
+    """Say which runs are not finished, and which finished ones learned from another number of samples."""
+    notes = []
+    longest = max(_num_samples(run) for variant in variants for run in variant.runs)
+    for variant in variants:
+        for run in variant.runs:
+            name = variant.name if len(variant.runs) == 1 else f"{variant.name}, seed {run.seed}"
+            number = _num_samples(run)
+            if run.status != "finished":
+                notes.append(f"{name} is {run.status}: it stopped after {number:,.0f} samples")
+            elif number < longest * (1 - UNLIKE_LENGTH):
+                notes.append(f"{name} is shorter: {number:,.0f} samples where the longest has {longest:,.0f}")
+    return notes
+
+
+def _num_samples(run: RunData) -> float:
+    return float(run.training.samples[-1])
+
+
+def is_short(run: RunData, panel: Panel) -> bool:
+    """Say whether a run's curve ends before the longest of its panel, or before its own end."""
+    longest = max(_num_samples(other) for variant in panel.variants for other in variant.runs)
+    return run.status != "finished" or _num_samples(run) < longest * (1 - UNLIKE_LENGTH)
+
+
+# --- Rows
+
+
+def mean_rows(panel: Panel, *, axes: Sequence[Axis] = AXES) -> list[dict[str, Any]]:
+    """Give the mean of each variant's seeds, with lowest and highest, along each axis."""
+    rows = []
+    for variant in panel.variants:
+        curves = [curve for run in variant.counted if len(curve := curve_of(run, panel.split))]
+        for axis in axes:
+            mean = average(curves, axis=axis, unit=panel.unit, is_smooth=panel.split == "training")
+            if mean is None:
+                continue
+            columns = (mean.x, mean.mean, mean.low, mean.high)
+            for x, y, low, high in zip(*columns, strict=True):
+                losses = {"loss": _loss(y), "low": _loss(low), "high": _loss(high)}
+                rows.append({"variant": variant.name, "axis": axis, "x": _round(x), **losses})
+    return rows
+
+
+def raw_rows(panel: Panel) -> list[dict[str, Any]]:
+    """Give the values of every run as they were measured, thinned out."""
+    return [
+        _raw_row(variant, run, curve, place, panel.unit)
+        for variant in panel.variants
+        for run in variant.runs
+        if len(curve := curve_of(run, panel.split))
+        for place in thin(curve, unit=panel.unit)
+    ]
+
+
+def end_rows(panel: Panel) -> list[dict[str, Any]]:
+    """Give the last point of each curve that ends early."""
+    return [
+        {**_raw_row(variant, run, curve, places[-1], panel.unit), "what": f"{run.status}, ends here"}
+        for variant in panel.variants
+        for run in variant.runs
+        if is_short(run, panel) and len(curve := curve_of(run, panel.split))
+        if (places := thin(curve, unit=panel.unit))
+    ]
+
+
+def _raw_row(variant: Variant, run: RunData, curve: Curve, place: int, unit: Unit) -> dict[str, Any]:
+    along: dict[str, float] = {axis: _round(curve.along(axis)[place]) for axis in AXES}
+    return {
+        "variant": variant.name,
+        "run": f"{variant.name} {run.seed}",
+        **along,
+        "loss": _loss(curve.loss(unit)[place]),
+    }
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _loss(value: float) -> float:
+    return max(_round(value), MIN_LOSS)
+
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def rows_of(panel: Panel) -> Rows:
+    """Give the rows that `live_chart` calls by name."""
+    return {"means": mean_rows(panel), "raw": raw_rows(panel), "ends": end_rows(panel)}
+
+
+# --- Charts
+
+
+@dataclass(frozen=True)
+class Styles:
+    """The line of each variant: a colour, and a dash pattern once the colours are used up."""
+
+    names: tuple[str, ...]
+
+    def color(self, name: str) -> str:
+        """Give a variant's colour."""
+        return COLORS[self.names.index(name) % len(COLORS)]
+
+    def dash(self, name: str) -> list[int]:
+        """Give a variant's dash pattern."""
+        return list(DASHES[self.names.index(name) // len(COLORS) % len(DASHES)])
+
+    def encodings(self, *, legend: altair.Legend | None) -> dict[str, Any]:
+        """Give the encodings that draw every variant in its own style, in every chart the same."""
+        names = list(self.names)
+        colors, dashes = [self.color(name) for name in names], [self.dash(name) for name in names]
+        return {
+            "color": altair.Color(
+                "variant:N", scale=altair.Scale(domain=names, range=colors), legend=legend, title=None
+            ),
+            "strokeDash": altair.StrokeDash(
+                "variant:N", scale=altair.Scale(domain=names, range=dashes), legend=legend, title=None
+            ),
+        }
+
+
+def _y() -> altair.Y:
+    return altair.Y(
+        "loss:Q",
+        title=None,
+        scale=altair.Scale(type="log", nice=False),
+        axis=altair.Axis(format="~g", labelOverlap=True, tickCount=8),
+    )
+
+
+def _x(field: str, *, title: str | None = None) -> altair.X:
+    return altair.X(
+        f"{field}:Q",
+        title=title,
+        scale=altair.Scale(nice=False, zero=False),
+        axis=altair.Axis(format="~s", labelOverlap=True, tickCount=6),
+    )
+
+
+def live_chart(panel: Panel, styles: Styles, *, shown: Sequence[str], height: int = 330) -> altair.LayerChart:
+    """Draw a panel whose signals `shown` (names), `axis` and `raw` the page may set; scales follow what is shown."""
+    style = styles.encodings(legend=None)
+    color = style["color"]
+    means, raw, ends = (
+        altair.Chart(altair.NamedData(name)).transform_filter("indexof(shown, datum.variant) >= 0")
+        for name in ("means", "raw", "ends")
+    )
+    means = means.transform_filter("datum.axis == axis")
+    raw, ends = (
+        raw.transform_filter("raw").transform_calculate(x="datum[axis]"),
+        ends.transform_calculate(x="datum[axis]"),
+    )
+    x, y, low = _x("x"), _y(), altair.Y("low:Q", title=None)
+    hover = [
+        altair.Tooltip("variant:N"),
+        altair.Tooltip("x:Q", format=",.4~g"),
+        altair.Tooltip("loss:Q", format=".4~g"),
+    ]
+    layers = [
+        means.mark_area(opacity=0.16).encode(x=x, y=low, y2="high:Q", color=color),
+        raw.mark_line(opacity=0.35, strokeWidth=1).encode(x=x, y=y, detail="run:N", color=color),
+        means.mark_line(strokeWidth=2.5).encode(x=x, y=y, **style),
+        ends.mark_point(**CROSS).encode(x=x, y=y, color=color, tooltip=["run:N", "what:N"]),
+        means.mark_circle(size=90, opacity=0).encode(x=x, y=y, color=color, tooltip=hover),
+    ]
+    return altair.LayerChart(layer=layers, width="container", height=height).add_params(
+        altair.param(name="shown", value=list(shown)),
+        altair.param(name="axis", value="steps"),
+        altair.param(name="raw", value=True),
+    )
+
+
+def still_chart(found: Sequence[Panel], styles: Styles, *, shown: Sequence[str]) -> tuple[altair.VConcatChart, Rows]:
+    """Draw all panels below one another for a picture, with a legend, over samples; give its rows too."""
+    charts: list[altair.LayerChart] = []
+    rows: Rows = {}
+    for panel in found:
+        named = {"means": mean_rows(panel, axes=["samples"]), "raw": raw_rows(panel), "ends": end_rows(panel)}
+        named = {name: [row for row in held if row["variant"] in shown] for name, held in named.items()}
+        if not named["raw"]:
+            continue
+        number = len(charts)
+        rows |= {f"{name}-{number}": held for name, held in named.items()}
+        legend = None if number else altair.Legend(symbolType="stroke", symbolSize=400, symbolOpacity=1, labelLimit=340)
+        style = styles.encodings(legend=legend)
+        means, raw, ends = (altair.Chart(altair.NamedData(f"{name}-{number}")) for name in named)
+        y, title = _y(), AXIS_WORDS["samples"]
+        x, x_samples = _x("x", title=title), _x("samples", title=title)
+        low = altair.Y("low:Q", title=None)
+        layers = [
+            raw.mark_line(opacity=0.3, strokeWidth=1).encode(x=x_samples, y=y, detail="run:N", color=style["color"]),
+            means.mark_area(opacity=0.16).encode(x=x, y=low, y2="high:Q", color=style["color"]),
+            means.mark_line(strokeWidth=2.5).encode(x=x, y=y, **style),
+            ends.mark_point(**CROSS).encode(x=x_samples, y=y, color=style["color"]),
+        ]
+        charts.append(altair.LayerChart(layer=layers, width=760, height=300, title=f"{panel.title}: {panel.data}"))
+    return altair.VConcatChart(vconcat=charts), rows

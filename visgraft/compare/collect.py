@@ -1,0 +1,293 @@
+"""Read the runs that are to be compared, and sort them into variants: runs that differ in nothing but their seed.
+
+In: run folders and experiment folders. Out: `Comparison`, which the other files of this folder read.
+
+    comparison = collect(["runs/modules"])
+    [variant.name for variant in comparison.variants]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visgraft.compare.curves import Curve, training_curve, validation_curve
+from visgraft.compare.settings import data_key, flatten, without_seed
+from visgraft.config import Recipe, load_recipe
+from visgraft.errors import CheckpointError, ConfigError
+from visgraft.runs import Run
+
+EXPERIMENT_FILE = "experiment.yaml"  # what `visgraft experiment` writes: which run is which variant
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run as it is on disk.
+
+    Attributes:
+        folder: where it lies.
+        variant: name of the variant it belongs to.
+        seed: of its weights and order.
+        recipe: as it ran.
+        settings: dotted key -> value, defaults included.
+        training: loss over steps, samples and minutes.
+        validation: the same of the held-out data.
+        scores: name -> values over the same validations, None where one was not measured.
+        summary: what `summary.json` holds; empty of a run that has none.
+        probes: the lines of `samples.jsonl`.
+        status: `finished`, `unfinished` or `failed`.
+    """
+
+    folder: Path
+    variant: str
+    seed: int
+    recipe: Recipe
+    settings: Mapping[str, Any]
+    training: Curve
+    validation: Curve
+    scores: Mapping[str, Sequence[float | None]]
+    summary: Mapping[str, Any]
+    probes: Sequence[Mapping[str, Any]]
+    status: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in nothing but their seed; `settings` are those of the first."""
+
+    name: str
+    runs: tuple[RunData, ...]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Dotted key -> value, defaults included."""
+        return self.runs[0].settings
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether any of its runs has come to its end."""
+        return any(run.status == "finished" for run in self.runs)
+
+    @property
+    def counted(self) -> tuple[RunData, ...]:
+        """The runs that its means are made of: the finished ones or, where there are none, all."""
+        return tuple(run for run in self.runs if run.status == "finished") or self.runs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is compared: the variants in their order, and what was left out and why."""
+
+    variants: tuple[Variant, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> list[RunData]:
+        """Every run of every variant."""
+        return [run for variant in self.variants for run in variant.runs]
+
+
+def choose(comparison: Comparison, only: Sequence[str]) -> list[str]:
+    """Give the names of the variants that are to be shown; none named = all.
+
+    Raises:
+        ConfigError: there is no such variant.
+    """
+    names = [variant.name for variant in comparison.variants]
+    for name in only:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise ConfigError(f"--only {name}: no variant has that name; {hint}")
+    return [name for name in names if name in only or not only]
+
+
+def check_common_data(comparison: Comparison) -> None:
+    """Refuse variants of which no two share any data: not one number of theirs could be compared.
+
+    Raises:
+        ConfigError: with what each of them read.
+    """
+    seen: set[str] = set()
+    for variant in comparison.variants:
+        keys = {key for split in ("training", "validation") if (key := data_key(variant.runs[0], split))}
+        if keys & seen:
+            return
+        seen |= keys
+    if len(comparison.variants) > 1:
+        names = ", ".join(variant.name for variant in comparison.variants)
+        raise ConfigError(
+            f"{names}: no two of these share training or held-out data, so no number of one compares with one of "
+            "another; compare runs with the same data.validation, or put the same pictures to all of them with --image"
+        )
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run folder on its way in: what is said of it, and whether it was named itself or found in an experiment."""
+
+    folder: Path
+    is_named: bool
+    variant: str | None = None
+
+
+def collect(paths: Sequence[str | Path]) -> Comparison:
+    """Read runs and experiments.
+
+    Raises:
+        CheckpointError: a folder is neither, a run that was named has no metrics yet, or nothing is left to compare.
+        ConfigError: a run's recipe cannot be read.
+    """
+    notes: list[str] = []
+    read: list[RunData] = []
+    for found in find_runs(paths):
+        run = read_run(found.folder, variant=found.variant)
+        if len(run.training):
+            read.append(run)
+        elif found.is_named:
+            raise CheckpointError(
+                f"{found.folder}: this run has no metrics yet, so there is nothing to compare; let it take a step, or "
+                "leave it out"
+            )
+        else:
+            notes.append(f"{found.folder.name}: {_why_empty(found.folder)}")
+    if not read:
+        names = ", ".join(str(path) for path in paths)
+        raise CheckpointError(f"{names}: no run there has metrics yet; {'; '.join(notes) or 'there are no runs'}")
+    return Comparison(variants=_group(read), notes=tuple(notes))
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[FoundRun]:
+    """List the run folders that paths name: runs themselves, or experiments, which hold runs; each once.
+
+    Raises:
+        CheckpointError: a path is neither.
+    """
+    found: dict[Path, FoundRun] = {}
+    for path in paths:
+        folder = Path(path).expanduser().absolute()
+        if (folder / "recipe.yaml").is_file():
+            inside = [FoundRun(folder, is_named=True)]
+        else:
+            if not folder.is_dir() or (folder / "config.json").is_file():
+                Run.open(folder)  # says what it is instead of a run
+            inside = _listed(folder) or [
+                FoundRun(file.parent, is_named=False)
+                for depth in ("*", "*/*")
+                for file in sorted(folder.glob(f"{depth}/recipe.yaml"))
+            ]
+            if not inside:
+                raise CheckpointError(
+                    f"{path}: neither a run nor a folder of runs: it holds no recipe.yaml; need what `visgraft train` "
+                    "or `visgraft experiment` made"
+                )
+        for run in inside:
+            found.setdefault(run.folder, run)
+    return list(found.values())
+
+
+def _listed(folder: Path) -> list[FoundRun]:
+    """List the runs of an experiment in its own order; those that were not begun are not there yet."""
+    path = folder / EXPERIMENT_FILE
+    if not path.is_file():
+        return []
+    try:
+        runs = yaml.safe_load(path.read_text(encoding="utf-8"))["runs"]
+        listed = [FoundRun(folder / run["folder"], is_named=False, variant=str(run["variant"])) for run in runs]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: need `runs`, each with folder and variant; name the run folders instead"
+        ) from error
+    return [run for run in listed if (run.folder / "recipe.yaml").is_file()]
+
+
+def read_run(folder: Path, *, variant: str | None = None) -> RunData:
+    """Read one run folder; what older runs lack stays empty."""
+    run = Run.open(folder)
+    try:
+        recipe = load_recipe(run.folder)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: its recipe cannot be read: {error}") from error
+    records = run.read_metrics()
+    training = training_curve(records)
+    validation, scores = validation_curve(records, training)
+    return RunData(
+        folder=run.folder,
+        variant=variant or "",
+        seed=recipe.train.seed,
+        recipe=recipe,
+        settings=flatten(recipe),
+        training=training,
+        validation=validation,
+        scores=scores,
+        summary=_read_json(run.folder / "summary.json"),
+        probes=run.read("samples"),
+        status=status_of(run, recipe, records),
+    )
+
+
+def status_of(run: Run, recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> str:
+    """Say whether a run is finished, unfinished or failed; its model may have been cleared away."""
+    if (run.folder / "summary.json").is_file() or run.model_path.is_dir():
+        return "finished"
+    if (run.folder / "failure.txt").is_file():
+        return "failed"
+    last: Mapping[str, Any] = next((record for record in reversed(records) if "loss" in record), {})
+    limit = recipe.train.max_steps
+    is_over = last.get("epoch", 0) >= recipe.train.epochs or (limit is not None and last.get("step", 0) >= limit)
+    return "finished" if is_over else "unfinished"
+
+
+def _why_empty(folder: Path) -> str:
+    failure = folder / "failure.txt"
+    if failure.is_file():
+        return f"failed before its first step: {failure.read_text(encoding='utf-8', errors='replace').strip()}"
+    return "not begun yet"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not JSON: {error}; mend or remove it") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _group(runs: Sequence[RunData]) -> tuple[Variant, ...]:
+    """Put runs that differ only in their seed into one variant, in the order of the first of each."""
+    groups: dict[str, list[RunData]] = {}
+    for run in runs:
+        key = json.dumps([run.variant, without_seed(run.settings)], sort_keys=True, default=str)
+        groups.setdefault(key, []).append(run)
+    taken: set[str] = set()
+    variants = []
+    for group in groups.values():
+        name = _free(group[0].variant or _name_of(group[0]), taken)
+        taken.add(name)
+        ordered = sorted(group, key=lambda run: run.seed)
+        variants.append(Variant(name, tuple(replace(run, variant=name) for run in ordered)))
+    return tuple(variants)
+
+
+def _name_of(run: RunData) -> str:
+    """Name a run that no experiment names: as its recipe does, else its folder without date and seed."""
+    if run.recipe.name:
+        return run.recipe.name
+    bare = re.sub(r"[-_.]?seed[-_]?\d+$", "", re.sub(r"^\d{8}-\d{6}-", "", run.folder.name))
+    return bare or run.folder.name
+
+
+def _free(name: str, taken: set[str]) -> str:
+    number = 1
+    while (numbered := name if number == 1 else f"{name} ({number})") in taken:
+        number += 1
+    return numbered
