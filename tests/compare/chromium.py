@@ -26,11 +26,12 @@ RUN = """<script>addEventListener("load", async () => {
   await Promise.all(Object.values(window.charts ?? {}));
   let value;
   try { value = await (async () => { %s })(); } catch (error) { value = { failed: String(error) }; }
-  const out = document.createElement("pre");
-  out.id = "came-out";
-  out.textContent = JSON.stringify({ value, failures: window.failures });
-  document.body.append(out);
+  parent.postMessage(JSON.stringify({ value, failures: window.failures }), "*");
 });</script></body>"""
+# A frame is as narrow as a phone; a window of headless Chromium is never below 500 pixels.
+FRAME = """<!doctype html><pre id="came-out"></pre><script>addEventListener("message", event => {
+  document.getElementById("came-out").textContent = event.data;
+});</script><iframe src="%s" style="border: 0; width: %dpx; height: 900px"></iframe>"""
 
 
 def run_in_page(page: Path, script: str, *, width: int = 1280) -> Any:
@@ -39,13 +40,15 @@ def run_in_page(page: Path, script: str, *, width: int = 1280) -> Any:
     before, _, after = text.rpartition("</body>")
     copy = page.with_name(f"{page.stem}-in-browser.html")
     copy.write_text(before + RUN % script + after, encoding="utf-8")
+    frame = page.with_name(f"{page.stem}-frame.html")
+    frame.write_text(FRAME % (copy.as_uri(), width), encoding="utf-8")
     profile = page.with_name("profile")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += ["--disable-component-update", "--no-first-run", f"--user-data-dir={profile}"]
-    command += [f"--window-size={width},900", "--virtual-time-budget=20000", "--dump-dom", copy.as_uri()]
+    command += ["--window-size=1400,1000", "--virtual-time-budget=20000", "--dump-dom", frame.as_uri()]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, check=True)
     shutil.rmtree(profile, ignore_errors=True)
-    found = re.search(r'<pre id="came-out">(.*?)</pre>', done.stdout, re.DOTALL)
+    found = re.search(r'<pre id="came-out">(.+?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the page's script never ended: {done.stderr[-2000:]}"
     result = json.loads(html.unescape(found[1]))
     assert result["failures"] == []

@@ -81,7 +81,7 @@ def save_run(
         loss = final_loss + (6.0 - final_loss) * np.exp(-9 * step / planned) + rng.normal(0, 0.06)
         record = {"step": step, "epoch": step / planned, "loss": loss, "loss_per_character": loss / 4.2}
         run.append("metrics", {**record, "samples": 32, "supervised_tokens": 480, "seconds": rng.uniform(0.4, 0.6)})
-        if validation and step % (planned // 10) == 0:
+        if validation and step % max(1, planned // 10) == 0:
             held_out = final_loss + 0.15 + (5.5 - final_loss) * np.exp(-9 * step / planned) + rng.normal(0, 0.01)
             line = {"step": step, "validation_loss": held_out, "validation_loss_per_character": held_out / 4.2}
             validations.append({**line, "exact_match": float(np.clip(1.4 - held_out / 2, 0, 1))})

@@ -1,6 +1,10 @@
-"""The report as a browser shows it: a click hides a variant everywhere, scales follow, a phone shows all of it."""
+"""The report as a browser shows it: a click hides a variant everywhere, scales follow, a phone shows all of it.
+
+A browser takes long to start, so one visit does everything in turn, and the tests look at what it brought home.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +15,50 @@ from visgraft.compare.collect import collect
 from visgraft.compare.report import write_report
 
 pytestmark = needs_chromium
-# The numbers on the y axis of the first chart, as they stand there.
-TICKS = """
-  const ticks = () => [...document.querySelectorAll("#chart-1 .role-axis-label text")].map(t => t.textContent);
-  const domain = async name => (await window.charts[name]).view.scale("y").domain();
-  const settled = async n => { while (Number(document.body.dataset.drawn ?? 0) < n) await waited(); };
+LAYOUT = """
+  const box = element => element.getBoundingClientRect();
+  const layout = {
+    inner: window.innerWidth, needed: document.documentElement.scrollWidth,
+    charts: [...document.querySelectorAll(".plot svg")].map(svg => [box(svg).width, box(svg).height]),
+    chips: [...document.querySelectorAll(".chip")].filter(chip => chip.scrollWidth > chip.clientWidth + 1).length,
+    images: [...document.images].map(image => image.naturalWidth),
+    loaded: performance.getEntriesByType("resource").map(entry => entry.name).filter(x => !x.startsWith("data:")),
+  };
+"""
+VISIT = """
+  let turns = 0;
+  const turned = async act => {
+    turns += 1;
+    act();
+    while (Number(document.body.dataset.drawn ?? 0) < turns) await waited();
+  };
+  const view = async name => (await window.charts[name]).view;
+  const domain = async (name, scale) => (await view(name)).scale(scale).domain();
   const chip = name => document.querySelector(`.chip[data-name="${name}"]`);
+  const rows = () => [...document.querySelectorAll("tr[data-variant], dl > div[data-variant]")];
+  const visible = () => rows().filter(row => row.offsetParent !== null).length;
+  const state = async () => ({
+    training: await domain("chart-1", "y"), validation: await domain("chart-2", "y"),
+    end: (await domain("chart-1", "x"))[1], rows: visible(), words: document.querySelector(".along").textContent,
+    lines: document.querySelectorAll("#chart-1 .mark-line path").length,
+    pressed: [...document.querySelectorAll(".chip[aria-pressed=true]")].map(chip => chip.dataset.name),
+    shown: (await view("chart-2")).signal("shown"),
+  });
+  const seen = { layout, start: await state() };
+  for (const name of ["projection", "lora", "language", "vision"]) await turned(() => chip(name).click());
+  seen.hidden = await state();
+  await turned(() => document.getElementById("show-all").click());
+  seen.again = await state();
+  await turned(() => document.getElementById("raw").click());
+  seen.smooth = await state();
+  await turned(() => document.querySelector("input[value=samples]").click());
+  seen.samples = await state();
+  await turned(() => document.querySelector("input[value=minutes]").click());
+  seen.minutes = await state();
+  await turned(() => chip("head").dispatchEvent(new MouseEvent("click", { detail: 1 })));
+  await turned(() => chip("head").dispatchEvent(new MouseEvent("click", { detail: 2 })));
+  seen.alone = await state();
+  return seen;
 """
 
 
@@ -27,114 +69,48 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(comparison, gather(comparison.variants), folder / "report.html")
 
 
-def test_a_click_on_the_legend_hides_a_variant_everywhere_and_the_scales_follow(page: Path) -> None:
-    found = run_in_page(
-        page,
-        TICKS
-        + """
-        const before = [await domain("chart-1"), await domain("chart-2")];
-        const rows = () => [...document.querySelectorAll("tr[data-variant], dl > div[data-variant]")];
-        const visible = () => rows().filter(row => row.offsetParent !== null).length;
-        const all = visible();
-        for (const name of ["projection", "lora", "language", "vision"]) chip(name).click();
-        await settled(4);
-        const after = [await domain("chart-1"), await domain("chart-2")];
-        const left = visible();
-        document.getElementById("show-all").click();
-        await settled(5);
-        return { before, after, again: await domain("chart-2"), all, left, pressed: chip("lora").ariaPressed };
-        """,
-    )
-    for before, after in zip(found["before"], found["after"], strict=True):
-        assert after[1] < before[1]  # the worst curves are gone: the axis ends lower
-    assert found["again"] == found["before"][1]
-    assert found["pressed"] == "true"
-    assert found["left"] == found["all"] * 7 / 11
+@pytest.fixture(scope="module")
+def seen(page: Path) -> dict[str, Any]:
+    return run_in_page(page, LAYOUT + VISIT)
 
 
-def test_two_clicks_show_one_variant_alone(page: Path) -> None:
-    shown = run_in_page(
-        page,
-        TICKS
-        + """
-        chip("head").dispatchEvent(new MouseEvent("click", { detail: 1 }));
-        chip("head").dispatchEvent(new MouseEvent("click", { detail: 2 }));
-        await settled(2);
-        const pressed = [...document.querySelectorAll(".chip[aria-pressed=true]")].map(chip => chip.dataset.name);
-        return { pressed, signal: (await window.charts["chart-1"]).view.signal("shown") };
-        """,
-    )
-    assert shown == {"pressed": ["head"], "signal": ["head"]}
+def test_a_click_on_the_legend_hides_a_variant_everywhere_and_the_scales_follow(seen: dict[str, Any]) -> None:
+    for split in ("training", "validation"):
+        assert seen["hidden"][split][1] < seen["start"][split][1]  # the worst curves are gone: the axis ends lower
+    assert seen["hidden"]["rows"] == seen["start"]["rows"] * 7 / 11
+    assert seen["hidden"]["shown"] == seen["hidden"]["pressed"]
+    assert len(seen["hidden"]["shown"]) == 7
 
 
-def test_the_axis_turns_from_steps_to_samples_and_minutes(page: Path) -> None:
-    ends = run_in_page(
-        page,
-        TICKS
-        + """
-        const ends = {}, end = async () => (await window.charts["chart-1"]).view.scale("x").domain()[1];
-        ends.steps = await end();
-        for (const [number, axis] of ["samples", "minutes"].entries()) {
-          document.querySelector(`input[value=${axis}]`).click();
-          await settled(number + 1);
-          ends[axis] = await end();
-        }
-        return { ...ends, words: document.querySelector(".along").textContent };
-        """,
-    )
-    assert ends.pop("words") == "minutes of training"
-    assert ends == {"steps": 60, "samples": 60 * 32, "minutes": pytest.approx(0.5, rel=0.1)}
+def test_show_all_brings_everything_back(seen: dict[str, Any]) -> None:
+    assert seen["again"] == seen["start"]
 
 
-def test_raw_values_can_be_left_out(page: Path) -> None:
-    lines = run_in_page(
-        page,
-        TICKS
-        + """
-        const lines = () => document.querySelectorAll("#chart-1 .mark-line path").length;
-        const before = lines();
-        document.getElementById("raw").click();
-        await settled(1);
-        return [before, lines()];
-        """,
-    )
-    assert lines == [22 + 11, 11]
+def test_two_clicks_show_one_variant_alone(seen: dict[str, Any]) -> None:
+    assert seen["alone"]["pressed"] == seen["alone"]["shown"] == ["head"]
+    assert seen["alone"]["rows"] == seen["start"]["rows"] / 11
+
+
+def test_the_axis_turns_from_steps_to_samples_and_minutes(seen: dict[str, Any]) -> None:
+    assert seen["start"]["end"] == 60
+    assert seen["samples"]["end"] == 60 * 32
+    assert seen["minutes"]["end"] == pytest.approx(0.5, rel=0.1)
+    assert seen["minutes"]["words"] == "minutes of training"
+
+
+def test_raw_values_can_be_left_out(seen: dict[str, Any]) -> None:
+    assert seen["start"]["lines"] == 22 + 11
+    assert seen["smooth"]["lines"] == 11
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_stands_beyond_the_edge_and_every_chart_is_drawn(page: Path, width: int) -> None:
-    found = run_in_page(
-        page,
-        """
-        const box = element => element.getBoundingClientRect();
-        return {
-          inner: window.innerWidth, needed: document.documentElement.scrollWidth,
-          charts: [...document.querySelectorAll(".plot svg")].map(svg => [box(svg).width, box(svg).height]),
-          chips: [...document.querySelectorAll(".chip")].map(chip => [chip.scrollWidth <= chip.clientWidth + 1]),
-          images: [...document.images].map(image => image.naturalWidth),
-          loaded: performance.getEntriesByType("resource").map(entry => entry.name).filter(x => !x.startsWith("data:")),
-        };
-        """,
-        width=width,
-    )
-    assert found["needed"] <= found["inner"] <= width
-    assert len(found["charts"]) == 2
-    assert all(0.3 * width < w <= width and h > 300 for w, h in found["charts"])
-    assert found["chips"] == [[True]] * 11
-    assert found["images"] == [96] * 3
-    assert found["loaded"] == []  # the page asks for nothing
-
-
-def test_only_starts_with_the_others_hidden(page: Path) -> None:
-    comparison = collect([page.parent / "modules"])
-    only = write_report(comparison, [], page.with_name("only.html"), shown=["all"])
-    found = run_in_page(
-        only,
-        TICKS
-        + """
-        await settled(1);
-        const rows = [...document.querySelectorAll("tr[data-variant]")].filter(row => row.offsetParent !== null);
-        return { rows: rows.map(row => row.dataset.variant), shown: (await window.charts["chart-1"]).view.signal("shown") };
-        """,
-    )
-    assert found == {"rows": ["8", "8"], "shown": ["all"]}
+def test_nothing_stands_beyond_the_edge_and_nothing_is_asked_of_the_network(
+    page: Path, seen: dict[str, Any], width: int
+) -> None:
+    layout = seen["layout"] if width == 1280 else run_in_page(page, f"{LAYOUT} return layout;", width=width)
+    assert layout["needed"] <= layout["inner"] == width
+    assert len(layout["charts"]) == 2
+    assert all(0.3 * width < wide <= width and high > 300 for wide, high in layout["charts"])
+    assert layout["chips"] == 0  # whose words are cut off
+    assert layout["images"] == [96] * 3
+    assert layout["loaded"] == []

@@ -108,7 +108,7 @@ def tokenizer_key(run: RunData) -> str:
             model = json.loads(file.read_text(encoding="utf-8"))["model"]
             kept = json.dumps([model.get("vocab"), model.get("merges")], sort_keys=True)
             return hashlib.sha256(kept.encode()).hexdigest()
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             pass  # of another form than usual: its name has to do
     model = run.recipe.model
     if model.language is None:

@@ -1,0 +1,123 @@
+"""The report's text and its charts: unlike data, unlike length, safe text; the picture, Markdown and JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.compare.made_runs import save_experiment, save_run
+from visgraft.compare.answers import gather
+from visgraft.compare.charts import Styles, end_rows, mean_rows, panels, raw_rows
+from visgraft.compare.collect import Comparison, collect
+from visgraft.compare.plain import as_json, as_markdown
+from visgraft.compare.report import write_picture, write_report
+from visgraft.errors import ConfigError
+from visgraft.page import COLORS
+
+
+def unlike(folder: Path) -> Comparison:
+    """Three on the same data, of them one unfinished and one shorter; one on other data, of another tokenizer."""
+    save_run(folder / "a", name="a", num_steps=40, validation="held-out")
+    save_run(folder / "b", name="b", num_steps=12, planned_steps=40, train={"vision": "full"})
+    save_run(folder / "c", name="c", num_steps=20, data="more", model={"language": "gpt2"})
+    save_run(folder / "d", name="d", num_steps=30, train={"head": "full"})
+    return collect([folder])
+
+
+def test_curves_on_unlike_data_stand_apart_and_unlike_length_is_told(tmp_path: Path) -> None:
+    found = panels(unlike(tmp_path).variants)
+    assert [(p.split, [v.name for v in p.variants]) for p in found] == [
+        ("training", ["a", "b", "d"]), ("training", ["c"]), ("validation", ["a", "b", "c", "d"]),
+    ]  # fmt: skip
+    assert found[0].notes == (
+        "b is unfinished: it stopped after 384 samples",
+        "d is shorter: 960 samples where the longest has 1,280",
+    )
+    assert [(row["variant"], row["steps"]) for row in end_rows(found[0])] == [("b", 12), ("d", 30)]
+    assert {panel.title for panel in found} == {
+        "Training loss per character of answer", "Validation loss per character of answer",
+    }  # fmt: skip
+    first = raw_rows(found[0])[0]
+    assert first["loss"] == pytest.approx(collect([tmp_path / "a"]).runs[0].training.character[0], rel=1e-4)
+
+
+def test_the_page_says_why_losses_are_per_character_and_why_panels_are_apart(tmp_path: Path) -> None:
+    comparison = unlike(tmp_path / "runs")
+    text = write_report(comparison, [], tmp_path / "new" / "report.html", shown=["a"]).read_text()
+    for words in (
+        "These runs have unlike tokenizers", "Curves on unlike data stand in panels of their own",
+        "b is unfinished: it stopped after 384 samples", "projection + head", "train.<wbr>vision",
+    ):  # fmt: skip
+        assert words in text
+    assert text.count('aria-pressed="true"') == 1
+    assert text.count('aria-pressed="false"') == 3
+    assert text.count('class="plot"') == 3
+    assert "<script src" not in text
+    assert "<link" not in text
+    with pytest.raises(ConfigError, match="is a folder"):
+        write_report(comparison, [], tmp_path)
+
+
+def test_answers_stand_beside_the_truth_and_their_text_is_made_safe(tmp_path: Path) -> None:
+    comparison = collect([save_experiment(tmp_path / "modules", num_variants=7, num_steps=20)])
+    text = write_report(comparison, gather(comparison.variants), tmp_path / "report.html").read_text()
+    body = text[text.rindex("<body>") :]
+    assert "a dog &amp; &lt;b&gt;" in body
+    assert "a dog & <b>" not in body
+    assert body.count('<article class="probe">') == 3
+    assert "truth: a cat on a sofa / a grey cat lies on a red sofa" in body
+    assert '<span class="good">✓</span> red <span class="soft">seed 0</span>' in body  # its seeds disagree
+    assert body.count("… never stopped") == 7 * 3  # in the first answers, over training
+
+
+def test_a_variant_keeps_its_colour_and_the_twelfth_has_another_line_than_the_fourth() -> None:
+    styles = Styles(tuple(f"v{number}" for number in range(12)))
+    assert styles.color("v3") == styles.color("v11") == COLORS[3]
+    assert styles.dash("v3") != styles.dash("v11")
+    assert len({(styles.color(name), tuple(styles.dash(name))) for name in styles.names}) == 12
+
+
+def test_the_mean_over_seeds_lies_between_them_on_every_axis(tmp_path: Path) -> None:
+    [training, _] = panels(collect([save_experiment(tmp_path / "m", num_variants=1, num_steps=50)]).variants)
+    rows = mean_rows(training)
+    assert {row["axis"] for row in rows} == {"steps", "samples", "minutes"}
+    assert all(row["low"] <= row["loss"] <= row["high"] for row in rows)
+    assert any(row["low"] < row["high"] for row in rows)
+
+
+def test_the_picture_holds_only_what_is_shown(tmp_path: Path) -> None:
+    comparison = unlike(tmp_path / "runs")
+    whole = write_picture(comparison, tmp_path / "new" / "all.png", shown=["a", "b", "c", "d"])
+    part = write_picture(comparison, tmp_path / "part.png", shown=["a"])
+    with Image.open(whole) as large, Image.open(part) as small:
+        assert large.width > 1200
+        assert large.getpixel((2, 2))[:3] == (255, 255, 255)
+        assert large.height > 1.3 * small.height  # three panels against two
+    with pytest.raises(ConfigError, match=r"is a folder: give the name of a \.png file"):
+        write_picture(comparison, tmp_path, shown=["a"])
+
+
+def test_markdown_and_json_say_what_the_page_says(tmp_path: Path) -> None:
+    comparison = collect([save_experiment(tmp_path / "modules", num_variants=3, num_steps=20)])
+    probes = gather(comparison.variants)
+    values = json.loads(json.dumps(as_json(comparison, probes)))
+    assert [variant["name"] for variant in values["variants"]] == ["projection", "lora", "language"]
+    assert values["differences"] == {
+        "train.language": {"projection": "frozen", "lora": "lora", "language": "full"}
+    }  # fmt: skip
+    assert values["results"]["validation_loss"]["language"]["is_best"]
+    assert values["answers"][0]["answers"]["lora"][0]["text"] == "a dog & <b>"
+    assert values["habits"]["lora"]["never_stopped"] == 0
+    text = as_markdown(comparison, probes, shown=["projection", "lora"])
+    assert "| lora | ★ " in text  # the best of those that are shown
+    assert "| variant | `train.language` |" in text
+    assert "| language |" not in text
+    assert "| What colour is the sofa? | red | a dog & <b> | a dog & <b> |" in text
+
+
+def test_runs_that_are_all_the_same_have_nothing_that_differs(tmp_path: Path) -> None:
+    save_run(tmp_path / "a", name="a", num_steps=10)
+    comparison = collect([tmp_path / "a"])
+    assert "The recipes do not differ, but for seeds." in as_markdown(comparison, [], shown=["a"])
+    assert as_json(comparison, [])["differences"] == {}
