@@ -68,6 +68,22 @@ def test_runs_that_an_experiment_gains_are_watched_too(tmp_path: Path) -> None:
     assert not watched.is_over
 
 
+def test_watching_an_experiment_waits_for_the_runs_that_it_has_yet_to_begin(tmp_path: Path) -> None:
+    folder = save_experiment(tmp_path / "modules", num_variants=2, seeds=1, num_steps=10)
+    later = (folder / "lora-seed0").rename(tmp_path / "later")
+    watched = Watch([folder])
+    watched.read()
+    assert len(watched.runs) == 1
+    assert not watched.is_over
+    first = (folder / "projection-seed0").rename(tmp_path / "first")
+    watched.read()
+    assert drawn(watched)[0] == "no run has taken a step yet"
+    first.rename(folder / "projection-seed0")
+    later.rename(folder / "lora-seed0")
+    watched.read()
+    assert watched.is_over
+
+
 def test_a_run_without_steps_and_one_that_fell_silent_say_so(tmp_path: Path) -> None:
     empty = save_run(tmp_path / "empty", name="a", num_steps=1, planned_steps=20)
     (empty / "metrics.jsonl").unlink()

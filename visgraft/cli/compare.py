@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from visgraft.cli.hub import go_offline_without_network, names_of_model
 from visgraft.cli.options import AsJson, Device, MaxNewTokens
 from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries, tell
 from visgraft.errors import ConfigError
@@ -59,24 +60,29 @@ def compare(
     """
     if prompts and not images:
         raise ConfigError("--prompt: there is no image to ask about; add --image FILE")
-    quiet_libraries()
-    from visgraft.compare.answers import gather
+    for path in (output, png, markdown):
+        if path and path.expanduser().is_dir():
+            raise ConfigError(f"{path} is a folder: give the name of a file to write")
     from visgraft.compare.collect import check_common_data, choose, collect
-    from visgraft.compare.report import write_picture, write_report
 
     note("reading the runs")
     comparison = collect(paths)
     shown = choose(comparison, only or [])
+    if images:
+        models = [run.folder / "model" for run in comparison.runs if (run.folder / "model").is_dir()]
+        go_offline_without_network([name for model in models for name in names_of_model(str(model))])
+    else:
+        check_common_data(comparison)
+    quiet_libraries()
+    from visgraft.compare.answers import gather
+    from visgraft.compare.report import write_picture, write_report
+
     own: list[Probe] = []
     if images:
         from visgraft.compare.own_images import ask_variants
 
         chosen = [variant for variant in comparison.variants if variant.name in shown]
-        own = ask_variants(
-            chosen, images, prompts or [""], max_new_tokens=max_new_tokens, device=device, note=note
-        )  # fmt: skip
-    else:
-        check_common_data(comparison)
+        own = ask_variants(chosen, images, prompts or [""], max_new_tokens=max_new_tokens, device=device, note=note)
     probes = gather(comparison.variants, note=note)
     note("drawing")
     written = [write_report(comparison, probes, output.expanduser(), own=own, shown=shown)]
@@ -97,8 +103,6 @@ def _print(
 
     if markdown:
         path = markdown.expanduser()
-        if path.is_dir():
-            raise ConfigError(f"{path} is a folder: give the name of an .md file")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(as_markdown(comparison, probes, shown=shown), encoding="utf-8")
     if as_json:

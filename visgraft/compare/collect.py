@@ -137,6 +137,11 @@ class FoundRun:
     is_named: bool
     variant: str | None = None
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether it has a recipe yet."""
+        return (self.folder / "recipe.yaml").is_file()
+
 
 def collect(paths: Sequence[str | Path]) -> Comparison:
     """Read runs and experiments.
@@ -178,12 +183,13 @@ def find_runs(paths: Sequence[str | Path]) -> list[FoundRun]:
         else:
             if not folder.is_dir() or (folder / "config.json").is_file():
                 Run.open(folder)  # says what it is instead of a run
-            inside = _listed(folder) or [
+            listed = _listed(folder)
+            inside = [run for run in listed if run.is_begun] or [
                 FoundRun(file.parent, is_named=False)
                 for depth in ("*", "*/*")
                 for file in sorted(folder.glob(f"{depth}/recipe.yaml"))
             ]
-            if not inside:
+            if not inside and not listed:
                 raise CheckpointError(
                     f"{path}: neither a run nor a folder of runs: it holds no recipe.yaml; need what `visgraft train` "
                     "or `visgraft experiment` made"
@@ -194,18 +200,23 @@ def find_runs(paths: Sequence[str | Path]) -> list[FoundRun]:
 
 
 def _listed(folder: Path) -> list[FoundRun]:
-    """List the runs of an experiment in its own order; those that were not begun are not there yet."""
+    """List the runs of an experiment in its own order, those that were not begun too."""
     path = folder / EXPERIMENT_FILE
     if not path.is_file():
         return []
     try:
         runs = yaml.safe_load(path.read_text(encoding="utf-8"))["runs"]
-        listed = [FoundRun(folder / run["folder"], is_named=False, variant=str(run["variant"])) for run in runs]
+        return [FoundRun(folder / run["folder"], is_named=False, variant=str(run["variant"])) for run in runs]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read: need `runs`, each with folder and variant; name the run folders instead"
         ) from error
-    return [run for run in listed if (run.folder / "recipe.yaml").is_file()]
+
+
+def num_waiting(paths: Sequence[str | Path]) -> int:
+    """Count the runs of experiments that were neither begun nor failed before they began."""
+    listed = [run for path in paths for run in _listed(Path(path).expanduser().absolute())]
+    return sum(not run.is_begun and not (run.folder / "failure.txt").is_file() for run in listed)
 
 
 def read_run(folder: Path, *, variant: str | None = None) -> RunData:
@@ -227,7 +238,7 @@ def read_run(folder: Path, *, variant: str | None = None) -> RunData:
         training=training,
         validation=validation,
         scores=scores,
-        summary=_read_json(run.folder / "summary.json"),
+        summary=run.read_summary() or {},
         probes=run.read("samples"),
         status=status_of(run, recipe, records),
     )
@@ -235,7 +246,7 @@ def read_run(folder: Path, *, variant: str | None = None) -> RunData:
 
 def status_of(run: Run, recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> str:
     """Say whether a run is finished, unfinished or failed; its model may have been cleared away."""
-    if (run.folder / "summary.json").is_file() or run.model_path.is_dir():
+    if run.summary_path.is_file() or run.model_path.is_dir():
         return "finished"
     if (run.folder / "failure.txt").is_file():
         return "failed"
@@ -250,16 +261,6 @@ def _why_empty(folder: Path) -> str:
     if failure.is_file():
         return f"failed before its first step: {failure.read_text(encoding='utf-8', errors='replace').strip()}"
     return "not begun yet"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON: {error}; mend or remove it") from error
-    return values if isinstance(values, dict) else {}
 
 
 def _group(runs: Sequence[RunData]) -> tuple[Variant, ...]:

@@ -17,7 +17,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from visgraft.compare.collect import RunData, find_runs, read_run
+from visgraft.compare.collect import RunData, find_runs, num_waiting, read_run
 from visgraft.compare.curves import Array, smooth
 
 COLORS = ("bright_blue", "yellow", "green", "magenta", "cyan", "red", "bright_magenta", "bright_green")
@@ -48,8 +48,8 @@ class Watch:
 
     @property
     def is_over(self) -> bool:
-        """Whether every run has come to its end."""
-        return bool(self.runs) and all(run.status != "unfinished" for run in self.runs)
+        """Whether every run has come to its end, those too that an experiment has yet to begin."""
+        return not num_waiting(self.paths) and all(run.status != "unfinished" for run in self.runs)
 
     def lines(self) -> list[str]:
         """Say in a line for each run where it stands."""
