@@ -24,7 +24,7 @@ Split = Literal["training", "validation"]
 DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 2), (9, 3, 2, 3))  # one for each time the colours are used
 MIN_LOSS = 1e-6  # what a logarithmic axis can show of a loss that is 0
 UNLIKE_LENGTH = 0.02  # runs whose numbers of samples differ by more than this share are of unlike length
-CROSS: dict[str, Any] = {"shape": "cross", "size": 70, "angle": 45, "filled": True}
+CROSS: dict[str, Any] = {"shape": "cross", "size": 150, "angle": 45, "filled": True}
 AXIS_WORDS: dict[Axis, str] = {
     "steps": "optimizer steps",
     "samples": "samples (an image with its texts) learned from",

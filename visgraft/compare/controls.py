@@ -29,6 +29,7 @@ table.wide { width: auto; min-width: 100%; } table.wide th[scope=row] { position
   background: var(--card); color: var(--text); max-width: 240px; min-width: 120px; overflow-wrap: break-word; }
 table.wide td, table.wide thead th { min-width: 84px; } table.wide thead th { vertical-align: bottom; }
 td small, .soft small { color: var(--soft); display: block; font-size: 0.8rem; white-space: nowrap; }
+td.number { white-space: nowrap; } td.best small { font-weight: 400; }
 td.best { color: var(--good); font-weight: 650; } td.best::before { content: "★ "; }
 .probes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 500px), 1fr)); gap: 16px; }
 .probe { border: 1px solid var(--line); border-radius: 10px; background: var(--back); padding: 12px; min-width: 0; }
