@@ -58,31 +58,21 @@ def compare(
     Runs that differ only in their seed are one variant. The page is one file that needs no network. With --only the
     other variants are hidden in the page, where a click shows them again.
     """
+    _check_outputs(output, png, markdown)
     if prompts and not images:
         raise ConfigError("--prompt: there is no image to ask about; add --image FILE")
-    for path in (output, png, markdown):
-        if path and path.expanduser().is_dir():
-            raise ConfigError(f"{path} is a folder: give the name of a file to write")
     from visgraft.compare.collect import check_common_data, choose, collect
 
     note("reading the runs")
     comparison = collect(paths)
     shown = choose(comparison, only or [])
-    if images:
-        models = [run.folder / "model" for run in comparison.runs if (run.folder / "model").is_dir()]
-        go_offline_without_network([name for model in models for name in names_of_model(str(model))])
-    else:
+    if not images:
         check_common_data(comparison)
+    own = _ask(comparison, shown, images or [], prompts or [""], max_new_tokens=max_new_tokens, device=device)
     quiet_libraries()
     from visgraft.compare.answers import gather
     from visgraft.compare.report import write_picture, write_report
 
-    own: list[Probe] = []
-    if images:
-        from visgraft.compare.own_images import ask_variants
-
-        chosen = [variant for variant in comparison.variants if variant.name in shown]
-        own = ask_variants(chosen, images, prompts or [""], max_new_tokens=max_new_tokens, device=device, note=note)
     probes = gather(comparison.variants, note=note)
     note("drawing")
     written = [write_report(comparison, probes, output.expanduser(), own=own, shown=shown)]
@@ -91,6 +81,33 @@ def compare(
     _print(comparison, [*own, *probes], shown, markdown=markdown, as_json=as_json)
     for path in [*written, *([markdown] if markdown else [])]:
         (tell if as_json else print_line)(str(path))
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    for path in paths:
+        if path and path.expanduser().is_dir():
+            raise ConfigError(f"{path} is a folder: give the name of a file to write")
+
+
+def _ask(
+    comparison: "Comparison",
+    shown: list[str],
+    images: list[Path],
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    device: str | None,
+) -> "list[Probe]":
+    """Put images of one's own to the models of the variants that are shown."""
+    if not images:
+        return []
+    models = [run.folder / "model" for run in comparison.runs if (run.folder / "model").is_dir()]
+    go_offline_without_network([name for model in models for name in names_of_model(str(model))])
+    quiet_libraries()
+    from visgraft.compare.own_images import ask_variants
+
+    chosen = [variant for variant in comparison.variants if variant.name in shown]
+    return ask_variants(chosen, images, prompts, max_new_tokens=max_new_tokens, device=device, note=note)
 
 
 def _print(
