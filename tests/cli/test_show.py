@@ -61,6 +61,33 @@ def test_a_table_is_printed_for_people(visgraft: Visgraft, folder: Path, recipe:
     assert "\x1b" not in outcome.out
 
 
+def test_the_joined_model_is_drawn_from_the_image_to_the_logits(visgraft: Visgraft, folder: Path, recipe: Path) -> None:
+    drawn = [
+        "| image 3 x 32 x 32",
+        "vision: frozen",
+        "clip_vision_model, 2 layers",
+        "none trains",
+        "| 5 x 32 features",
+        "projection: full",
+        "1,120 parameters, all train",
+        "| 5 x 32 image tokens",
+        "see each other",
+        "language: lora",
+        "llama, 2 layers, 32 wide",
+        "| (5 + T) x 32 states",
+        "head: frozen",
+        "logits",
+    ]
+    out = visgraft("show", recipe).out
+    places = [out.index(line) for line in drawn]
+    assert places == sorted(places)
+    assert max(len(line.rstrip()) for line in out[places[0] : places[-1]].splitlines()) <= 68
+    causal = visgraft("show", recipe, "--set", "model.image_attention=causal").out
+    assert "see those before them" in causal
+    assert "stored here" in visgraft("show", folder / "run" / "model").out
+    assert json.loads(visgraft("show", recipe, "--json").out)["shapes"]["features"] == [5, 32]
+
+
 def test_a_run_says_how_far_it_is(visgraft: Visgraft, folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

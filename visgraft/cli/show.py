@@ -1,6 +1,6 @@
 """`visgraft show`: what a recipe would train, or what a run or a model is, without loading any weights.
 
-In: a recipe, run, model folder or Hub name. Out: a table of the parts and a few facts, or JSON.
+In: a recipe, run, model folder or Hub name. Out: the joined model drawn, a table of the parts, facts; or JSON.
 Usage: `visgraft show runs/my-run --json`
 """
 
@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from visgraft.cli.drawing import draw_model
 from visgraft.cli.hub import go_offline_without_network, names_of_model, names_of_recipe
 from visgraft.cli.options import AsJson
 from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries
@@ -32,7 +33,7 @@ def show(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the parts of a recipe, a run or a model: how large they are and what trains.
+    """Draw the joined model of a recipe, a run or a folder: its parts, their shapes and sizes, and what trains.
 
     Only configurations are read, no weights, so that a model of any size is shown on any machine.
     """
@@ -63,6 +64,8 @@ def show(
 
 def _print(described: "Description") -> None:
     print_rich(_labelled(described.heading))
+    print_line()
+    print_rich(draw_model(described))
     print_line()
     print_rich(_parts_table(described))
     print_line()

@@ -34,15 +34,17 @@ from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, find_model
 from visgraft.train.build import apply_modes, build_processor, join_settings, resolve_starter_names
+from visgraft.train.shapes import Stage, shapes_of, stages_of
 
 SOURCED_PARTS = ("vision", "language")  # those that come from somewhere
 
 
 @dataclass(frozen=True)
 class Description:
-    """The table of parts and, beside it, facts: what programs read, and the same in words, by label."""
+    """The parts, as rows of a table and as stages of a drawing; facts: what programs read, and in words by label."""
 
     rows: Sequence[PartRow]
+    stages: Sequence[Stage]
     values: dict[str, Any]
     heading: Sequence[tuple[str, str]]
     facts: Sequence[tuple[str, str]]
@@ -83,7 +85,10 @@ def describe_recipe(
     if run is not None:
         values["run"] = _progress_of_run(run)
         facts.append(("so far", _progress_in_words(values["run"])))
-    return Description(rows, {"kind": kind, "name": name, **names, **values}, _heading(kind, name, names), facts)
+    stages = stages_of(model, processor)
+    return Description(
+        rows, stages, {"kind": kind, "name": name, **names, **values}, _heading(kind, name, names), facts
+    )
 
 
 def describe_model(name: str) -> Description:
@@ -109,9 +114,11 @@ def describe_model(name: str) -> Description:
         origin = config.parts[part]
         revision = f" at {origin['revision'][:12]}" if origin.get("revision") else ""
         names[part] = f"{origin['name']}{revision}" if origin.get("name") else "made or stored here"
-    values, facts = _facts(model, Processor.from_pretrained(folder))
+    processor = Processor.from_pretrained(folder)
+    values, facts = _facts(model, processor)
     heading = _heading("model", name, {part: f"{names[part]} ({_model_type(model, part)})" for part in SOURCED_PARTS})
-    return Description(rows, {"kind": "model", "name": name, **names, **values}, heading, facts)
+    stages = stages_of(model, processor)
+    return Description(rows, stages, {"kind": "model", "name": name, **names, **values}, heading, facts)
 
 
 # --- Models on the meta device: shapes without weights
@@ -183,6 +190,7 @@ def _facts(model: VisionLanguageModel, processor: Processor) -> tuple[dict[str, 
     values = {
         "image_size": processor.image_size,
         "image_tokens": processor.num_image_tokens,
+        "shapes": shapes_of(model, processor),
         "image_attention": model.config.image_attention,
         "template": processor.template,
         "max_text_tokens": processor.max_text_tokens,
