@@ -1,5 +1,6 @@
 """`visgraft experiment` from the command line: real processes, a dry run without anything, Ctrl-C, a second call."""
 
+import functools
 import json
 import os
 import signal
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Visgraft
-from tests.experiment.made import write_experiment
+from tests.experiment.made import Told, write_experiment
 from visgraft.cli.experiment import _devices
 from visgraft.errors import ConfigError
 from visgraft.experiment import load_experiment, run_experiment
 from visgraft.experiment.folder import status_of
-from visgraft.experiment.process import ProcessJob
+from visgraft.experiment.process import ProcessJob, launch_process
 
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "experiments").glob("*.yaml"))
 NOWHERE = {
     "model": {"vision": "nobody/no-vision", "language": "nobody/no-language"},
     "train": {"language": "lora", "lora": {"r": 4}},
@@ -46,11 +48,9 @@ def test_runs_of_their_own_processes_side_by_side_become_a_table(visgraft: Visgr
     assert again.err.splitlines() == ["1 runs, 1 of them finished already"]
 
 
-def test_each_process_sees_its_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_sees_its_own_gpu(tmp_path: Path) -> None:
     code = "import os, time; time.sleep(0.5); print('step', os.environ['CUDA_VISIBLE_DEVICES'], os.getpid())"
-    monkeypatch.setattr("visgraft.experiment.process.PROGRAM", (sys.executable, "-c", code))
-    from tests.experiment.made import Told
-
+    launch = functools.partial(launch_process, program=(sys.executable, "-c", code))
     said: dict[str, list[str]] = {}
 
     class Listening(Told):
@@ -59,7 +59,7 @@ def test_each_process_sees_its_own_gpu(tmp_path: Path, monkeypatch: pytest.Monke
 
     path = write_experiment(tmp_path, variants={name: {} for name in "abc"})
     listening = Listening()
-    outcomes = run_experiment(load_experiment(path), devices=["4", "7"], progress=listening)
+    outcomes = run_experiment(load_experiment(path), devices=["4", "7"], progress=listening, launch=launch)
     assert [outcome.reason for outcome in outcomes] == [None] * 3
     seen = {name: texts[0].split() for name, texts in said.items()}
     assert {seen["a-seed0"][1], seen["b-seed0"][1]} == {"4", "7"}
@@ -77,13 +77,10 @@ def test_each_process_sees_its_own_gpu(tmp_path: Path, monkeypatch: pytest.Monke
         ("import sys; sys.exit(3)", "exit status 3"),
     ],
 )
-def test_a_process_that_fails_says_why_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
-) -> None:
-    monkeypatch.setattr("visgraft.experiment.process.PROGRAM", (sys.executable, "-c", code))
+def test_a_process_that_fails_says_why_in_one_line(tmp_path: Path, code: str, reason: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("")
-    job = ProcessJob([], recipe=recipe, device=None, say=lambda _: None)
+    job = ProcessJob([sys.executable, "-c", code], recipe=recipe, device=None, say=lambda _: None)
     deadline = time.monotonic() + 60
     while job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -135,6 +132,23 @@ def test_a_dry_run_without_network_or_data_tells_what_trains(visgraft: Visgraft,
         ("all", None, None),
     ]
     assert values[0]["trains"] == {"projection": "full", "language": "lora r4"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_a_shipped_experiment_dry_runs_where_there_is_nothing(
+    visgraft: Visgraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    for variable in ("HOME", "VISGRAFT_CACHE", "HF_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # the starter pair cannot be fetched
+    outcome = visgraft("experiment", path, "--dry-run", "--json")
+    assert outcome.status == 0, outcome.err
+    previews = json.loads(outcome.out)
+    assert len(previews) == len({preview["variant"] for preview in previews}) >= 3
+    for preview in previews:
+        assert preview["trains"]["projection"] == "full"
+        assert preview["unknown"]
+        assert preview["parameters"] is preview["length"] is None
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from visgraft.config import (
     Recipe,
     SourceSettings,
     apply_override,
+    flatten,
     load_recipe,
     recipe_to_dict,
     recipe_to_yaml,
+    set_key,
 )
 from visgraft.errors import ConfigError
 
@@ -259,3 +261,19 @@ def test_an_override_is_applied_in_place() -> None:
     values: dict[str, Any] = {"a": {"b": 1}}
     apply_override(values, "a.c.d=[1, 2]")
     assert values == {"a": {"b": 1, "c": {"d": [1, 2]}}}
+
+
+def test_a_key_is_set_to_a_value_that_need_not_be_text() -> None:
+    values: dict[str, Any] = {"a": {"b": [1]}}
+    set_key(values, "a.b.1", {"c": None})
+    assert values == {"a": {"b": [1, {"c": None}]}}
+    with pytest.raises(ConfigError, match=r"^a\.b\.3: got '3', need the number of an entry, 0 to 2"):
+        set_key(values, "a.b.3", 1)
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2]}
+
+
+def test_paths_in_a_dict_are_looked_for_in_a_folder(recipe_values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    values = {**recipe_values, "data": {"train": [{"source": "folder", "path": "photos"}]}}
+    assert load_recipe(values, folder=tmp_path).data.train[0].path == str(tmp_path / "photos")
+    assert load_recipe(values).data.train[0].path == "photos"

@@ -27,6 +27,7 @@ OF_A_FAILED_RUN = {FAILURE, "environment.json"}  # what may be there although no
 INDIFFERENT = {
     *("output", "name", "train.num_workers", "train.micro_batch_rows", "train.logits_chunk"),
     *("train.gradient_checkpointing", "train.keep_checkpoints", "train.checkpoint_every_steps"),
+    *("train.cache_vision", "train.cache_vision_max_gb"),
 }
 
 

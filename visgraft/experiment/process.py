@@ -26,15 +26,13 @@ PROGRAM = (sys.executable, "-m", "visgraft")
 class ProcessJob:
     """A running `visgraft train`. It is in a session of its own: a terminal's Ctrl-C reaches it only through us."""
 
-    def __init__(
-        self, arguments: Sequence[str], *, recipe: Path, device: str | None, say: Callable[[str], None]
-    ) -> None:
-        """Start it with a recipe's file, which goes away with it."""
+    def __init__(self, command: Sequence[str], *, recipe: Path, device: str | None, say: Callable[[str], None]) -> None:
+        """Start it; the recipe's file goes away with it."""
         self._recipe = recipe
         environment = dict(os.environ) | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
         self._lines: deque[str] = deque(maxlen=NUM_LINES)
         self._process = subprocess.Popen(
-            [*PROGRAM, "train", str(recipe), *arguments],
+            list(command),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -83,9 +81,17 @@ class ProcessJob:
         return reason, "\n".join(self._lines)
 
 
-def launch_process(run: PlannedRun, folder: Path, device: str | None, say: Callable[[str], None]) -> ProcessJob:
+def launch_process(
+    run: PlannedRun,
+    folder: Path,
+    device: str | None,
+    say: Callable[[str], None],
+    *,
+    program: Sequence[str] = PROGRAM,
+) -> ProcessJob:
     """Start a run in a folder, or go on with it where it was begun; `device` is the one GPU that it sees."""
     with tempfile.NamedTemporaryFile("w", prefix="visgraft-", suffix=".yaml", delete=False, encoding="utf-8") as file:
         file.write(run.recipe.to_yaml())
     place = ["--resume" if status_of(folder) == "begun" else "--output", str(folder)]
-    return ProcessJob(place, recipe=Path(file.name), device=device, say=say)
+    command = [*program, "train", file.name, *place]
+    return ProcessJob(command, recipe=Path(file.name), device=device, say=say)

@@ -74,3 +74,14 @@ def test_the_installed_package_holds_the_official_numbers():
     assert sizes["train+validation"] == (4000, 38575) and sizes["test"] == (1000, 9673)
     assert sizes["train"][0] == 3000 and sizes["validation"][0] == 1000
     assert easy_vqa.read(None, split="test")[0].images[0].is_file()
+
+
+def test_some_questions_of_each_image_are_the_same_choice_every_time_and_not_the_first(data):
+    chosen = easy_vqa.read(data, split="train+validation", questions_per_image=1)
+    answers = [[turn.answer for [turn] in chosen[i].dialogs] for i in range(len(chosen))]
+    again = easy_vqa.read(data, split="train+validation", questions_per_image=1)
+    assert [chosen[i] for i in range(40)] == [again[i] for i in range(40)]
+    assert {len(each) for each in answers} == {1} == set(chosen.num_dialogs.tolist())
+    assert 10 < sum(each == ["yes"] for each in answers) < 30  # the file has "what" first
+    with pytest.raises(DataError, match="questions_per_image: got 0, need at least 1"):
+        easy_vqa.read(data, split="train", questions_per_image=0)

@@ -13,6 +13,7 @@ The official train images are divided once and for all, so that nothing need be 
     test                 1,000       9,673   the official test split
 
     {source: easy_vqa, split: train}                                       in a recipe
+    {source: easy_vqa, split: validation, questions_per_image: 1}          a quick measure over many images
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ SPLITS = ("train", "validation", "train+validation", "test")
 _VALIDATION_SHARE = 4  # one image of so many
 
 
-def read(path: Path | None, *, split: str) -> Source:
+def read(path: Path | None, *, split: str, questions_per_image: int | None = None) -> Source:
     """Return the samples of a split, one per image, in order of the image ids.
 
+    questions_per_image: a choice of so many by a hash, the same in every run (the file has "what" first); None: all.
     Raises MissingAssetError without the package or the files, DataError for another split or another layout.
     """
     if split not in SPLITS:
@@ -45,6 +47,11 @@ def read(path: Path | None, *, split: str) -> Source:
     for question, answer, image_id in rows:
         if image_id in questions:
             questions[image_id].append((question, answer))
+    if questions_per_image is not None:
+        if questions_per_image < 1:
+            raise DataError(f"easy_vqa: questions_per_image: got {questions_per_image}, need at least 1")
+        chosen = {image_id: _choose(image_id, pairs, questions_per_image) for image_id, pairs in questions.items()}
+        return EasyVqa(folder, chosen)
     return EasyVqa(folder, questions)
 
 
@@ -93,6 +100,10 @@ def _read_questions(path: Path) -> list[tuple[object, object, int]]:
     if not rows:
         raise DataError(f"easy_vqa: {path} holds no questions")
     return rows
+
+
+def _choose(image_id: int, pairs: list[tuple[object, object]], number: int) -> list[tuple[object, object]]:
+    return sorted(pairs, key=lambda pair: sha256(f"{image_id} {pair[0]}".encode()).digest())[:number]
 
 
 def _image_ids(image_ids: list[int], *, split: str) -> list[int]:
