@@ -66,8 +66,8 @@ class Encoded(Dataset[Batch]):
 
     def __getitem__(self, indices: list[int]) -> Batch:
         torch.set_num_threads(1)
-        encoded = [self.processor.encode(self.sources[index], exact_pixels=self.exact) for index in indices]
-        return self.processor.collate(encoded)
+        encode, sources = self.processor.encode, self.sources
+        return self.processor.collate([encode(sources[i], exact_pixels=self.exact, as_bytes=True) for i in indices])
 
 
 def visgraft_pass(folder: Path, *, exact: bool, num_workers: int) -> Callable[[], None]:
@@ -79,7 +79,8 @@ def visgraft_pass(folder: Path, *, exact: bool, num_workers: int) -> Callable[[]
 
     def run() -> None:
         loader = DataLoader(dataset, sampler=chunks, batch_size=None, num_workers=num_workers)
-        total = sum(len(batch.vision_inputs["pixel_values"]) for batch in loader)
+        batches = (processor.finish(batch) for batch in loader)
+        total = sum(len(batch.vision_inputs["pixel_values"]) for batch in batches)
         assert total == len(sources)
 
     return run

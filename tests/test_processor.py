@@ -219,6 +219,17 @@ def test_encoded_samples_collate_like_the_samples_themselves(processor):
     assert torch.equal(direct.vision_inputs["pixel_values"], encoded.vision_inputs["pixel_values"])
 
 
+def test_a_batch_whose_pixels_came_as_bytes_is_the_same_batch(processor):
+    samples = [Sample([RED], [CAPTION]), Sample([], [QUESTION]), Sample([BLUE], [QUESTION])]
+    encoded = [processor.encode(sample, as_bytes=True) for sample in samples]
+    travelling, whole = processor.collate(encoded), processor.collate(samples)
+    assert set(travelling.vision_inputs) == {"pixel_bytes"}
+    mixed = processor.collate([*encoded[:2], samples[2]])  # not every image can be kept as bytes
+    for made in (processor.finish(travelling), processor.finish(mixed)):
+        assert set(made.vision_inputs) == {"pixel_values"}
+        assert torch.equal(made.vision_inputs["pixel_values"], whole.vision_inputs["pixel_values"])
+
+
 # --- Serving
 
 

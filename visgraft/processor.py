@@ -13,6 +13,7 @@ Axis letters: B samples, F images of one sample, T text tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from visgraft.data.batch import Batch, EncodedSample, Layout, collate
 from visgraft.data.images import DEFAULT_MAX_PIXELS, open_image
 from visgraft.data.loading import load_image_processor, load_tokenizer
 from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
-from visgraft.data.pixels import made_image_size, make_pixels, stack_frames, with_image_size
+from visgraft.data.pixels import finish_pixels, made_image_size, make_pixels, stack_frames, with_image_size
 from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt
 from visgraft.data.sample import ImageRef, Sample, Turn
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
@@ -172,19 +173,26 @@ class Processor(ProcessorMixin):
         )
 
     def encode(
-        self, sample: Sample, *, max_pixels: int = DEFAULT_MAX_PIXELS, exact_pixels: bool = True
+        self,
+        sample: Sample,
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        exact_pixels: bool = True,
+        as_bytes: bool = False,
     ) -> EncodedSample:
         """Encode a sample, its dialogs as token ids and its images as pixels.
 
         Args:
             sample: images not yet opened.
             max_pixels: larger images are refused. exact_pixels: False is quicker and changes some bytes by 1 of 255.
+            as_bytes: keep pixels as bytes where that can be; what becomes of the sample in a batch, `finish` makes whole.
 
         Raises:
             BadSampleError: a dialog or an image cannot be used.
         """
         dialogs = self.encode_text(sample)
-        vision_inputs = self._make_pixels(sample.images, max_pixels=max_pixels, exact=exact_pixels)
+        images = [open_image(ref, max_pixels=max_pixels) for ref in sample.images]
+        vision_inputs = make_pixels(self.image_processor, images, exact=exact_pixels, as_bytes=as_bytes)
         counts = tuple(count_tokens(vision_inputs, self.num_image_tokens).tolist()) if vision_inputs else ()
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
 
@@ -200,7 +208,13 @@ class Processor(ProcessorMixin):
             DataError: the samples do not fit into one batch.
         """
         encoded = [self.encode(sample) if isinstance(sample, Sample) else sample for sample in samples]
+        if len({"pixel_bytes" in sample.vision_inputs for sample in encoded if sample.vision_inputs}) > 1:
+            encoded = [replace(s, vision_inputs=finish_pixels(self.image_processor, s.vision_inputs)) for s in encoded]
         return collate(encoded, layout=layout, pad_token_id=self._pad_token_id)
+
+    def finish(self, batch: Batch) -> Batch:
+        """Make a batch's pixels of its bytes, on the device where it is; without bytes it stays as it is."""
+        return Batch({**batch, "vision_inputs": finish_pixels(self.image_processor, batch.vision_inputs)})
 
     # --- Serving
 
@@ -294,15 +308,12 @@ class Processor(ProcessorMixin):
                 f"got return_tensors={return_tensors!r} and padding={padding!r}; allowed are 'pt', and True or "
                 "'longest': prompts are padded on the left to the longest"
             )
-        pixels = [self._make_pixels(images, max_pixels=DEFAULT_MAX_PIXELS) for images in groups]
+        pixels = [make_pixels(self.image_processor, [open_image(ref) for ref in refs]) for refs in groups]
         length = max(len(row) for row in ids)
         rows = [[self._pad_token_id] * (length - len(row)) + row for row in ids]
         mask = [[0] * (length - len(row)) + [1] * len(row) for row in ids]
         tensors = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask), **stack_frames(pixels)}
         return BatchFeature(tensors)
-
-    def _make_pixels(self, refs: Sequence[ImageRef], *, max_pixels: int, exact: bool = True) -> dict[str, Tensor]:
-        return make_pixels(self.image_processor, [open_image(ref, max_pixels=max_pixels) for ref in refs], exact=exact)
 
     @property
     def _pad_token_id(self) -> int:

@@ -7,7 +7,7 @@ import transformers
 from PIL import Image
 
 from visgraft.data.fast_pixels import FastPixels, fast_pixels
-from visgraft.data.pixels import make_pixels
+from visgraft.data.pixels import finish_pixels, make_pixels
 
 SMALL = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 40}}
 PROCESSORS = {
@@ -79,3 +79,23 @@ def test_the_image_processor_itself_is_not_asked_for_every_image(monkeypatch):
     monkeypatch.setattr(type(processor), "__call__", lambda *a, **k: calls.update(["asked"]))
     make_pixels(processor, [photo(64, 48)])
     assert not calls
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixels_that_travel_as_bytes_become_the_same_pixels(name, exact):
+    processor = PROCESSORS[name]()
+    for width, height in SIZES:
+        images = [photo(width, height, seed=seed) for seed in range(2)]
+        travelling = make_pixels(processor, images, exact=exact, as_bytes=True)
+        whole = make_pixels(processor, images, exact=exact)
+        if set(travelling) == {"pixel_bytes"}:
+            assert travelling["pixel_bytes"].dtype == torch.uint8 and travelling["pixel_bytes"].is_contiguous()
+        assert torch.equal(finish_pixels(processor, travelling)["pixel_values"], whole["pixel_values"])
+    assert finish_pixels(processor, {}) == {}
+
+
+def test_bytes_on_another_device_are_looked_up_there():
+    fast = fast_pixels(PROCESSORS["clip"]())
+    made = fast.look_up(torch.zeros(2, 32, 32, 3, dtype=torch.uint8, device="meta"))
+    assert made.shape == (2, 3, 32, 32) and made.dtype == torch.float32 and made.device.type == "meta"

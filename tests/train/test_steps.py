@@ -25,7 +25,16 @@ def test_the_number_of_workers_changes_nothing(make_planner: Make) -> None:
     for first, second in zip(alone, helped, strict=True):
         for batch, other in zip(first.batches, second.batches, strict=True):
             assert torch.equal(batch.input_ids, other.input_ids)
-            assert torch.equal(batch.vision_inputs["pixel_values"], other.vision_inputs["pixel_values"])
+            assert torch.equal(batch.vision_inputs["pixel_bytes"], other.vision_inputs["pixel_bytes"])
+
+
+def test_pixels_travel_as_bytes_and_become_those_of_the_sample_bit_for_bit(make_planner: Make) -> None:
+    planner = make_planner()
+    processor = planner.processor
+    step = steps_of(planner, num_workers=1)[0]
+    made = torch.cat([processor.finish(batch).vision_inputs["pixel_values"] for batch in step.batches])
+    direct = [processor.encode(planner.sample(group)).vision_inputs["pixel_values"] for group in step.plan.groups]
+    assert sorted(map(torch.Tensor.tolist, made)) == sorted(torch.cat(direct).tolist())
 
 
 def test_making_a_loader_leaves_the_random_state_alone(make_planner: Make) -> None:

@@ -52,15 +52,27 @@ class FastPixels:
 
     def __call__(self, images: Sequence[Image.Image], *, exact: bool = True) -> Tensor | None:
         """Return `pixel_values` [F, 3, H, W]; None where an image is too small or of another shape than the first."""
+        fitted = self.fit(images, exact=exact)
+        return None if fitted is None else self.look_up(fitted)
+
+    def fit(self, images: Sequence[Image.Image], *, exact: bool = True) -> Tensor | None:
+        """Return the images resized and cropped, [F, H, W, 3] bytes; None as above."""
         fitted = [self._fit(image, exact=exact or self.resample not in _FILTERS) for image in images]
         shape = None if fitted[0] is None else fitted[0].shape
-        pixels = None if shape is None else np.empty((len(images), 3, *shape[:2]), np.float32)
-        for number, values in enumerate(fitted):
-            if values is None or values.shape != shape or pixels is None:
-                return None
+        if shape is None or any(values is None or values.shape != shape for values in fitted):
+            return None
+        return torch.from_numpy(np.stack([values[:, :, :3] for values in fitted if values is not None]))
+
+    def look_up(self, fitted: Tensor) -> Tensor:
+        """Return what the table says of bytes: [N, H, W, 3] -> [N, 3, H, W] float32, on the device where they are."""
+        if fitted.device.type != "cpu":
+            table = torch.from_numpy(self.table).to(fitted.device)
+            return torch.stack([table[channel][fitted[..., channel].int()] for channel in range(3)], dim=1)
+        pixels = np.empty((len(fitted), 3, *fitted.shape[1:3]), np.float32)
+        for number, values in enumerate(fitted.numpy()):
             for channel in range(3):
                 np.take(self.table[channel], values[:, :, channel], out=pixels[number, channel], mode="clip")
-        return None if pixels is None else torch.from_numpy(pixels)
+        return torch.from_numpy(pixels)
 
     def _fit(self, image: Image.Image, *, exact: bool) -> NDArray[np.uint8] | None:
         """Return an image resized and cropped, [H, W, 3 or 4]."""

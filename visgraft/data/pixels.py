@@ -80,7 +80,7 @@ def made_image_size(image_processor: BaseImageProcessor) -> int | None:
 
 
 def make_pixels(
-    image_processor: BaseImageProcessor, images: Sequence[Image.Image], *, exact: bool = True
+    image_processor: BaseImageProcessor, images: Sequence[Image.Image], *, exact: bool = True, as_bytes: bool = False
 ) -> dict[str, Tensor]:
     """Run an image processor on the images of one sample.
 
@@ -88,6 +88,8 @@ def make_pixels(
         image_processor: of the encoder.
         images: F images, RGB.
         exact: bit for bit what the image processor makes; else a byte may differ by 1 of 255, for speed.
+        as_bytes: where that can be, `pixel_bytes` [F, H, W, 3] uint8 instead, a quarter of the memory, to travel
+            between processes; `finish_pixels` makes `pixel_values` of them.
 
     Returns:
         The encoder's inputs, each [F, ...]: `pixel_values` [F, 3, H, W] float, normalised by the encoder's own
@@ -102,11 +104,20 @@ def make_pixels(
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
             raise BadSampleError("image is too narrow")
     fast = fast_pixels(image_processor)
-    pixels = None if fast is None else fast(images, exact=exact)
-    if pixels is not None:
-        return {"pixel_values": pixels}
+    fitted = None if fast is None else fast.fit(images, exact=exact)
+    if fitted is not None:
+        return finish_pixels(image_processor, {"pixel_bytes": fitted}) if not as_bytes else {"pixel_bytes": fitted}
     made = image_processor(images=list(images), return_tensors="pt")
     return {name: made[name] for name in image_processor.model_input_names if isinstance(made.get(name), Tensor)}
+
+
+def finish_pixels(image_processor: BaseImageProcessor, vision_inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make `pixel_values` of `pixel_bytes`, on the device where they are; other inputs stay as they are."""
+    if "pixel_bytes" not in vision_inputs:
+        return vision_inputs
+    fast = fast_pixels(image_processor)
+    assert fast is not None, "bytes come from nowhere else"
+    return {"pixel_values": fast.look_up(vision_inputs["pixel_bytes"])}
 
 
 def stack_frames(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -163,7 +163,7 @@ def count_tokens(vision_inputs: Mapping[str, Tensor], num_tokens: int) -> Tensor
     mask = vision_inputs.get("pixel_attention_mask")
     if mask is not None:
         return mask.sum(1).long()
-    pixels = vision_inputs["features"] if "features" in vision_inputs else vision_inputs["pixel_values"]
+    pixels = next(iter(vision_inputs.values()))
     return torch.full((pixels.shape[0],), num_tokens, device=pixels.device)
 
 

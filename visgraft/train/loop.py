@@ -91,7 +91,8 @@ def train_step(session: Session, steps: Iterator[Step]) -> None:
     step = next(steps)
     accelerator, state = session.accelerator, session.state
     set_bad_samples_aside(session, step)
-    batches = [batch.to(accelerator.device, non_blocking=True) for batch in step.batches]
+    moved = (batch.to(accelerator.device, non_blocking=True) for batch in step.batches)
+    batches = [session.processor.finish(batch) for batch in moved]
     num_supervised = sum(batch.target.numel() for batch in batches)
     counts = accelerator.gather(torch.tensor([[num_supervised, len(batches)]], device=accelerator.device))
     total, num_passes = int(counts[:, 0].sum()), int(counts[:, 1].max())

@@ -68,7 +68,7 @@ def open_session(
     model, processor = build(local)
     planner, validation, probes, questions = _open_data(local, processor)
     loader = _loader_settings(recipe, accelerator)
-    filler = first_batch(planner, loader).to(accelerator.device)
+    filler = processor.finish(first_batch(planner, loader).to(accelerator.device))
     by_part, rows, notes = _prepare_model(recipe, model, filler, accelerator)
     run = _open_run(recipe, accelerator, resume=resume, folder=folder)
     if accelerator.is_main_process:

@@ -44,7 +44,7 @@ class Step:
 
     Attributes:
         plan: which groups form it, over all processes.
-        batches: this process's share; empty where all its samples were bad, or there were none for it.
+        batches: this process's share, pixels as bytes (see `Processor.finish`); empty where all its samples were bad, or there were none for it.
         num_samples: samples in that share.
         bad: samples that cannot be used.
     """
@@ -108,9 +108,10 @@ class StepDataset(Dataset[Step]):
         for group in plan.groups[self.settings.process_index :: self.settings.num_processes]:
             try:
                 sample = self.planner.sample(group)
-                made = self._from_cache(sample) or processor.encode(
-                    sample, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels
-                )
+                exact, most = settings.exact_pixels, settings.max_pixels
+                made = self._from_cache(sample)
+                if made is None:
+                    made = processor.encode(sample, max_pixels=most, exact_pixels=exact, as_bytes=True)
                 encoded.append(made)
             except BadSampleError as error:
                 bad.append(self.planner.sources.bad_sample(group.sample_index, str(error)))

@@ -74,7 +74,7 @@ def validate(session: Session) -> dict[str, Any]:
     for step in load_steps(session.validation, Position(0, 0), epochs=1.0, settings=session.loader):
         for batch in step.batches:
             with accelerator.autocast():
-                losses = model.loss(batch.to(accelerator.device)).target_losses
+                losses = model.loss(session.processor.finish(batch.to(accelerator.device))).target_losses
             assert losses is not None
             loss_sum += float(losses.sum())
             num_tokens += batch.target.numel()
