@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.train.tiny import tiny_recipe
+from tests.train.tiny import save_data, tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.data.sources import open_sources
 from visgraft.errors import ConfigError, DataError, ModelError
@@ -232,16 +232,34 @@ def test_a_step_writes_down_what_it_was(tmp_path: Path, quiet: TrainProgress) ->
     first, second, validation = Run.open(folder).read_metrics()
     assert list(first) == [
         "step", "epoch", "loss", "loss_per_character", "supervised_tokens", "text_tokens", "image_tokens", "samples",
-        "dialogs", "truncated", "padding", "learning_rate", "grad_norm", "seconds",
+        "dialogs", "truncated", "padding", "learning_rate", "grad_norm", "sources", "seconds",
     ]  # fmt: skip
     assert first["image_tokens"] == 5 * first["samples"]
     assert first["text_tokens"] >= 80 > first["supervised_tokens"]
     assert (first["step"], second["step"]) == (1, 2)
+    assert first["sources"] == {"folder": {"texts": first["dialogs"], "epochs": pytest.approx(first["epoch"], abs=0.2)}}
+    assert second["sources"]["folder"]["texts"] == first["dialogs"] + second["dialogs"]
     assert second["learning_rate"] == {"projection": 0.005, "language": 0.005}
     assert list(validation) == ["step", "validation_loss", "validation_loss_per_character", "exact_match"]
     probes = Run.open(folder).read("samples")
     assert len(probes) == 4
     assert list(probes[0]) == ["step", "id", "prompt", "answer", "stopped", "expected", "image"]
+
+
+def test_epochs_are_counted_per_source_and_a_resumed_run_counts_on(tmp_path: Path, quiet: TrainProgress) -> None:
+    recipe = tiny_recipe(tmp_path, epochs=2.0)
+    other = save_data(tmp_path / "other", num_images=8, first=50)
+    recipe["data"]["train"].append({"source": "folder", "path": other, "weight": 0.5})
+    with pytest.raises(Interrupted) as stopped:
+        train(recipe, progress=quiet, stop=lambda step: step == 3)
+    seen = [
+        record["sources"]
+        for record in metrics_of(train(resume=stopped.value.folder, progress=quiet))
+        if "sources" in record
+    ]
+    assert seen[-1]["folder"] == {"texts": 2 * 30, "epochs": 2.0}
+    assert seen[-1]["folder-2"]["epochs"] == pytest.approx(1.0, abs=0.2)
+    assert [step["folder"]["texts"] for step in seen] == sorted(step["folder"]["texts"] for step in seen)
 
 
 def test_validation_loss_is_that_of_one_batch_of_all_data(tmp_path: Path, quiet: TrainProgress) -> None:

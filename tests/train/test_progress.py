@@ -45,6 +45,14 @@ def test_plain_lines_tell_step_loss_speed_and_time_left(clock: list[float]) -> N
     assert lines[-1] == "step 30: validation loss 1.2500, exact match 81.5%"
 
 
+def test_epochs_of_several_sources_are_told_and_of_a_stream_its_texts(clock: list[float]) -> None:
+    out = io.StringIO()
+    sources = {"coco": {"texts": 50, "epochs": 0.5}, "webdataset": {"texts": 1200, "epochs": None}}
+    with TrainProgress(Console(file=out, width=120)) as progress:
+        progress.step(record(1, sources=sources), fraction=1.0)
+    assert "epochs: coco 0.50, webdataset 1,200 texts" in out.getvalue()
+
+
 def test_the_last_step_always_gets_its_line(clock: list[float]) -> None:
     out = io.StringIO()
     with TrainProgress(Console(file=out, width=120)) as progress:

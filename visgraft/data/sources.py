@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from itertools import accumulate
 from math import ceil
@@ -183,13 +183,18 @@ class Sources:
         """The dialogs of each sample, 0 of a bad one; what no source knows is read, once."""
         return np.concatenate([np.zeros(0, np.int64), *(self._count(number) for number in range(len(self.opened)))])
 
+    @cached_property
+    def num_texts(self) -> dict[str, int | None]:
+        """The texts of each source, bad samples apart; None where nobody knows (a stream)."""
+        return {entry.name: int(self._count(number).sum()) for number, entry in enumerate(self.opened)}
+
     @property
     def weights(self) -> list[float]:
         """How often each source comes in an epoch, its own epochs, after the mixing temperature."""
         weights = [entry.weight for entry in self.opened]
         if self._temperature == 1.0:
             return weights
-        num_texts = [int(self._count(number).sum()) for number in range(len(self.opened))]
+        num_texts = [number or 0 for number in self.num_texts.values()]
         return temper(weights, num_texts=num_texts, temperature=self._temperature)
 
     def order(self, *, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -105,8 +105,8 @@ def train_step(session: Session, steps: Iterator[Step]) -> None:
         return  # every sample of the step was bad
     state.step += 1
     state.seconds += time.monotonic() - started
-    epoch = session.planner.epochs_done(state.position)
-    record = {"step": state.step, "epoch": epoch, **record, "seconds": time.monotonic() - started}
+    epoch, seen = session.planner.epochs_done(state.position), session.count_texts(step)
+    record = {"step": state.step, "epoch": epoch, **record, "sources": seen, "seconds": time.monotonic() - started}
     if accelerator.is_main_process:
         session.run.append("metrics", record)
         session.progress.step(record, fraction=session.fraction_done)

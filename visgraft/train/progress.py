@@ -95,6 +95,9 @@ class TrainProgress:
         samples, tokens = (sum(r[key] for _, _, r in self._recent) for key in ("samples", "supervised_tokens"))
         text = f"step {record['step']}  loss {record['loss']:.4f}  {samples / elapsed:.1f} samples/s"
         text += f"  {tokens / elapsed:.0f} supervised tokens/s"
+        sources = record.get("sources", {})
+        if len(sources) > 1:
+            text += "  epochs: " + ", ".join(f"{name} {_epochs(seen)}" for name, seen in sources.items())
         gained = fraction - self._recent[0][1]
         if gained > 0:  # of the steps behind the first of the window
             since_first = max(now - self._recent[0][0] - self._recent[0][2]["seconds"], 0.0)
@@ -108,6 +111,10 @@ def make_progress(*, show: bool = True) -> TrainProgress:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return TrainProgress(console)
+
+
+def _epochs(seen: Mapping[str, Any]) -> str:
+    return f"{seen['texts']:,} texts" if seen["epochs"] is None else f"{seen['epochs']:.2f}"
 
 
 def _clock(seconds: float) -> str:

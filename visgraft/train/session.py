@@ -24,7 +24,7 @@ from visgraft.runs import Run
 from visgraft.train.plan import Planner
 from visgraft.train.progress import TrainProgress
 from visgraft.train.state import TrainState
-from visgraft.train.steps import LoaderSettings
+from visgraft.train.steps import LoaderSettings, Step
 
 
 @dataclass
@@ -83,6 +83,17 @@ class Session:
     def is_over(self) -> bool:
         """Whether the run has all its epochs, or all its steps, behind it."""
         return self.fraction_done >= 1.0
+
+    def count_texts(self, step: Step) -> dict[str, dict[str, float | None]]:
+        """Add a step's texts to those of each source; say how many that makes, and how many epochs of the source."""
+        totals, texts = self.planner.sources.num_texts, self.state.texts
+        alone = (
+            sum(step.num_texts.values()) if len(totals) == 1 else 0
+        )  # gathered texts keep the names of their sources
+        added = self.sum([alone or step.num_texts.get(name, 0) for name in totals])
+        for name, number in zip(totals, added, strict=True):
+            texts[name] = texts.get(name, 0) + int(number)
+        return {name: {"texts": texts[name], "epochs": texts[name] / n if n else None} for name, n in totals.items()}
 
     def sum(self, values: Sequence[float]) -> list[Any]:
         """Add numbers up over all processes."""

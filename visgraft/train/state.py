@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -41,6 +41,7 @@ class TrainState:
         position: where in the data the next step starts.
         samples: samples learned from so far; a sample whose dialogs were divided counts for each share.
         supervised_tokens: tokens that carried loss so far.
+        texts: texts learned from so far, of each source.
         seconds: time spent in steps so far.
         wall_seconds: time spent since the run was first opened, up to the last checkpoint: loading, validation and all.
         peak_memory_bytes: the most memory that a process held so far.
@@ -55,6 +56,7 @@ class TrainState:
     position: Position = START
     samples: int = 0
     supervised_tokens: int = 0
+    texts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     wall_seconds: float = 0.0
     peak_memory_bytes: int = 0

@@ -9,7 +9,8 @@ process, and the samples that turned out bad.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,12 +47,14 @@ class Step:
         plan: which groups form it, over all processes.
         batches: this process's share, pixels as bytes (see `Processor.finish`); empty where all its samples were bad, or there were none for it.
         num_samples: samples in that share.
+        num_texts: how many of that share's texts are of each source.
         bad: samples that cannot be used.
     """
 
     plan: StepPlan
     batches: tuple[Batch, ...]
     num_samples: int
+    num_texts: Mapping[str, int]
     bad: tuple[BadSample, ...]
 
     def counts(self) -> dict[str, int]:
@@ -98,7 +101,11 @@ class StepDataset(Dataset[Step]):
         encoded, bad = self.encode(plan)
         if self.settings.process_index == 0:
             bad = [*plan.bad, *bad]
-        return Step(plan=plan, batches=self.batches(encoded), num_samples=len(encoded), bad=tuple(bad))
+        num_texts: Counter[str] = Counter()
+        for sample in encoded:
+            num_texts[sample.source or ""] += len(sample.dialogs)
+        batches = self.batches(encoded)
+        return Step(plan=plan, batches=batches, num_samples=len(encoded), num_texts=num_texts, bad=tuple(bad))
 
     def encode(self, plan: StepPlan) -> tuple[list[EncodedSample], list[BadSample]]:
         """Encode the samples of this process, and say which of them cannot be used."""
