@@ -185,7 +185,7 @@ class Processor(ProcessorMixin):
         Args:
             sample: images not yet opened.
             max_pixels: larger images are refused. exact_pixels: False is quicker and changes some bytes by 1 of 255.
-            as_bytes: keep pixels as bytes where that can be; what becomes of the sample in a batch, `finish` makes whole.
+            as_bytes: keep pixels as bytes where that can be; `finish` makes a batch of them whole.
 
         Raises:
             BadSampleError: a dialog or an image cannot be used.

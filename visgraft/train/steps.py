@@ -45,7 +45,8 @@ class Step:
 
     Attributes:
         plan: which groups form it, over all processes.
-        batches: this process's share, pixels as bytes (see `Processor.finish`); empty where all its samples were bad, or there were none for it.
+        batches: this process's share, pixels as bytes (see `Processor.finish`); empty where all its samples were bad,
+            or there were none for it.
         num_samples: samples in that share.
         num_texts: how many of that share's texts are of each source.
         bad: samples that cannot be used.
