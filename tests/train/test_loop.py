@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tests.train.tiny import save_data, tiny_recipe
 from visgraft.config import load_recipe
+from visgraft.data.batch import Batch
 from visgraft.data.sources import open_sources
 from visgraft.errors import ConfigError, DataError, ModelError
 from visgraft.evaluate.metrics import exact_match
@@ -22,7 +24,7 @@ from visgraft.train.interrupt import Interrupted
 from visgraft.train.loop import train, train_step
 from visgraft.train.progress import TrainProgress
 from visgraft.train.setup import open_session
-from visgraft.train.steps import load_steps
+from visgraft.train.steps import Step, load_steps
 
 EVERYTHING = {"vision": "full", "projection": "full", "language": "full", "head": "full"}
 
@@ -302,13 +304,21 @@ def test_a_full_model_needs_nothing_else(tmp_path: Path, quiet: TrainProgress) -
 # --- What goes wrong
 
 
+def poisoned(step: Step, *, image: int) -> Step:
+    """Give a step whose first batch holds an image that is not a number."""
+    [batch] = step.batches
+    bytes_ = batch.vision_inputs["pixel_bytes"]
+    pixels = bytes_.permute(0, 3, 1, 2).float() / 255
+    pixels[image] = torch.nan
+    return replace(step, batches=(Batch({**batch, "vision_inputs": {"pixel_values": pixels}}),))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tmp_path: Path, quiet: TrainProgress) -> None:
     recipe = tiny_recipe(tmp_path)
     session = open_session(load_recipe(recipe), progress=quiet)
     steps = load_steps(session.planner, session.state.position, epochs=1.0, settings=session.loader)
     before = {name: p.detach().clone() for name, p in session.trained.items()}
-    step = next(steps)
-    step.batches[0].vision_inputs["pixel_values"][1] = torch.nan
+    step = poisoned(next(steps), image=1)
     name = step.batches[0].sample_ids[1]
     message = rf"step 1: the loss or its gradient is not finite; samples: {name}\. Look at them, lower"
     with pytest.raises(ModelError, match=message):
@@ -321,8 +331,7 @@ def test_a_loss_that_is_not_finite_is_skipped_if_the_recipe_says_so(tmp_path: Pa
     session = open_session(load_recipe(tiny_recipe(tmp_path, on_nonfinite="skip")), progress=quiet)
     before = {name: p.detach().clone() for name, p in session.trained.items()}
     steps = load_steps(session.planner, session.state.position, epochs=1.0, settings=session.loader)
-    step = next(steps)
-    step.batches[0].vision_inputs["pixel_values"][0] = torch.nan
+    step = poisoned(next(steps), image=0)
     train_step(session, iter([step]))
     assert_equal(before, {name: p.detach() for name, p in session.trained.items()})
     [record] = session.run.read_metrics()

@@ -24,6 +24,7 @@ from visgraft.config import Recipe, load_recipe, recipe_to_yaml
 if TYPE_CHECKING:
     from visgraft.data.check import SourceReport
     from visgraft.data.sources import Sources
+    from visgraft.data.windows import Streams
     from visgraft.processor import Processor
 
 BUDGET_BROKEN = 1
@@ -45,14 +46,19 @@ def check(
     Exit status 1: there are more bad samples than `data.max_bad_fraction` allows, so training would stop.
     """
     settings, processor = _load(recipe, overrides)
-    from visgraft.data.check import check_sources, is_within_budget
+    from visgraft.data.check import check_sources, check_streams, is_within_budget
 
     reports = []
+    number = os.cpu_count() or 1 if workers is None else workers
     for part in ("train", "validation"):
+        streams = _open_streams(settings, part)
+        if streams is not None:
+            with _progress(f"reading {part}", total=None) as advance:
+                reports += check_streams(streams, processor, part=part, num_workers=number, progress=advance)
+            continue
         sources = _open(settings, part)
         if not len(sources):
             continue
-        number = os.cpu_count() or 1 if workers is None else workers
         with _progress(f"reading {part}", total=len(sources)) as advance:
             reports += check_sources(sources, processor, part=part, num_workers=number, progress=advance)
     is_good = is_within_budget(reports)
@@ -75,7 +81,8 @@ def show(
     settings, processor = _load(recipe, overrides)
     from visgraft.data.sheet import write_sheet
 
-    sources = _open(settings, part)
+    streams = _open_streams(settings, part)  # of a stream, its first window
+    sources = _open(settings, part) if streams is None else streams.window(seed=None, epoch=0, place=None).sources
     with _progress("drawing", total=min(number, len(sources))) as advance:
         write_sheet(output, sources, processor, number=number, title=f"{recipe}: {part} data", progress=advance)
     print_line(str(output))
@@ -133,8 +140,15 @@ def _open(settings: Recipe, part: str) -> "Sources":
     return open_sources(entries, key=f"data.{part}", settings=settings.data)
 
 
+def _open_streams(settings: Recipe, part: str) -> "Streams | None":
+    from visgraft.data.windows import open_streams
+
+    entries = settings.data.train if part == "train" else settings.data.validation
+    return open_streams(entries, key=f"data.{part}", settings=settings.data)
+
+
 @contextmanager
-def _progress(what: str, *, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(what: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a bar on standard error, in a terminal only."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -239,6 +239,7 @@ class DataSettings:
     allow_remote_images: bool = False  # whether images are downloaded where the data names web addresses
     group_across_sources: bool = False  # whether texts about one image are gathered from all sources
     mixing_temperature: PositiveFloat = 1.0  # 1: sources as large as they are; larger: more and more alike
+    stream_window: PositiveInt = 2048  # rows of streams that are held, gathered by image and shuffled at a time
     augment: AugmentSettings = field(default_factory=AugmentSettings)  # random changes to training images
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.grouping import Grouped, sample_key
 from visgraft.data.mixing import hold_out
 from visgraft.data.refs import is_web_address
@@ -73,6 +74,17 @@ class Adapted:
         if is_web_address(image):
             return [RemoteImage(str(image))] if self._allow_remote_images else [image]
         return frames_of(image, num_frames=self._num_frames, spacing_s=self._frame_spacing_s)
+
+
+def adapt(source: Source, *, entry: SourceSettings, settings: DataSettings) -> Adapted:
+    """Adapt a source to its entry in a recipe, and to what the recipe says of all."""
+    return Adapted(
+        source,
+        dialogs=entry.dialogs,
+        num_frames=entry.num_frames,
+        frame_spacing_s=entry.frame_spacing_s,
+        allow_remote_images=settings.allow_remote_images,
+    )
 
 
 def _arrange(dialogs: Sequence[Sequence[Turn]], *, mode: DialogMode) -> list[Sequence[Turn]]:

@@ -1,6 +1,6 @@
 """Read all the data of a recipe once, as training would, and say what is there and what is bad.
 
-In:  sources and a processor. Out: a report per source: samples, images, texts, tokens, bad samples by reason.
+In:  sources (or streams) and a processor. Out: a report per source: samples, images, texts, tokens, bad samples by reason.
 
     reports = check_sources(sources, processor, part="train", num_workers=2)
     print(reports[0].as_json())
@@ -20,6 +20,7 @@ from visgraft.data.batch import EncodedSample
 from visgraft.data.quarantine import budget_of
 from visgraft.data.sample import Sample
 from visgraft.data.sources import Sources
+from visgraft.data.windows import Streams
 from visgraft.errors import BadSampleError
 
 _CHUNK = 32  # samples a worker reads before it reports
@@ -89,6 +90,13 @@ class SourceReport:
         """Return the length in tokens that so many percent of the texts do not exceed."""
         return int(np.percentile(self.tokens, part, method="inverted_cdf")) if self.tokens else 0
 
+    def add(self, other: SourceReport) -> None:
+        """Add what a later stretch of the same source holds."""
+        for name in ("samples", "images", "texts", "supervised", "truncated", "tokens", "reasons"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, places in other.examples.items():
+            self.examples[reason] = [*self.examples.get(reason, []), *places][:_NUM_EXAMPLES]
+
     def as_json(self) -> dict[str, Any]:
         """Return it as plain values."""
         return {
@@ -142,6 +150,31 @@ def check_sources(
         if progress is not None:
             progress(1)
     return list(reports.values())
+
+
+def check_streams(
+    streams: Streams,
+    processor: Encoder,
+    *,
+    part: str,
+    num_workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[SourceReport]:
+    """Read streams once to their end, as the first epoch of an unshuffled training would."""
+    totals: dict[str, SourceReport] = {}
+    num_read, place = 0, None
+    while not totals or place is not None:
+        window = streams.window(seed=None, epoch=0, place=place)
+        reports = check_sources(window.sources, processor, part=part, num_workers=num_workers, progress=progress)
+        for report in reports:
+            if report.source in totals:
+                totals[report.source].add(report)
+            else:
+                totals[report.source] = report
+        num_read, place = window.num_read, window.after
+    for report in totals.values():
+        report.budget = budget_of(num_read, max_bad_fraction=streams.settings.max_bad_fraction)
+    return list(totals.values())
 
 
 def is_within_budget(reports: Sequence[SourceReport]) -> bool:

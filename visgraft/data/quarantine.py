@@ -48,13 +48,22 @@ class Quarantine:
         known: Iterable[BadSample] = (),
         write: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self.budget = budget_of(num_samples, max_bad_fraction=max_bad_fraction)
         self.num_samples = num_samples
+        self._max_bad_fraction = max_bad_fraction
         self._bad = {(bad.source, bad.index): bad for bad in known}
         self._write = write
 
     def __len__(self) -> int:
         return len(self._bad)
+
+    @property
+    def budget(self) -> int:
+        """How many may be bad."""
+        return budget_of(self.num_samples, max_bad_fraction=self._max_bad_fraction)
+
+    def expect(self, num_samples: int) -> None:
+        """Note that there are at least so many samples, as a stream tells it while it is read."""
+        self.num_samples = max(self.num_samples, num_samples)
 
     def add(self, bad: BadSample) -> None:
         """Note a bad sample; raises DataError when there are more than the budget allows."""

@@ -27,13 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visgraft.config import AugmentSettings, DataSettings, SourceSettings, Strict, unknown_key
-from visgraft.data.adapting import Adapted, divide, known_counts
+from visgraft.data.adapting import adapt, divide, known_counts
 from visgraft.data.grouping import Grouped, RowSource
 from visgraft.data.mixing import epoch_order as epoch_order
 from visgraft.data.mixing import mixed_order, temper
 from visgraft.data.quarantine import BadSample as BadSample
 from visgraft.data.quarantine import Quarantine as Quarantine
 from visgraft.data.sample import Sample, Source
+from visgraft.data.streaming import SampleStream
 from visgraft.errors import BadSampleError, ConfigError, DataError
 
 # The one table of formats; a reader's module is loaded when a recipe asks for it.
@@ -61,14 +62,11 @@ def open_sources(
     Raises ConfigError for a source or an option that does not exist, and what the readers raise.
     """
     settings = settings or DataSettings()
-    readers = [_reader(entry, key=f"{key}.{number}") for number, entry in enumerate(entries)]
+    readers = [reader_of(entry, key=f"{key}.{number}") for number, entry in enumerate(entries)]
     is_training = not key.endswith("validation")
     opened: list[OpenSource] = []
-    names: Counter[str] = Counter()
-    for entry, read in zip(entries, readers, strict=True):
+    for name, entry, read in zip(name_sources(entries), entries, readers, strict=True):
         samples, notes = _open(entry, read, settings=settings, is_training=is_training)
-        names[entry.source] += 1
-        name = entry.source if names[entry.source] == 1 else f"{entry.source}-{names[entry.source]}"
         length = len(samples) if entry.limit is None else min(entry.limit, len(samples))
         opened.append(OpenSource(name=name, samples=samples, length=length, weight=entry.weight, notes=notes))
     temperature = settings.mixing_temperature if is_training else 1.0
@@ -77,12 +75,27 @@ def open_sources(
     return Sources(opened, settings=settings, is_training=is_training)
 
 
+def name_sources(entries: Sequence[SourceSettings]) -> list[str]:
+    """Name every source of a list after its reader; the second of a kind is `coco-2`."""
+    names: Counter[str] = Counter()
+    named = []
+    for entry in entries:
+        names[entry.source] += 1
+        named.append(entry.source if names[entry.source] == 1 else f"{entry.source}-{names[entry.source]}")
+    return named
+
+
 def _open(
     entry: SourceSettings, read: Callable[..., Source], *, settings: DataSettings, is_training: bool
 ) -> tuple[Source, Sequence[str]]:
     """Open one source: read, gather by image, divide, adapt; return it and what its reader has to say."""
     path = None if entry.path is None else Path(entry.path).expanduser()
     samples = read(path, split=entry.split if isinstance(entry.split, str) else "train")
+    if isinstance(samples, SampleStream):
+        raise ConfigError(
+            f"{entry.source}: streaming: true, but this needs samples that can be read by number, in any order; leave "
+            "streaming out (hf: or add take: N)"
+        )
     notes: Sequence[str] = getattr(samples, "notes", ())
     if entry.group in ("path", "content") or (entry.group == "auto" and isinstance(samples, RowSource)):
         samples = Grouped(samples, by_content=entry.group == "content")
@@ -93,14 +106,7 @@ def _open(
                 f"{entry.source}: split: {entry.held_out:.2%} held out of {entry.path or 'it'} leaves nothing on one "
                 "side, as there are not two images; give it more data or another split"
             )
-    adapted = Adapted(
-        samples,
-        dialogs=entry.dialogs,
-        num_frames=entry.num_frames,
-        frame_spacing_s=entry.frame_spacing_s,
-        allow_remote_images=settings.allow_remote_images,
-    )
-    return adapted, notes
+    return adapt(samples, entry=entry, settings=settings), notes
 
 
 def _gather_all(opened: list[OpenSource], *, temperature: float) -> OpenSource:
@@ -113,7 +119,7 @@ def _gather_all(opened: list[OpenSource], *, temperature: float) -> OpenSource:
     return OpenSource(name="all", samples=samples, length=len(samples))
 
 
-def _reader(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
+def reader_of(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
     """Return the entry's reader with its options, once every one of them is known to exist and fit."""
     if entry.source not in READERS:
         near = get_close_matches(entry.source, READERS, n=1)
@@ -184,8 +190,8 @@ class Sources:
         return np.concatenate([np.zeros(0, np.int64), *(self._count(number) for number in range(len(self.opened)))])
 
     @cached_property
-    def num_texts(self) -> dict[str, int | None]:
-        """The texts of each source, bad samples apart; None where nobody knows (a stream)."""
+    def num_texts(self) -> dict[str, int]:
+        """The texts of each source, bad samples apart."""
         return {entry.name: int(self._count(number).sum()) for number, entry in enumerate(self.opened)}
 
     @property
@@ -194,8 +200,7 @@ class Sources:
         weights = [entry.weight for entry in self.opened]
         if self._temperature == 1.0:
             return weights
-        num_texts = [number or 0 for number in self.num_texts.values()]
-        return temper(weights, num_texts=num_texts, temperature=self._temperature)
+        return temper(weights, num_texts=list(self.num_texts.values()), temperature=self._temperature)
 
     def order(self, *, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return the numbers of the samples in the order of an epoch, the texts of each source weight times.

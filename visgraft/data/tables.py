@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visgraft.data.rows import Row, stamp
+from visgraft.data.streaming import StreamedRow
 from visgraft.errors import BadSampleError, DataError
 
 ROWS_PER_GROUP = 32  # of files that are written here
@@ -115,6 +117,29 @@ class DatasetRows:
     def fingerprint(self) -> object:
         """Return the dataset's own."""
         return (self._name, self._dataset._fingerprint)
+
+
+class DatasetStream:
+    """Read a `datasets.IterableDataset` in its own order, every epoch the same. See RowStream.
+
+    A place is [how many rows are done, the dataset's own state]: what lies before it is not read again.
+    """
+
+    def __init__(self, dataset: Any, *, name: str) -> None:
+        self._dataset = dataset.decode(False) if dataset.features is not None else dataset
+        self._name = name
+        self._labels = label_names(dataset.features or {})
+
+    def read(self, *, seed: int | None, epoch: int, place: Any) -> Iterator[StreamedRow]:
+        """Read on from a place."""
+        dataset = copy(self._dataset)
+        number, state = place or (0, None)
+        if state is not None:
+            dataset.load_state_dict(state)
+        for row in dataset:
+            named = with_names(dict(row), self._labels)
+            yield StreamedRow(named, number, f"{self._name} row {number}", [number + 1, dataset.state_dict()])
+            number += 1
 
 
 def label_names(features: Any) -> dict[str, list[str]]:

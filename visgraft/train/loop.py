@@ -170,6 +170,7 @@ def update(session: Session, step: Step, batches: list[Batch], *, losses: list[T
 
 def set_bad_samples_aside(session: Session, step: Step) -> None:
     """Put the bad samples of all processes into quarantine; too many of them end the run in every process."""
+    session.quarantine.expect(session.planner.num_samples(step.plan.end))
     if any(session.sum([len(step.bad)])):
         for bad in gather_object(list(step.bad)):
             session.quarantine.add(bad)

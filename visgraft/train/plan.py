@@ -13,10 +13,10 @@ a position, two numbers, is all that a checkpoint must remember.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,18 +29,27 @@ from visgraft.processor import Processor
 
 
 class Position(NamedTuple):
-    """How far a run is: the groups before `cursor` of `epoch` are done."""
+    """How far a run is: the groups before `cursor` of `epoch` are done; of streams, of the window at `place`."""
 
     epoch: int
     cursor: int
+    place: Any = None
+
+
+class Held(NamedTuple):
+    """A sample that nobody can read again by its number, with what its line in quarantine.jsonl would say."""
+
+    sample: Sample
+    origin: BadSample
 
 
 class Group(NamedTuple):
-    """Some dialogs of one sample: which sample, and which of its chunks in that epoch."""
+    """Some dialogs of one sample: which sample, which of its chunks in that epoch; of a stream, the sample itself."""
 
     sample_index: int
     chunk: int
     epoch: int
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,17 @@ class StepPlan:
     end: Position
     bad: tuple[BadSample, ...]
 
+    def holding(self, process_index: int, *, num_processes: int) -> StepPlan:
+        """Return the plan with no samples held but those of one process; of none with `num_processes` 0."""
+        groups = enumerate(self.groups)
+        kept = [g if num_processes and n % num_processes == process_index else g._replace(held=None) for n, g in groups]
+        return replace(self, groups=tuple(kept))
+
 
 class Planner:
     """Plan the steps over some sources; `unreadable` are their samples that cannot even be read."""
+
+    has_known_length = True
 
     def __init__(
         self,
@@ -98,9 +115,7 @@ class Planner:
         Raises:
             DataError: the sources hold nothing that can be used.
         """
-        if self.num_groups(0) == 0:
-            reasons = ", ".join(sorted({bad.reason for bad in self.unreadable})) or "it is empty"
-            raise DataError(f"data: got {len(self.sources)} samples and none can be used ({reasons})")
+        self._check_not_empty()
         while self.epochs_done(position) < epochs:
             step = self.step(position, epochs=epochs)
             yield step
@@ -112,16 +127,15 @@ class Planner:
         bad: list[BadSample] = []
         num_tokens, end = 0, position
         while num_tokens < self.text_tokens_per_step and self.epochs_done(end) < epochs:
-            index, chunk = self._groups(end.epoch)[end.cursor].tolist()
-            group = Group(index, chunk, end.epoch)
+            group, met, end = self._take(end)
+            bad += met
+            if group is None:
+                continue
             try:
                 num_tokens += sum(len(d.input_ids) for d in self.processor.encode_text(self.sample(group)))
                 groups.append(group)
             except BadSampleError as error:
-                bad.append(self.sources.bad_sample(index, str(error)))
-            end = Position(end.epoch, end.cursor + 1)
-            while end.cursor == self.num_groups(end.epoch):  # a small weight may leave an epoch without any group
-                end = Position(end.epoch + 1, 0)
+                bad.append(self.bad_sample(group, str(error)))
         return StepPlan(tuple(groups), start=position, end=end, bad=tuple(bad))
 
     def sample(self, group: Group) -> Sample:
@@ -135,6 +149,32 @@ class Planner:
         settings = self.sources.settings
         occasion = f"{occasion} {group.chunk}"
         return augment(chunks[group.chunk], self.sources.augment, occasion=occasion, max_pixels=settings.max_pixels)
+
+    def bad_sample(self, group: Group, reason: str) -> BadSample:
+        """Say of a group that cannot be used what its line in quarantine.jsonl says."""
+        return self.sources.bad_sample(group.sample_index, reason)
+
+    def num_samples(self, position: Position) -> int:
+        """Count the samples of which a share may be bad."""
+        return len(self.sources)
+
+    def _check_not_empty(self) -> None:
+        if self.num_groups(0) == 0:
+            reasons = ", ".join(sorted({bad.reason for bad in self.unreadable})) or "it is empty"
+            raise DataError(f"data: got {len(self.sources)} samples and none can be used ({reasons})")
+
+    def _take(self, position: Position) -> tuple[Group | None, Sequence[BadSample], Position]:
+        """Return the group at a position, what bad samples come to light there, and the next position."""
+        index, chunk = self.group(position.cursor, epoch=position.epoch)
+        end = Position(position.epoch, position.cursor + 1)
+        while end.cursor == self.num_groups(end.epoch):  # a small weight may leave an epoch without any group
+            end = Position(end.epoch + 1, 0)
+        return Group(index, chunk, position.epoch), (), end
+
+    def group(self, cursor: int, *, epoch: int) -> tuple[int, int]:
+        """Return sample and chunk of a group of an epoch."""
+        index, chunk = self._groups(epoch)[cursor].tolist()
+        return index, chunk
 
     def _find_unreadable(self) -> Iterator[BadSample]:
         for index in np.flatnonzero(self._num_chunks == 0).tolist():

@@ -73,20 +73,27 @@ class Session:
 
     @property
     def fraction_done(self) -> float:
-        """The part of the run that is done, 0 to 1: of its epochs, or of its steps if those end first."""
+        """The part of the run that is done, 0 to 1: of its epochs, or of its steps if those end first.
+
+        Of streams, whose length nobody knows, it is of the steps alone.
+        """
         settings = self.recipe.train
-        of_epochs = self.planner.epochs_done(self.state.position) / settings.epochs
+        epochs = self.planner.epochs_done(self.state.position)
+        of_epochs = epochs / settings.epochs if self.planner.has_known_length else 0.0
         of_steps = self.state.step / settings.max_steps if settings.max_steps else 0.0
         return min(1.0, max(of_epochs, of_steps))
 
     @property
     def is_over(self) -> bool:
         """Whether the run has all its epochs, or all its steps, behind it."""
-        return self.fraction_done >= 1.0
+        epochs = self.planner.epochs_done(self.state.position)
+        return self.fraction_done >= 1.0 or epochs >= self.recipe.train.epochs
 
     def count_texts(self, step: Step) -> dict[str, dict[str, float | None]]:
         """Add a step's texts to those of each source; say how many that makes, and how many epochs of the source."""
-        totals, texts = self.planner.sources.num_texts, self.state.texts
+        texts, totals = self.state.texts, dict[str, int | None](self.planner.sources.num_texts)
+        if not self.planner.has_known_length:
+            totals = dict.fromkeys(totals)
         alone = (
             sum(step.num_texts.values()) if len(totals) == 1 else 0
         )  # gathered texts keep the names of their sources

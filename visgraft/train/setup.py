@@ -23,6 +23,7 @@ from visgraft.config import Recipe, flatten, load_recipe, recipe_to_dict
 from visgraft.data.batch import Batch
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Quarantine, open_sources
+from visgraft.data.windows import open_streams
 from visgraft.errors import ConfigError, DataError
 from visgraft.model.parts import trained_parameters
 from visgraft.model.precision import computing_dtype
@@ -38,6 +39,7 @@ from visgraft.train.progress import TrainProgress
 from visgraft.train.session import Session
 from visgraft.train.state import TrainState, load_state, set_random_state
 from visgraft.train.steps import LoaderSettings, StepDataset
+from visgraft.train.stream_plan import StreamPlanner
 from visgraft.train.validate import own_probes, pick_questions
 from visgraft.train.vision_cache import fill_vision_cache
 
@@ -136,7 +138,8 @@ def first_batch(planner: Planner, loader: LoaderSettings) -> Batch:
     plan = next(planner.steps(Position(0, 0), epochs=1.0))
     encoded, bad = StepDataset(planner, replace(loader, process_index=0, num_processes=1)).encode(plan)
     if not encoded:
-        raise DataError(f"data.train: no sample of the first step can be used; the first is bad: {bad[0].reason}")
+        reason = [*plan.bad, *bad][0].reason
+        raise DataError(f"data.train: no sample of the first step can be used; the first is bad: {reason}")
     encoded.sort(key=lambda sample: (not sample.num_image_tokens, len(sample.dialogs) == 1))  # stable
     return StepDataset(planner, replace(loader, micro_batch_rows=None)).batches(encoded[:NUM_FILLER_SAMPLES])[0]
 
@@ -149,16 +152,28 @@ def _open_data(
         "max_dialogs": recipe.data.max_dialogs_per_prefix,
         "text_tokens_per_step": recipe.train.text_tokens_per_step,
     }
-    sources = open_sources(recipe.data.train, key="data.train", settings=recipe.data)
-    planner = Planner(sources, processor, **settings)
+    planner = _open_planner(recipe, "train", processor, **settings)
+    if not planner.has_known_length and recipe.train.max_steps is None:
+        raise ConfigError(
+            "data.train: holds streams, and nobody knows how long they are; set train.max_steps: N, which the "
+            "learning rate follows (and train.epochs to how often they may be read at most)"
+        )
     if not recipe.data.validation:
-        probes = pick_questions(sources, processor, number=NUM_PROBES)
+        probes = pick_questions(planner.sources, processor, number=NUM_PROBES)
         return planner, None, [*probes, *own_probes(recipe.data)], []
-    held_out = open_sources(recipe.data.validation, key="data.validation", settings=recipe.data)
-    questions = pick_questions(held_out, processor, number=max(NUM_PROBES, recipe.train.exact_match_samples))
-    validation = Planner(held_out, processor, shuffle=False, **settings)
+    validation = _open_planner(recipe, "validation", processor, shuffle=False, **settings)
+    number = max(NUM_PROBES, recipe.train.exact_match_samples)
+    questions = pick_questions(validation.sources, processor, number=number)
     probes = [*questions[:NUM_PROBES], *own_probes(recipe.data)]
     return planner, validation, probes, questions[: recipe.train.exact_match_samples]
+
+
+def _open_planner(recipe: Recipe, part: str, processor: Processor, **settings: Any) -> Planner:
+    entries = recipe.data.train if part == "train" else recipe.data.validation
+    streams = open_streams(entries, key=f"data.{part}", settings=recipe.data)
+    if streams is not None:
+        return StreamPlanner(streams, processor, **settings)
+    return Planner(open_sources(entries, key=f"data.{part}", settings=recipe.data), processor, **settings)
 
 
 def _loader_settings(recipe: Recipe, accelerator: Accelerator) -> LoaderSettings:
@@ -210,7 +225,7 @@ def _open_quarantine(recipe: Recipe, run: Run, planner: Planner, *, is_main: boo
     names = [field.name for field in fields(BadSample)]
     known = [BadSample(**{name: record[name] for name in names}) for record in run.read("quarantine")]
     quarantine = Quarantine(
-        num_samples=len(planner.sources),
+        num_samples=planner.num_samples(Position(0, 0)),
         max_bad_fraction=recipe.data.max_bad_fraction,
         known=known,
         write=(lambda record: run.append("quarantine", record)) if is_main else None,

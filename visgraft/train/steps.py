@@ -80,7 +80,11 @@ def load_steps(planner: Planner, position: Position, *, epochs: float, settings:
     """Make the steps from a position to the end of the run, each ready before it is needed."""
     loader = DataLoader(  # its own generator: making one leaves the random state of the run alone
         StepDataset(planner, settings),
-        sampler=planner.steps(position, epochs=epochs),  # plans are drawn in the main process, in order
+        # Plans are drawn in the main process, in order.
+        sampler=(
+            plan.holding(settings.process_index, num_processes=settings.num_processes)
+            for plan in planner.steps(position, epochs=epochs)
+        ),
         batch_size=None,
         generator=torch.Generator(),
         num_workers=settings.num_workers,
@@ -106,6 +110,7 @@ class StepDataset(Dataset[Step]):
         for sample in encoded:
             num_texts[sample.source or ""] += len(sample.dialogs)
         batches = self.batches(encoded)
+        plan = plan.holding(0, num_processes=0)  # the samples need not travel back
         return Step(plan=plan, batches=batches, num_samples=len(encoded), num_texts=num_texts, bad=tuple(bad))
 
     def encode(self, plan: StepPlan) -> tuple[list[EncodedSample], list[BadSample]]:
@@ -122,7 +127,7 @@ class StepDataset(Dataset[Step]):
                     made = processor.encode(sample, max_pixels=most, exact_pixels=exact, as_bytes=True)
                 encoded.append(made)
             except BadSampleError as error:
-                bad.append(self.planner.sources.bad_sample(group.sample_index, str(error)))
+                bad.append(self.planner.bad_sample(group, str(error)))
         return encoded, bad
 
     def batches(self, encoded: list[EncodedSample]) -> tuple[Batch, ...]:

@@ -58,8 +58,10 @@ def test_a_stream_is_read_once_and_kept(hub, monkeypatch):
 
 
 def test_what_cannot_be_had_says_why(hub, monkeypatch):
-    with pytest.raises(ConfigError, match="streaming: true needs take: N"):
+    with pytest.raises(ConfigError, match=r"hf: streaming: true, but this needs .* \(hf: or add take: N\)"):
         opened(hub / "hub", streaming=True)
+    with pytest.raises(ConfigError, match="hf: got take 3 without streaming: true"):
+        opened(hub / "hub", take=3)
     with pytest.raises(MissingAssetError, match="hf: path: not set"):
         hf.read(None, split="train")
     with pytest.raises(MissingAssetError, match=r"split nowhere\) cannot be loaded: "):

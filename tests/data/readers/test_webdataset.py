@@ -100,12 +100,22 @@ def test_what_is_no_shard_is_refused(tmp_path, shards):
     with pytest.raises(MissingAssetError, match="nothing matches"):
         webdataset.read(shards / "b-*.tar", split="train")
     write_tar(tmp_path / "c.tar", [("0.png", png(0))], mode="w:gz")
-    with pytest.raises(DataError, match=r"c.tar is no plain tar .* unpack a compressed one first"):
+    with pytest.raises(DataError, match=r"c.tar is no whole, plain tar .* or unpack a compressed one"):
         webdataset.read(tmp_path / "c.tar", split="train")
     write_tar(tmp_path / "d.tar", [])
     with pytest.raises(DataError, match="holds no samples"):
         webdataset.read(tmp_path / "d.tar", split="train")
     whole = (shards / "a-000.tar").read_bytes()
     (shards / "a-000.tar").write_bytes(whole[: 512 + 100])
-    with pytest.raises(DataError, match="is no plain tar"):
+    with pytest.raises(DataError, match="is no whole, plain tar"):
         webdataset.read(shards / "a-000.tar", split="train")
+
+
+def test_a_tar_that_was_not_fetched_to_its_end_is_refused(shards):
+    whole = (shards / "a-000.tar").read_bytes()
+    for length in (2500, 1800):  # inside a header, inside an image
+        (shards / "a-000.tar").write_bytes(whole[:length])
+        with pytest.raises(
+            DataError, match=r"a-000\.tar is no whole, plain tar \(it is damaged behind byte .*fetch it"
+        ):
+            webdataset.read(shards / "a-000.tar", split="train")

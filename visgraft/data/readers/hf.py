@@ -1,8 +1,9 @@
 """Read any Hugging Face dataset: by its name on the Hub, or a folder that `save_to_disk` wrote.
 
 In:  path: the name or folder; name: its configuration; revision; columns where its own are not of a usual form
-     (see forms.py). streaming: true with take: N reads the first N rows without downloading the rest, once: they are
-     kept as parquet in the cache, so that their order, a resumed run and a second epoch are as of any other source.
+     (see forms.py). streaming: true reads the rows as they come, a window at a time (windows.py), and keeps nothing.
+     With take: N the first N rows are read off the stream once, without downloading the rest, and kept as parquet in
+     the cache, so that order, grouping, a resumed run and a second epoch are as of any other source.
 Out: one sample per image (or list of images) with the dialogs of all its rows; images are never decoded on the way.
 
     {source: hf, path: HuggingFaceM4/the_cauldron, name: ai2d, split: train}        in a recipe
@@ -24,7 +25,8 @@ from visgraft.data.grouping import RowSource
 from visgraft.data.kept import cache_folder
 from visgraft.data.rows import Rows
 from visgraft.data.sample import Source
-from visgraft.data.tables import DatasetRows, ParquetRows, label_names, with_names, write_parquet
+from visgraft.data.streaming import SampleStream
+from visgraft.data.tables import DatasetRows, DatasetStream, ParquetRows, label_names, with_names, write_parquet
 from visgraft.errors import ConfigError, DataError, MissingAssetError
 
 
@@ -39,20 +41,24 @@ def read(
     images: str | None = None,
     streaming: bool = False,
     take: int | None = None,
-) -> Source:
+) -> Source | SampleStream:
     """Return the rows of a split.
 
     name: the dataset's configuration. images: the folder of image files that rows name.
-    Raises MissingAssetError where the dataset cannot be had, ConfigError for streaming without take.
+    Raises MissingAssetError where the dataset cannot be had, ConfigError for take without streaming.
     """
     if path is None:
         raise MissingAssetError("hf: path: not set; give the dataset's name on the Hub, or a folder of save_to_disk")
-    if streaming != (take is not None):
+    if take is not None and not streaming:
         raise ConfigError(
-            f"hf: got streaming {streaming} and take {take}; streaming: true needs take: N (how many rows are read off "
-            "the stream), and take needs streaming; `limit` bounds samples of any source"
+            f"hf: got take {take} without streaming: true; take bounds what is read off a stream, `limit` the samples "
+            "of any source"
         )
     wanted = {"path": str(path), "name": name, "split": split, "revision": revision}
+    folder = None if images is None else Path(images).expanduser()
+    read_row = partial(content_of_row, columns=columns, prompt=prompt)
+    if streaming and take is None:
+        return SampleStream(DatasetStream(_load(wanted, streaming=True), name=str(path)), read_row, folder)
     rows: Rows
     if take is None:
         rows = DatasetRows(_load(wanted, streaming=False), name=str(path))
@@ -60,8 +66,7 @@ def read(
         rows = ParquetRows(_take(wanted, take=take))
     if not len(rows):
         raise DataError(f"hf: {path} split {split!r} holds no samples")
-    folder = None if images is None else Path(images).expanduser()
-    return RowSource(rows, folder=folder, read_row=partial(content_of_row, columns=columns, prompt=prompt))
+    return RowSource(rows, folder=folder, read_row=read_row)
 
 
 def _load(wanted: dict[str, Any], *, streaming: bool) -> Any:

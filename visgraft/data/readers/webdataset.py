@@ -4,7 +4,8 @@ In:  a tar, a folder of tars, a glob (shards/*.tar) or a range (train-{000..127}
      (see forms.py) or hold a caption; else `txt` (or `caption`) is the caption.
 Out: one sample per member name (per image with `group: content`); images stay in the tar until they are opened.
 
-Tars are indexed once, then read in any order: a shuffled epoch needs no buffer and a resumed run no replay.
+Tars are indexed once, then read in any order: a shuffled epoch needs no buffer and a resumed run no replay. With
+`streaming: true` there is no index: tars are read from beginning to end, a window of samples at a time (windows.py).
 
     {source: webdataset, path: "~/cc3m/train-{0000..0331}.tar"}                     in a recipe
 """
@@ -19,27 +20,39 @@ from visgraft.data.grouping import RowSource
 from visgraft.data.refs import FilePart
 from visgraft.data.rows import Row
 from visgraft.data.sample import Source
-from visgraft.data.tars import TarRows, expand_paths
+from visgraft.data.streaming import SampleStream
+from visgraft.data.tars import TarRows, TarStream, expand_paths
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 _TEXT_MEMBERS = ("txt", "text", "caption")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "jp2", "img")
 
 
-def read(path: Path | None, *, split: str, prompt: str = "", columns: dict[str, str] | None = None) -> Source:
+def read(
+    path: Path | None,
+    *,
+    split: str,
+    prompt: str = "",
+    columns: dict[str, str] | None = None,
+    streaming: bool = False,
+) -> Source | SampleStream:
     """Return the samples of all shards; a path that holds {split} gets the split's name in its place.
 
-    prompt: the text in front of a caption. columns: {key of a form: key of the json}.
+    prompt: the text in front of a caption. columns: {key of a form: key of the json}. streaming: no index.
     Raises MissingAssetError without shards, DataError where one is no tar.
     """
     if path is None:
         raise MissingAssetError(
             "webdataset: path: not set; name a tar, a folder of tars, a glob or name-{000..127}.tar"
         )
-    rows = TarRows(expand_paths(str(path).replace("{split}", split)))
+    tars = expand_paths(str(path).replace("{split}", split))
+    read_row = partial(_content, prompt=prompt, columns=columns)
+    if streaming:
+        return SampleStream(TarStream(tars), read_row=read_row)
+    rows = TarRows(tars)
     if not len(rows):
         raise DataError(f"webdataset: {path} holds no samples")
-    return RowSource(rows, read_row=partial(_content, prompt=prompt, columns=columns))
+    return RowSource(rows, read_row=read_row)
 
 
 def _content(row: Row, *, prompt: str, columns: dict[str, str] | None) -> Content:
