@@ -3,11 +3,13 @@ import json
 import pytest
 
 from tests.data.made_tokenizers import TOKENIZERS
+from tests.data.test_windows import tars, write_tars
 from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.batch import EncodedSample
-from visgraft.data.check import check_sources, is_within_budget
+from visgraft.data.check import check_sources, check_streams, is_within_budget
 from visgraft.data.prompt import PromptTemplate, encode_dialog
 from visgraft.data.sources import open_sources
+from visgraft.data.windows import open_streams
 
 
 class TextsOnly:
@@ -50,3 +52,18 @@ def test_the_budget_is_one_for_all_sources_of_a_part(tmp_path):
     reports = check_sources(sources, TextsOnly(), part="train")
     assert [report.bad for report in reports] == [3, 3] and not is_within_budget(reports)
     assert reports[0].percentile(50) == 0 and reports[0].texts_per_image == 0.0
+
+
+def test_streams_are_counted_over_all_their_windows(tmp_path):
+    path = write_tars(tmp_path, num_tars=3, per_tar=6)
+    whole = (tmp_path / "a-2.tar").read_bytes()
+    (tmp_path / "a-2.tar").write_bytes(whole[:5000])
+    settings = DataSettings(stream_window=4)
+    entries = [SourceSettings(**tars(path, group="content"))]
+    streams = open_streams(entries, key="data.train", settings=settings)
+    done = []
+    [report] = check_streams(streams, TextsOnly(), part="train", progress=done.append)
+    assert (report.texts, report.bad, report.reasons) == (14, 1, {"tar is damaged": 1})
+    assert (report.samples, report.images) == (sum(done), sum(done) - 1) and report.texts_per_image > 1.7
+    assert report.as_json()["examples"] == {"tar is damaged": ["a-2.tar"]}
+    assert report.budget == 5 and is_within_budget([report])

@@ -1,6 +1,6 @@
 """Read all the data of a recipe once, as training would, and say what is there and what is bad.
 
-In:  sources (or streams) and a processor. Out: a report per source: samples, images, texts, tokens, bad samples by reason.
+In:  sources or streams, a processor. Out: a report per source: samples, images, texts, tokens, bad samples by reason.
 
     reports = check_sources(sources, processor, part="train", num_workers=2)
     print(reports[0].as_json())

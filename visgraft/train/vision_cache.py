@@ -69,6 +69,8 @@ def fill_vision_cache(
     if recipe.train.cache_vision is None:
         return None
     reason = why_off(recipe, model)
+    if not all(planner.has_known_length for planner in planners):
+        reason = "the data are streams, whose images nobody can list first"
     if reason is not None:
         say(f"train.cache_vision is OFF: {reason}; the encoder runs in every step")
         return None

@@ -115,7 +115,5 @@ def test_a_tar_that_was_not_fetched_to_its_end_is_refused(shards):
     whole = (shards / "a-000.tar").read_bytes()
     for length in (2500, 1800):  # inside a header, inside an image
         (shards / "a-000.tar").write_bytes(whole[:length])
-        with pytest.raises(
-            DataError, match=r"a-000\.tar is no whole, plain tar \(it is damaged behind byte .*fetch it"
-        ):
+        with pytest.raises(DataError, match=r"a-000\.tar is no whole, plain tar \(.*\); fetch it again"):
             webdataset.read(shards / "a-000.tar", split="train")
