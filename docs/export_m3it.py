@@ -23,9 +23,9 @@ REPOSITORY = "MMInstruction/M3IT"
 FIELDS = ("instruction", "inputs", "image_base64_str", "outputs")
 
 
-def export(task: str, folder: Path) -> None:
+def export(task: str, folder: Path, *, repository: str) -> None:
     """Write every split of a task that is not there yet."""
-    for split in datasets.get_dataset_split_names(REPOSITORY, task, trust_remote_code=True):
+    for split in datasets.get_dataset_split_names(repository, task, trust_remote_code=True):
         path = folder / task / f"{split}.jsonl"
         if path.is_file():
             sys.stdout.write(f"{path}: is there\n")
@@ -33,7 +33,7 @@ def export(task: str, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         number = 0
-        rows = datasets.load_dataset(REPOSITORY, task, split=split, streaming=True, trust_remote_code=True)
+        rows = datasets.load_dataset(repository, task, split=split, streaming=True, trust_remote_code=True)
         with part.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps({field: row.get(field) for field in FIELDS}, ensure_ascii=False) + "\n")
@@ -50,12 +50,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("tasks", nargs="+", help="names of tasks, or: all")
+    parser.add_argument("--repository", default=REPOSITORY, help="the dataset on the Hub, or a clone of it on this disk")
     arguments = parser.parse_args()
     tasks = arguments.tasks
     if tasks == ["all"]:
-        tasks = datasets.get_dataset_config_names(REPOSITORY, trust_remote_code=True)
+        tasks = datasets.get_dataset_config_names(arguments.repository, trust_remote_code=True)
     for task in tasks:
-        export(task, arguments.folder.expanduser())
+        export(task, arguments.folder.expanduser(), repository=arguments.repository)
 
 
 if __name__ == "__main__":
