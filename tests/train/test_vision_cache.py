@@ -132,7 +132,7 @@ def test_cached_images_are_not_opened(
         raise AssertionError("an image was opened")
 
     monkeypatch.setattr(images, "open_image", refuse)
-    monkeypatch.setattr(type(session.processor), "_make_pixels", refuse)
+    monkeypatch.setattr("visgraft.processor.open_image", refuse)
     for step in load_steps(session.planner, session.state.position, epochs=1.0, settings=session.loader):
         assert all(set(batch.vision_inputs) == {"features"} for batch in step.batches)
 
@@ -202,7 +202,7 @@ def test_images_that_the_cache_lacks_train_beside_those_that_it_has(tmp_path: Pa
     [image] = session.planner.sample(plan.groups[0]).images
     del store._places[image_version(image) or b""]
     mixed = steps.StepDataset(session.planner, session.loader)[plan]
-    assert [set(batch.vision_inputs) for batch in mixed.batches] == [{"pixel_values"}, {"features"}]
+    assert [set(batch.vision_inputs) for batch in mixed.batches] == [{"pixel_bytes"}, {"features"}]
     totals = [
         sum(float(session.model.loss(batch).loss_sum) for batch in step.batches)  # type: ignore[arg-type]
         for step in (whole, mixed)
