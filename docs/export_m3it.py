@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("tasks", nargs="+", help="names of tasks, or: all")
-    parser.add_argument("--repository", default=REPOSITORY, help="the dataset on the Hub, or a clone of it on this disk")
+    parser.add_argument("--repository", default=REPOSITORY, help="on the Hub, or a clone on this disk")
     arguments = parser.parse_args()
     tasks = arguments.tasks
     if tasks == ["all"]:
