@@ -1,7 +1,7 @@
 """What stands in front of the model: an encoder's image processor, a language model's tokenizer, a prompt template.
 
-In: samples (images and dialogs), or images and prompts. Out: batches to train on, or the inputs of `generate`.
-Training and serving come through the same lines, so a training prompt cut before its answer is the serving prompt.
+In: samples (images and dialogs), or images and prompts. Out: batches to train on, or the inputs of `generate`. Training
+and serving come through the same lines: a training prompt cut before its answer is the serving prompt.
 
     processor = Processor.from_parts("openai/clip-vit-base-patch16", "facebook/opt-350m")
     batch = processor.collate([Sample(images=["cat.jpg"], dialogs=[[Turn("What is it?", "A cat.")]])])
@@ -38,10 +38,9 @@ from visgraft.data.pixels import finish_pixels, made_image_size, make_pixels, st
 from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt
 from visgraft.data.sample import ImageRef, Sample, Turn
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
-from visgraft.model.configuration import VisionLanguageConfig
+from visgraft.model.configuration import VisionLanguageConfig, count_image_tokens
 from visgraft.model.loading import load_config
-from visgraft.model.projection import num_image_tokens as count_projected_tokens
-from visgraft.model.vision import count_tokens, measure
+from visgraft.model.vision import count_tokens
 
 _SETTINGS = ("num_image_tokens", "image_size", "template", "max_text_tokens")
 
@@ -122,7 +121,7 @@ class Processor(ProcessorMixin):
         if num_image_tokens is None:
             reading: dict[str, Any] = {"feature_layer": feature_layer, "keep_class_token": keep_class_token}
             join = VisionLanguageConfig(image_size=image_size, projection=dict(projection or {}), **reading)
-            num_image_tokens = _count_image_tokens(config, join=join)
+            num_image_tokens = count_image_tokens(config, join=join)
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
@@ -185,14 +184,14 @@ class Processor(ProcessorMixin):
         Args:
             sample: images not yet opened.
             max_pixels: larger images are refused. exact_pixels: False is quicker and changes some bytes by 1 of 255.
-            as_bytes: keep pixels as bytes where that can be; `finish` makes a batch of them whole.
+            as_bytes: pixels stay bytes where that can be, until `finish`.
 
         Raises:
             BadSampleError: a dialog or an image cannot be used.
         """
         dialogs = self.encode_text(sample)
-        images = [open_image(ref, max_pixels=max_pixels) for ref in sample.images]
-        vision_inputs = make_pixels(self.image_processor, images, exact=exact_pixels, as_bytes=as_bytes)
+        opened = [open_image(ref, max_pixels=max_pixels) for ref in sample.images]
+        vision_inputs = make_pixels(self.image_processor, opened, exact=exact_pixels, as_bytes=as_bytes)
         counts = tuple(count_tokens(vision_inputs, self.num_image_tokens).tolist()) if vision_inputs else ()
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
 
@@ -208,7 +207,7 @@ class Processor(ProcessorMixin):
             DataError: the samples do not fit into one batch.
         """
         encoded = [self.encode(sample) if isinstance(sample, Sample) else sample for sample in samples]
-        if len({"pixel_bytes" in sample.vision_inputs for sample in encoded if sample.vision_inputs}) > 1:
+        if len({"pixel_bytes" in s.vision_inputs for s in encoded if s.vision_inputs}) > 1:
             encoded = [replace(s, vision_inputs=finish_pixels(self.image_processor, s.vision_inputs)) for s in encoded]
         return collate(encoded, layout=layout, pad_token_id=self._pad_token_id)
 
@@ -292,10 +291,8 @@ class Processor(ProcessorMixin):
 
     def _chat_prompt(self, turns: Sequence[Turn], *, is_begun: bool) -> list[int]:
         if is_begun != bool(turns[-1].answer.strip()):
-            raise ConfigError(
-                "apply_chat_template: the last message must be the user's, or with continue_final_message=True the "
-                "assistant's"
-            )
+            whose = "the user's, or with continue_final_message=True the assistant's"
+            raise ConfigError(f"apply_chat_template: the last message must be {whose}")
         if not is_begun:
             return self.prompt(turns)
         return list(encode_dialog(self.tokenizer, self._template, turns).input_ids[:-1])  # all but its end-of-text
@@ -309,7 +306,7 @@ class Processor(ProcessorMixin):
                 "'longest': prompts are padded on the left to the longest"
             )
         pixels = [make_pixels(self.image_processor, [open_image(ref) for ref in refs]) for refs in groups]
-        length = max(len(row) for row in ids)
+        length = max(map(len, ids))
         rows = [[self._pad_token_id] * (length - len(row)) + row for row in ids]
         mask = [[0] * (length - len(row)) + [1] * len(row) for row in ids]
         tensors = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask), **stack_frames(pixels)}
@@ -327,15 +324,6 @@ def _load_vision(
         return vision, None
     config = vision.config if isinstance(vision, PreTrainedModel) else load_config(vision, revision=revision)
     return load_image_processor(vision, revision=revision), config
-
-
-def _count_image_tokens(config: PreTrainedConfig | None, *, join: VisionLanguageConfig) -> int:
-    if config is None:
-        raise ConfigError(
-            "an image processor alone does not say how many image tokens its encoder makes; "
-            "give num_image_tokens, or the encoder's name or folder"
-        )
-    return count_projected_tokens(measure(config, settings=join.vision_settings), join.projection_settings)
 
 
 AutoProcessor.register(VisionLanguageConfig, Processor, exist_ok=True)

@@ -14,8 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from visgraft.errors import ConfigError
 from visgraft.model.entrance import PREFIX_PLACES, PrefixPlace
 from visgraft.model.japanese_stablelm import JapaneseStableLMConfig as JapaneseStableLMConfig  # AutoConfig now knows it
-from visgraft.model.projection import ProjectionSettings
-from visgraft.model.vision import VisionSettings
+from visgraft.model.projection import ProjectionSettings, num_image_tokens
+from visgraft.model.vision import VisionSettings, measure
 
 IMAGE_ATTENTION = ("bidirectional", "causal")
 
@@ -103,3 +103,21 @@ def _sub_config(config: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedC
         return config
     values = dict(config)
     return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def count_image_tokens(config: PreTrainedConfig | None, *, join: VisionLanguageConfig) -> int:
+    """Count what an image becomes behind the projection, without any weights.
+
+    Args:
+        config: the encoder's; None where only its image processor is there.
+        join: how the encoder is read, and the projection.
+
+    Raises:
+        ConfigError: there is no config.
+    """
+    if config is None:
+        raise ConfigError(
+            "an image processor alone does not say how many image tokens its encoder makes; "
+            "give num_image_tokens, or the encoder's name or folder"
+        )
+    return num_image_tokens(measure(config, settings=join.vision_settings), join.projection_settings)
