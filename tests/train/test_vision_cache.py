@@ -204,7 +204,7 @@ def test_images_that_the_cache_lacks_train_beside_those_that_it_has(tmp_path: Pa
     mixed = steps.StepDataset(session.planner, session.loader)[plan]
     assert [set(batch.vision_inputs) for batch in mixed.batches] == [{"pixel_bytes"}, {"features"}]
     totals = [
-        sum(float(session.model.loss(batch).loss_sum) for batch in step.batches)  # type: ignore[arg-type]
+        sum(float(session.model.loss(session.processor.finish(batch)).loss_sum) for batch in step.batches)  # type: ignore[arg-type]
         for step in (whole, mixed)
     ]
     assert totals[1] == pytest.approx(totals[0], rel=1e-6)
