@@ -374,6 +374,20 @@ def test_frozen_parts_may_be_bfloat16_beside_a_float32_projection() -> None:
     assert_close(out.target_losses, expected, tolerance=0.1)
 
 
+@some_languages
+def test_states_between_layers_stay_float32_behind_bfloat16_weights(language: str) -> None:
+    """Rounded to bfloat16 at every layer, training has spikes: a frozen part's number format is that of its weights."""
+    model, of = fresh(language), batch(samples())
+    model.language.to(torch.bfloat16).requires_grad_(False)
+    formats: list[torch.dtype] = []
+    layers = next(m for m in model.language.modules() if isinstance(m, nn.ModuleList) and len(m) == 2)
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda _, given: formats.append(given[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.loss(of)
+    assert formats == [torch.float32] * len(layers)
+
+
 # --- The join
 
 

@@ -4,14 +4,16 @@ In: what a recipe or a person asks for. Out: a device that is there, and the for
 
     device = pick_device(None)
     dtype = computing_dtype("auto", device=device)      # None: float32
+    embeds = wide_states(embeds)                        # under autocast: float32 between the layers
 """
 
 from __future__ import annotations
 
 import platform
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from visgraft.errors import ConfigError
 
@@ -67,3 +69,35 @@ def has_bf16(device: torch.device) -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
+
+
+def wide_states(embeds: Tensor) -> Tensor:
+    """Give what enters the language model in float32 under autocast, and as it is elsewhere.
+
+    What the layers add up to (the residual stream) then stays in float32 behind bf16 weights, as it does behind float32
+    ones; rounded to bf16 at every layer, training has spikes.
+    """
+    return embeds.float() if torch.is_autocast_enabled(embeds.device.type) else embeds
+
+
+def take_wide_states(language: nn.Module) -> None:
+    """Let LayerNorms behave under the CPU's autocast as they do under CUDA's: float32 in, float32 out.
+
+    The CPU's kernel refuses float32 states behind narrow weights.
+    """
+    for module in language.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_pre_hook(_narrow_states)
+            module.register_forward_hook(_widen_states)
+
+
+def _narrow_states(norm: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    weight = norm.weight
+    if not isinstance(weight, Tensor) or given[0].device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return None
+    return (given[0].to(weight.dtype), *given[1:])
+
+
+def _widen_states(norm: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> Tensor | None:
+    is_narrow = given[0].device.type == "cpu" and result.dtype != torch.float32
+    return result.float() if is_narrow and torch.is_autocast_enabled("cpu") else None

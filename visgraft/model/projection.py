@@ -140,7 +140,7 @@ class Projection(nn.Module):
         hidden = self.linear(features)
         if self.linear_2 is not None:
             hidden = self.linear_2(nn.functional.gelu(hidden))
-        return hidden if self.norm is None else self.norm(hidden)
+        return hidden if self.norm is None else self.norm(hidden.to(self.norm.weight.dtype))
 
     def _reduce(self, features: Tensor) -> Tensor:
         factor = self.settings.pool * self.settings.pixel_shuffle

@@ -37,6 +37,7 @@ from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
 from visgraft.model.head import gathered_head, supervised_losses
 from visgraft.model.language import embedding_scale, read_contract
 from visgraft.model.outputs import VisionLanguageOutput, labels_loss, loss_output
+from visgraft.model.precision import take_wide_states, wide_states
 from visgraft.model.projection import Projection
 from visgraft.model.sequence import IMAGE, SegmentTable, image_then_text, pads_first
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
@@ -78,6 +79,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             scale=1.0 if language.device.type == "meta" else embedding_scale(language),
         )
         self.contract = read_contract(language)
+        take_wide_states(language)
         self.loaded_marks = {}
         self.generation_config = language.generation_config
         self.logits_bytes = 256 * 2**20  # beyond this, logits are made and forgotten in checkpointed chunks
@@ -167,7 +169,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
     def _batch_loss(self, batch: Mapping[str, Any]) -> VisionLanguageOutput:
         table = SegmentTable(batch["kind"], batch["group"], batch["segment"], batch["position"], batch["sees"])
         self._check_length(table)
-        embeds = self.get_input_embeddings()(batch["input_ids"])
+        embeds = wide_states(self.get_input_embeddings()(batch["input_ids"]))
         vision_inputs = batch["vision_inputs"]
         if vision_inputs:
             tokens = self.encode_images(vision_inputs, frame_index=batch["frame_index"])
