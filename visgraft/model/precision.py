@@ -10,7 +10,7 @@ In: what a recipe or a person asks for. Out: a device that is there, and the for
 from __future__ import annotations
 
 import platform
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn

@@ -85,3 +85,21 @@ def test_some_questions_of_each_image_are_the_same_choice_every_time_and_not_the
     assert 10 < sum(each == ["yes"] for each in answers) < 30  # the file has "what" first
     with pytest.raises(DataError, match="questions_per_image: got 0, need at least 1"):
         easy_vqa.read(data, split="train", questions_per_image=0)
+
+
+def test_one_kind_of_question_can_be_read_alone(data):
+    what = easy_vqa.read(data, split="test", questions="what")
+    blind = easy_vqa.read(data, split="test", questions="yes/no")
+    assert [what[i].dialogs for i in (0, 5)] == [
+        ((Turn("what is 0?", "answer 0"),),),
+        ((Turn("what is 5?", "answer 5"),),),
+    ]
+    assert blind[3].dialogs == ((Turn("is it 3?", "yes"),),)
+    assert ids(what) == ids(blind) == ids(easy_vqa.read(data, split="test"))
+
+
+def test_an_image_without_such_a_question_is_left_out(data):
+    rows = [["what is 0?", "answer 0", 0], ["is it 1?", "no", 1]]
+    (data / "test" / "questions.json").write_text(json.dumps(rows))
+    assert ids(easy_vqa.read(data, split="test", questions="what")) == ["test/0"]
+    assert ids(easy_vqa.read(data, split="test", questions="yes/no")) == ["test/1"]

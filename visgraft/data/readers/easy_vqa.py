@@ -14,6 +14,7 @@ The official train images are divided once and for all, so that nothing need be 
 
     {source: easy_vqa, split: train}                                       in a recipe
     {source: easy_vqa, split: validation, questions_per_image: 1}          a quick measure over many images
+    {source: easy_vqa, split: train, questions: what, weight: 4}           only those that ask what colour or shape
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -31,10 +33,16 @@ from visgraft.errors import DataError, MissingAssetError
 SPLITS = ("train", "validation", "train+validation", "test")
 _VALIDATION_SHARE = 4  # one image of so many
 
+Questions = Literal["all", "what", "yes/no"]
 
-def read(path: Path | None, *, split: str, questions_per_image: int | None = None) -> Source:
+
+def read(
+    path: Path | None, *, split: str, questions: Questions = "all", questions_per_image: int | None = None
+) -> Source:
     """Return the samples of a split, one per image, in order of the image ids.
 
+    questions: `what` keeps those whose answer is a colour or a shape, `yes/no` the others; an image without one is
+    left out.
     questions_per_image: a choice of so many by a hash, the same in every run (the file has "what" first); None: all.
     Raises MissingAssetError without the package or the files, DataError for another split or another layout.
     """
@@ -43,16 +51,20 @@ def read(path: Path | None, *, split: str, questions_per_image: int | None = Non
     folder = (_package_folder() if path is None else path) / ("test" if split == "test" else "train")
     rows = _read_questions(folder / "questions.json")
     wanted = _image_ids(sorted({image_id for _, _, image_id in rows}), split=split)
-    questions: dict[int, list[tuple[object, object]]] = {image_id: [] for image_id in wanted}
+    kept: dict[int, list[tuple[object, object]]] = {image_id: [] for image_id in wanted}
     for question, answer, image_id in rows:
-        if image_id in questions:
-            questions[image_id].append((question, answer))
+        if image_id in kept and questions in ("all", kind_of(answer)):
+            kept[image_id].append((question, answer))
     if questions_per_image is not None:
         if questions_per_image < 1:
             raise DataError(f"easy_vqa: questions_per_image: got {questions_per_image}, need at least 1")
-        chosen = {image_id: _choose(image_id, pairs, questions_per_image) for image_id, pairs in questions.items()}
-        return EasyVqa(folder, chosen)
-    return EasyVqa(folder, questions)
+        kept = {image_id: _choose(image_id, pairs, questions_per_image) for image_id, pairs in kept.items()}
+    return EasyVqa(folder, {image_id: pairs for image_id, pairs in kept.items() if pairs})
+
+
+def kind_of(answer: object) -> Questions:
+    """Say whether a question with that answer is a `what` or a `yes/no` question."""
+    return "yes/no" if answer in ("yes", "no") else "what"
 
 
 class EasyVqa:
