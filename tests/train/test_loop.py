@@ -99,7 +99,7 @@ def test_after_three_steps_frozen_weights_are_the_same_and_all_others_have_moved
 def test_bfloat16_learns_about_as_float32_does(tmp_path: Path, quiet: TrainProgress) -> None:
     curves = []
     for precision in ("fp32", "bf16"):  # in one process, one after the other
-        folder = train(tiny_recipe(tmp_path, precision=precision, max_steps=6), progress=quiet)
+        folder = train(tiny_recipe(tmp_path, precision=precision, max_steps=6, learning_rate=1e-3), progress=quiet)
         curves.append([record["loss"] for record in metrics_of(folder) if "loss" in record])
     assert curves[1] == pytest.approx(curves[0], abs=0.02)
     assert curves[1] != curves[0]
