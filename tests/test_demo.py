@@ -92,6 +92,8 @@ def test_the_demo_trains_as_the_shipped_recipe_does():
     assert ours.train.text_tokens_per_step == shipped.train.text_tokens_per_step
     assert ours.data.max_dialogs_per_prefix == shipped.data.max_dialogs_per_prefix
     assert {source.split for source in ours.data.train} == {"train+validation"}
+    mixes = [[(source.options, source.weight) for source in recipe.data.train] for recipe in (ours, shipped)]
+    assert mixes[0] == mixes[1]
 
 
 @pytest.mark.starter
