@@ -108,7 +108,8 @@ def test_an_image_that_cannot_be_read_is_said_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.delattr("visgraft.infer.load")
     path = folder / "photos" / image
-    for args in (["ask", folder / "run", path, "Why?"], ["caption", folder / "run", path, path]):
+    commands = [["ask", folder / "run", path, "Why?"], ["caption", folder / "run", path, path]]
+    for args in commands[: 2 if image else 1]:  # a folder may be captioned
         outcome = visgraft(*args)
         assert (outcome.status, outcome.out, outcome.err) == (2, "", f"error: {path}: {reason}\n")
 

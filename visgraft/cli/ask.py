@@ -1,10 +1,10 @@
-"""`visgraft ask` and `visgraft caption`: one question about one image; captions of many images.
+"""`visgraft ask`: one question about one image, answered freely or by the likeliest of given choices.
 
-In: a model, images. Out: the answers, one a line, or JSON. Usage: `visgraft ask runs/my-run cat.jpg "What is it?"`
+In: a model, an image, a question. Out: the answer, or JSON. Usage: `visgraft ask runs/my-run cat.jpg "What is it?"`
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import typer
 
 from visgraft.cli.hub import go_offline_without_network, names_of_model
 from visgraft.cli.options import AsJson, Device, MaxNewTokens, Model, Precision
-from visgraft.cli.terminal import note, print_error, print_json, print_line, quiet_libraries
+from visgraft.cli.terminal import note, print_json, print_line, quiet_libraries
 from visgraft.errors import BadSampleError, ConfigError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from visgraft.data.sample import Sample
     from visgraft.model.vlm import VisionLanguageModel
     from visgraft.processor import Processor
-
-IMAGES_AT_ONCE = 64  # held in memory while they wait for their caption
 
 
 def ask(
@@ -91,65 +89,6 @@ def _scores(
     ]
 
 
-def caption(
-    model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)],
-    prompt: Annotated[str, typer.Option(help="What the model was trained to caption for, where that is a text.")] = "",
-    max_new_tokens: MaxNewTokens = 64,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that run at once.")] = 16,
-    device: Device = None,
-    precision: Precision = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Caption images.
-
-    A file that is no image is reported and left out; the exit status is then 2.
-    """
-    if not any(_is_image(path) for path in images):
-        open_named(images[0])  # a wrong path should not wait for the model
-    loaded = load_model(model, device=device, precision=precision)
-    records: list[dict[str, Any]] = []
-    has_failed = False
-    for record in _captions(loaded, images, prompt, max_new_tokens=max_new_tokens, batch_size=batch_size):
-        records.append(record)
-        if "error" in record:
-            has_failed = True
-            print_error(record["error"])
-        elif not as_json:
-            print_line(record["caption"] if len(images) == 1 else f"{record['image']}: {record['caption']}")
-        if as_json and len(images) > IMAGES_AT_ONCE and len(records) % IMAGES_AT_ONCE == 0:
-            note(f"{len(records)} of {len(images)} images")
-    if as_json:
-        print_json(records)
-    if has_failed:
-        raise typer.Exit(2)
-
-
-def _captions(
-    loaded: "tuple[VisionLanguageModel, Processor]",
-    paths: Sequence[Path],
-    prompt: str,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-) -> Iterator[dict[str, Any]]:
-    """Caption images some at a time, in their order; a file that is no image gives an `error`."""
-    from visgraft.data.sample import Sample, Turn
-    from visgraft.infer import answer
-
-    for start in range(0, len(paths), IMAGES_AT_ONCE):
-        records: list[dict[str, Any]] = []
-        samples = []
-        for path in paths[start : start + IMAGES_AT_ONCE]:
-            try:
-                samples.append(Sample(images=[open_named(path)], dialogs=[[Turn(prompt, "")]]))
-                records.append({"image": str(path)})
-            except BadSampleError as error:
-                records.append({"image": str(path), "error": str(error)})
-        texts = iter(answer(*loaded, samples, max_new_tokens=max_new_tokens, batch_size=batch_size))
-        yield from (record if "error" in record else {**record, "caption": next(texts)} for record in records)
-
-
 def open_named(path: Path) -> "Image":
     """Open an image file.
 
@@ -162,14 +101,6 @@ def open_named(path: Path) -> "Image":
         return open_image(path.expanduser())
     except BadSampleError as error:
         raise BadSampleError(f"{path}: {error}") from error
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        open_named(path)
-    except BadSampleError:
-        return False
-    return True
 
 
 def load_model(name: str, *, device: str | None, precision: Precision) -> "tuple[VisionLanguageModel, Processor]":

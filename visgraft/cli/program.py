@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from visgraft.cli.ask import ask, caption
+from visgraft.cli.ask import ask
+from visgraft.cli.caption import caption
 from visgraft.cli.chat import chat
 from visgraft.cli.compare import compare
 from visgraft.cli.data import data

@@ -34,7 +34,7 @@ def load(
     target = pick_device(device)
     dtype = computing_dtype(precision, device=target)
     folder = find_folder(find_model(name))
-    model = VisionLanguageModel.from_pretrained(folder)
+    model = VisionLanguageModel.from_pretrained(folder, language_dtype=dtype)  # the large part never lies in float32
     processor = Processor.from_pretrained(folder)
     set_trainable(model, modes={}, frozen_dtype=dtype)
     model.to(target)  # type: ignore[arg-type]  # transformers wraps the method untyped

@@ -12,12 +12,13 @@ import copy
 import warnings
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from visgraft.errors import CheckpointError
-from visgraft.model.lora import activate_adapters
+from visgraft.model.lora import activate_adapters, is_lora_name
 from visgraft.model.weights import read_tensors
 
 PEFT_PREFIX = "base_model.model."  # what peft puts in front of every name on disk
@@ -42,8 +43,8 @@ def save_adapter(module: PreTrainedModel, adapter: str, *, folder: Path, name: s
     config.save_pretrained(str(folder))
 
 
-def load_adapter(module: PreTrainedModel, folder: Path, *, adapter: str) -> None:
-    """Put an adapter from disk on a part.
+def load_adapter(module: PreTrainedModel, folder: Path, *, adapter: str, dtype: torch.dtype | None = None) -> None:
+    """Put an adapter from disk on a part; its weights take the part's number format, or `dtype`.
 
     Raises:
         CheckpointError: a file of it is missing or damaged, or its weights do not fit the part.
@@ -65,5 +66,9 @@ def load_adapter(module: PreTrainedModel, folder: Path, *, adapter: str) -> None
         raise CheckpointError(
             f"{folder}: LoRA weights that do not fit {type(module).__name__}: {', '.join(sorted(wrong)[:5])}"
         )
+    if dtype is not None:  # before they are set, as a value that was rounded stays so
+        for name, parameter in module.named_parameters():
+            if is_lora_name(name) and adapter in name.split("."):
+                parameter.data = parameter.data.to(dtype)
     set_peft_model_state_dict(module, state, adapter_name=adapter)
     activate_adapters(module, trained=adapter)

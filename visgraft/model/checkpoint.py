@@ -121,6 +121,7 @@ class CheckpointMixin(PreTrainedModel):
         config: VisionLanguageConfig | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
+        language_dtype: torch.dtype | str | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a model folder, slim or full, and account for every weight.
@@ -130,6 +131,7 @@ class CheckpointMixin(PreTrainedModel):
             config: used instead of the folder's own.
             dtype: of the weights; default (and "auto") float32.
             torch_dtype: the older name of `dtype`.
+            language_dtype: of the language model's own weights, where it is not `dtype`; its LoRA keeps `dtype`.
             kwargs: `revision`, `token` and so on, to fetch the folder itself; others are for the language model
                 (`device_map`, `quantization_config`, `attn_implementation`).
 
@@ -144,7 +146,8 @@ class CheckpointMixin(PreTrainedModel):
         folder = find_folder(pretrained_model_name_or_path, **hub)
         config = read_config(folder) if config is None else config
         vision = restore_part(folder, "vision", config=config, dtype=wanted)
-        language = restore_part(folder, "language", config=config, dtype=wanted, **kwargs)
+        own = wanted if language_dtype is None else _dtype(language_dtype)
+        language = restore_part(folder, "language", config=config, dtype=own, adapter_dtype=wanted, **kwargs)
         check_language(language.module)
         model = cls(config, vision=vision.module, language=language.module)
         restore_projection(model.get_submodule("projection"), folder, dtype=wanted)

@@ -41,6 +41,8 @@ def gathered_head(language: PreTrainedModel, index: slice | tuple[Tensor, Tensor
         if index is None:
             return arguments
         kept = hidden[:, index] if isinstance(index, slice) else hidden[index].unsqueeze(0)
+        if isinstance(index, slice):  # a strided slice would send the product down a path that copies the whole head
+            kept = kept.clone(memory_format=torch.contiguous_format)
         return (kept, *arguments[1:])
 
     handle = language.get_output_embeddings().register_forward_pre_hook(gather)

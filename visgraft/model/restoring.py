@@ -74,7 +74,13 @@ def read_config(folder: Path) -> VisionLanguageConfig:
 
 
 def restore_part(
-    folder: Path, part: str, *, config: VisionLanguageConfig, dtype: torch.dtype, **kwargs: Any
+    folder: Path,
+    part: str,
+    *,
+    config: VisionLanguageConfig,
+    dtype: torch.dtype,
+    adapter_dtype: torch.dtype | None = None,
+    **kwargs: Any,
 ) -> Restored:
     """Read one part: its own weights from the folder, the rest from where its name says, and its LoRA.
 
@@ -90,7 +96,7 @@ def restore_part(
         restored = _read_named(folder, part, described, config=own_config, dtype=dtype, **kwargs)
     for index in range(described["adapters"]):
         adapter = "default" if index == 0 else f"stage_{index + 1}"
-        load_adapter(restored.module, folder / adapter_folder(part, index), adapter=adapter)
+        load_adapter(restored.module, folder / adapter_folder(part, index), adapter=adapter, dtype=adapter_dtype)
     return restored
 
 
