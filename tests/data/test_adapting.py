@@ -43,6 +43,24 @@ def test_rows_may_stay_apart(tmp_path):
     ]
 
 
+def test_texts_stay_apart_where_a_format_gathers_them_itself(tmp_path):
+    lines = [{"file_name": f"{i // 3}.png", "text": str(i)} for i in range(6)] + [{"file_name": "x.png", "text": ""}]
+    rows_file(tmp_path, lines, name="metadata.jsonl")
+    apart = open_sources([SourceSettings("folder", path=str(tmp_path), group="none")])
+    assert len(apart) == 7 and apart.num_dialogs.tolist() == [1] * 6 + [0]
+    assert [apart[i].dialogs[0][0].answer for i in range(6)] == [str(i) for i in range(6)]
+    assert len({apart[i].id for i in range(6)}) == 6 and apart[4].images == (tmp_path / "1.png",)
+    with pytest.raises(BadSampleError, match="answer is empty"):
+        apart[6]
+    halves = [
+        {apart[i].images for i in range(len(apart)) if apart.num_dialogs[i]}
+        for key in ("data.train", "data.validation")
+        for entry in [SourceSettings("folder", path=str(tmp_path), group="none", split={"validation": 0.5})]
+        for apart in [open_sources([entry], key=key)]
+    ]
+    assert halves[0] and halves[1] and not halves[0] & halves[1]  # one image is on one side with all its texts
+
+
 def test_web_addresses_are_images_only_where_the_recipe_allows_it(tmp_path):
     path = rows_file(tmp_path, [{"image": "https://example.org/a.jpg", "text": "1"}])
     entry = SourceSettings("parquet", path=path)

@@ -95,6 +95,29 @@ def _arrange(dialogs: Sequence[Sequence[Turn]], *, mode: DialogMode) -> list[Seq
     return list(dialogs)
 
 
+class Apart:
+    """Give every dialog of a source that comes gathered by image a sample of its own; see Source."""
+
+    def __init__(self, source: Source, counts: NDArray[np.int64]) -> None:
+        self.source = source
+        times = np.maximum(counts, 1)  # a bad sample stays one
+        self._samples = np.repeat(np.arange(len(counts)), times)
+        self._dialogs = np.arange(len(self._samples)) - np.repeat(np.cumsum(times) - times, times)
+        self.num_dialogs = np.minimum(counts, 1)[self._samples]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample, number = self.source[int(self._samples[index])], int(self._dialogs[index])
+        name = sample.id if sample.id is None or len(sample.dialogs) < 2 else f"{sample.id}#{number}"
+        return replace(sample, dialogs=sample.dialogs[number : number + 1], id=name)
+
+    def where(self, index: int) -> str:
+        """Say what the source says of all the rows about the image."""
+        return self.source.where(int(self._samples[index]))
+
+
 class Part:
     """Hold some samples of a source; see Source."""
 

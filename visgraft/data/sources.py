@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visgraft.config import AugmentSettings, DataSettings, SourceSettings, Strict, unknown_key
-from visgraft.data.adapting import adapt, divide, known_counts
+from visgraft.data.adapting import Apart, adapt, divide, known_counts
 from visgraft.data.grouping import Grouped, RowSource
 from visgraft.data.mixing import epoch_order as epoch_order
 from visgraft.data.mixing import mixed_order, temper
@@ -99,6 +99,8 @@ def _open(
     notes: Sequence[str] = getattr(samples, "notes", ())
     if entry.group in ("path", "content") or (entry.group == "auto" and isinstance(samples, RowSource)):
         samples = Grouped(samples, by_content=entry.group == "content")
+    elif entry.group == "none" and (counts := known_counts(samples)) is not None:
+        samples = Apart(samples, counts)
     if entry.held_out:
         samples = divide(samples, share=entry.held_out, held_out=not is_training)
         if not len(samples):
