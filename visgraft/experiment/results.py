@@ -8,7 +8,7 @@ In: the outcomes of its runs. Out: a row for each variant, and the same as a tab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -57,12 +57,17 @@ def results_of(outcomes: Sequence[Outcome]) -> list[VariantResult]:
                 variant=variant,
                 num_runs=len(own),
                 trainable=sum(summaries[0]["trainable_parameters"].values()) if summaries else None,
-                validation_losses=[summary["validation_loss"] for summary in summaries],
-                scores={name: [summary["scores"][name] for summary in summaries] for name in names},
+                validation_losses=_known(summary["validation_loss"] for summary in summaries),
+                scores={name: _known(summary["scores"].get(name) for summary in summaries) for name in names},
                 minutes=[summary["wall_seconds"] / 60 for summary in summaries],
             )
         )
     return results
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    """Leave out what is no number: the loss of a run that came apart is null."""
+    return [value for value in values if value is not None]
 
 
 def as_table(results: Sequence[VariantResult]) -> Table:
@@ -73,7 +78,7 @@ def as_table(results: Sequence[VariantResult]) -> Table:
     for name in ("trainable", "validation loss", *(score.replace("_", " ") for score in scores), "minutes", "runs"):
         table.add_column(name, justify="right")
     losses = [median(result.validation_losses) for result in results if result.validation_losses]
-    tops = {name: max(median(r.scores[name]) for r in results if r.scores.get(name)) for name in scores}
+    tops = {name: max((median(r.scores[name]) for r in results if r.scores.get(name)), default=None) for name in scores}
     for result in results:
         cells = [
             _cell(result.validation_losses, "{:.4f}", best=min(losses, default=None)),
