@@ -58,19 +58,28 @@ def pad_the_loss() -> None:
 
 
 def scramble_positions() -> None:
-    """Give the language model its positions through a fixed random permutation."""
+    """Give the language model its positions through a fixed random permutation, once it has been joined as it is."""
     import torch
 
     from visgraft.model.language import Contract
+    from visgraft.train import setup
 
     permutation = torch.randperm(NUM_POSITIONS, generator=torch.Generator().manual_seed(0))
-    arguments = Contract.arguments
+    build = setup.build
 
-    def scrambled(self: Contract, table: Any, *, positions: Any = None, **settings: Any) -> dict[str, Any]:
-        positions = table.position if positions is None else positions
-        return arguments(self, table, positions=permutation.to(positions.device)[positions], **settings)
+    class Scrambled(Contract):
+        """A contract whose positions are permuted."""
 
-    Contract.arguments = scrambled  # type: ignore[method-assign]
+        def arguments(self, table: Any, *, positions: Any = None, **settings: Any) -> dict[str, Any]:
+            positions = table.position if positions is None else positions
+            return super().arguments(table, positions=permutation.to(positions.device)[positions], **settings)
+
+    def scrambled(recipe: Any) -> Any:
+        model, processor = build(recipe)
+        model.contract = Scrambled(**vars(model.contract))
+        return model, processor
+
+    setup.build = scrambled
 
 
 CAUSES: dict[str, Callable[[], None]] = {"padding": pad_the_loss, "positions": scramble_positions}
