@@ -128,12 +128,14 @@ class TrainSettings:
     layout: Literal["shared", "rows"] = "shared"  # dialogs of an image behind one prefix, or a row each
     logits_chunk: PositiveInt = 1024  # supervised positions whose logits are made at once, where memory asks for it
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
+    compile: bool = False  # torch.compile the blocks of encoder and language model; the first steps then take minutes
     cache_vision: Literal["disk"] | None = None  # keep what the frozen encoder makes of each image; null: do not
     cache_vision_max_gb: PositiveFloat = 50.0  # largest cache of one encoder, in 10^9 bytes
     num_workers: Count = 0  # processes that decode images; 0: the main process
     seed: Count = 0  # of weights, order and dropout
     on_nonfinite: Literal["stop", "skip"] = "stop"  # what a loss that is no finite number does to the run
 
+    report_to: tuple[str, ...] = ()  # trackers that are sent the metrics too: tensorboard, wandb, mlflow, ...
     save: Literal["slim", "full"] = "slim"  # of model/: what was trained and the names of the rest, or everything
     keep_checkpoints: PositiveInt = 2  # the newest kept; older ones are removed
     checkpoint_every_steps: PositiveInt | None = None  # null: at the end of each epoch

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def train(
     with progress or make_progress() as shown:
         session = open_session(recipe, resume=resume, folder=folder, progress=shown)
         steps = load_steps(session.planner, session.state.position, epochs=recipe.train.epochs, settings=session.loader)
-        with interrupts(say=shown.say) as is_interrupted:
+        with interrupts(say=shown.say) as is_interrupted, closing(session):
             if session.state.step:
                 after_step(session)  # what a stopped run still owes its last step
             while not session.is_over:
@@ -108,7 +108,7 @@ def train_step(session: Session, steps: Iterator[Step]) -> None:
     epoch, seen = session.planner.epochs_done(state.position), session.count_texts(step)
     record = {"step": state.step, "epoch": epoch, **record, "sources": seen, "seconds": time.monotonic() - started}
     if accelerator.is_main_process:
-        session.run.append("metrics", record)
+        session.record(record)
         session.progress.step(record, fraction=session.fraction_done)
 
 
@@ -198,7 +198,7 @@ def after_step(session: Session) -> None:
             state.best_step, state.best_loss = state.step, record["validation_loss"]
         state.validated_step = state.step
         if is_main:
-            session.run.append("metrics", record)
+            session.record(record)
             session.progress.validated(record)
     if state.probed_step != state.step and is_due(session, settings.probe_every_steps):
         state.probed_step = state.step

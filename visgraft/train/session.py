@@ -6,7 +6,7 @@ Usage: `record = validate(session)`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from visgraft.train.plan import Planner
 from visgraft.train.progress import TrainProgress
 from visgraft.train.state import TrainState
 from visgraft.train.steps import LoaderSettings, Step
+from visgraft.train.trackers import Trackers
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Session:
         state: how far the run is.
         progress: what a person sees.
         counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
+        trackers: where the metrics are sent too; only the first process has any.
     """
 
     recipe: Recipe
@@ -70,6 +72,18 @@ class Session:
     state: TrainState
     progress: TrainProgress
     counted_until: float
+    trackers: Trackers | None
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Write a record of the metrics down, and send it to the trackers; the first process does so."""
+        self.run.append("metrics", values)
+        if self.trackers is not None:
+            self.trackers.log(values)
+
+    def close(self) -> None:
+        """Let the trackers write what they have yet to write."""
+        if self.trackers is not None:
+            self.trackers.finish()
 
     @property
     def fraction_done(self) -> float:

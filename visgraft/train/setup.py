@@ -33,6 +33,7 @@ from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, write_whole
 from visgraft.train.build import apply_modes, build, resolve_starter_names
+from visgraft.train.compiling import compile_blocks
 from visgraft.train.optim import build_optimizer
 from visgraft.train.plan import Planner, Position
 from visgraft.train.progress import TrainProgress
@@ -40,6 +41,7 @@ from visgraft.train.session import Session
 from visgraft.train.state import TrainState, load_state, set_random_state
 from visgraft.train.steps import LoaderSettings, StepDataset
 from visgraft.train.stream_plan import StreamPlanner
+from visgraft.train.trackers import Trackers, check_trackers
 from visgraft.train.validate import own_probes, pick_questions
 from visgraft.train.vision_cache import fill_vision_cache
 
@@ -52,7 +54,7 @@ CHANGEABLE = {
     *("train.keep_checkpoints", "train.checkpoint_every_steps", "train.validate_every_steps"),
     *("data.probes", "train.probe_every_steps", "train.exact_match_samples", "train.max_new_tokens"),
     *("train.micro_batch_rows", "train.logits_chunk", "train.gradient_checkpointing", "train.save"),
-    *("train.cache_vision", "train.cache_vision_max_gb"),
+    *("train.cache_vision", "train.cache_vision_max_gb", "train.compile", "train.report_to"),
 }
 
 
@@ -64,6 +66,7 @@ def open_session(
     if resume is not None:
         check_resumable(load_recipe(Run.open(resume).folder), recipe)
         Run.open(resume).latest_checkpoint()  # or say at once that there is none
+    check_trackers(recipe.train.report_to)
     accelerator = make_accelerator(recipe)
     set_seed(recipe.train.seed)  # new weights are drawn from it
     local = resolve_starter_names(recipe, progress=progress.say)
@@ -80,6 +83,8 @@ def open_session(
     planners = [planner] if validation is None else [planner, validation]
     cache = fill_vision_cache(local, model, planners, accelerator=accelerator, say=progress.say)
     loader = replace(loader, vision_cache=cache)
+    if recipe.train.compile:
+        compile_blocks(model)
     network, prepared = accelerator.prepare(model, optimizer)
     state = TrainState()
     set_seed(recipe.train.seed, device_specific=True)  # dropout
@@ -95,6 +100,7 @@ def open_session(
         optimizer=prepared, trained=trained, planner=planner, validation=validation, loader=loader,
         quarantine=_open_quarantine(recipe, run, planner, is_main=accelerator.is_main_process), filler=filler,
         probes=probes, questions=questions, state=state, progress=progress, counted_until=started,
+        trackers=Trackers(recipe, run.folder) if accelerator.is_main_process else None,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from visgraft.errors import BadSampleError, ConfigError
 from visgraft.evaluate.metrics import exact_match
 from visgraft.infer import answer
 from visgraft.processor import Processor
+from visgraft.train.compiling import uncompiled
 from visgraft.train.plan import Position
 from visgraft.train.session import Session
 from visgraft.train.steps import load_steps
@@ -125,7 +126,7 @@ def _keep_picture(session: Session, sample: Sample, *, number: int) -> str | Non
 
 def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[bool] | None = None) -> list[str]:
     limit = session.recipe.train.max_new_tokens
-    with session.accelerator.autocast():
+    with session.accelerator.autocast(), uncompiled():
         texts = answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)
     session.model.train()
     return texts
