@@ -26,7 +26,7 @@ def make() -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
 def test_a_checkpoint_gives_back_weights_moments_and_counters(tmp_path: Path) -> None:
     trained, optimizer = make()
     state = TrainState(step=7, position=Position(1, 4), samples=9, best_step=5, best_loss=0.1, epoch_ended=True)
-    save_state(tmp_path, state, trained=trained, optimizer=optimizer, random_states=[get_random_state(CPU)])
+    save_state(tmp_path, state, trained=trained, moments=optimizer.state_dict(), random_states=[get_random_state(CPU)])
     others, another = make()
     loaded, random_states = load_state(tmp_path, trained=others, optimizer=another)
     assert loaded == state
@@ -39,7 +39,9 @@ def test_a_checkpoint_gives_back_weights_moments_and_counters(tmp_path: Path) ->
 
 def test_random_states_come_back(tmp_path: Path) -> None:
     trained, optimizer = make()
-    save_state(tmp_path, TrainState(), trained=trained, optimizer=optimizer, random_states=[get_random_state(CPU)])
+    save_state(
+        tmp_path, TrainState(), trained=trained, moments=optimizer.state_dict(), random_states=[get_random_state(CPU)]
+    )
     drawn = (random.random(), np.random.rand(), torch.rand(2).tolist())
     _, [state] = load_state(tmp_path, trained=trained, optimizer=optimizer)
     set_random_state(state, device=CPU)
@@ -48,14 +50,14 @@ def test_random_states_come_back(tmp_path: Path) -> None:
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     trained, optimizer = make()
-    save_state(tmp_path, TrainState(), trained=trained, optimizer=optimizer, random_states=[])
+    save_state(tmp_path, TrainState(), trained=trained, moments=optimizer.state_dict(), random_states=[])
     with pytest.raises(CheckpointError, match=r"holds other weights than those that train now \(\['b', 'c'\]\)"):
         load_trained(tmp_path, trained={"a.weight": trained["a.weight"], "c": trained["b"]})
 
 
 def test_a_checkpoint_that_lacks_a_file_says_what_to_do(tmp_path: Path) -> None:
     trained, optimizer = make()
-    save_state(tmp_path, TrainState(), trained=trained, optimizer=optimizer, random_states=[])
+    save_state(tmp_path, TrainState(), trained=trained, moments=optimizer.state_dict(), random_states=[])
     (tmp_path / "random.pt").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=r"cannot be read .*; remove it to resume from the one before"):
         load_state(tmp_path, trained=trained, optimizer=optimizer)

@@ -33,6 +33,7 @@ from visgraft.train.optim import rate_factor, set_learning_rates
 from visgraft.train.progress import TrainProgress, make_progress
 from visgraft.train.session import Session
 from visgraft.train.setup import open_session
+from visgraft.train.sharding import is_sharded, whole, whole_model
 from visgraft.train.state import get_random_state, load_trained, save_state
 from visgraft.train.steps import Step, load_steps
 from visgraft.train.summary import note_cost, write_summary
@@ -132,7 +133,7 @@ def backward(session: Session, batches: list[Batch], *, total: int, num_passes: 
 def update(session: Session, step: Step, batches: list[Batch], *, losses: list[Tensor], total: int) -> dict[str, Any]:
     """Clip, check that the numbers are numbers, and take the optimizer's step; return what to write down."""
     state, settings = session.state, session.recipe.train
-    norm = float(session.accelerator.clip_grad_norm_(session.trained.values(), settings.clip_norm or math.inf))
+    norm = float(whole(session.accelerator.clip_grad_norm_(session.trained.values(), settings.clip_norm or math.inf)))
     loss_sum = sum(float(part.sum()) for part in losses)
     sums = dict(zip(("loss", *step.counts()), session.sum([loss_sum, *step.counts().values()]), strict=True))
     has_scaler = session.accelerator.scaler is not None  # infinite gradients are its business: it skips by itself
@@ -202,7 +203,7 @@ def after_step(session: Session) -> None:
             session.progress.validated(record)
     if state.probed_step != state.step and is_due(session, settings.probe_every_steps):
         state.probed_step = state.step
-        if is_main:
+        if is_main or is_sharded(session.model):
             answer_probes(session)
     if is_best or is_due(session, settings.checkpoint_every_steps):
         save_checkpoint(session)
@@ -218,17 +219,11 @@ def save_checkpoint(session: Session) -> None:
     """Save all that the next step depends on, and remove checkpoints that are neither new nor the best."""
     accelerator, run, state = session.accelerator, session.run, session.state
     note_cost(session)
-    random_states = gather_object([get_random_state(accelerator.device)])
+    states = gather_object([get_random_state(accelerator.device)])
+    trained, moments = whole(session.trained), whole(session.optimizer.state_dict())
     if accelerator.is_main_process:
         with run.new_checkpoint(state.step) as folder:
-            save_state(
-                folder,
-                state,
-                trained=session.trained,
-                optimizer=session.optimizer,
-                scaler=accelerator.scaler,
-                random_states=random_states,
-            )
+            save_state(folder, state, trained=trained, moments=moments, scaler=accelerator.scaler, random_states=states)
         best = () if state.best_step is None else (state.best_step,)
         run.prune_checkpoints(keep=session.recipe.train.keep_checkpoints, protect=best)
     accelerator.wait_for_everyone()
@@ -240,9 +235,10 @@ def finish(session: Session) -> None:
     if state.best_step is not None and state.best_step != state.step:
         load_trained(run.checkpoints()[state.best_step], trained=session.trained)
         session.progress.say(f"the model is that of step {state.best_step}, the best by validation")
+    model = whole_model(session)
     if session.accelerator.is_main_process:
         with whole_folder(run.model_path) as folder:
-            session.model.save_pretrained(folder, full=session.recipe.train.save == "full")
+            model.save_pretrained(folder, full=session.recipe.train.save == "full")
             session.processor.save_pretrained(folder)
     note_cost(session)
     if session.accelerator.is_main_process:

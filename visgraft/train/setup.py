@@ -38,6 +38,7 @@ from visgraft.train.optim import build_optimizer
 from visgraft.train.plan import Planner, Position
 from visgraft.train.progress import TrainProgress
 from visgraft.train.session import Session
+from visgraft.train.sharding import check_strategy, current_parameters
 from visgraft.train.state import TrainState, load_state, set_random_state
 from visgraft.train.steps import LoaderSettings, StepDataset
 from visgraft.train.stream_plan import StreamPlanner
@@ -68,6 +69,7 @@ def open_session(
         Run.open(resume).latest_checkpoint()  # or say at once that there is none
     check_trackers(recipe.train.report_to)
     accelerator = make_accelerator(recipe)
+    check_strategy(accelerator)
     set_seed(recipe.train.seed)  # new weights are drawn from it
     local = resolve_starter_names(recipe, progress=progress.say)
     model, processor = build(local)
@@ -86,6 +88,7 @@ def open_session(
     if recipe.train.compile:
         compile_blocks(model)
     network, prepared = accelerator.prepare(model, optimizer)
+    trained = current_parameters(model, trained)
     state = TrainState()
     set_seed(recipe.train.seed, device_specific=True)  # dropout
     if resume is not None:

@@ -7,7 +7,7 @@ In: the state of a run between two steps. Out: a folder; and back, bit for bit.
     random.pt             the state of every random generator, one entry a process
     state.json            counters and the position in the data
 
-    save_state(folder, state, trained=trained, optimizer=optimizer, random_states=[...])
+    save_state(folder, state, trained=trained, moments=optimizer.state_dict(), random_states=[...])
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from visgraft.errors import CheckpointError
 from visgraft.train.plan import Position
+from visgraft.train.sharding import share, share_moments
 
 START = Position(0, 0)
 RandomState = dict[str, Any]
@@ -72,16 +73,16 @@ def save_state(
     state: TrainState,
     *,
     trained: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    moments: Mapping[str, Any],
     scaler: Any = None,
     random_states: Sequence[RandomState],
 ) -> None:
-    """Write a checkpoint into an empty folder."""
+    """Write a checkpoint into an empty folder; `moments` is the optimizer's state, all tensors whole."""
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in trained.items()}, folder / "trained.safetensors"
     )
-    moments = {"optimizer": optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict()}
-    torch.save(moments, folder / "optimizer.pt")
+    states = {"optimizer": dict(moments), "scaler": None if scaler is None else scaler.state_dict()}
+    torch.save(states, folder / "optimizer.pt")
     torch.save(list(random_states), folder / "random.pt")
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
 
@@ -106,6 +107,7 @@ def load_state(
     except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, UnpicklingError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error}); remove it to resume from the one before") from error
     optimizer.load_state_dict(moments["optimizer"])
+    share_moments(optimizer)
     if scaler is not None and moments["scaler"] is not None:
         scaler.load_state_dict(moments["scaler"])
     return state, random_states
@@ -128,7 +130,7 @@ def load_trained(folder: Path, *, trained: Mapping[str, nn.Parameter]) -> None:
         )
     with torch.no_grad():
         for name, tensor in saved.items():
-            trained[name].copy_(tensor)
+            trained[name].copy_(share(tensor, like=trained[name]))
 
 
 def get_random_state(device: torch.device) -> RandomState:

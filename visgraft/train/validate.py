@@ -27,6 +27,7 @@ from visgraft.processor import Processor
 from visgraft.train.compiling import uncompiled
 from visgraft.train.plan import Position
 from visgraft.train.session import Session
+from visgraft.train.sharding import gathered, is_sharded
 from visgraft.train.steps import load_steps
 
 PICTURE_SIDE = 320  # pixels, of the longer side of a probe image that a run keeps
@@ -73,9 +74,14 @@ def validate(session: Session) -> dict[str, Any]:
     loss_sum, num_tokens, num_characters = 0.0, 0, 0
     model.eval()
     for step in load_steps(session.validation, Position(0, 0), epochs=1.0, settings=session.loader):
-        for batch in step.batches:
+        # Processes that share the weights out run the model together, one that has no batch left with the filler.
+        num_more = max(session.each([len(step.batches)])) - len(step.batches) if is_sharded(model) else 0
+        for batch in (*step.batches, *[None] * int(num_more)):
             with accelerator.autocast():
-                losses = model.loss(session.processor.finish(batch.to(accelerator.device))).target_losses
+                finished = session.filler if batch is None else session.processor.finish(batch.to(accelerator.device))
+                losses = model.loss(finished).target_losses
+            if batch is None:
+                continue
             assert losses is not None
             loss_sum += float(losses.sum())
             num_tokens += batch.target.numel()
@@ -87,7 +93,7 @@ def validate(session: Session) -> dict[str, Any]:
         "validation_loss": loss_sum / max(1, num_tokens),
         "validation_loss_per_character": loss_sum / max(1, num_characters),
     }
-    if session.questions and accelerator.is_main_process:
+    if session.questions and (accelerator.is_main_process or is_sharded(model)):
         record["exact_match"] = score_questions(session)
     return record
 
@@ -103,6 +109,8 @@ def answer_probes(session: Session) -> None:
     """Answer the fixed probe questions and write the answers down, beside the images in small."""
     stopped: list[bool] = []
     texts = _answers(session, session.probes, stopped=stopped)
+    if not session.accelerator.is_main_process:
+        return
     for number, (sample, text, has_stopped) in enumerate(zip(session.probes, texts, stopped, strict=True)):
         turn = sample.dialogs[0][-1]
         record = {"step": session.state.step, "id": sample.id, "prompt": turn.request, "answer": text}
@@ -126,7 +134,7 @@ def _keep_picture(session: Session, sample: Sample, *, number: int) -> str | Non
 
 def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[bool] | None = None) -> list[str]:
     limit = session.recipe.train.max_new_tokens
-    with session.accelerator.autocast(), uncompiled():
+    with session.accelerator.autocast(), uncompiled(), gathered(session.model):
         texts = answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)
     session.model.train()
     return texts
