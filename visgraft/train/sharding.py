@@ -79,7 +79,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 def whole(value: Any) -> Any:
     """Gather a tensor from all processes, and likewise in dicts and lists; every process must call it."""
     if isinstance(value, DTensor):
-        return value.detach().full_tensor()
+        return value.full_tensor().detach()
     if isinstance(value, dict):
         return {key: whole(inner) for key, inner in value.items()}
     return [whole(inner) for inner in value] if isinstance(value, list) else value
