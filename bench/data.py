@@ -9,6 +9,7 @@ worker processes. All variants read the same files and give the same batches:
     datasets   a `datasets` image folder, CLIP's image processor and the tokenizer in its transform, DataLoader
     exact      visgraft's reader, encoder and collator; pixels bit for bit those of CLIP's image processor
     quick      the same with `data.exact_pixels: false`, where a byte may differ by 1 of 255
+    pillow     decoding, Pillow's resizing and the crop alone: what nothing with exact pixels can be quicker than
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from visgraft.config import SourceSettings
 from visgraft.data.batch import Batch
 from visgraft.data.sources import Sources, open_sources
 
-BATCH, WIDTH, HEIGHT, QUALITY = 32, 640, 480, 90
+BATCH, WIDTH, HEIGHT, QUALITY, SIDE = 32, 640, 480, 90, 224
 CAPTION = "a cat on a sofa beside a large window"
 
 
@@ -110,6 +111,33 @@ def datasets_pass(folder: Path, *, cache: Path, num_workers: int) -> Callable[[]
     return run
 
 
+class Resized(Dataset[int]):
+    """Images decoded, resized by Pillow and cropped; nothing is made of them."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __getitem__(self, indices: list[int]) -> int:
+        for index in indices:
+            with Image.open(self.paths[index]) as image:
+                width, height = WIDTH * SIDE // HEIGHT, SIDE
+                left = (width - SIDE) // 2
+                image.resize((width, height), Image.Resampling.BICUBIC).crop((left, 0, left + SIDE, height)).load()
+        return len(indices)
+
+
+def pillow_pass(folder: Path, *, num_workers: int) -> Callable[[], None]:
+    """Make a pass over all images with Pillow alone."""
+    paths = sorted(folder.glob("*.jpg"))
+    chunks = [list(range(first, min(first + BATCH, len(paths)))) for first in range(0, len(paths), BATCH)]
+
+    def run() -> None:
+        loader = DataLoader(Resized(paths), sampler=chunks, batch_size=None, num_workers=num_workers)
+        assert sum(loader) == len(paths)
+
+    return run
+
+
 def main() -> None:
     """Run the variants and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,9 +155,12 @@ def main() -> None:
             "datasets": datasets_pass(folder, cache=cache, num_workers=workers),
             "exact": visgraft_pass(folder, exact=True, num_workers=workers),
             "quick": visgraft_pass(folder, exact=False, num_workers=workers),
+            "pillow": pillow_pass(folder, num_workers=workers),
         }
         measured = interleave(passes, rounds=arguments.rounds, units=arguments.images, unit="images")
-    ratios = {f"{name} / datasets": ratio(measured, slow="datasets", fast=name) for name in ("exact", "quick")}
+    ratios = {
+        f"{name} / datasets": ratio(measured, slow="datasets", fast=name) for name in ("exact", "quick", "pillow")
+    }
     result = {
         "what": "images per second from 640 x 480 JPEG files to collated 224 px tensors",
         "images": arguments.images,
