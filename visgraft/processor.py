@@ -30,7 +30,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from visgraft.data.batch import Batch, EncodedSample, Layout, collate
+from visgraft.data.batch import Batch, EncodedSample, Layout, Rows, collate
 from visgraft.data.images import DEFAULT_MAX_PIXELS, open_image
 from visgraft.data.loading import load_image_processor, load_tokenizer
 from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
@@ -195,21 +195,21 @@ class Processor(ProcessorMixin):
         counts = tuple(count_tokens(vision_inputs, self.num_image_tokens).tolist()) if vision_inputs else ()
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
 
-    def collate(self, samples: Sequence[Sample | EncodedSample], *, layout: Layout = "shared") -> Batch:
-        """Make one batch of samples, encoding those that are not yet encoded.
+    def collate(
+        self, samples: Sequence[Sample | EncodedSample], *, layout: Layout = "shared", rows: Rows | None = None
+    ) -> Batch:
+        """Make one batch of at least one sample, encoding those that are not yet encoded.
 
         Args:
-            samples: at least one.
-            layout: "shared" puts the dialogs of a sample behind one image prefix, "rows" gives each its own row.
+            samples, layout, rows: see `data.batch.collate`; `data.packing.fill_rows` plans which samples share a row.
 
         Raises:
-            BadSampleError: a sample cannot be used.
-            DataError: the samples do not fit into one batch.
+            DataError: a sample cannot be used (BadSampleError), or the samples do not fit into one batch.
         """
         encoded = [self.encode(sample) if isinstance(sample, Sample) else sample for sample in samples]
         if len({"pixel_bytes" in s.vision_inputs for s in encoded if s.vision_inputs}) > 1:
             encoded = [replace(s, vision_inputs=finish_pixels(self.image_processor, s.vision_inputs)) for s in encoded]
-        return collate(encoded, layout=layout, pad_token_id=self._pad_token_id)
+        return collate(encoded, layout=layout, pad_token_id=self._pad_token_id, rows=rows)
 
     def finish(self, batch: Batch) -> Batch:
         """Make a batch's pixels of its bytes, on the device where it is; without bytes it stays as it is."""

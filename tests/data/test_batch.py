@@ -1,4 +1,4 @@
-"""Batches: the two layouts drawn small, their equality, what is refused, and the micro-batch plan."""
+"""Batches: the two layouts drawn small, their equality, filled rows, and what is refused."""
 
 import pickle
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from visgraft.data import batch as batch_module
-from visgraft.data.batch import Batch, EncodedSample, collate, split_by_positions, split_dialogs
+from visgraft.data.batch import Batch, EncodedSample, collate, split_dialogs
 from visgraft.data.prompt import EncodedDialog
 from visgraft.errors import ConfigError, DataError
 from visgraft.model import sequence
@@ -77,6 +77,46 @@ def test_shared_layout_puts_every_text_behind_one_image():
     assert batch.target.tolist() == [12, 21, 21]
     assert batch.target_dialog.tolist() == [0, 1, 2]
     assert batch.vision_inputs["pixel_values"].shape == (2, 3, 2, 2)
+
+
+def test_samples_that_share_a_row_are_groups_of_their_own():
+    of = [
+        sample(QUESTION, fill=0.0, name="a"),
+        sample(CAPTION, counts=(), name="b"),
+        sample(CAPTION, fill=5.0, name="c"),
+    ]
+    batch = collate(of, layout="shared", pad_token_id=PAD_ID, rows=[[0, 2], [1]])
+    assert drawn(batch, "kind") == ["iiTTTiiTT", "TT......."]
+    assert drawn(batch, "group") == ["000001111", "00......."]
+    assert drawn(batch, "segment") == ["001112233", "00......."]
+    assert drawn(batch, "position") == ["012340123", "010000000"]
+    assert batch.sees[0].long().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
+    assert batch.source.tolist() == [[0, 3], [0, 7], [1, 0]]
+    assert batch.sample_ids == ["a", "c", "b"]
+    assert batch.target_sample.tolist() == batch.target_dialog.tolist() == [0, 1, 2]
+    assert batch.vision_inputs["pixel_values"][:, 0, 0, 0].tolist() == [0.0, 5.0]
+
+
+def test_filled_rows_hold_the_same_contexts_and_targets():
+    of = [sample(QUESTION, CAPTION, counts=(2, 1), fill=float(n)) for n in range(3)] + [sample(TWO_TURNS, counts=())]
+    single = collate(of, layout="shared", pad_token_id=PAD_ID)
+    filled = collate(of, layout="shared", pad_token_id=PAD_ID, rows=[[3], [1], [0, 2]])
+    texts = [Counter((found[0], found[1], found[3]) for found in contents(b).elements()) for b in (single, filled)]
+    assert texts[0] == texts[1]
+    for name in ("num_dialogs", "num_text_tokens", "num_answer_characters", "num_truncated"):
+        assert single[name] == filled[name]
+
+
+@pytest.mark.parametrize("layout", ["shared", "rows"])
+def test_every_target_tells_its_sample(layout):
+    of = [sample(QUESTION, CAPTION, name="a"), sample(TWO_TURNS, name="b")]
+    batch = collate(of, layout=layout, pad_token_id=PAD_ID)
+    assert [batch.sample_ids[index] for index in batch.target_sample.tolist()] == ["a", "a", "b", "b"]
+
+
+def test_the_plain_baseline_has_no_rows_to_fill():
+    with pytest.raises(ConfigError, match="layout: got 'rows' and rows to fill"):
+        collate([sample(QUESTION)], layout="rows", pad_token_id=PAD_ID, rows=[[0]])
 
 
 def test_rows_layout_repeats_the_image_for_every_dialog():
@@ -219,31 +259,3 @@ def test_unlike_vision_inputs_are_refused():
     other = replace(sample(QUESTION, name="other"), vision_inputs={"patches": torch.zeros(1, 3, 2, 2)})
     with pytest.raises(DataError, match="need the same vision inputs"):
         collate([sample(QUESTION), other], layout="shared", pad_token_id=PAD_ID)
-
-
-def test_the_plan_takes_the_longest_rows_first_and_counts_padding():
-    assert split_by_positions([3, 10, 4, 10], max_cost=20) == [[1, 3], [2, 0]]
-    assert split_by_positions([3, 10, 4, 6], max_cost=12) == [[1], [3, 2], [0]]
-
-
-def test_the_plan_keeps_each_row_once_and_within_its_limits():
-    costs = [(7 * index) % 31 + 1 for index in range(40)]
-    chunks = split_by_positions(costs, max_cost=64, max_rows=5)
-    assert sorted(index for chunk in chunks for index in chunk) == list(range(40))
-    assert all(len(chunk) <= 5 and len(chunk) * max(costs[index] for index in chunk) <= 64 for chunk in chunks)
-
-
-def test_a_row_beyond_the_limit_goes_alone():
-    assert split_by_positions([50, 1, 60], max_cost=10) == [[2], [0], [1]]
-
-
-def test_a_plan_without_limits_is_one_batch_and_nothing_is_no_batch():
-    assert split_by_positions([1, 2], max_cost=None) == [[1, 0]]
-    assert split_by_positions([1, 2], max_cost=None, max_rows=1) == [[1], [0]]
-    assert split_by_positions([], max_cost=4) == []
-
-
-@pytest.mark.parametrize("limits", [{"max_cost": 0}, {"max_cost": None, "max_rows": 0}])
-def test_a_limit_below_one_is_refused(limits):
-    with pytest.raises(ConfigError, match="got 0, must be at least 1"):
-        split_by_positions([1], **limits)

@@ -252,3 +252,46 @@ def test_shared_equals_rows_for_texts_and_prefixes_longer_than_any_window_in_gra
     shared, rows = (model.loss(batch(of, layout=layout)) for layout in ("shared", "rows"))
     assert_close(shared.target_losses, rows.target_losses)
     assert_same_gradients(gradients(model, shared.loss), gradients(model, rows.loss))
+
+
+# --- 4. Several samples in one row are as many rows
+
+
+@pytest.mark.parametrize(
+    ("language", "vision", "image_attention"),
+    [(*pair, "bidirectional") for pair in CROSS] + [("llama", "clip", "causal"), ("bloom", "clip", "causal")],
+)
+def test_filled_rows_equal_rows_in_loss_and_every_gradient(language: str, vision: str, image_attention: str) -> None:
+    model = fresh(language, vision, image_attention=image_attention, num_frames=3)
+    of = [*samples(vision, images=(2, 1, 0)), sample(4, 6, images=3, vision=vision)]
+    filled = batch(of, rows=[[3, 0], [2, 1]])
+    assert filled.group.max() == 1
+    ordered = [of[index] for index in (3, 0, 2, 1)]
+    results = [model.loss(one) for one in (filled, batch(ordered), batch(ordered, layout="rows"))]
+    grads = [gradients(model, out.loss) for out in results]
+    for out, grad in zip(results[1:], grads[1:], strict=True):
+        assert_close(results[0].target_losses, out.target_losses)
+        assert_close(results[0].loss, out.loss)
+        assert_same_gradients(grads[0], grad)
+
+
+@pytest.mark.parametrize("language", ["llama", "bloom", *WINDOWED])
+def test_filled_rows_equal_rows_beyond_any_window_in_gradients(language: str) -> None:
+    model = fresh(language)
+    of = [sample(14, 3, images=2), sample(9, images=0), sample(3, 12, images=1)]
+    filled, rows = (model.loss(batch(of, rows=[[0, 1, 2]])), model.loss(batch(of, layout="rows")))
+    assert_close(filled.target_losses, rows.target_losses)
+    assert_same_gradients(gradients(model, filled.loss), gradients(model, rows.loss))
+
+
+@every_language
+def test_a_changed_sample_moves_nothing_of_the_others_in_its_row(language: str) -> None:
+    model = joined(language)
+    rows = [[0, 1, 2]]
+    plain, changed = (batch([sample(4, 3), sample(5), sample(4, images=0)], rows=rows) for _ in range(2))
+    pixels = changed["vision_inputs"]["pixel_values"]
+    pixels[0] += 2 * torch.randn(pixels[0].shape, generator=torch.Generator().manual_seed(9))
+    changed["input_ids"][0, P + 1] = (changed["input_ids"][0, P + 1] + 17) % V
+    moved = (model.loss(changed).target_losses - model.loss(plain).target_losses).abs()
+    assert (moved[plain.target_sample == 0] > MOVED).all()
+    assert (moved[plain.target_sample != 0] < STILL).all()

@@ -1,14 +1,15 @@
 """Turn encoded samples into the tensors of one step.
 
 In: `EncodedSample`s (token ids with their targets, and pixels). Out: a `Batch` of plain torch tensors that knows no
-model; `split_by_positions` plans which rows go through the model together.
+model. `packing.py` plans which samples share a row.
 
     batch = collate(samples, layout="shared", pad_token_id=0)
 
-One sample with two dialogs a and b (2 image tokens i, pads _):
+One sample with two dialogs a and b, another with one, c (2 image tokens i, pads _):
 
-    layout "shared"   i i a a a b b        layout "rows"   i i a a a
-                                                           i i b b _
+    layout "shared"   i i a a a b b        layout "rows"   i i a a a        rows=[[0, 1]]   i i a a a b b i i c c
+                      i i c c _ _ _                        i i b b _
+                                                           i i c c _
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from visgraft.errors import ConfigError, DataError
 PAD, IMAGE, TEXT = 0, 1, 2
 
 Layout = Literal["shared", "rows"]
+Rows = Sequence[Sequence[int]]  # which samples share a row, as indices
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ class Batch(dict[str, Any]):
         sees: [B, G, G] bool, whether segment q may see the whole of segment k (k != q).
         source: [M, 2] long, (row, column) whose logits predict each target.
         target: [M] long, the token ids to predict: answers and their end-of-text.
-        target_dialog: [M] long, which dialog each belongs to, counted in the order of the samples.
+        target_dialog: [M] long, which dialog each belongs to, counted in the order of `sample_ids`.
+        target_sample: [M] long, which sample each belongs to, an index into `sample_ids`.
         num_dialogs: dialogs of the batch.
         num_text_tokens: text tokens of the batch.
         num_answer_characters: characters of all answers.
         num_truncated: dialogs that were cut.
-        sample_ids: the id of each sample.
+        sample_ids: the id of each sample, in the order of the rows.
         layout: "shared" or "rows".
     """
 
@@ -101,6 +104,7 @@ class Batch(dict[str, Any]):
     source: Tensor
     target: Tensor
     target_dialog: Tensor
+    target_sample: Tensor
     num_dialogs: int
     num_text_tokens: int
     num_answer_characters: int
@@ -133,7 +137,7 @@ def split_dialogs(samples: Sequence[EncodedSample]) -> list[EncodedSample]:
     return [replace(sample, dialogs=(dialog,)) for sample in samples for dialog in sample.dialogs]
 
 
-def collate(samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: int) -> Batch:
+def collate(samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: int, rows: Rows | None = None) -> Batch:
     """Lay samples out as the rows of one batch.
 
     Args:
@@ -141,24 +145,35 @@ def collate(samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: i
         layout: "shared" puts all dialogs of a sample behind one image prefix in one row; "rows" gives every dialog a
             row, and its images again in `vision_inputs`.
         pad_token_id: stands in `input_ids` wherever there is no text; it is masked by place, never by its id.
+        rows: in the layout "shared", which samples share a row, as indices, each once; they are groups that never see
+            each other. None = a row for each.
 
     Returns:
-        The batch; dialogs and targets come in the order of the samples in both layouts.
+        The batch; samples, dialogs and targets come in the order of the rows (without `rows`: of the samples).
 
     Raises:
-        ConfigError: the layout is unknown.
+        ConfigError: the layout is unknown, or rows are given for the layout "rows".
         DataError: there is no sample, a sample has no dialog, or images of unlike shapes cannot be stacked.
     """
     if layout not in get_args(Layout):
         raise ConfigError(f"layout: got {layout!r}, allowed are {', '.join(map(repr, get_args(Layout)))}")
+    if rows is not None and layout != "shared":
+        raise ConfigError("layout: got 'rows' and rows to fill; it has a row for every dialog, so leave rows out")
     _check(samples)
+    if rows is not None:
+        order = [index for row in rows for index in row]
+        assert sorted(order) == list(range(len(samples))), "every sample is in one row"
+        samples = [samples[index] for index in order]
     grouped = list(samples) if layout == "shared" else split_dialogs(samples)
+    of_row = iter(grouped)
+    filled = [[next(of_row) for _ in row] for row in rows] if rows is not None else [[group] for group in grouped]
     dialogs = [dialog for sample in samples for dialog in sample.dialogs]
-    images = _collect_images(grouped)
-    rows = _Rows([[sample] for sample in grouped], pad_token_id=pad_token_id)
+    tensors = _Table(filled, pad_token_id=pad_token_id).tensors()
+    owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.dialogs], dtype=torch.long)
     return Batch(
-        **images,
-        **rows.tensors(),
+        **_collect_images(grouped),
+        **tensors,
+        target_sample=owner[tensors["target_dialog"]],
         num_dialogs=len(dialogs),
         num_text_tokens=sum(len(dialog.input_ids) for dialog in dialogs),
         num_answer_characters=sum(dialog.num_answer_characters for dialog in dialogs),
@@ -166,36 +181,6 @@ def collate(samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: i
         sample_ids=[_name(sample) for sample in samples],
         layout=layout,
     )
-
-
-def split_by_positions(costs: Sequence[int], *, max_cost: int | None, max_rows: int | None = None) -> list[list[int]]:
-    """Plan which rows share a micro-batch, longest first, so that little of it is padding.
-
-    Args:
-        costs: the length of each row, in positions.
-        max_cost: rows of a micro-batch times its longest row, pads included; a longer row goes alone. None: no limit.
-        max_rows: the most rows of a micro-batch. None: no limit.
-
-    Returns:
-        The micro-batches as indices into `costs`; each index once, and rows of equal length in their given order.
-
-    Raises:
-        ConfigError: a limit is below 1.
-    """
-    for name, limit in (("max_cost", max_cost), ("max_rows", max_rows)):
-        if limit is not None and limit < 1:
-            raise ConfigError(f"{name}: got {limit}, must be at least 1 (or None for no limit)")
-    chunks: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
-        if room == 0:
-            chunks.append([])
-            # The first row of a chunk is its longest, so it alone decides how many rows fit.
-            room = len(costs) if max_cost is None else max(1, max_cost // max(1, costs[index]))
-            room = room if max_rows is None else min(room, max_rows)
-        chunks[-1].append(index)
-        room -= 1
-    return chunks
 
 
 def _name(sample: EncodedSample) -> str:
@@ -252,7 +237,7 @@ def _concatenate(key: str, *, samples: Sequence[EncodedSample]) -> Tensor:
     return torch.cat([sample.vision_inputs[key] for sample in samples])
 
 
-class _Rows:
+class _Table:
     """Rows under construction; a row is a list of groups, a group one sample with its images and its dialogs."""
 
     def __init__(self, rows: Sequence[Sequence[EncodedSample]], *, pad_token_id: int) -> None:

@@ -135,7 +135,7 @@ class _Reach:
         return may, masks.all(0)[:, columns].any(1)
 
     def _name(self, row: int) -> str:
-        return ", ".join(_names_of_rows(self.batch, [row]))
+        return ", ".join(_named(self.batch, self.batch["source"][:, 0] == row))
 
 
 def _losses(model: VisionLanguageModel, batch: Mapping[str, Any]) -> Tensor:
@@ -173,14 +173,7 @@ def _with_other_token(batch: Mapping[str, Any], row: int, column: int) -> dict[s
 
 def _named(batch: Mapping[str, Any], chosen: Tensor) -> list[str]:
     """Name the samples of chosen targets ([M] bool)."""
-    return _names_of_rows(batch, batch["source"][chosen, 0].tolist())
-
-
-def _names_of_rows(batch: Mapping[str, Any], rows: list[int]) -> list[str]:
-    names = batch["sample_ids"]
-    if len(names) != len(batch["kind"]):  # the layout "rows", in which a sample has several
-        return list(names)
-    return list(dict.fromkeys(names[row] for row in rows))
+    return [batch["sample_ids"][index] for index in batch["target_sample"][chosen].unique().tolist()]
 
 
 def _batch_dependence(model: VisionLanguageModel) -> Iterator[str]:
