@@ -8,6 +8,7 @@ In: what was got, what is allowed, what to do, as one string. Out: an exception 
         BadSampleError          one sample is bad: it goes to quarantine, the run goes on
       ModelError                parts do not fit together
         UnsupportedModelError   a model that cannot be joined exactly, refused by name
+        MaskSizeError           a dense attention mask would be larger than is allowed
         PreflightError          the check before training found a broken promise
       CheckpointError           a run, checkpoint or model folder is missing, incomplete or does not match
       MissingAssetError         a file that must be downloaded, or found on disk, is not there
@@ -38,6 +39,10 @@ class ModelError(VisgraftError):
 
 class UnsupportedModelError(ModelError):
     """A model class cannot follow the mask or the positions exactly, so it is refused by name."""
+
+
+class MaskSizeError(ModelError):
+    """A dense attention mask would take more memory than is allowed; training then halves its micro-batches."""
 
 
 class PreflightError(ModelError):

@@ -23,8 +23,11 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_alibi
 
-from visgraft.errors import UnsupportedModelError
+from visgraft.errors import MaskSizeError, UnsupportedModelError
+from visgraft.model.blocks import block_mask
 from visgraft.model.sequence import SegmentTable, attention_mask
+
+MAX_MASK_BYTES = 2**30  # of one dense mask; a row of 32,768 positions, or 4,096 rows of 512
 
 # Layer kinds whose reach a mask can express: name in `config.layer_types` -> (windowed, chunked).
 LAYER_KINDS = {
@@ -50,6 +53,7 @@ class Contract:
         name: `model_type`, for messages.
         reaches: kind of layer -> reach, and the index of the first such layer in the cache.
         additive: the kernel adds the mask to the scores (eager) instead of taking a boolean one (SDPA).
+        blocks: whole rows are given a block mask (FlexAttention), and no dense mask is made.
         takes_positions: forward has `position_ids`.
         alibi: logical positions [B, S] -> ALiBi bias of each head [B, H, S], scaled as the scores after 1/sqrt(d).
         zero_positions: positions are given as 0, which makes the family's rotary embedding the identity.
@@ -62,6 +66,7 @@ class Contract:
     additive: bool
     takes_positions: bool
     max_positions: int | None
+    blocks: bool = False
     alibi: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
     zero_positions: bool = False
     deliver: Callable[[Tensor], None] | None = field(default=None, compare=False)
@@ -76,7 +81,7 @@ class Contract:
         causal_image: bool = False,
         positions: Tensor | None = None,
     ) -> dict[str, Any]:
-        """Make `attention_mask` and `position_ids` for the LM's forward.
+        """Make `attention_mask` (one, or one for each kind of layer) and `position_ids` for the LM's forward.
 
         Args:
             table: all positions so far, cached ones included: [B, S].
@@ -85,22 +90,23 @@ class Contract:
             cache: the keys and values of the positions before; a layer kind may have dropped early ones.
             causal_image: image tokens see only earlier image tokens.
             positions: [B, S] long, what `position_ids` are taken from; default the table's.
+
+        Raises:
+            MaskSizeError: a dense mask would take more than `MAX_MASK_BYTES`.
         """
         num_queries = table.length if num_queries is None else num_queries
-        masks: dict[str, Tensor] = {}
+        masks: dict[str, Any] = {}
         for kind, (reach, layer_index) in self.reaches.items():
+            rules = {"causal_image": causal_image, "window": reach.window, "chunk": reach.chunk}
+            if self.blocks and cache is None:
+                masks[kind] = block_mask(table, **rules)
+                continue
             keys = None
             if cache is not None:
                 length, offset = _mask_sizes(cache, num_queries, layer_index, table)
                 keys = slice(offset, offset + length)
-            mask = attention_mask(
-                table,
-                num_queries=num_queries,
-                keys=keys,
-                causal_image=causal_image,
-                window=reach.window,
-                chunk=reach.chunk,
-            )
+            self._check_size(table, num_queries, table.length if keys is None else keys.stop - keys.start, dtype)
+            mask = attention_mask(table, num_queries=num_queries, keys=keys, **rules)
             masks[kind] = self._finish(mask, table, num_queries, keys, dtype)
         single = next(iter(masks.values())) if len(masks) == 1 else None
         arguments: dict[str, Any] = {"attention_mask": masks if single is None else single}
@@ -108,6 +114,19 @@ class Contract:
             position = (table.position if positions is None else positions)[:, -num_queries:]
             arguments["position_ids"] = torch.zeros_like(position) if self.zero_positions else position
         return arguments
+
+    def _check_size(self, table: SegmentTable, num_queries: int, num_keys: int, dtype: torch.dtype) -> None:
+        num_rows = table.kind.shape[0]
+        heads = 1 if self.alibi is None else self.alibi(table.position[:1, :1]).shape[1]
+        width = 1 if not self.additive and self.alibi is None else dtype.itemsize
+        size_bytes = num_rows * heads * num_queries * num_keys * width
+        if size_bytes > MAX_MASK_BYTES:
+            raise MaskSizeError(
+                f"a dense attention mask of {num_rows} rows of {num_queries} x {num_keys} positions would take "
+                f"{size_bytes / 2**30:.1f} GiB, allowed is {MAX_MASK_BYTES / 2**30:.0f}: compute less at once "
+                "(train.micro_batch_positions), fill shorter rows (train.row_positions), or on a GPU set "
+                "model.attention: flex_attention, which makes no dense mask"
+            )
 
     def _finish(
         self, mask: Tensor, table: SegmentTable, num_queries: int, keys: slice | None, dtype: torch.dtype
@@ -149,6 +168,7 @@ def read_contract(language: PreTrainedModel) -> Contract:
         additive=config._attn_implementation not in ("sdpa",),
         takes_positions="position_ids" in parameters,
         max_positions=_max_positions(config),
+        blocks=config._attn_implementation == "flex_attention",
     )
     quirk = QUIRKS.get(config.model_type)
     return quirk.install(language, contract) if quirk is not None and quirk.applies(config) else contract

@@ -3,7 +3,7 @@
 In: a `SegmentTable`, which says for every position of every row what it is (padding, image or text), to which
 group and segment it belongs and which logical position it has. Out: attention masks and position ids.
 
-    mask = attention_mask(image_then_text(image_mask, text_mask))
+    mask = attention_mask(image_then_text(image_mask, text_mask))       # dense; blocks.py makes FlexAttention's
 
 One image with two texts behind it (2 image tokens i, texts a and b of 2 tokens each; the row looks at the column):
 
