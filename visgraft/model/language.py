@@ -97,7 +97,7 @@ class Contract:
         num_queries = table.length if num_queries is None else num_queries
         masks: dict[str, Any] = {}
         for kind, (reach, layer_index) in self.reaches.items():
-            rules = {"causal_image": causal_image, "window": reach.window, "chunk": reach.chunk}
+            rules: dict[str, Any] = {"causal_image": causal_image, "window": reach.window, "chunk": reach.chunk}
             if self.blocks and cache is None:
                 masks[kind] = block_mask(table, **rules)
                 continue
