@@ -53,7 +53,7 @@ def test_modes_are_set_as_the_recipe_says(tmp_path: Path) -> None:
 def test_gradient_checkpointing_that_a_part_does_not_know_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = load_recipe(tiny_recipe(tmp_path, gradient_checkpointing=True))
+    recipe = load_recipe(tiny_recipe(tmp_path, gradient_checkpointing=True, vision="full"))
     model, _ = build(recipe)
     monkeypatch.setattr(type(model.vision), "supports_gradient_checkpointing", False)
     with pytest.raises(

@@ -14,7 +14,7 @@ from tests.train.tiny import tiny_recipe
 from visgraft.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-BUDGETS = [150, 1]  # text tokens a step; with 1, a step is one group and the second process has none
+BUDGETS = [300, 1]  # text tokens a step; with 1, a step is one group and the second process has none
 
 
 @pytest.mark.slow
@@ -22,23 +22,32 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     folders: dict[int, list[Path]] = {1: [], 2: []}
     for num_processes, budget in [(n, budget) for n in (1, 2) for budget in BUDGETS]:
         recipe = tiny_recipe(
-            tmp_path, vision="full", language="full", head="full", text_tokens_per_step=budget, max_steps=4,
+            tmp_path, vision="full", language="full", head="full", text_tokens_per_step=budget, max_steps=4, epochs=3,
             micro_batch_rows=2, learning_rate=1e-3, exact_match_samples=2,
         )  # fmt: skip
         folder = tmp_path / f"{num_processes}-{budget}"
         folder.mkdir()
         (folder / "recipe.json").write_text(json.dumps(recipe))
         folders[num_processes].append(folder)
+    poor = tmp_path / "poor"
+    poor.mkdir()
+    recipe = json.loads((folders[2][0] / "recipe.json").read_text())
+    del recipe["train"]["micro_batch_rows"]
+    (poor / "recipe.json").write_text(json.dumps(recipe))
+    (poor / "memory.json").write_text(json.dumps(1))  # the second process; the first one has enough
     for folder in folders[1]:
         one_of_several.run(folder)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run(
-        [*launcher, "-m", "tests.train.one_of_several", *map(str, folders[2])],
+        [*launcher, "-m", "tests.train.one_of_several", *map(str, [*folders[2], poor])],
         check=True, cwd=ROOT, timeout=500,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     for one, two in zip(folders[1], folders[2], strict=True):
         compare(one, two)
+    compare(folders[1][0], poor)
+    limits = [json.loads((poor / f"limit-{index}.json").read_text()) for index in range(2)]
+    assert limits[0] == limits[1] is not None
 
 
 def compare(one: Path, two: Path) -> None:

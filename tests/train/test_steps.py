@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from visgraft.train.plan import Planner, Position
-from visgraft.train.steps import LoaderSettings, Step, load_steps
+from visgraft.train.steps import LoaderSettings, Step, cut_finer, load_steps, num_groups
 
 Make = Callable[..., Planner]
 
@@ -72,10 +72,65 @@ def test_micro_batches_hold_so_many_rows_and_together_all_of_them(make_planner: 
         assert parts.counts()["pads"] <= whole.counts()["pads"]
 
 
-def test_every_row_of_a_batch_is_named_by_its_sample(make_planner: Make) -> None:
+def test_every_group_of_a_batch_is_named_by_its_sample(make_planner: Make) -> None:
     for layout in ("shared", "rows"):
-        for step in steps_of(make_planner(), layout=layout):
-            assert all(len(batch.sample_ids) == len(batch.kind) for batch in step.batches)
+        for step in steps_of(make_planner(), layout=layout, row_positions=60 if layout == "shared" else None):
+            for batch in step.batches:
+                groups = (batch.group.amax(1) + 1).tolist()
+                assert len(batch.sample_ids) == sum(groups) == num_groups(batch)
+                assert batch.target_sample.max() < len(batch.sample_ids)
+
+
+@pytest.mark.parametrize("row_positions", [None, 60, 10_000])
+def test_rows_are_filled_and_hold_what_single_rows_hold(make_planner: Make, row_positions: int | None) -> None:
+    planner = make_planner(text_tokens_per_step=250)
+    for step, single in zip(
+        steps_of(planner, row_positions=row_positions), steps_of(planner, row_positions=1), strict=True
+    ):
+        mine, theirs = step.counts(), single.counts()
+        sums = ("text_tokens", "image_tokens", "samples", "dialogs", "answer_characters")
+        assert {key: mine[key] for key in sums} == {key: theirs[key] for key in sums}
+        assert all(batch.group.max() == 0 for batch in single.batches)
+        [batch] = step.batches
+        if row_positions is None:
+            assert mine["pads"] <= 0.05 * mine["positions"]
+        else:
+            assert batch.kind.shape[1] <= row_positions
+        assert len(batch.kind) == 1 or row_positions != 10_000
+
+
+@pytest.mark.parametrize("layout", ["shared", "rows"])
+@pytest.mark.parametrize("limit", [30, 64, 200])
+def test_micro_batches_hold_so_many_positions_unless_a_sample_alone_has_more(
+    make_planner: Make, layout: str, limit: int
+) -> None:
+    [first, *rest] = steps_of(make_planner(text_tokens_per_step=250), layout=layout, micro_batch_positions=limit)
+    for step in (first, *rest):
+        assert all(batch.kind.numel() <= limit or num_groups(batch) == 1 for batch in step.batches)
+    assert any(batch.kind.numel() > limit / 2 for batch in first.batches)
+
+
+@pytest.mark.parametrize("layout", ["shared", "rows"])
+def test_a_step_that_is_cut_finer_holds_the_same_samples_with_their_images(make_planner: Make, layout: str) -> None:
+    planner = make_planner(text_tokens_per_step=250)
+    settings = LoaderSettings(layout=layout, max_pixels=10**6, micro_batch_positions=80)  # type: ignore[arg-type]
+    [step, *_] = steps_of(planner, layout=layout, row_positions=None if layout == "rows" else 500)
+    [made_so, *_] = steps_of(planner, layout=layout, micro_batch_positions=80)
+    finer = cut_finer(step, planner.processor, settings=settings)
+    assert len(finer.batches) > len(step.batches)
+    kept = step.counts().keys() - {"pads", "positions"}
+    assert {key: finer.counts()[key] for key in kept} == {key: step.counts()[key] for key in kept}
+    assert cut_finer(finer, planner.processor, settings=settings) is finer
+    assert images_by_sample(finer) == images_by_sample(step) == images_by_sample(made_so)
+
+
+def images_by_sample(step: Step) -> set[tuple[str, float]]:
+    """Name every sample with the sum of its image (the tiny data have one image each)."""
+    return {
+        (name, float(image.sum()))
+        for batch in step.batches
+        for name, image in zip(batch.sample_ids, batch.vision_inputs["pixel_bytes"], strict=True)
+    }
 
 
 def test_a_bad_image_is_reported_by_the_process_that_met_it(make_planner: Make) -> None:

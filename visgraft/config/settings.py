@@ -83,7 +83,7 @@ class ModelSettings:
     template: str | None = None  # prompt template: plain, question, chat, or text with {prompt}; null: question
     vision_revision: str | None = None  # branch, tag or commit on the Hub
     language_revision: str | None = None  # branch, tag or commit on the Hub
-    attention: str | None = None  # attention kernel of the language model (sdpa, eager); null: its own choice
+    attention: str | None = None  # kernel of the language model (sdpa, eager, flex_attention); null: by device
 
     def __post_init__(self) -> None:
         if self.projection.pool > 1 and self.projection.pixel_shuffle > 1:
@@ -124,6 +124,10 @@ class TrainSettings:
 
     text_tokens_per_step: PositiveInt = 2048  # budget of one optimizer step: prompt and answer, not image tokens
     micro_batch_rows: PositiveInt | None = None  # rows computed at once; null: the whole step
+    micro_batch_positions: PositiveInt | None = (
+        None  # the same in positions; null: by device; halved if memory is short
+    )
+    row_positions: PositiveInt | None = None  # rows are filled with whole samples up to this length; null: by device
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     layout: Literal["shared", "rows"] = "shared"  # dialogs of an image behind one prefix, or a row each
     logits_chunk: PositiveInt = 1024  # supervised positions whose logits are made at once, where memory asks for it

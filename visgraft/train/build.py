@@ -16,8 +16,10 @@ import torch
 
 from visgraft.config import PARTS, Recipe, SourceSettings, TrainSettings
 from visgraft.errors import ConfigError
+from visgraft.model.attention import FLEX
 from visgraft.model.parts import input_embedding, part_module
 from visgraft.model.quantization import quantization_config
+from visgraft.model.recompute import recompute_layers
 from visgraft.model.trainable import Trainable, set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
@@ -58,7 +60,8 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
     """
     settings = recipe.model
     processor = build_processor(recipe)
-    loading: dict[str, Any] = {} if settings.attention is None else {"attn_implementation": settings.attention}
+    is_chosen_later = settings.attention in (None, FLEX)  # by device, once the model is on it
+    loading: dict[str, Any] = {} if is_chosen_later else {"attn_implementation": settings.attention}
     if settings.start_from is not None:
         return VisionLanguageModel.from_pretrained(find_model(settings.start_from), **loading), processor
     assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
@@ -125,15 +128,13 @@ def apply_modes(
     )
     vocabulary = input_embedding(model).shape[0]
     model.logits_bytes = min(model.logits_bytes, settings.logits_chunk * vocabulary * torch.float32.itemsize)
-    if settings.gradient_checkpointing:
-        for part in ("vision", "language"):
-            module: Any = part_module(model, part)
-            if not module.supports_gradient_checkpointing:
-                raise ConfigError(f"train.gradient_checkpointing: {type(module).__name__} does not know it; say false")
-            if hasattr(module, "activation_checkpointing_enable"):
-                module.activation_checkpointing_enable()
-            else:  # its name before transformers 5.23
-                module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for part in ("vision", "language") if settings.gradient_checkpointing else ():
+        module: Any = part_module(model, part)
+        if part == "vision" and report.modes["vision"] == "frozen":
+            continue  # it runs without gradients, so nothing is kept
+        if not module.supports_gradient_checkpointing:
+            raise ConfigError(f"train.gradient_checkpointing: {type(module).__name__} does not know it; say false")
+        recompute_layers(module)
     return report
 
 

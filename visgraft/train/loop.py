@@ -15,18 +15,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from visgraft.config import Recipe, load_recipe
-from visgraft.data.batch import Batch
 from visgraft.errors import ConfigError, ModelError
 from visgraft.runs import Run, whole_folder
+from visgraft.train.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.train.interrupt import Interrupted as Interrupted
 from visgraft.train.interrupt import interrupts
 from visgraft.train.optim import rate_factor, set_learning_rates
@@ -92,17 +90,12 @@ def train_step(session: Session, steps: Iterator[Step]) -> None:
     step = next(steps)
     accelerator, state = session.accelerator, session.state
     set_bad_samples_aside(session, step)
-    moved = (batch.to(accelerator.device, non_blocking=True) for batch in step.batches)
-    batches = [session.processor.finish(batch) for batch in moved]
-    num_supervised = sum(batch.target.numel() for batch in batches)
-    counts = accelerator.gather(torch.tensor([[num_supervised, len(batches)]], device=accelerator.device))
-    total, num_passes = int(counts[:, 0].sum()), int(counts[:, 1].max())
-    if total:
-        losses = backward(session, batches, total=total, num_passes=num_passes)
-        record = update(session, step, batches, losses=losses, total=total)
+    done = add_gradients(session, step)
+    if done.total:
+        record = update(session, done)
     state.position = step.plan.end
     state.epoch_ended = step.plan.end.epoch > step.plan.start.epoch
-    if not total:
+    if not done.total:
         return  # every sample of the step was bad
     state.step += 1
     state.seconds += time.monotonic() - started
@@ -113,32 +106,15 @@ def train_step(session: Session, steps: Iterator[Step]) -> None:
         session.progress.step(record, fraction=session.fraction_done)
 
 
-def backward(session: Session, batches: list[Batch], *, total: int, num_passes: int) -> list[Tensor]:
-    """Add up the gradients of a step; return the losses of its targets, batch by batch.
-
-    Each of the `total` supervised tokens weighs the same, whichever process and micro-batch it is in. DDP averages over
-    processes, hence the factor. All processes make `num_passes`; what is missing to it is the filler at weight 0.
-    """
-    accelerator, losses = session.accelerator, []
-    for number in range(num_passes):
-        is_mine, is_last = number < len(batches), number == num_passes - 1
-        with nullcontext() if is_last else accelerator.no_sync(session.network):
-            out = session.network(batch=batches[number] if is_mine else session.filler)
-            accelerator.backward(out.loss_sum * (accelerator.num_processes / total if is_mine else 0.0))
-        if is_mine:
-            losses.append(out.target_losses)
-    return losses
-
-
-def update(session: Session, step: Step, batches: list[Batch], *, losses: list[Tensor], total: int) -> dict[str, Any]:
+def update(session: Session, done: Gradients) -> dict[str, Any]:
     """Clip, check that the numbers are numbers, and take the optimizer's step; return what to write down."""
-    state, settings = session.state, session.recipe.train
+    state, settings, step, total = session.state, session.recipe.train, done.step, done.total
     norm = float(whole(session.accelerator.clip_grad_norm_(session.trained.values(), settings.clip_norm or math.inf)))
-    loss_sum = sum(float(part.sum()) for part in losses)
+    loss_sum = sum(float(part.sum()) for part in done.losses)
     sums = dict(zip(("loss", *step.counts()), session.sum([loss_sum, *step.counts().values()]), strict=True))
     has_scaler = session.accelerator.scaler is not None  # infinite gradients are its business: it skips by itself
     is_finite = math.isfinite(sums["loss"]) and (has_scaler or math.isfinite(norm))
-    skipped = [] if is_finite else sorted(set(gather_object(_samples_not_finite(batches, losses))))
+    skipped = [] if is_finite else sorted(set(gather_object(samples_not_finite(session, done))))
     if not is_finite and settings.on_nonfinite == "stop":
         save_checkpoint(session)  # as it was before this step
         raise ModelError(
@@ -175,14 +151,6 @@ def set_bad_samples_aside(session: Session, step: Step) -> None:
     if any(session.sum([len(step.bad)])):
         for bad in gather_object(list(step.bad)):
             session.quarantine.add(bad)
-
-
-def _samples_not_finite(batches: list[Batch], losses: list[Tensor]) -> list[str]:
-    return [
-        batch.sample_ids[row]  # load_steps makes one row of each sample
-        for batch, part in zip(batches, losses, strict=True)
-        for row in batch.source[~part.isfinite(), 0].tolist()
-    ]
 
 
 # --- Between steps

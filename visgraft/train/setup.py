@@ -25,6 +25,7 @@ from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Quarantine, open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import ConfigError, DataError
+from visgraft.model.attention import choose_attention, set_attention
 from visgraft.model.parts import trained_parameters
 from visgraft.model.precision import computing_dtype
 from visgraft.model.preflight import preflight
@@ -48,14 +49,18 @@ from visgraft.train.vision_cache import fill_vision_cache
 
 NUM_PROBES = 8  # questions answered on the way, each about another sample
 NUM_FILLER_SAMPLES = 2
+# By device, where the recipe does not say. A dense mask makes long rows dear, so elsewhere rows are short.
+ROW_POSITIONS = {"cuda": 4096}
+MICRO_BATCH_POSITIONS = {"cuda": 32_768}
 
 # What may change when a run is resumed; anything else would make it another run.
 CHANGEABLE = {
     *("output", "name", "train.epochs", "train.max_steps", "train.on_nonfinite", "train.num_workers"),
     *("train.keep_checkpoints", "train.checkpoint_every_steps", "train.validate_every_steps"),
     *("data.probes", "train.probe_every_steps", "train.exact_match_samples", "train.max_new_tokens"),
-    *("train.micro_batch_rows", "train.logits_chunk", "train.gradient_checkpointing", "train.save"),
-    *("train.cache_vision", "train.cache_vision_max_gb", "train.compile", "train.report_to"),
+    *("train.micro_batch_rows", "train.micro_batch_positions", "train.row_positions", "train.logits_chunk"),
+    *("train.gradient_checkpointing", "train.save", "train.compile", "train.report_to"),
+    *("train.cache_vision", "train.cache_vision_max_gb"),
 }
 
 
@@ -150,7 +155,9 @@ def first_batch(planner: Planner, loader: LoaderSettings) -> Batch:
         reason = [*plan.bad, *bad][0].reason
         raise DataError(f"data.train: no sample of the first step can be used; the first is bad: {reason}")
     encoded.sort(key=lambda sample: (not sample.num_image_tokens, len(sample.dialogs) == 1))  # stable
-    return StepDataset(planner, replace(loader, micro_batch_rows=None)).batches(encoded[:NUM_FILLER_SAMPLES])[0]
+    chosen = encoded[:NUM_FILLER_SAMPLES]  # in one row, so that the preflight sees whether the mask keeps them apart
+    rows = [list(range(len(chosen)))] if loader.layout == "shared" else None
+    return planner.processor.collate(chosen, layout=loader.layout, rows=rows)
 
 
 def _open_data(
@@ -186,9 +193,12 @@ def _open_planner(recipe: Recipe, part: str, processor: Processor, **settings: A
 
 
 def _loader_settings(recipe: Recipe, accelerator: Accelerator) -> LoaderSettings:
+    device = accelerator.device.type
     return LoaderSettings(
         layout=recipe.train.layout,
         micro_batch_rows=recipe.train.micro_batch_rows,
+        micro_batch_positions=recipe.train.micro_batch_positions or MICRO_BATCH_POSITIONS.get(device),
+        row_positions=recipe.train.row_positions or ROW_POSITIONS.get(device),
         max_pixels=recipe.data.max_pixels,
         exact_pixels=recipe.data.exact_pixels,
         num_workers=recipe.train.num_workers,
@@ -203,6 +213,8 @@ def _prepare_model(recipe: Recipe, model: VisionLanguageModel, filler: Batch, ac
     frozen_dtype = computing_dtype(recipe.train.precision, device=accelerator.device)
     report = apply_modes(model, recipe.train, frozen_dtype=frozen_dtype)
     model.to(accelerator.device)
+    asked = recipe.model.attention
+    set_attention(model, choose_attention(model.language, device=accelerator.device, asked=asked))
     with accelerator.autocast():
         model.train()
         report = freeze_unused(model, report, loss=lambda: _loss(model, filler))

@@ -23,6 +23,7 @@ from visgraft.data.sources import Sources, epoch_order
 from visgraft.errors import BadSampleError, ConfigError
 from visgraft.evaluate.metrics import exact_match
 from visgraft.infer import answer
+from visgraft.model.attention import dense_attention
 from visgraft.processor import Processor
 from visgraft.train.compiling import uncompiled
 from visgraft.train.plan import Position
@@ -134,7 +135,7 @@ def _keep_picture(session: Session, sample: Sample, *, number: int) -> str | Non
 
 def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[bool] | None = None) -> list[str]:
     limit = session.recipe.train.max_new_tokens
-    with session.accelerator.autocast(), uncompiled(), gathered(session.model):
+    with session.accelerator.autocast(), uncompiled(), dense_attention(session.model), gathered(session.model):
         texts = answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)
     session.model.train()
     return texts
