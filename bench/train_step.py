@@ -47,10 +47,14 @@ LORA_TARGETS = ["q_proj", "v_proj"]
 
 @dataclass(frozen=True)
 class Data:
-    """Images [N, 3, H, W] and, for each, CAPTIONS captions as token lists (start token first, end-of-text last)."""
+    """Images [N, 3, H, W] and, for each, its texts as token lists (end-of-text last).
+
+    `num_prompt` counts the tokens of each text that carry no loss; by default the start token alone.
+    """
 
     pixels: Tensor
     captions: list[list[list[int]]]
+    num_prompt: list[list[int]] | None = None
 
     @property
     def num_captions(self) -> int:
@@ -99,10 +103,10 @@ def make_data(num_images: int, *, side: int, vocabulary: int) -> Data:
 
 def visgraft_step(data: Data, *, tiny: bool, layout: str) -> Callable[[], None]:
     """Make a step of visgraft in one of its layouts."""
-    model = _joined(tiny)
+    model = joined(tiny)
     set_trainable(model, modes=MODES, lora=LORA, frozen_dtype=torch.bfloat16)
     model.train()
-    optimizer = _optimizer(model)
+    optimizer = adam(model)
     num_tokens = model.projection.num_tokens
     batch = collate(encode(data, num_tokens=num_tokens), layout=layout, pad_token_id=1)  # type: ignore[arg-type]
 
@@ -116,18 +120,20 @@ def visgraft_step(data: Data, *, tiny: bool, layout: str) -> Callable[[], None]:
     return step
 
 
-def ancestor_step(data: Data, *, tiny: bool) -> Callable[[], None]:
-    """Make a step of the ancestor's recipe."""
-    model = _joined(tiny, attention="eager")
-    set_trainable(model, modes=MODES, lora=LORA)
+def ancestor_step(data: Data, *, tiny: bool, dtype: torch.dtype | None = None) -> Callable[[], None]:
+    """Make a step of the ancestor's recipe, as it was in fp32 or with frozen weights and autocast in `dtype`."""
+    model = joined(tiny, attention="eager")
+    set_trainable(model, modes=MODES, lora=LORA, frozen_dtype=dtype)
     model.train()
-    optimizer = _optimizer(model)
+    optimizer = adam(model)
     length = 24 if tiny else ANCESTOR_LENGTH
     ids, mask, pixels = padded_rows(data, length=length)
     labels = ids.clone()  # pads are in the ancestor's loss
 
     def step() -> None:
-        model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels).loss.backward()
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -180,22 +186,23 @@ LORA: Any = {"language": LoraSettings(r=8, lora_alpha=32, target_modules=tuple(L
 
 
 def encode(data: Data, *, num_tokens: int) -> list[EncodedSample]:
-    """Put the data into visgraft's form: every token but the start token is supervised."""
+    """Put the data into visgraft's form: every token behind the prompt is supervised."""
+    num_prompt = data.num_prompt or [[1] * len(texts) for texts in data.captions]
     return [
         EncodedSample(
             dialogs=tuple(
                 EncodedDialog(
                     input_ids=tuple(ids),
-                    supervised=(False, *[True] * (len(ids) - 1)),
+                    supervised=(*[False] * prompt, *[True] * (len(ids) - prompt)),
                     num_answer_characters=4 * len(ids),
                     truncated=False,
                 )
-                for ids in texts
+                for ids, prompt in zip(texts, prompts, strict=True)
             ),
             vision_inputs={"pixel_values": image[None]},
             num_image_tokens=(num_tokens,),
         )
-        for image, texts in zip(data.pixels, data.captions, strict=True)
+        for image, texts, prompts in zip(data.pixels, data.captions, num_prompt, strict=True)
     ]
 
 
@@ -205,10 +212,11 @@ def padded_rows(data: Data, *, length: int | None) -> tuple[Tensor, Tensor, Tens
     width = length or max(map(len, texts))
     ids = torch.tensor([[*text, *[1] * (width - len(text))] for text in texts])
     mask = torch.tensor([[True] * len(text) + [False] * (width - len(text)) for text in texts])
-    return ids, mask, data.pixels.repeat_interleave(CAPTIONS, 0)
+    return ids, mask, data.pixels.repeat_interleave(torch.tensor([len(texts) for texts in data.captions]), 0)
 
 
-def _joined(tiny: bool, attention: str = "sdpa") -> VisionLanguageModel:
+def joined(tiny: bool, attention: str = "sdpa") -> VisionLanguageModel:
+    """Join the parts, random and the same at every call."""
     vision, language = configs(tiny)
     torch.manual_seed(0)
     parts = (CLIPVisionModel(vision), OPTForCausalLM(language))
@@ -217,7 +225,8 @@ def _joined(tiny: bool, attention: str = "sdpa") -> VisionLanguageModel:
     return VisionLanguageModel.from_parts(*parts)
 
 
-def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    """Make AdamW of what trains."""
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
 
