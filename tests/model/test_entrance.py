@@ -21,9 +21,18 @@ from tests.tiny import (
     samples,
 )
 from visgraft.errors import ConfigError, ModelError
+from visgraft.model.cache import RoomCache
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.preflight import preflight
-from visgraft.model.sequence import image_then_text, pads_first, shared_prefix, text_positions
+from visgraft.model.sequence import (
+    TEXT,
+    image_then_text,
+    nothing_read,
+    pads_first,
+    read_on,
+    shared_prefix,
+    text_positions,
+)
 from visgraft.model.vlm import VisionLanguageModel
 
 IDS = random_ids(2, 6)
@@ -121,3 +130,20 @@ def test_a_language_model_without_a_table_of_positions_is_refused() -> None:
         at_first_layer("llama")
     with pytest.raises(ConfigError, match="prefix_at: got 'end', allowed are embeddings, first_layer"):
         VisionLanguageConfig(prefix_at="end")
+
+
+@pytest.mark.parametrize("language", ["opt", "opt_post_norm"])
+@torch.no_grad()
+def test_an_image_and_a_text_read_on_behind_a_cache_are_one_forward(language: str) -> None:
+    model, pixels = at_first_layer(language), random_pixels(2)
+    expected = model(input_ids=IDS, pixel_values=pixels).logits[:, P:]
+    tokens, mask = model.image_prefix(pixels)
+    cache = RoomCache(room=P + 6)
+    context = model.read_image(tokens, image_token_mask=mask, context=nothing_read(2), cache=cache)
+    read = [model.read_text(IDS[:, start : start + 2], context=context, cache=cache).logits for start in (0, 2, 4)]
+    torch.testing.assert_close(torch.cat([logits for logits in read if logits is not None], 1), expected)
+    later = read_on(context, torch.ones(2, 6, dtype=torch.bool), kind=TEXT)
+    later = model.read_image(tokens.flip(0), image_token_mask=mask, context=later, cache=cache)
+    behind = read_on(later, torch.ones(2, 3, dtype=torch.bool), kind=TEXT)
+    assert model.entrance.positions(behind)[:, -3:].tolist() == [[6, 7, 8]] * 2  # the text counts its own tokens
+    assert model.read_text(IDS[:, :3], context=later, cache=cache).logits is not None
