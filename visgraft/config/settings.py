@@ -124,9 +124,7 @@ class TrainSettings:
 
     text_tokens_per_step: PositiveInt = 2048  # budget of one optimizer step: prompt and answer, not image tokens
     micro_batch_rows: PositiveInt | None = None  # rows computed at once; null: the whole step
-    micro_batch_positions: PositiveInt | None = (
-        None  # the same in positions; null: by device; halved if memory is short
-    )
+    micro_batch_positions: PositiveInt | None = None  # in positions, halved if memory is short; null: by device
     row_positions: PositiveInt | None = None  # rows are filled with whole samples up to this length; null: by device
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     layout: Literal["shared", "rows"] = "shared"  # dialogs of an image behind one prefix, or a row each
