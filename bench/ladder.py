@@ -27,7 +27,19 @@ from typing import Any
 
 import torch
 from harness import interleave, machine, ratio, write
-from train_step import ANCESTOR_LENGTH, LORA, MODES, Data, adam, ancestor_step, configs, encode, joined, make_data
+from train_step import (
+    ANCESTOR_LENGTH,
+    CAPTIONS,
+    LORA,
+    MODES,
+    Data,
+    adam,
+    ancestor_step,
+    configs,
+    encode,
+    joined,
+    make_data,
+)
 
 from visgraft.data.batch import Batch, collate
 from visgraft.data.packing import fill_rows
@@ -44,7 +56,7 @@ PAD_ID = 1
 def make_mix(mix: str, num_images: int, *, side: int, vocabulary: int) -> Data:
     """Make random images and texts of a mix's lengths."""
     if mix == "captions":
-        return make_data(num_images, side=side, vocabulary=vocabulary)
+        return make_data(num_images, captions=CAPTIONS, side=side, vocabulary=vocabulary)
     generator = torch.Generator().manual_seed(0)
     lengths = json.loads(LENGTHS.read_text())["images"][:num_images]
 

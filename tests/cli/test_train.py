@@ -1,5 +1,6 @@
 """`visgraft train` from the command line: a run, a resumed run, and recipes that cannot run."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -51,7 +52,10 @@ def test_a_language_model_without_tokenizer_is_said(visgraft: Visgraft, recipe: 
     shutil.copytree(recipe.parent / "tiny-llama", bare, ignore=shutil.ignore_patterns("*token*", "*.jinja"))
     outcome = visgraft("train", recipe, "--set", f"model.language={bare}")
     assert outcome.status == 2
-    assert f"error: {bare} has no tokenizer that can be loaded" in outcome.err
+    assert outcome.err == (
+        f"error: {bare} has no tokenizer that can be loaded: none of its files is there. Copy the tokenizer's files "
+        "(tokenizer.json, tokenizer_config.json) of the language model into it, or give a loaded tokenizer\n"
+    )
 
 
 def test_texts_beyond_the_positions_of_the_language_model_are_said(
@@ -100,3 +104,14 @@ def test_a_run_may_be_made_in_a_folder_of_its_own_name(visgraft: Visgraft, recip
     both = visgraft("train", "--resume", tmp_path / "mine", "-o", tmp_path / "other")
     assert both.status == 2
     assert "a run goes on in its own folder" in both.err
+
+
+def test_a_row_beyond_the_language_models_positions_is_said(visgraft: Visgraft, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes((recipe.parent / "train" / "0.png").read_bytes())
+    (tmp_path / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "0.png", "text": "a cat on a sofa, " * 60}) + "\n"
+    )
+    outcome = visgraft("train", recipe, "--set", f"data.train.0.path={tmp_path}")
+    assert outcome.status == 2
+    assert "is longer than the 128 positions of llama: shorten the text, or make fewer image tokens" in outcome.err
+    assert "Traceback" not in outcome.err

@@ -5,6 +5,7 @@ Usage: `visgraft data check recipe.yaml --json`
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson
-from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries
+from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries, tell
 from visgraft.config import Recipe, load_recipe, recipe_to_yaml
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from visgraft.processor import Processor
 
 BUDGET_BROKEN = 1
+PLAIN_EVERY_S = 10.0  # between two lines of progress where there is no terminal
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe, or a run folder.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
@@ -149,12 +151,22 @@ def _open_streams(settings: Recipe, part: str) -> "Streams | None":
 
 @contextmanager
 def _progress(what: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error, in a terminal only."""
+    """Show a bar on standard error; where that is no terminal, a plain line now and then."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda number: bar.advance(task, number)
+        done, told_at = 0, time.monotonic()
+
+        def advance(number: int) -> None:
+            nonlocal done, told_at
+            bar.advance(task, number)
+            done += number
+            if not console.is_terminal and time.monotonic() - told_at >= PLAIN_EVERY_S:
+                told_at = time.monotonic()
+                tell(f"{what}: {done:,}" + ("" if total is None else f" of {total:,}"))
+
+        yield advance
 
 
 def _print(reports: "Sequence[SourceReport]", *, is_good: bool) -> None:

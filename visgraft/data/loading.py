@@ -77,11 +77,17 @@ def load_tokenizer(
         if len(tokenizer) > len(tokenizer.added_tokens_decoder):
             return tokenizer
     except (OSError, ValueError, ImportError) as error:
-        reason = _one_line(error)
+        reason = _one_line(error) if _may_have_tokenizer(Path(name).expanduser()) else "none of its files is there"
     raise CheckpointError(
         f"{name} has no tokenizer that can be loaded: {reason}. Copy the tokenizer's files (tokenizer.json, "
         "tokenizer_config.json) of the language model into it, or give a loaded tokenizer"
     )
+
+
+def _may_have_tokenizer(folder: Path) -> bool:
+    """Say whether a folder holds files of a tokenizer; True of what is no folder."""
+    kinds = ("*token*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+    return not folder.is_dir() or any(any(folder.glob(kind)) for kind in kinds)
 
 
 def _load_pil_class(checkpoint: str, **hub: Any) -> BaseImageProcessor:

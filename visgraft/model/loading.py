@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants as hub_constants
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -189,6 +190,8 @@ def _explanation(name: str, error: Exception) -> str:
         return f"{name}: transformers cannot load a model from it ({reason})"
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return f"{name}: no such folder"
+    if hub_constants.HF_HUB_OFFLINE:
+        reason = "the Hub was not asked: there is no network, or HF_HUB_OFFLINE is set"
     return (
         f"{name}: not found on the Hugging Face Hub, in its local cache or as a folder ({reason}); check the spelling "
         "and the network, run `hf auth login` if it is private, or give a local folder"
