@@ -11,6 +11,7 @@ from typing import IO
 
 import pytest
 import yaml
+from PIL import Image
 
 from tests.train.tiny import tiny_recipe
 from visgraft.runs import Run
@@ -59,37 +60,50 @@ def test_ctrl_c_while_training_saves_and_says_how_to_go_on(recipe: Path) -> None
     assert (resumed.returncode, out) == (0, f"{folder}\n"), err
 
 
-def test_ctrl_c_while_captioning_keeps_what_was_printed(folder: Path) -> None:
-    process = start("caption", folder / "run", *[folder / "photos" / "0.png"] * 20_000, "--max-new-tokens", 1)
-    first = wait_for(process.stdout, ["0.png"])
+def many(folder: Path, *, number: int) -> Path:
+    """Make a folder of one image under many names."""
+    folder.mkdir()
+    Image.new("RGB", (16, 16), "red").save(folder / "0.png")
+    for index in range(1, number):
+        (folder / f"{index}.png").hardlink_to(folder / "0.png")
+    return folder
+
+
+def test_ctrl_c_while_captioning_keeps_what_was_printed(folder: Path, tmp_path: Path) -> None:
+    photos = many(tmp_path / "many", number=5_000)
+    process = start("caption", folder / "run", photos, "--max-new-tokens", 1)
+    first = wait_for(process.stdout, [".png"])
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (130, "")
-    assert all(line.startswith(f"{folder / 'photos' / '0.png'}:") for line in (first + out).splitlines())
-    assert 0 < len((first + out).splitlines()) < 20_000
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert all(line.startswith(f"{photos}/") for line in (first + out).splitlines())
+    assert 0 < len((first + out).splitlines()) < 5_000
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_while_data_are_checked_ends_it(recipe: Path, tmp_path: Path, workers: int) -> None:
-    lines = [json.dumps({"file_name": "0.png", "text": f"a cat, {number}"}) for number in range(50_000)]
+    lines = [json.dumps({"file_name": f"{number}.png", "text": "a cat"}) for number in range(20_000)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    (tmp_path / "0.png").write_bytes((recipe.parent / "train" / "0.png").read_bytes())
-    source = f"data.train=[{{source: folder, path: {tmp_path}, group: none}}]"
+    for number in range(20_000):
+        (tmp_path / f"{number}.png").symlink_to(recipe.parent / "train" / "0.png")
+    source = f"data.train=[{{source: folder, path: {tmp_path}}}]"
     often = "import visgraft.cli.data; visgraft.cli.data.PLAIN_EVERY_S = 0.0"
     process = start("data", "check", recipe, "--workers", workers, "--set", source, setting=often)
     told = wait_for(process.stderr, ["reading train"])
-    assert re.search(r"reading train: [\d,]+ of 50,000", told)
+    assert re.search(r"reading train: [\d,]+ of 20,000", told)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, ""), err
     assert "Traceback" not in err
 
 
-def test_a_reader_that_stops_early_is_no_error(folder: Path) -> None:
-    process = start("caption", folder / "run", *[folder / "photos" / "0.png"] * 400, "--max-new-tokens", 1)
-    wait_for(process.stdout, ["0.png"])
+def test_a_reader_that_stops_early_is_no_error(folder: Path, tmp_path: Path) -> None:
+    photos = many(tmp_path / "many", number=2_000)
+    process = start("caption", folder / "run", photos, "--max-new-tokens", 1)
+    wait_for(process.stdout, [".png"])
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(timeout=300) == 0
     assert process.stderr is not None
-    assert process.stderr.read() == ""
+    assert "Traceback" not in process.stderr.read()
