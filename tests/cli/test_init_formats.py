@@ -31,14 +31,14 @@ def write(path: Path, content: Any) -> None:
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
 
 
-def photos(folder: Path) -> list[str]:
-    for number in range(3):
-        write(folder / f"{number}.png", png(number))
-    return [f"{number}.png" for number in range(3)]
+def photos(folder: Path, *, number: int = 3) -> list[str]:
+    for index in range(number):
+        write(folder / f"{index}.png", png(index % 6))
+    return [f"{index}.png" for index in range(number)]
 
 
 def easy_vqa(folder: Path) -> None:
-    names = photos(folder / "train" / "images")
+    names = photos(folder / "train" / "images", number=12)
     write(folder / "train" / "questions.json", [["What is it?", "a cat", number] for number in range(len(names))])
 
 

@@ -1,6 +1,5 @@
 """`visgraft train` from the command line: a run, a resumed run, and recipes that cannot run."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -106,12 +105,15 @@ def test_a_run_may_be_made_in_a_folder_of_its_own_name(visgraft: Visgraft, recip
     assert "a run goes on in its own folder" in both.err
 
 
-def test_a_row_beyond_the_language_models_positions_is_said(visgraft: Visgraft, recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_bytes((recipe.parent / "train" / "0.png").read_bytes())
-    (tmp_path / "metadata.jsonl").write_text(
-        json.dumps({"file_name": "0.png", "text": "a cat on a sofa, " * 60}) + "\n"
+def test_validation_without_samples_is_said_before_the_first_step(
+    visgraft: Visgraft, recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "train" / "images").mkdir(parents=True)
+    shutil.copy(recipe.parent / "train" / "0.png", tmp_path / "train" / "images")
+    (tmp_path / "train" / "questions.json").write_text('[["What is it?", "a cat", 0]]')  # of the split train
+    source = f"data.validation=[{{source: easy_vqa, path: {tmp_path}, split: validation}}]"
+    outcome = visgraft("train", recipe, "--set", source)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == (
+        "error: data.validation: got 0 samples and none can be used; name another split, or leave data.validation out\n"
     )
-    outcome = visgraft("train", recipe, "--set", f"data.train.0.path={tmp_path}")
-    assert outcome.status == 2
-    assert "is longer than the 128 positions of llama: shorten the text, or make fewer image tokens" in outcome.err
-    assert "Traceback" not in outcome.err

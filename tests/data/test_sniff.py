@@ -81,6 +81,8 @@ def test_karpathys_splits(tmp_path: Path) -> None:
     write(tmp_path / "dataset_coco.json", {"images": images})
     photo(tmp_path / "a.png")
     check(sniff(tmp_path), "karpathy", validation="val")
+    write(tmp_path / "dataset_coco.json", {"images": images[:1]})
+    check(sniff(tmp_path), "karpathy")
 
 
 ROWS = {

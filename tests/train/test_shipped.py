@@ -57,10 +57,10 @@ def test_cocos_recipe_trains_and_captions_on_look_alikes(tmp_path: Path) -> None
             *("train.precision=fp32", "train.max_new_tokens=2"),
         ],
     )
-    run = Run.open(train(recipe))
-    log = run.read_metrics()
+    run = train(recipe)
+    log = Run.open(run).read_metrics()
     assert [line["step"] for line in log if "loss" in line] == [1, 2]
     assert any("validation_loss" in line for line in log)
-    model, processor = load(str(run.path))
+    model, processor = load(str(run))
     image = Path(coco) / "val2017" / f"{0:012}.jpg"
     assert len(answer(model, processor, [Sample(images=[image], dialogs=[[Turn("", "")]])], max_new_tokens=2)) == 1

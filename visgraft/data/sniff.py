@@ -22,6 +22,7 @@ from typing import Any
 from visgraft.config import SourceSettings
 from visgraft.data.files import ALL_SUFFIXES, find_split, open_files
 from visgraft.data.forms import FORMS, images_of_row
+from visgraft.data.readers import karpathy
 from visgraft.data.readers.folder import METADATA
 from visgraft.data.refs import image_ref
 from visgraft.data.rows import Row, Rows
@@ -82,7 +83,13 @@ def _karpathy(path: Path) -> Found | None:
     files = [path] if path.is_file() else sorted(path.glob("dataset_*.json"))
     if len(files) != 1 or not re.fullmatch(r"dataset_(coco|flickr8k|flickr30k)\.json", files[0].name):
         return None
-    return _found("captions in Karpathy's splits", "karpathy", path, ["train", "val"])
+    splits = [split for split in karpathy.SPLITS if _has_karpathy_split(files[0], split)]
+    return _found("captions in Karpathy's splits", "karpathy", path, splits or ["train"])
+
+
+def _has_karpathy_split(file: Path, split: str) -> bool:
+    """Say whether the file names the split of some image, in the file's own words; the whole need not be parsed."""
+    return re.search(rb'"split":\s*"' + split.encode() + rb'"', file.read_bytes()) is not None
 
 
 def _coco(path: Path) -> Found | None:

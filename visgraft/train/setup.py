@@ -178,6 +178,11 @@ def _open_data(
         probes = pick_questions(planner.sources, processor, number=NUM_PROBES)
         return planner, None, [*probes, *own_probes(recipe.data)], []
     validation = _open_planner(recipe, "validation", processor, shuffle=False, **settings)
+    if validation.has_known_length and validation.num_groups(0) == 0:  # said now, not when it is first measured on
+        raise DataError(
+            f"data.validation: got {len(validation.sources)} samples and none can be used; name another split, or "
+            "leave data.validation out"
+        )
     number = max(NUM_PROBES, recipe.train.exact_match_samples)
     questions = pick_questions(validation.sources, processor, number=number)
     probes = [*questions[:NUM_PROBES], *own_probes(recipe.data)]
