@@ -21,6 +21,7 @@ from visgraft.cli.compare import compare
 from visgraft.cli.data import data
 from visgraft.cli.demo import demo
 from visgraft.cli.experiment import experiment
+from visgraft.cli.fit import fit
 from visgraft.cli.heirs import export, import_, merge
 from visgraft.cli.init import init
 from visgraft.cli.show import show
@@ -143,6 +144,7 @@ _add(
     'visgraft words runs/my-run cat.jpg --prompt "What is it?"',
 )
 app.add_typer(data, name="data", rich_help_panel="Look")
+_add("Look", fit, "visgraft fit recipe.yaml --gpu 24GB", "visgraft fit recipe.yaml --gpu rtx4090 --json")
 _add("Use", ask, 'visgraft ask runs/my-run cat.jpg "What is it?"')
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")

@@ -73,18 +73,18 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
         language_init=settings.language.init,
         vision_revision=settings.vision_revision,
         language_revision=settings.language_revision,
-        **join_settings(recipe, processor),
+        **join_settings(recipe, image_size=processor.image_size),
         **loading,
     )
     return model, processor
 
 
-def join_settings(recipe: Recipe, processor: Processor) -> dict[str, Any]:
-    """Return how `VisionLanguageModel.from_parts` joins the two parts of a recipe."""
+def join_settings(recipe: Recipe, *, image_size: int | None) -> dict[str, Any]:
+    """Return how `VisionLanguageModel.from_parts` joins the two parts of a recipe whose pixels have that size."""
     names = ("image_attention", "num_frames", "feature_layer", "keep_class_token")
     settings = {name: getattr(recipe.model, name) for name in names}
     # what the image processor makes need not be the size in the encoder's config (DINOv2: 224 and 518)
-    return {**settings, "projection": asdict(recipe.model.projection), "image_size": processor.image_size}
+    return {**settings, "projection": asdict(recipe.model.projection), "image_size": image_size}
 
 
 def build_processor(recipe: Recipe) -> Processor:

@@ -70,7 +70,7 @@ def describe_recipe(
     """
     local = resolve_starter_names(recipe, progress=progress)
     processor = build_processor(local)
-    model = _model_of_recipe(local, processor)
+    model = empty_model(local, image_size=processor.image_size)
     dtype = computing_dtype(recipe.train.precision, device=pick_device(None))
     report = apply_modes(model, recipe.train, frozen_dtype=dtype)
     trained = [part for part in PARTS if recipe.train.mode_of(part) != "frozen"]
@@ -124,7 +124,18 @@ def describe_model(name: str) -> Description:
 # --- Models on the meta device: shapes without weights
 
 
-def _model_of_recipe(recipe: Recipe, processor: Processor) -> VisionLanguageModel:
+def empty_model(recipe: Recipe, *, image_size: int | None) -> VisionLanguageModel:
+    """Make the model of a recipe (no `starter:` names) on the meta device: shapes without weights.
+
+    Args:
+        recipe: names the parts; only their configurations are read.
+        image_size: side of the pixels, as the image processor makes them.
+
+    Raises:
+        CheckpointError: a configuration cannot be read.
+        UnsupportedModelError: the language model does not follow the mask.
+        ConfigError: a setting that the parts cannot take.
+    """
     settings = recipe.model
     if settings.start_from is not None:
         folder = find_folder(find_model(settings.start_from))
@@ -132,7 +143,8 @@ def _model_of_recipe(recipe: Recipe, processor: Processor) -> VisionLanguageMode
     assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
     vision = vision_tower_config(load_config(settings.vision, revision=settings.vision_revision))
     language = load_config(settings.language.name, revision=settings.language_revision)
-    return VisionLanguageModel.from_parts(*_empty_parts(vision, language), **join_settings(recipe, processor))
+    joined = join_settings(recipe, image_size=image_size)
+    return VisionLanguageModel.from_parts(*_empty_parts(vision, language), **joined)
 
 
 def _model_of_folder(folder: Path, config: VisionLanguageConfig) -> VisionLanguageModel:
@@ -171,11 +183,16 @@ def _kept(part: str, config: VisionLanguageConfig) -> str:
     return words[described["stored"]] + quantized + (" + LoRA" if described["adapters"] else "")
 
 
-def _with_quantization(rows: list[PartRow], model: VisionLanguageModel, recipe: Recipe) -> list[PartRow]:
-    """Say which weights will be quantized once they are loaded."""
+def quantization_of(model: VisionLanguageModel, recipe: Recipe) -> str | None:
+    """Say in how many bits the language model of a recipe, or the model it starts from, is kept: 4bit, 8bit, None."""
     stored = model.config.parts.get("language", {}).get("quantization")
     asked = recipe.model.language.quantization if recipe.model.language else None
-    word = in_words(stored) if stored else asked
+    return in_words(stored) if stored else asked
+
+
+def _with_quantization(rows: list[PartRow], model: VisionLanguageModel, recipe: Recipe) -> list[PartRow]:
+    """Say which weights will be quantized once they are loaded."""
+    word = quantization_of(model, recipe)
     if word is None:
         return rows
     note = f"its linears are kept in {word}"

@@ -79,7 +79,12 @@ def open_session(
     local = resolve_starter_names(recipe, progress=progress.say)
     model, processor = build(local)
     planner, validation, probes, questions = _open_data(local, processor)
-    loader = _loader_settings(recipe, accelerator)
+    loader = loader_settings(
+        recipe,
+        device=accelerator.device.type,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
     filler = processor.finish(first_batch(planner, loader).to(accelerator.device))
     by_part, rows, notes = _prepare_model(recipe, model, filler, accelerator)
     run = _open_run(recipe, accelerator, resume=resume, folder=folder)
@@ -163,12 +168,7 @@ def first_batch(planner: Planner, loader: LoaderSettings) -> Batch:
 def _open_data(
     recipe: Recipe, processor: Processor
 ) -> tuple[Planner, Planner | None, Sequence[Sample], Sequence[Sample]]:
-    settings: dict[str, Any] = {
-        "seed": recipe.train.seed,
-        "max_dialogs": recipe.data.max_dialogs_per_prefix,
-        "text_tokens_per_step": recipe.train.text_tokens_per_step,
-    }
-    planner = _open_planner(recipe, "train", processor, **settings)
+    planner = open_planner(recipe, "train", processor)
     if not planner.has_known_length and recipe.train.max_steps is None:
         raise ConfigError(
             "data.train: holds streams, and nobody knows how long they are; set train.max_steps: N, which the "
@@ -177,7 +177,7 @@ def _open_data(
     if not recipe.data.validation:
         probes = pick_questions(planner.sources, processor, number=NUM_PROBES)
         return planner, None, [*probes, *own_probes(recipe.data)], []
-    validation = _open_planner(recipe, "validation", processor, shuffle=False, **settings)
+    validation = open_planner(recipe, "validation", processor, shuffle=False)
     if validation.has_known_length and validation.num_groups(0) == 0:  # said now, not when it is first measured on
         raise DataError(
             f"data.validation: got {len(validation.sources)} samples and none can be used; name another split, or "
@@ -189,7 +189,14 @@ def _open_data(
     return planner, validation, probes, questions[: recipe.train.exact_match_samples]
 
 
-def _open_planner(recipe: Recipe, part: str, processor: Processor, **settings: Any) -> Planner:
+def open_planner(recipe: Recipe, part: str, processor: Processor, *, shuffle: bool = True) -> Planner:
+    """Plan the steps over the training data of a recipe (`train`), or over what validates (`validation`)."""
+    settings: dict[str, Any] = {
+        "seed": recipe.train.seed,
+        "max_dialogs": recipe.data.max_dialogs_per_prefix,
+        "text_tokens_per_step": recipe.train.text_tokens_per_step,
+        "shuffle": shuffle,
+    }
     entries = recipe.data.train if part == "train" else recipe.data.validation
     streams = open_streams(entries, key=f"data.{part}", settings=recipe.data)
     if streams is not None:
@@ -197,8 +204,8 @@ def _open_planner(recipe: Recipe, part: str, processor: Processor, **settings: A
     return Planner(open_sources(entries, key=f"data.{part}", settings=recipe.data), processor, **settings)
 
 
-def _loader_settings(recipe: Recipe, accelerator: Accelerator) -> LoaderSettings:
-    device = accelerator.device.type
+def loader_settings(recipe: Recipe, *, device: str, process_index: int = 0, num_processes: int = 1) -> LoaderSettings:
+    """Say how a process of a run on that kind of device makes its batches."""
     return LoaderSettings(
         layout=recipe.train.layout,
         micro_batch_rows=recipe.train.micro_batch_rows,
@@ -207,9 +214,9 @@ def _loader_settings(recipe: Recipe, accelerator: Accelerator) -> LoaderSettings
         max_pixels=recipe.data.max_pixels,
         exact_pixels=recipe.data.exact_pixels,
         num_workers=recipe.train.num_workers,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        pin_memory=accelerator.device.type == "cuda",
+        process_index=process_index,
+        num_processes=num_processes,
+        pin_memory=device == "cuda",
     )
 
 
