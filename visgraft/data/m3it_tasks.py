@@ -4,10 +4,11 @@ In:  nothing. Out: TASKS, NAMED_SETS, and what a set means. Source: the card of 
 
     tasks = tasks_of("git-llm")
 
-Where the counts come from: the card's table was seen in print for captioning and classification (coco to iqa), and
-docvqa's training rows in code that counts them. The other rows were compared with the card's totals alone: every
-category sums to its total exactly in all three splits (vqa 177,633 / 46,314 / 10,828; knowledge 39,981 / 11,682 /
-5,477; reasoning 99,372 / 11,500 / 10,000; generation 145,000 / 11,315 / 17,350). None: not known.
+Where the counts come from: the card's table was seen in print for captioning and classification (coco to mocheg;
+iqa follows by subtraction), and docvqa's training rows in code that counts them. The other rows were compared with the
+card's totals alone: every category sums to its total exactly in all three splits (vqa 177,633 / 46,314 / 10,828;
+knowledge 39,981 / 11,682 / 5,477; reasoning 99,372 / 11,500 / 10,000; generation 145,000 / 11,315 / 17,350). None: not
+known.
 """
 
 from __future__ import annotations
