@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
 from tests.tiny import V, batch, fresh, samples
 from visgraft.data.batch import collate
@@ -62,6 +63,17 @@ def test_encoders_that_make_maps_or_remember_positions_run_without_numbers(visio
     done = rehearse(model, batch(of), dtype=None)
     assert done.weights["vision"] > 0
     assert done.optimizer > 8 * sum(p.numel() for p in model.projection.parameters())
+
+
+def test_real_models_of_the_same_process_run_after_a_rehearsal() -> None:
+    of = samples("beit")
+    expected = fresh("llama", "beit").loss(batch(of)).loss
+    model = fresh("llama", "beit")
+    caches = [cell.cell_contents for cell in BeitRelativePositionBias.generate_relative_position_index.__closure__]
+    for cache in caches:
+        getattr(cache, "cache_clear", lambda: None)()
+    rehearse(fresh("llama", "beit"), batch(of), dtype=None)
+    assert torch.equal(model.loss(batch(of)).loss, expected)
 
 
 def test_activations_at_the_end_of_the_forward_are_what_autograd_keeps() -> None:

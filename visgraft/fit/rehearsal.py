@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.utils._pytree import tree_leaves, tree_map
+from transformers import pytorch_utils
 
 from visgraft.config import Part
 from visgraft.data.batch import Batch
@@ -82,7 +84,7 @@ def rehearse(
     """
     attended = {batch.kind.shape[1]: _share_within_groups(batch)} if has_block_masks else {}
     ledger = Ledger(vocabulary=input_embedding(model).shape[0], attended=attended)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, _nothing_remembered():
         values = KnownValues(fake)
         _hollow_out(model, values)
         own = batch._map(lambda tensor: _fake(tensor, values))
@@ -110,6 +112,13 @@ def rehearse(
             num_flops=ledger.num_flops,
             num_positions=batch.kind.numel(),
         )
+
+
+@contextmanager
+def _nothing_remembered() -> Iterator[None]:
+    """Keep fake tensors out of transformers' caches of the whole process (BEiT's table of relative positions)."""
+    with mock.patch.object(pytorch_utils, "is_torchdynamo_compiling", return_value=True):  # it then caches nothing
+        yield
 
 
 def _hollow_out(model: nn.Module, values: KnownValues) -> None:
