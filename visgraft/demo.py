@@ -51,7 +51,7 @@ RECIPE: dict[str, Any] = {
         "projection": "full",
         "language": "lora",
         "lora": {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj"]},
-        "epochs": 0.155,
+        "epochs": 0.07,
         "learning_rate": {"projection": 1e-2, "language": 2e-3},
         "warmup_steps": 10,
         "text_tokens_per_step": 320,  # about 35 questions
@@ -60,7 +60,7 @@ RECIPE: dict[str, Any] = {
         # Three questions in four want yes or no and teach little of what is seen, so the others come more often.
         "train": [
             {"source": "easy_vqa", "path": "starter:easy_vqa", "split": "train+validation", **kind}
-            for kind in ({"questions": "what", "weight": 4.0}, {"questions": "yes/no"})
+            for kind in ({"questions": "what", "weight": 8.0}, {"questions": "yes/no"})
         ],
         "max_dialogs_per_prefix": 4,
     },
