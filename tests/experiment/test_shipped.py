@@ -42,7 +42,8 @@ TRAINS: dict[str, dict[str, set[str]]] = {
     "easy_vqa_modules": {
         **{"projection": {P}, "lora": {P, L}, "language": {P, L}, "vision": {P, V}, "head": {P, H}},
         **{"lora+vision": {P, V, L}, "lora+head": {P, L, H}, "language+vision": {P, V, L}, "all": {P, V, L}},
-        **{"random-language": {P, L}, "lora-causal": {P, L}, "lora-shuffled": {P, L}},
+        **{"random-language": {P, L}, "lora-16-tokens": {P, L}, "lora-16-tokens-causal": {P, L}},
+        "lora-shuffled": {P, L},
     },
     "easy_vqa_puzzled": {
         **{"lora": {P, L}, "per-part": {P, L}, "per-part-no-warmup": {P, L}},
