@@ -52,9 +52,10 @@ RECIPE: dict[str, Any] = {
         "projection": "full",
         "language": "lora",
         "lora": {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj"]},
-        "epochs": 0.095,
+        "epochs": 0.09,
         "learning_rate": {"projection": 1e-2, "language": 2e-3},
         "warmup_steps": 10,
+        "schedule": "cosine",
         "text_tokens_per_step": 320,  # about 35 questions
     },
     "data": {
@@ -63,7 +64,7 @@ RECIPE: dict[str, Any] = {
             {"source": "easy_vqa", "path": "starter:easy_vqa", "split": "train+validation", **kind}
             for kind in ({"questions": "what", "weight": 8.0}, {"questions": "yes/no"})
         ],
-        "max_dialogs_per_prefix": 4,
+        "max_dialogs_per_prefix": 2,  # the more different images a step holds, the sooner colours are learned
     },
 }
 

@@ -43,7 +43,7 @@ TRAINS: dict[str, dict[str, set[str]]] = {
         **{"projection": {P}, "lora": {P, L}, "language": {P, L}, "vision": {P, V}, "head": {P, H}},
         **{"lora+vision": {P, V, L}, "lora+head": {P, L, H}, "language+vision": {P, V, L}, "all": {P, V, L}},
         **{"random-language": {P, L}, "lora-16-tokens": {P, L}, "lora-16-tokens-causal": {P, L}},
-        "lora-shuffled": {P, L},
+        **{"lora-grouped-4": {P, L}, "lora-shuffled": {P, L}},
     },
     "easy_vqa_puzzled": {
         **{"lora": {P, L}, "per-part": {P, L}, "per-part-no-warmup": {P, L}},
@@ -98,7 +98,7 @@ def test_shuffled_texts_come_one_by_one_and_grouped_ones_together(tmp_path: Path
         numbers[name] = [len(session.planner.sample(group).dialogs) for group in groups]
         images = [group.sample_index for group in groups]
     assert set(numbers["lora-shuffled"]) == {1} and max(numbers["lora"]) > 1
-    assert sum(numbers["lora-shuffled"]) == sum(numbers["lora"]) == 12 * (4 * 1 + 4)  # "what" questions weigh 4
+    assert sum(numbers["lora-shuffled"]) == sum(numbers["lora"]) == 12 * (8 * 1 + 4)  # "what" questions weigh 8
     assert sum(first == second for first, second in pairwise(images)) < 15  # of 95, by chance 4
 
 
