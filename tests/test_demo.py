@@ -89,6 +89,7 @@ def test_the_demo_trains_as_the_shipped_recipe_does():
     assert ours.model == shipped.model
     assert ours.train.lora_of("language") == shipped.train.lora_of("language")
     assert ours.train.learning_rate == shipped.train.learning_rate
+    assert (ours.train.schedule, ours.train.warmup_steps) == (shipped.train.schedule, shipped.train.warmup_steps)
     assert ours.train.text_tokens_per_step == shipped.train.text_tokens_per_step
     assert ours.data.max_dialogs_per_prefix == shipped.data.max_dialogs_per_prefix
     assert {source.split for source in ours.data.train} == {"train+validation"}
