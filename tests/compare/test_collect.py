@@ -22,7 +22,9 @@ def test_runs_of_no_experiment_that_differ_only_in_their_seed_are_one_variant(tm
         save_run(tmp_path / f"a-{seed}", name="a", seed=seed, num_steps=10)
     save_run(tmp_path / "b", name="a", num_steps=10, train={"learning_rate": 0.5})
     comparison = collect([tmp_path / name for name in ("a-1", "a-0", "b", "a-0")])
-    assert [(v.name, [run.seed for run in v.runs]) for v in comparison.variants] == [("a", [0, 1]), ("a (2)", [0])]
+    assert [(v.name, [run.seed for run in v.runs]) for v in comparison.variants] == [
+        ("a (learning_rate 0.0001)", [0, 1]), ("a (learning_rate 0.5)", [0]),
+    ]  # fmt: skip
 
 
 def test_a_folder_of_runs_needs_no_experiment_file(tmp_path: Path) -> None:
@@ -90,6 +92,15 @@ def test_only_names_variants_and_a_wrong_name_gets_the_nearest(tmp_path: Path) -
         choose(comparison, ["langage"])
     with pytest.raises(ConfigError, match="there are projection, lora, language"):
         choose(comparison, ["xyz"])
+
+
+def test_only_takes_the_folder_of_a_run_too(tmp_path: Path) -> None:
+    save_run(tmp_path / "slow", name="a", num_steps=10)
+    save_run(tmp_path / "fast", name="a", num_steps=10, train={"learning_rate": 0.5})
+    comparison = collect([tmp_path / "slow", tmp_path / "fast"])
+    assert choose(comparison, ["fast"]) == choose(comparison, ["a (learning_rate 0.5)"]) == ["a (learning_rate 0.5)"]
+    with pytest.raises(ConfigError, match=r"--only fats: no variant has that name; did you mean fast\?"):
+        choose(comparison, ["fats"])
 
 
 def test_runs_that_share_no_data_at_all_are_refused(tmp_path: Path) -> None:

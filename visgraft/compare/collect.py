@@ -9,7 +9,6 @@ In: run folders and experiment folders. Out: `Comparison`, which the other files
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from typing import Any
 import yaml
 
 from visgraft.compare.curves import Curve, training_curve, validation_curve
+from visgraft.compare.names import variant_names
 from visgraft.compare.settings import data_key, flatten, without_seed
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError, ConfigError
@@ -97,16 +97,24 @@ class Comparison:
 def choose(comparison: Comparison, only: Sequence[str]) -> list[str]:
     """Give the names of the variants that are to be shown; none named = all.
 
+    `only` holds names of variants, or of folders of their runs.
+
     Raises:
         ConfigError: there is no such variant.
     """
     names = [variant.name for variant in comparison.variants]
+    of_folder: dict[str, list[str]] = {}
+    for variant in comparison.variants:
+        for run in variant.runs:
+            of_folder.setdefault(run.folder.name, []).append(variant.name)
+    chosen: set[str] = set()
     for name in only:
-        if name not in names:
-            near = get_close_matches(name, names, n=1)
+        if name not in names and name not in of_folder:
+            near = get_close_matches(name, [*names, *of_folder], n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
             raise ConfigError(f"--only {name}: no variant has that name; {hint}")
-    return [name for name in names if name in only or not only]
+        chosen |= {name} if name in names else set(of_folder[name])
+    return [name for name in names if name in chosen or not only]
 
 
 def check_common_data(comparison: Comparison) -> None:
@@ -269,26 +277,8 @@ def _group(runs: Sequence[RunData]) -> tuple[Variant, ...]:
     for run in runs:
         key = json.dumps([run.variant, without_seed(run.settings)], sort_keys=True, default=str)
         groups.setdefault(key, []).append(run)
-    taken: set[str] = set()
-    variants = []
-    for group in groups.values():
-        name = _free(group[0].variant or _name_of(group[0]), taken)
-        taken.add(name)
-        ordered = sorted(group, key=lambda run: run.seed)
-        variants.append(Variant(name, tuple(replace(run, variant=name) for run in ordered)))
-    return tuple(variants)
-
-
-def _name_of(run: RunData) -> str:
-    """Name a run that no experiment names: as its recipe does, else its folder without date and seed."""
-    if run.recipe.name:
-        return run.recipe.name
-    bare = re.sub(r"[-_.]?seed[-_]?\d+$", "", re.sub(r"^\d{8}-\d{6}-", "", run.folder.name))
-    return bare or run.folder.name
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number = 1
-    while (numbered := name if number == 1 else f"{name} ({number})") in taken:
-        number += 1
-    return numbered
+    ordered = [sorted(group, key=lambda run: run.seed) for group in groups.values()]
+    return tuple(
+        Variant(name, tuple(replace(run, variant=name) for run in group))
+        for name, group in zip(variant_names(ordered), ordered, strict=True)
+    )

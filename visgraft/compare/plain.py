@@ -13,9 +13,9 @@ from typing import Any
 from visgraft.compare.answers import Probe, habits
 from visgraft.compare.charts import panels
 from visgraft.compare.collect import Comparison, Variant
-from visgraft.compare.report import HABIT_COLUMNS, as_text
+from visgraft.compare.report import HABIT_COLUMNS
 from visgraft.compare.results import Cell, Column, results, written
-from visgraft.compare.settings import ABSENT, differences, what_trains
+from visgraft.compare.settings import ABSENT, as_text, differences, what_trains
 
 
 def as_json(comparison: Comparison, probes: Sequence[Probe]) -> dict[str, Any]:

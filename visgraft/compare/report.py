@@ -18,7 +18,7 @@ from visgraft.compare.collect import Comparison, Variant
 from visgraft.compare.controls import SCRIPT, STYLE
 from visgraft.compare.curves import AXES
 from visgraft.compare.results import Cell, Column, Kind, results, written
-from visgraft.compare.settings import ABSENT, differences, what_trains
+from visgraft.compare.settings import ABSENT, as_text, differences, what_trains
 from visgraft.errors import ConfigError
 from visgraft.page import Page, escape, image_tag, spec_of
 
@@ -188,17 +188,6 @@ def _differences(variants: Sequence[Variant], styles: Styles) -> str:
     header = [escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>") for key in found]
     words = '<p class="soft">Only the settings that are not the same in all of them.</p>'
     return words + _table(header, variants, styles, rows)
-
-
-def as_text(value: object) -> str:
-    """Write a setting's value as a person would."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value) if isinstance(value, (str, int)) else json.dumps(value, ensure_ascii=False)
 
 
 def _results(variants: Sequence[Variant], styles: Styles) -> str:

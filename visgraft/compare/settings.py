@@ -50,15 +50,32 @@ def without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "train.seed"}
 
 
-def differences(variants: Sequence[Variant]) -> dict[str, dict[str, Any]]:
-    """Give the settings that are not the same in all variants: key -> variant -> value."""
-    keys = dict.fromkeys(key for variant in variants for key in without_seed(variant.settings))
+def unlike_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Give the keys whose values are not the same in all of these: key -> value in each, in their order."""
     found = {}
-    for key in keys:
-        values = {variant.name: variant.settings.get(key, ABSENT) for variant in variants}
-        if len({json.dumps(value, default=str) for value in values.values()}) > 1:
+    for key in dict.fromkeys(key for each in settings for key in each):
+        values = [each.get(key, ABSENT) for each in settings]
+        if len({json.dumps(value, default=str) for value in values}) > 1:
             found[key] = values
     return found
+
+
+def differences(variants: Sequence[Variant]) -> dict[str, dict[str, Any]]:
+    """Give the settings that are not the same in all variants: key -> variant -> value."""
+    unlike = unlike_settings([without_seed(variant.settings) for variant in variants])
+    names = [variant.name for variant in variants]
+    return {key: dict(zip(names, values, strict=True)) for key, values in unlike.items()}
+
+
+def as_text(value: object) -> str:
+    """Write a setting's value as a person would."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if isinstance(value, (str, int)) else json.dumps(value, ensure_ascii=False)
 
 
 def what_trains(recipe: Recipe) -> str:
