@@ -26,9 +26,12 @@ STYLE = """
 .panels + p, .scroll + p { margin-top: 12px; }
 .who { display: flex; gap: 8px; align-items: center; font-weight: 600; color: var(--text); }
 table.wide { width: auto; min-width: 100%; } table.wide th[scope=row] { position: sticky; left: 0; z-index: 1;
-  background: var(--card); color: var(--text); max-width: 240px; min-width: 120px; overflow-wrap: break-word; }
-table.wide td, table.wide thead th { min-width: 84px; } table.wide thead th { vertical-align: bottom; }
-td small, .soft small { color: var(--soft); display: block; font-size: 0.8rem; white-space: nowrap; }
+  background: var(--card); color: var(--text); max-width: 240px; min-width: 136px; overflow-wrap: anywhere; }
+table.wide td, table.wide th { padding-right: 9px; font-size: 0.9rem; }
+table.wide :is(td, th):last-child { padding-right: 0; }
+table.wide thead th { vertical-align: bottom; font-size: 0.8rem; line-height: 1.25; } abbr { text-decoration: none; }
+td small, th small, .soft small { color: var(--soft); display: block; font-size: 0.76rem; white-space: nowrap; }
+th small { font-weight: 400; }
 td.number { white-space: nowrap; } td.best small { font-weight: 400; }
 td.best { color: var(--good); font-weight: 650; } td.best::before { content: "★ "; }
 .probes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 500px), 1fr)); gap: 16px; }

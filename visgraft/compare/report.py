@@ -17,8 +17,9 @@ from visgraft.compare.charts import AXIS_WORDS, Panel, Styles, live_chart, panel
 from visgraft.compare.collect import Comparison, Variant
 from visgraft.compare.controls import SCRIPT, STYLE
 from visgraft.compare.curves import AXES
-from visgraft.compare.results import Cell, Column, Kind, results, written
+from visgraft.compare.results import Kind, results, written
 from visgraft.compare.settings import ABSENT, as_text, differences, what_trains
+from visgraft.compare.shown import Shown
 from visgraft.errors import ConfigError
 from visgraft.page import Page, escape, image_tag, spec_of
 
@@ -191,26 +192,17 @@ def _differences(variants: Sequence[Variant], styles: Styles) -> str:
 
 
 def _results(variants: Sequence[Variant], styles: Styles) -> str:
-    columns = results(variants)
-    rows = [[_cell(column, column.cells.get(variant.name)) for column in columns] for variant in variants]
-    notes = "".join(f'<p class="soft">{escape(column.note)}.</p>' for column in columns if column.note)
+    columns = [Shown(column) for column in results(variants)]
+    rows = [[shown.cell(variant.name) for shown in columns] for variant in variants]
+    notes = "".join(f'<p class="soft">{escape(shown.column.note)}.</p>' for shown in columns if shown.column.note)
     words = (
-        "★ the best. Where a variant has several seeds: their mean, and below it the lowest and the highest; only "
-        "finished runs count where there are any. Validation loss and scores are those of the model that was kept; "
-        "training loss is that of the last twentieth of the steps."
+        "★ the best. Where a variant has several seeds: their mean ± half of the way from the lowest to the highest, "
+        "which stand under the pointer; only finished runs count where there are any. Validation loss and scores are "
+        "those of the model that was kept; training loss is that of the last twentieth of the steps. k, M, B: "
+        "thousand, million, billion parameters."
     )
-    table = _table([escape(column.title) for column in columns], variants, styles, rows)
+    table = _table([shown.heading() for shown in columns], variants, styles, rows)
     return f'{table}{notes}<p class="soft">{words}</p>'
-
-
-def _cell(column: Column, cell: Cell | None) -> str:
-    if cell is None:
-        return f"<td class=number>{ABSENT}</td>"
-    spread = ""
-    low, high = written(cell.low, column.kind), written(cell.high, column.kind)
-    if low != high:
-        spread = f"<small>{low} to {high}</small>"
-    return f'<td class="number{" best" if cell.is_best else ""}">{written(cell.mean, column.kind)}{spread}</td>'
 
 
 def _habits(probes: Sequence[Probe], variants: Sequence[Variant], styles: Styles) -> str:
