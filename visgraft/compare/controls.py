@@ -48,7 +48,8 @@ td.best { color: var(--good); font-weight: 650; } td.best::before { content: "â˜
 @media (max-width: 560px) { .chips { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 6px; }
   .chip { padding: 5px 7px; gap: 6px; } .chip svg { width: 18px; }
   .probe img, .probe .none { width: 88px; height: 88px; }
-  .probe .none { height: auto; } table.wide th[scope=row] { min-width: 96px; max-width: 130px; } }
+  .probe .none { height: auto; } table.wide th[scope=row] { min-width: 124px; max-width: 140px; }
+  table.wide .who { gap: 6px; font-size: 0.82rem; } table.wide .who svg { width: 18px; } }
 """
 
 SCRIPT = """
