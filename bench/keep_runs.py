@@ -1,0 +1,59 @@
+"""Keep what is small of an experiment's runs, so that its figures can be drawn again without training.
+
+    python bench/keep_runs.py runs/easy_vqa_modules           # writes bench/results/experiments/easy_vqa_modules/
+
+Recipe, environment, samples and summary of every finished run are copied; of metrics.jsonl only what curves are drawn
+from. `visgraft compare bench/results/experiments/NAME -o report.html` then shows the runs as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+KEPT_FILES = ("recipe.yaml", "environment.json", "samples.jsonl", "summary.json")
+KEPT_METRICS = (
+    *("step", "epoch", "loss", "loss_per_character", "supervised_tokens", "text_tokens", "samples", "dialogs"),
+    *("grad_norm", "seconds", "validation_loss", "validation_loss_per_character", "exact_match"),
+)
+
+
+def keep_run(run: Path, folder: Path) -> None:
+    """Copy the small files of a run, its metrics trimmed."""
+    folder.mkdir(parents=True)
+    for name in KEPT_FILES:
+        if (run / name).is_file():
+            shutil.copy(run / name, folder / name)
+    with (folder / "metrics.jsonl").open("w") as file:
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            kept = {key: record[key] for key in KEPT_METRICS if key in record}
+            file.write(json.dumps({key: round(v, 5) if isinstance(v, float) else v for key, v in kept.items()}) + "\n")
+
+
+def main() -> int:
+    """Keep the finished runs of an experiment."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--output", type=Path, help="folder; none: bench/results/experiments/NAME")
+    arguments = parser.parse_args()
+    output = arguments.output or Path(__file__).parent / "results" / "experiments" / arguments.experiment.name
+    runs = sorted(path.parent for path in arguments.experiment.glob("*/summary.json"))
+    if not runs:
+        Console(stderr=True).print(f"{arguments.experiment}: no finished run in it; name the folder of an experiment")
+        return 2
+    shutil.rmtree(output, ignore_errors=True)
+    for run in runs:
+        keep_run(run, output / run.name)
+    for path in arguments.experiment.glob("*.yaml"):
+        shutil.copy(path, output / path.name)
+    Console().print(f"kept {len(runs)} runs in {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
