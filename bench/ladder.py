@@ -11,7 +11,12 @@ Each rung is the one before with one thing changed; all see the same images and 
     unpadded     rows as long as the longest of the step; the kernel that visgraft chooses for the device
     shared       all texts of an image behind one image prefix, the image encoded once
     filled       rows filled with whole samples, little padding
-    compile      the language part through torch.compile (not in --tiny, which measures nothing)
+    compile      the blocks of both parts through torch.compile, as `train.compile: true` does
+    cached       what the encoder makes of each image is given, as `train.cache_vision` gives it
+
+`cached` is reported apart: "in all" ends at `compile`, so that the vision part is computed in every step that counts.
+From `shared` on, where nothing is done twice, each rung's needed operations (bench/arithmetic.py) are given as a share
+of the machine's own matrix rate, which is measured in the same rounds.
 
 Two mixes: `captions`, 5 an image, 10 to 18 tokens; `vqa`, easy-VQA's own questions, 9.6 an image (their lengths:
 bench/lengths/easy_vqa.json). The pair is that of train_step.py, and so is the ancestor.
@@ -21,34 +26,35 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from arithmetic import SIZES, MatrixRate, Operations, needed_operations
 from harness import interleave, machine, ratio, write
 from train_step import (
     ANCESTOR_LENGTH,
     CAPTIONS,
-    LORA,
-    MODES,
     Data,
-    adam,
+    Training,
     ancestor_step,
     configs,
     encode,
-    joined,
     make_data,
+    prepared,
 )
 
-from visgraft.data.batch import Batch, collate
+from visgraft.data.batch import Batch, EncodedSample, collate
 from visgraft.data.packing import fill_rows
-from visgraft.model.attention import choose_attention, set_attention
-from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.train.compiling import compile_blocks
 
 LENGTHS = Path(__file__).parent / "lengths" / "easy_vqa.json"
-RUNGS = ("ancestor", "bf16", "supervised", "unpadded", "shared", "filled", "compile")
+RUNGS = ("ancestor", "bf16", "supervised", "unpadded", "shared", "filled", "compile", "cached")
+APART = "cached"
+COUNTED = RUNGS[4:]  # rungs that do nothing twice
 MIXES = ("captions", "vqa")
 PAD_ID = 1
 
@@ -70,26 +76,35 @@ def make_mix(mix: str, num_images: int, *, side: int, vocabulary: int) -> Data:
     )
 
 
-def make_rung(rung: str, data: Data, *, tiny: bool) -> Callable[[], None]:
-    """Make a training step of a rung."""
+def make_rung(rung: str, data: Data, *, tiny: bool) -> tuple[Training, Batch | None]:
+    """Make a training step of a rung, and the batch that it trains on."""
     if rung in ("ancestor", "bf16"):
-        return ancestor_step(data, tiny=tiny, dtype=None if rung == "ancestor" else torch.bfloat16)
-    model = joined(tiny, attention="eager" if rung == "supervised" else "sdpa")
-    set_attention(model, choose_attention(model.language, device=model.device))
-    set_trainable(model, modes=MODES, lora=LORA, frozen_dtype=torch.bfloat16)
-    model.train()
-    batch = lay_out(rung, data, num_tokens=model.projection.num_tokens, tiny=tiny)
-    if rung == "compile":
-        model.language.compile()
-    return _step(model, batch)
+        return ancestor_step(data, tiny=tiny, dtype=None if rung == "ancestor" else torch.bfloat16), None
+    model = prepared(tiny, attention="eager" if rung == "supervised" else "sdpa")
+    samples = encode(data, num_tokens=model.projection.num_tokens)
+    if rung == "cached":
+        samples = with_features(samples, model)
+    batch = lay_out(rung, samples, tiny=tiny)
+    if rung in ("compile", "cached"):
+        compile_blocks(model, backend="eager" if tiny else "inductor")
+    return Training(model, lambda: model.loss(batch).loss), batch
 
 
-def lay_out(rung: str, data: Data, *, num_tokens: int, tiny: bool) -> Batch:
-    """Collate the data as a rung lays them out."""
-    samples = encode(data, num_tokens=num_tokens)
+def with_features(samples: Sequence[EncodedSample], model: VisionLanguageModel) -> list[EncodedSample]:
+    """Put what the encoder makes of each sample's image in the place of its pixels, as a full vision cache does."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return [
+            replace(sample, vision_inputs={"features": model.image_features(sample.vision_inputs)})
+            for sample in samples
+        ]
+
+
+def lay_out(rung: str, samples: Sequence[EncodedSample], *, tiny: bool) -> Batch:
+    """Collate the samples as a rung lays them out."""
     if rung in ("supervised", "unpadded"):
         batch = collate(samples, layout="rows", pad_token_id=PAD_ID)
-        return padded(batch, num_tokens + (24 if tiny else ANCESTOR_LENGTH)) if rung == "supervised" else batch
+        width = samples[0].num_prefix_tokens + (24 if tiny else ANCESTOR_LENGTH)
+        return padded(batch, width) if rung == "supervised" else batch
     if rung == "shared":
         return collate(samples, layout="shared", pad_token_id=PAD_ID)
     rows = fill_rows([sample.num_positions for sample in samples], row_positions=None)
@@ -106,33 +121,58 @@ def padded(batch: Batch, width: int) -> Batch:
     return Batch({**batch, **wider})
 
 
-def _step(model: VisionLanguageModel, batch: Batch) -> Callable[[], None]:
-    optimizer = adam(model)
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model.loss(batch).loss
-        assert loss is not None
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def check_same_training(steps: dict[str, Training]) -> None:
+    """See that every rung trains the same weights."""
+    trained = {
+        rung: {name: parameter.shape for name, parameter in step.model.named_parameters() if parameter.requires_grad}
+        for rung, step in steps.items()
+    }
+    first = next(iter(trained.values()))
+    assert first and all(shapes == first for shapes in trained.values()), "the rungs train unlike weights"
 
 
-def measure(mix: str, rungs: list[str], *, num_images: int, rounds: int, tiny: bool) -> dict[str, Any]:
-    """Time every rung; give each one's ratio to the one before and to the first."""
+def measure(
+    mix: str, rungs: Sequence[str], *, num_images: int, rounds: int, tiny: bool, rate: MatrixRate
+) -> tuple[dict[str, Any], dict[str, Operations]]:
+    """Time every rung and the matrix rate; give each rung's ratios, and what it needs where that is counted."""
     vision, language = configs(tiny)
     data = make_mix(mix, num_images, side=vision.image_size, vocabulary=language.vocab_size - 1)
-    steps = {rung: make_rung(rung, data, tiny=tiny) for rung in rungs}
-    measured = interleave(steps, rounds=rounds, units=data.num_captions, unit="texts")
+    steps, needed = {}, {}
+    for rung in rungs:
+        steps[rung], batch = make_rung(rung, data, tiny=tiny)
+        if rung in COUNTED and batch is not None:
+            needed[rung] = needed_operations(steps[rung].model, batch)
+    check_same_training(steps)
+    measured = interleave({**steps, "matrix rate": rate}, rounds=rounds, units=data.num_captions, unit="texts")
+    del measured["matrix rate"]  # which keeps its own time
     before = dict(zip(rungs[1:], rungs, strict=False))
-    return {
+    to_before = {rung: ratio(measured, slow=before[rung], fast=rung) for rung in rungs[1:]}
+    in_all = {rung: ratio(measured, slow=rungs[0], fast=rung) for rung in rungs[1:]}
+    result: dict[str, Any] = {
         "images": num_images,
         "texts": data.num_captions,
-        "to the rung before": {rung: ratio(measured, slow=before[rung], fast=rung) for rung in rungs[1:]},
-        "in all": {rung: ratio(measured, slow=rungs[0], fast=rung) for rung in rungs[1:]},
-        "variants": measured,
+        "to the rung before": {rung: value for rung, value in to_before.items() if rung != APART},
+        "in all": {rung: value for rung, value in in_all.items() if rung != APART},
+    }
+    if APART in to_before:
+        result["apart, with cached vision"] = {
+            "to the rung before": to_before[APART],
+            "to the first rung": in_all[APART],
+        }
+    return {**result, "variants": measured}, needed
+
+
+def share_of_rate(measured: dict[str, Any], needed: dict[str, Operations], *, rate: MatrixRate) -> dict[str, Any]:
+    """Give what each rung's step needs, and the share of the matrix rate at which it was done."""
+    return {
+        "needed_gflop": {
+            rung: {"total": round(own.total / 1e9, 3), **{part: round(n / 1e9, 3) for part, n in asdict(own).items()}}
+            for rung, own in needed.items()
+        },
+        "share_of_matrix_rate": {
+            rung: round(own.total / measured["variants"][rung]["median_s"] / rate.per_second, 4)
+            for rung, own in needed.items()
+        },
     }
 
 
@@ -141,18 +181,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4, help="images a step; of `vqa` half as many")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=None)
+    parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS))
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "ladder.json")
     arguments = parser.parse_args()
-    rungs = arguments.rungs or [rung for rung in RUNGS if rung != "compile" or not arguments.tiny]
-    shares = {"captions": arguments.images, "vqa": max(1, arguments.images // 2)}
+    rungs = sorted(set(arguments.rungs), key=RUNGS.index)
+    rate = MatrixRate(torch.device("cpu"), sizes=(64, 128) if arguments.tiny else SIZES)
+    num_images = {"captions": arguments.images, "vqa": max(1, arguments.images // 2)}
+    settings = {"rounds": arguments.rounds, "tiny": arguments.tiny, "rate": rate}
+    climbed = {mix: measure(mix, rungs, num_images=num_images[mix], **settings) for mix in arguments.mixes}
     result = {
         "what": "texts per second of one training step, rung by rung",
+        "matrix_rate_tflops": round(rate.per_second / 1e12, 4),
+        "matrix_rate_tflops_by_size": {size: round(value / 1e12, 4) for size, value in rate.by_size.items()},
         "mixes": {
-            mix: measure(mix, rungs, num_images=shares[mix], rounds=arguments.rounds, tiny=arguments.tiny)
-            for mix in arguments.mixes
+            mix: {**measured, **share_of_rate(measured, needed, rate=rate)}
+            for mix, (measured, needed) in climbed.items()
         },
         "machine": machine(),
     }

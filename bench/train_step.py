@@ -1,4 +1,4 @@
-"""One training step, four ways, on a random pair of real shapes: captions a second.
+"""One training step, six ways, on a random pair of real shapes: captions a second.
 
     python bench/train_step.py                       # writes bench/results/train_step.json
     python bench/train_step.py --rounds 1 --images 1 --tiny
@@ -9,8 +9,11 @@ image; projection and LoRA r 8 on q, v train. All variants see the same images a
     ancestor   as GIT-LLM trained: a row a caption, padded to 128, dense float mask, eager attention, fp32, logits
                at every position
     llava      transformers' LLaVA classes + peft in a plain loop, bf16 autocast over bf16 frozen weights
+    nano       a short script with full logits, as nanoVLM trains: torch alone, in a process of its own
+               (bench/nano_like.py), which `--nano-python` puts into another environment
     rows       visgraft, a row a caption, its image encoded again in each row
     shared     visgraft, all captions of an image behind one prefix
+    filled     visgraft as it trains by default: rows filled with whole samples
 
 `--images 1 --captions 4 --variants ancestor` is the shape on which the ancestor's own code was timed; its speed stands
 beside this one's in every result.
@@ -19,13 +22,17 @@ beside this one's in every result.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from harness import interleave, machine, ratio, write
+from nano_like import Nano
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import (
@@ -39,7 +46,9 @@ from transformers import (
 
 from visgraft.config import LoraSettings
 from visgraft.data.batch import EncodedSample, collate
+from visgraft.data.packing import fill_rows
 from visgraft.data.prompt import EncodedDialog
+from visgraft.model.attention import choose_attention, set_attention
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 
@@ -67,20 +76,49 @@ class Data:
         return sum(len(texts) for texts in self.captions)
 
 
-def configs(tiny: bool) -> tuple[CLIPVisionConfig, OPTConfig]:
-    """Give the shapes of the pair; tiny ones only show that the script runs."""
-    no_dropout: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "layerdrop": 0.0}
-    if tiny:
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        )
-        sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300}
-        return vision, OPTConfig(**sizes, word_embed_proj_dim=32, max_position_embeddings=256, **no_dropout)
+class Training:
+    """A model and one step of its training: loss, backward pass, AdamW."""
+
+    def __init__(
+        self, model: nn.Module, loss: Callable[[], Tensor], *, dtype: torch.dtype | None = torch.bfloat16
+    ) -> None:
+        """Take what trains of a model, and how its loss is computed (under autocast in `dtype`; None: without)."""
+        self.model = model.train()
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+        self.dtype = dtype
+        self._loss = loss
+
+    def loss(self) -> Tensor:
+        """Compute the loss."""
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
+            return self._loss()
+
+    def __call__(self) -> None:
+        """Make one step."""
+        self.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def configs(tiny: bool, *, image: tuple[int, int] | None = None) -> tuple[CLIPVisionConfig, OPTConfig]:
+    """Give the shapes of the pair; tiny ones only show that a script runs; `image`: another (side, patch)."""
+    vision, language = _tiny_configs() if tiny else _real_configs()
+    if image is not None:
+        vision.image_size, vision.patch_size = image
+    return vision, language
+
+
+NO_DROPOUT: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "layerdrop": 0.0}
+
+
+def _tiny_configs() -> tuple[CLIPVisionConfig, OPTConfig]:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, intermediate_size=64, image_size=32, patch_size=8)
+    language = {"ffn_dim": 64, "vocab_size": 300, "word_embed_proj_dim": 32, "max_position_embeddings": 256}
+    return vision, OPTConfig(**sizes, **language, **NO_DROPOUT)
+
+
+def _real_configs() -> tuple[CLIPVisionConfig, OPTConfig]:
     language = OPTConfig(
         vocab_size=50272,
         hidden_size=512,
@@ -89,7 +127,7 @@ def configs(tiny: bool) -> tuple[CLIPVisionConfig, OPTConfig]:
         num_hidden_layers=8,
         num_attention_heads=8,
         max_position_embeddings=2048,
-        **no_dropout,
+        **NO_DROPOUT,
     )
     return CLIPVisionConfig(patch_size=16), language
 
@@ -106,46 +144,26 @@ def make_data(num_images: int, *, captions: int, side: int, vocabulary: int) -> 
     return Data(pixels, [[caption() for _ in range(captions)] for _ in range(num_images)])
 
 
-def visgraft_step(data: Data, *, tiny: bool, layout: str) -> Callable[[], None]:
-    """Make a step of visgraft in one of its layouts."""
-    model = joined(tiny)
-    set_trainable(model, modes=MODES, lora=LORA, frozen_dtype=torch.bfloat16)
-    model.train()
-    optimizer = adam(model)
-    num_tokens = model.projection.num_tokens
-    batch = collate(encode(data, num_tokens=num_tokens), layout=layout, pad_token_id=1)  # type: ignore[arg-type]
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model.loss(batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def visgraft_step(data: Data, *, tiny: bool, layout: str, image: tuple[int, int] | None = None) -> Training:
+    """Make a step of visgraft in the layout `rows`, `shared`, or `filled` (shared, several samples in a row)."""
+    model = prepared(tiny, image=image)
+    samples = encode(data, num_tokens=model.projection.num_tokens)
+    rows = fill_rows([sample.num_positions for sample in samples], row_positions=None) if layout == "filled" else None
+    batch = collate(samples, layout="rows" if layout == "rows" else "shared", pad_token_id=1, rows=rows)
+    return Training(model, lambda: model.loss(batch).loss)
 
 
-def ancestor_step(data: Data, *, tiny: bool, dtype: torch.dtype | None = None) -> Callable[[], None]:
+def ancestor_step(data: Data, *, tiny: bool, dtype: torch.dtype | None = None) -> Training:
     """Make a step of the ancestor's recipe, as it was in fp32 or with frozen weights and autocast in `dtype`."""
     model = joined(tiny, attention="eager")
     set_trainable(model, modes=MODES, lora=LORA, frozen_dtype=dtype)
-    model.train()
-    optimizer = adam(model)
-    length = 24 if tiny else ANCESTOR_LENGTH
-    ids, mask, pixels = padded_rows(data, length=length)
+    ids, mask, pixels = padded_rows(data, length=24 if tiny else ANCESTOR_LENGTH)
     labels = ids.clone()  # pads are in the ancestor's loss
-
-    def step() -> None:
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            loss = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "labels": labels}
+    return Training(model, lambda: model(**inputs).loss, dtype=dtype)
 
 
-def llava_step(data: Data, *, tiny: bool) -> Callable[[], None]:
+def llava_step(data: Data, *, tiny: bool) -> Training:
     """Make a step of transformers' LLaVA with the same parts, LoRA on the same linears."""
     vision, language = configs(tiny)
     language.tie_word_embeddings = False  # LLaVA cannot tie OPT's head; the arithmetic is the same
@@ -167,23 +185,18 @@ def llava_step(data: Data, *, tiny: bool) -> Callable[[], None]:
     for parameter in trained:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
-    model.train()
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
     ids, mask, pixels = padded_rows(data, length=None)
     num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
     prefix = torch.full((ids.shape[0], num_tokens), image_token)
     labels = torch.cat([torch.full_like(prefix, -100), ids.masked_fill(~mask, -100)], 1)
     labels[:, num_tokens] = -100  # the start token is no target
-    inputs = {"input_ids": torch.cat([prefix, ids], 1), "attention_mask": torch.cat([prefix > 0, mask], 1).long()}
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**inputs, pixel_values=pixels, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    inputs = {
+        "input_ids": torch.cat([prefix, ids], 1),
+        "attention_mask": torch.cat([prefix > 0, mask], 1).long(),
+        "pixel_values": pixels,
+        "labels": labels,
+    }
+    return Training(model, lambda: model(**inputs).loss)
 
 
 MODES: Any = {"projection": "full", "language": "lora"}
@@ -220,9 +233,9 @@ def padded_rows(data: Data, *, length: int | None) -> tuple[Tensor, Tensor, Tens
     return ids, mask, data.pixels.repeat_interleave(torch.tensor([len(texts) for texts in data.captions]), 0)
 
 
-def joined(tiny: bool, attention: str = "sdpa") -> VisionLanguageModel:
+def joined(tiny: bool, *, attention: str = "sdpa", image: tuple[int, int] | None = None) -> VisionLanguageModel:
     """Join the parts, random and the same at every call."""
-    vision, language = configs(tiny)
+    vision, language = configs(tiny, image=image)
     torch.manual_seed(0)
     parts = (CLIPVisionModel(vision), OPTForCausalLM(language))
     for part in parts:
@@ -230,9 +243,12 @@ def joined(tiny: bool, attention: str = "sdpa") -> VisionLanguageModel:
     return VisionLanguageModel.from_parts(*parts)
 
 
-def adam(model: nn.Module) -> torch.optim.Optimizer:
-    """Make AdamW of what trains."""
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+def prepared(tiny: bool, *, attention: str = "sdpa", image: tuple[int, int] | None = None) -> VisionLanguageModel:
+    """Join the parts, with the kernel that visgraft chooses for the device, ready to train."""
+    model = joined(tiny, attention=attention, image=image)
+    set_attention(model, choose_attention(model.language, device=model.device))
+    set_trainable(model, modes=MODES, lora=LORA, frozen_dtype=torch.bfloat16)
+    return model
 
 
 def ancestor_speed(measured: dict[str, Any], data: Data, *, vision: CLIPVisionConfig) -> dict[str, float]:
@@ -245,42 +261,64 @@ def ancestor_speed(measured: dict[str, Any], data: Data, *, vision: CLIPVisionCo
     return {**here, "its_own_code_best": ANCESTORS_OWN_POSITIONS_PER_S}
 
 
+def ratios_of(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Say how much faster visgraft's layouts are than everything else, and than its plain one."""
+    fast = [name for name in ("filled", "shared", "rows") if name in measured]
+    slow = [name for name in measured if name not in ("filled", "shared")]
+    return {
+        f"{name} / {other}": ratio(measured, slow=other, fast=name) for name in fast for other in slow if other != name
+    }
+
+
+VARIANTS = ("ancestor", "llava", "nano", "rows", "shared", "filled")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time the variants in the same rounds."""
+    vision, language = configs(arguments.tiny)
+    data = make_data(
+        arguments.images, captions=arguments.captions, side=vision.image_size, vocabulary=language.vocab_size - 1
+    )
+    with contextlib.ExitStack() as stack:
+        steps: dict[str, Callable[[], Any]] = {}
+        nano = None
+        for name in arguments.variants:
+            if name == "nano":
+                lengths = [[len(text) for text in texts] for texts in data.captions]
+                nano = stack.enter_context(Nano(lengths, python=arguments.nano_python, tiny=arguments.tiny))
+                steps[name] = nano
+            elif name in ("ancestor", "llava"):
+                steps[name] = {"ancestor": ancestor_step, "llava": llava_step}[name](data, tiny=arguments.tiny)
+            else:
+                steps[name] = visgraft_step(data, tiny=arguments.tiny, layout=name)
+        measured = interleave(steps, rounds=arguments.rounds, units=data.num_captions, unit="captions")
+    own = arguments.nano_python != sys.executable
+    return {
+        "what": "captions per second of one training step",
+        "images": arguments.images,
+        "captions_per_image": arguments.captions,
+        "ratios": ratios_of(measured),
+        "ancestor_lm_positions_per_s": ancestor_speed(measured, data, vision=vision),
+        "nano_runs_with": None if nano is None else {**nano.facts, "in_an_environment_of_its_own": own},
+        "variants": measured,
+        "machine": machine(),
+    }
+
+
 def main() -> None:
     """Run the variants and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8, help="images a step")
     parser.add_argument("--captions", type=int, default=CAPTIONS, help="captions of each image")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--variants", nargs="+", default=["ancestor", "llava", "rows", "shared"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--nano-python", default=sys.executable, help="interpreter of the environment of `nano`")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "train_step.json")
     arguments = parser.parse_args()
-    vision, language = configs(arguments.tiny)
-    data = make_data(
-        arguments.images, captions=arguments.captions, side=vision.image_size, vocabulary=language.vocab_size - 1
-    )
-    makers: dict[str, Callable[[], Callable[[], None]]] = {
-        "ancestor": lambda: ancestor_step(data, tiny=arguments.tiny),
-        "llava": lambda: llava_step(data, tiny=arguments.tiny),
-        "rows": lambda: visgraft_step(data, tiny=arguments.tiny, layout="rows"),
-        "shared": lambda: visgraft_step(data, tiny=arguments.tiny, layout="shared"),
-    }
-    steps = {name: makers[name]() for name in arguments.variants}
-    measured = interleave(steps, rounds=arguments.rounds, units=data.num_captions, unit="captions")
-    names = [name for name in arguments.variants if name != "shared"] if "shared" in steps else []
-    ratios = {f"shared / {name}": ratio(measured, slow=name, fast="shared") for name in names}
-    if {"rows", "llava"} <= steps.keys():
-        ratios["rows / llava"] = ratio(measured, slow="llava", fast="rows")
-    result = {
-        "what": "captions per second of one training step",
-        "images": arguments.images,
-        "captions_per_image": arguments.captions,
-        "ratios": ratios,
-        "ancestor_lm_positions_per_s": ancestor_speed(measured, data, vision=vision),
-        "variants": measured,
-        "machine": machine(),
-    }
-    write(result, path=arguments.output)
+    if shutil.which(arguments.nano_python) is None:
+        parser.error(f"--nano-python: got {arguments.nano_python}, which is no program; name a Python that has torch")
+    write(measure(arguments), path=arguments.output)
 
 
 if __name__ == "__main__":
