@@ -2,7 +2,7 @@
 
     python bench/caption.py                            # writes bench/results/caption.json
     python bench/caption.py --cpu-seconds              # on a machine that others use
-    python bench/caption.py --rounds 1 --images 4
+    python bench/caption.py --rounds 1 --images 4 --tiny
 
 The starter pair (EfficientNet-Lite2, SmolLM2-135M-Instruct) with a random projection, as only speed is measured: every
 caption has 16 tokens. Both variants open the same JPEG files of 480 x 360 and decode greedily.
@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from data import make_tokenizer
 from harness import interleave, machine, ratio, write
 from PIL import Image
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from visgraft.data.sample import Sample, Turn
 from visgraft.infer import GREEDY, answer_each
@@ -46,6 +48,21 @@ def make_images(folder: Path, *, number: int) -> list[Path]:
     return paths
 
 
+def make_pair(*, tiny: bool) -> tuple[VisionLanguageModel, Processor]:
+    """Join the starter pair, or a tiny random one, which only shows that the script runs."""
+    if not tiny:
+        pair = starter_pair()
+        model = VisionLanguageModel.from_parts(pair.vision, pair.language)
+        return model, Processor.from_parts(pair.vision, pair.language)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = make_tokenizer()
+    vision = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=8))
+    language = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer)))
+    square = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    model = VisionLanguageModel.from_parts(vision, language)
+    return model, Processor.from_parts(square, tokenizer, num_image_tokens=model.projection.num_tokens)
+
+
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,13 +70,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpu-seconds", action="store_true", help="count the CPU's seconds, with one thread")
+    parser.add_argument("--tiny", action="store_true", help="a tiny pair: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "caption.json")
     args = parser.parse_args()
     if args.cpu_seconds:
         torch.set_num_threads(1)
-    pair = starter_pair()
-    model = VisionLanguageModel.from_parts(pair.vision, pair.language)
-    processor = Processor.from_parts(pair.vision, pair.language)
+    model, processor = make_pair(tiny=args.tiny)
     set_trainable(model, modes={}, frozen_dtype=computing_dtype("auto", device=model.device))
     settings: dict[str, Any] = {**GREEDY, "eos_token_id": None, "pad_token_id": processor.tokenizer.pad_token_id}
     settings["max_new_tokens"] = NUM_NEW_TOKENS

@@ -1,5 +1,6 @@
 """The scripts of bench/ run to their end on tiny shapes, so that they will run where there is something to measure."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,13 +28,76 @@ def run_tiny(script: str, folder: Path, *arguments: str) -> dict:
 @pytest.mark.slow
 def test_the_ladder_is_climbed_with_both_mixes(tmp_path: Path) -> None:
     result = run_tiny("ladder", tmp_path, "--images", "2")
-    rungs = ["ancestor", "bf16", "supervised", "unpadded", "shared", "filled"]
+    rungs = ["ancestor", "bf16", "supervised", "unpadded", "shared", "filled", "compile"]
     for mix, texts in (("captions", 10), ("vqa", 12)):
         measured = result["mixes"][mix]
-        assert list(measured["variants"]) == rungs
+        assert list(measured["variants"]) == [*rungs, "cached"]
         assert measured["texts"] == texts
         assert list(measured["to the rung before"]) == list(measured["in all"]) == rungs[1:]
+        assert measured["apart, with cached vision"].keys() == {"to the rung before", "to the first rung"}
+        shares, needed = measured["share_of_matrix_rate"], measured["needed_gflop"]
+        assert list(shares) == list(needed) == ["shared", "filled", "compile", "cached"]
+        assert all(0 < share < 1 for share in shares.values())
+        assert needed["shared"] == needed["compile"] and needed["cached"]["vision"] == 0
+    assert result["matrix_rate_tflops"] == max(result["matrix_rate_tflops_by_size"].values())
     assert {"device", "date", "versions"} <= result["machine"].keys()
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_six_ways(tmp_path: Path) -> None:
+    result = run_tiny("train_step", tmp_path, "--images", "2")
+    names = ["ancestor", "llava", "nano", "rows", "shared", "filled"]
+    assert list(result["variants"]) == names
+    assert {f"filled / {name}" for name in names[:4]} | {"shared / llava", "rows / nano"} <= result["ratios"].keys()
+    assert result["nano_runs_with"]["torch"] == result["machine"]["versions"]["torch"]
+    assert result["nano_runs_with"]["in_an_environment_of_its_own"] is False
+
+
+def test_a_python_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    monkeypatch.setattr(sys, "argv", ["train_step.py", "--tiny", "--nano-python", "/nowhere/python"])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("train_step").main()
+    wanted = "--nano-python: got /nowhere/python, which is no program; name a Python that has torch"
+    assert wanted in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_growth_is_measured_along_three_axes_and_drawn(tmp_path: Path) -> None:
+    growth = run_tiny("growth", tmp_path, "--most-positions", "500")
+    assert {axis: [point[axis] for point in points] for axis, points in growth["axes"].items()} == {
+        "image_tokens": [5, 17, 65],
+        "texts": [1, 2, 3, 8],
+        "images": [1, 2],
+    }
+    points = [point for points in growth["axes"].values() for point in points]
+    for point in points:
+        is_left_out = point["positions_of_rows"] > 500
+        assert ("rows" in point["variants"], point["shared / rows"] is None) == (not is_left_out, is_left_out)
+        assert point.get("rows_left_out", "").endswith("more than 500") is is_left_out
+    assert len({str(point) for point in points if "rows_left_out" in point}) == 1  # 8 texts
+    (tmp_path / "result.json").rename(tmp_path / "growth.json")
+    command = [sys.executable, "bench/plot.py", "--results", str(tmp_path), "--output", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 400
+    assert not (tmp_path / "ladder.png").exists()
+
+
+@pytest.mark.slow
+def test_captioning_a_folder_is_measured_beside_a_loop(tmp_path: Path) -> None:
+    result = run_tiny("caption", tmp_path, "--images", "3", "--batch-size", "2")
+    assert result["times"].keys() == {"loop", "caption"}
+    assert result["image_tokens"] == 17 and result["times_as_fast"] > 0
+
+
+@pytest.mark.slow
+def test_a_second_question_is_measured_beside_the_first(tmp_path: Path) -> None:
+    result = run_tiny("prefix_cache", tmp_path)
+    assert list(result["times"]) == ["first", "second", "first_prefill", "second_prefill"]
+    assert result["second_of_first"] > 0 and result["second_of_first_prefill"] > 0
 
 
 @pytest.mark.slow
