@@ -44,7 +44,8 @@ RECIPE: dict[str, Any] = {
         "vision": "starter:vision",
         "language": "starter:language",
         "image_size": 128,  # 4 x 4 patches,
-        "projection": {"pool": 4},  # averaged into one image token: one shape to a picture, and colours are learned sooner
+        # averaged into one image token: one shape to a picture, and colours are learned sooner
+        "projection": {"pool": 4},
         "template": "{prompt}",  # the question alone: fewer tokens than "Question: ... Answer:"
         "attention": "eager",  # on short rows the CPU's fused kernel is slower, most of all backward
     },
