@@ -15,6 +15,7 @@ positions; targets at image and pads are ignored (as in nanoVLM, github.com/hugg
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -208,7 +209,8 @@ class Nano:
 
     def _ask(self, line: str) -> str:
         assert self.process.stdin is not None and self.process.stdout is not None
-        print(line, file=self.process.stdin)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which its silence says below
+            print(line, file=self.process.stdin)
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(

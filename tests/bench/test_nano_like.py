@@ -77,10 +77,11 @@ def test_it_ends_when_its_parent_is_killed() -> None:
 
 def test_an_environment_without_torch_is_told(nano_like: ModuleType, tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 3\n")
-    python.chmod(0o755)
-    with pytest.raises(RuntimeError, match=r"python ended with status 3; what it said .* It needs torch"):
-        nano_like.Nano(LENGTHS, python=str(python), tiny=True)
+    for program in ("exit 3", "read line; exit 3"):  # ends before it is asked, or when it is
+        python.write_text(f"#!/bin/sh\n{program}\n")
+        python.chmod(0o755)
+        with pytest.raises(RuntimeError, match=r"python ended with status 3; what it said .* It needs torch"):
+            nano_like.Nano(LENGTHS, python=str(python), tiny=True)
 
 
 def is_running(pid: int) -> bool:
