@@ -2,8 +2,8 @@
 
     python bench/keep_runs.py runs/easy_vqa_modules           # writes bench/results/experiments/easy_vqa_modules/
 
-Recipe, environment, samples and summary of every finished run are copied; of metrics.jsonl only what curves are drawn
-from. `visgraft compare bench/results/experiments/NAME -o report.html` then shows the runs as they were.
+Recipe (without where it was put), environment, samples and summary of every finished run are copied; of metrics.jsonl
+only what curves are drawn from. `visgraft compare bench/results/experiments/NAME -o report.html` then shows the runs as they were.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import json
 import shutil
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
-KEPT_FILES = ("recipe.yaml", "environment.json", "samples.jsonl", "summary.json")
+KEPT_FILES = ("environment.json", "samples.jsonl", "summary.json")
 KEPT_METRICS = (
     *("step", "epoch", "loss", "loss_per_character", "supervised_tokens", "text_tokens", "samples", "dialogs"),
     *("grad_norm", "seconds", "validation_loss", "validation_loss_per_character", "exact_match"),
@@ -28,6 +29,9 @@ def keep_run(run: Path, folder: Path) -> None:
     for name in KEPT_FILES:
         if (run / name).is_file():
             shutil.copy(run / name, folder / name)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe.pop("output", None)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     with (folder / "metrics.jsonl").open("w") as file:
         for line in (run / "metrics.jsonl").read_text().splitlines():
             record = json.loads(line)
@@ -49,8 +53,8 @@ def main() -> int:
     shutil.rmtree(output, ignore_errors=True)
     for run in runs:
         keep_run(run, output / run.name)
-    for path in arguments.experiment.glob("*.yaml"):
-        shutil.copy(path, output / path.name)
+    if (arguments.experiment / "experiment.yaml").is_file():
+        shutil.copy(arguments.experiment / "experiment.yaml", output / "experiment.yaml")
     Console().print(f"kept {len(runs)} runs in {output}")
     return 0
 
