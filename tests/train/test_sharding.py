@@ -79,6 +79,17 @@ def test_other_ways_of_sharding_are_refused(kind: DistributedType, is_fsdp2: boo
         check_strategy(accelerator)  # type: ignore[arg-type]
 
 
+def test_deepspeed_is_refused_with_the_reason_and_the_configs_that_do_the_same() -> None:
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, is_fsdp2=False)
+    with pytest.raises(ConfigError, match=r"step inside the backward pass.+\(docs/distributed\.md\)$") as refused:
+        check_strategy(accelerator)  # type: ignore[arg-type]
+    for name, stages in (("fsdp2.yaml", "ZeRO-3"), ("fsdp2_zero2.yaml", "ZeRO-2 and ZeRO-1")):
+        assert (ROOT / "recipes" / "launch" / name).is_file()
+        assert f"recipes/launch/{name}" in str(refused.value)
+        assert stages in str(refused.value)
+        assert name in (ROOT / "docs" / "distributed.md").read_text().split("## Why not DeepSpeed")[1]
+
+
 def test_fsdp2_and_ddp_are_allowed() -> None:
     for kind in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP):
         check_strategy(SimpleNamespace(distributed_type=kind, is_fsdp2=True))  # type: ignore[arg-type]

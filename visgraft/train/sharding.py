@@ -31,6 +31,11 @@ from visgraft.train.build import apply_modes, build, resolve_starter_names
 if TYPE_CHECKING:
     from visgraft.train.session import Session
 
+WHY_NOT_DEEPSPEED = (
+    ". DeepSpeed takes the optimizer's step inside the backward pass, before the rate of the step is set and the loss is "
+    "known to be finite (docs/distributed.md)"
+)
+
 
 def check_strategy(accelerator: Accelerator) -> None:
     """Refuse ways of sharding that the loop does not know.
@@ -43,7 +48,8 @@ def check_strategy(accelerator: Accelerator) -> None:
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or is_old:
         raise ConfigError(
             f"accelerate launch: got {'FSDP version 1' if is_old else kind.value}, allowed are DDP and FSDP2; "
-            "recipes/launch/fsdp2.yaml shards as ZeRO-3 does, recipes/launch/fsdp2_zero2.yaml as ZeRO-2"
+            "recipes/launch/fsdp2.yaml shards as ZeRO-3 does, recipes/launch/fsdp2_zero2.yaml as ZeRO-2 and ZeRO-1"
+            f"{WHY_NOT_DEEPSPEED if kind == DistributedType.DEEPSPEED else ''}"
         )
 
 
