@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from visgraft.train.session import Session
 
 WHY_NOT_DEEPSPEED = (
-    ". DeepSpeed takes the optimizer's step inside the backward pass, before the rate of the step is set and the loss is "
-    "known to be finite (docs/distributed.md)"
+    ". DeepSpeed takes the optimizer's step inside the backward pass, before the rate of the step is set and the loss "
+    "is known to be finite (docs/distributed.md)"
 )
 
 
