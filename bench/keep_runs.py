@@ -3,7 +3,7 @@
     python bench/keep_runs.py runs/easy_vqa_modules           # writes bench/results/experiments/easy_vqa_modules/
 
 Recipe (without where it was put), environment, samples and summary of every finished run are copied; of metrics.jsonl
-only what curves are drawn from. `visgraft compare bench/results/experiments/NAME -o report.html` then shows the runs as they were.
+only what curves are drawn from. `visgraft compare bench/results/experiments/NAME -o report.html` shows the runs again.
 """
 
 from __future__ import annotations

@@ -148,3 +148,13 @@ def test_answers_are_cut_where_the_positions_of_the_language_model_end(
     assert answer(model, processor, [long, short], max_new_tokens=16) == alone
     with pytest.raises(ModelError, match=r"the 128 positions of llama leave no room for an answer; shorten the prompt"):
         answer(model, processor, [ask("cat " * 200, images=(picture(0),))])
+
+
+def test_another_cache_is_refused_as_answers_keep_their_own(pair: tuple[VisionLanguageModel, Processor]) -> None:
+    model, processor = pair
+    question = ask("What is it?", images=(picture(0),))
+    with pytest.raises(
+        ModelError, match=r"cache_implementation: got 'static', but answers are made with visgraft's own"
+    ):
+        answer(model, processor, [question], cache_implementation="static")
+    assert answer(model, processor, [question], cache_implementation=None) == answer(model, processor, [question])

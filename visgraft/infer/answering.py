@@ -21,7 +21,7 @@ from torch import Tensor
 
 from visgraft.data.prompt import PromptTemplate, end_token_id
 from visgraft.data.sample import Sample
-from visgraft.errors import BadSampleError
+from visgraft.errors import BadSampleError, ModelError
 from visgraft.infer.prefixes import PrefixCache, read_prefixes
 from visgraft.infer.questions import Question, in_batches, read_questions, read_samples
 from visgraft.model.cache import RoomCache
@@ -40,6 +40,7 @@ GREEDY = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
 }
+OTHER_CACHES = ("cache_implementation", "past_key_values")  # of `generate`, which this module makes itself
 _BATCHES_AHEAD = 4  # prompts are sorted by length among so many batches at a time
 _ROOM_AT_ONCE = 256  # new tokens for which room is taken at first; longer answers are rare
 
@@ -91,7 +92,7 @@ def answer(
 
     Raises:
         BadSampleError: an image cannot be used.
-        ModelError: a prompt leaves no room for an answer.
+        ModelError: a prompt leaves no room for an answer, or another cache of keys and values is asked for.
     """
     answers = []
     settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "prefix_cache": prefix_cache, **generate}
@@ -120,8 +121,14 @@ def answer_each(
     two answers the model is as the caller left it.
 
     Raises:
-        ModelError: a prompt leaves no room for an answer.
+        ModelError: a prompt leaves no room for an answer, or another cache of keys and values is asked for.
     """
+    for name in OTHER_CACHES:
+        if generate.get(name) is not None:
+            raise ModelError(
+                f"{name}: got {generate[name]!r}, but answers are made with visgraft's own cache, whose room is taken "
+                "once and whose image prefixes are kept; leave it out, or call model.generate"
+            )
     cache = PrefixCache() if prefix_cache is None else prefix_cache
     stop_ids = stop_token_ids(model, processor)
     settings = {**GREEDY, "eos_token_id": stop_ids, "pad_token_id": processor.tokenizer.pad_token_id, **generate}
