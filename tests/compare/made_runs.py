@@ -80,7 +80,8 @@ def save_run(
     for step in range(1, num_steps + 1):
         loss = final_loss + (6.0 - final_loss) * np.exp(-9 * step / planned) + rng.normal(0, 0.06)
         record = {"step": step, "epoch": step / planned, "loss": loss, "loss_per_character": loss / 4.2}
-        run.append("metrics", {**record, "samples": 32, "supervised_tokens": 480, "seconds": rng.uniform(0.4, 0.6)})
+        record |= {"samples": 32, "dialogs": 64, "supervised_tokens": 480}
+        run.append("metrics", {**record, "seconds": rng.uniform(0.4, 0.6)})
         if validation and step % max(1, planned // 10) == 0:
             held_out = final_loss + 0.15 + (5.5 - final_loss) * np.exp(-9 * step / planned) + rng.normal(0, 0.01)
             line = {"step": step, "validation_loss": held_out, "validation_loss_per_character": held_out / 4.2}

@@ -65,7 +65,7 @@ def test_curves_with_nothing_in_common_have_no_average() -> None:
     nothing = training_curve([])
     assert average([nothing], axis="steps") is None
     early, late = curve([1.0, 1.0]), curve([1.0, 1.0])
-    shifted = Curve(late.steps + 10, late.samples, late.minutes, late.token, late.character)
+    shifted = Curve(late.steps + 10, late.samples, late.minutes, late.token, late.character, late.texts)
     assert average([early, shifted], axis="steps") is None
 
 

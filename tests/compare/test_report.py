@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.compare.made_runs import save_experiment, save_run
 from visgraft.compare.answers import gather
-from visgraft.compare.charts import Styles, end_rows, mean_rows, panels, raw_rows
+from visgraft.compare.charts import Styles, end_rows, live_chart, mean_rows, panels, raw_rows, still_chart
 from visgraft.compare.collect import Comparison, collect
 from visgraft.compare.plain import as_json, as_markdown
 from visgraft.compare.report import write_picture, write_report
@@ -31,8 +31,8 @@ def test_curves_on_unlike_data_stand_apart_and_unlike_length_is_told(tmp_path: P
         ("training", ["a", "b", "d"]), ("training", ["c"]), ("validation", ["a", "b", "c", "d"]),
     ]  # fmt: skip
     assert found[0].notes == (
-        "b is unfinished: it stopped after 384 samples",
-        "d is shorter: 960 samples where the longest has 1,280",
+        "b is unfinished: it stopped after 768 texts",
+        "d is shorter: 1,920 texts where the longest has 2,560",
     )
     assert [(row["variant"], row["steps"]) for row in end_rows(found[0])] == [("b", 12), ("d", 30)]
     assert {panel.title for panel in found} == {
@@ -42,12 +42,33 @@ def test_curves_on_unlike_data_stand_apart_and_unlike_length_is_told(tmp_path: P
     assert first["loss"] == pytest.approx(collect([tmp_path / "a"]).runs[0].training.character[0], rel=1e-4)
 
 
+def test_what_was_measured_once_is_drawn_as_dots_one_line_a_variant(tmp_path: Path) -> None:
+    save_run(tmp_path / "a", name="a", validation="held-out", num_steps=10)
+    save_run(tmp_path / "b", name="b", validation="held-out", num_steps=10, train={"vision": "full"})
+    for run in ("a", "b"):
+        path = tmp_path / run / "metrics.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        last = max(record["step"] for record in records if "validation_loss" in record)
+        kept = [record for record in records if "validation_loss" not in record or record["step"] == last]
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    training, validation = panels(collect([tmp_path]).variants)
+    assert not training.is_single
+    assert validation.is_single
+    for drawn in (
+        live_chart(validation, Styles(("a", "b")), shown=["a", "b"]),
+        still_chart([validation], Styles(("a", "b")), shown=["a", "b"])[0].vconcat[0],
+    ):
+        layers = drawn.to_dict()["layer"]
+        assert [layer["mark"]["type"] for layer in layers] == ["tick", "circle"]
+        assert {layer["encoding"]["y"]["field"] for layer in layers} == {"variant"}
+
+
 def test_the_page_says_why_losses_are_per_character_and_why_panels_are_apart(tmp_path: Path) -> None:
     comparison = unlike(tmp_path / "runs")
     text = write_report(comparison, [], tmp_path / "new" / "report.html", shown=["a"]).read_text()
     for words in (
         "These runs have unlike tokenizers", "Curves on unlike data stand in panels of their own",
-        "b is unfinished: it stopped after 384 samples", "projection + head", "train.<wbr>vision",
+        "b is unfinished: it stopped after 768 texts", "projection + head", "train.<wbr>vision",
     ):  # fmt: skip
         assert words in text
     assert text.count('aria-pressed="true"') == 1

@@ -23,7 +23,7 @@ from visgraft.page import COLORS
 Split = Literal["training", "validation"]
 DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 2), (9, 3, 2, 3))  # one for each time the colours are used
 MIN_LOSS = 1e-6  # what a logarithmic axis can show of a loss that is 0
-UNLIKE_LENGTH = 0.02  # runs whose numbers of samples differ by more than this share are of unlike length
+UNLIKE_LENGTH = 0.05  # runs whose numbers of texts differ by more than this share are of unlike length
 CROSS: dict[str, Any] = {"shape": "cross", "size": 150, "angle": 45, "filled": True}
 AXIS_WORDS: dict[Axis, str] = {
     "steps": "optimizer steps",
@@ -49,6 +49,11 @@ class Panel:
     unit: Unit
     variants: tuple[Variant, ...]
     notes: tuple[str, ...]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether every run was measured once, so that there is no curve to draw."""
+        return all(len(curve_of(run, self.split)) < 2 for variant in self.variants for run in variant.runs)
 
     @property
     def title(self) -> str:
@@ -78,28 +83,28 @@ def panels(variants: Sequence[Variant]) -> list[Panel]:
 
 
 def _length_notes(variants: Sequence[Variant]) -> list[str]:
-    """Say which runs are not finished, and which finished ones learned from another number of samples."""
+    """Say which runs are not finished, and which finished ones learned from fewer texts."""
     notes = []
-    longest = max(_num_samples(run) for variant in variants for run in variant.runs)
+    longest = max(_num_texts(run) for variant in variants for run in variant.runs)
     for variant in variants:
         for run in variant.runs:
             name = variant.name if len(variant.runs) == 1 else f"{variant.name}, seed {run.seed}"
-            number = _num_samples(run)
+            number = _num_texts(run)
             if run.status != "finished":
-                notes.append(f"{name} is {run.status}: it stopped after {number:,.0f} samples")
+                notes.append(f"{name} is {run.status}: it stopped after {number:,.0f} texts")
             elif number < longest * (1 - UNLIKE_LENGTH):
-                notes.append(f"{name} is shorter: {number:,.0f} samples where the longest has {longest:,.0f}")
+                notes.append(f"{name} is shorter: {number:,.0f} texts where the longest has {longest:,.0f}")
     return notes
 
 
-def _num_samples(run: RunData) -> float:
-    return float(run.training.samples[-1])
+def _num_texts(run: RunData) -> float:
+    return float(run.training.texts[-1])
 
 
 def is_short(run: RunData, panel: Panel) -> bool:
     """Say whether a run's curve ends before the longest of its panel, or before its own end."""
-    longest = max(_num_samples(other) for variant in panel.variants for other in variant.runs)
-    return run.status != "finished" or _num_samples(run) < longest * (1 - UNLIKE_LENGTH)
+    longest = max(_num_texts(other) for variant in panel.variants for other in variant.runs)
+    return run.status != "finished" or _num_texts(run) < longest * (1 - UNLIKE_LENGTH)
 
 
 # --- Rows
@@ -221,29 +226,15 @@ def _x(field: str, *, title: str | None = None) -> altair.X:
 def live_chart(panel: Panel, styles: Styles, *, shown: Sequence[str], height: int = 330) -> altair.LayerChart:
     """Draw a panel whose signals `shown` (names), `axis` and `raw` the page may set; scales follow what is shown."""
     style = styles.encodings(legend=None)
-    color = style["color"]
     means, raw, ends = (
         altair.Chart(altair.NamedData(name)).transform_filter("indexof(shown, datum.variant) >= 0")
         for name in ("means", "raw", "ends")
     )
-    means = means.transform_filter("datum.axis == axis")
-    raw, ends = (
-        raw.transform_filter("raw").transform_calculate(x="datum[axis]"),
-        ends.transform_calculate(x="datum[axis]"),
-    )
-    x, y, low = _x("x"), _y(), altair.Y("low:Q", title=None)
-    hover = [
-        altair.Tooltip("variant:N"),
-        altair.Tooltip("x:Q", format=",.4~g"),
-        altair.Tooltip("loss:Q", format=".4~g"),
-    ]
-    layers = [
-        means.mark_area(opacity=0.16).encode(x=x, y=low, y2="high:Q", color=color),
-        raw.mark_line(opacity=0.35, strokeWidth=1).encode(x=x, y=y, detail="run:N", color=color),
-        means.mark_line(strokeWidth=2.5).encode(x=x, y=y, **style),
-        ends.mark_point(**CROSS).encode(x=x, y=y, color=color, tooltip=["run:N", "what:N"]),
-        means.mark_circle(size=90, opacity=0).encode(x=x, y=y, color=color, tooltip=hover),
-    ]
+    means = means.transform_filter("datum.axis == 'steps'" if panel.is_single else "datum.axis == axis")
+    ends = ends.transform_calculate(x="datum[axis]")
+    if not panel.is_single:
+        raw = raw.transform_filter("raw").transform_calculate(x="datum[axis]")
+    layers = _dots(means, raw, styles) if panel.is_single else _lines(means, raw, ends, style)
     return altair.LayerChart(layer=layers, width="container", height=height).add_params(
         altair.param(name="shown", value=list(shown)),
         altair.param(name="axis", value="steps"),
@@ -251,12 +242,48 @@ def live_chart(panel: Panel, styles: Styles, *, shown: Sequence[str], height: in
     )
 
 
+def _dots(means: altair.Chart, raw: altair.Chart, styles: Styles) -> list[altair.Chart]:
+    """Draw what was measured once: a line a variant, a dot a run, a tick at the mean of the seeds."""
+    loss = altair.X(
+        "loss:Q",
+        title=None,
+        scale=altair.Scale(type="log", nice=False, padding=14),
+        axis=altair.Axis(format="~g", labelOverlap=True, tickCount=8),
+    )
+    name = altair.Y("variant:N", title=None, sort=list(styles.names), axis=altair.Axis(labelLimit=240, grid=True))
+    color = styles.encodings(legend=None)["color"]
+    hover = [altair.Tooltip("run:N"), altair.Tooltip("loss:Q", format=".4~g")]
+    return [
+        means.mark_tick(thickness=3, size=16).encode(x=loss, y=name, color=color),
+        raw.mark_circle(size=80, opacity=0.75).encode(x=loss, y=name, color=color, tooltip=hover),
+    ]
+
+
+def _lines(means: altair.Chart, raw: altair.Chart, ends: altair.Chart, style: dict[str, Any]) -> list[altair.Chart]:
+    """Draw curves: means over seeds with their spread, each run as measured, crosses where one ends early."""
+    color = style["color"]
+    x, y, low = _x("x"), _y(), altair.Y("low:Q", title=None)
+    hover = [
+        altair.Tooltip("variant:N"),
+        altair.Tooltip("x:Q", format=",.4~g"),
+        altair.Tooltip("loss:Q", format=".4~g"),
+    ]
+    return [
+        means.mark_area(opacity=0.16).encode(x=x, y=low, y2="high:Q", color=color),
+        raw.mark_line(opacity=0.35, strokeWidth=1).encode(x=x, y=y, detail="run:N", color=color),
+        means.mark_line(strokeWidth=2.5).encode(x=x, y=y, **style),
+        ends.mark_point(**CROSS).encode(x=x, y=y, color=color, tooltip=["run:N", "what:N"]),
+        means.mark_circle(size=90, opacity=0).encode(x=x, y=y, color=color, tooltip=hover),
+    ]
+
+
 def still_chart(found: Sequence[Panel], styles: Styles, *, shown: Sequence[str]) -> tuple[altair.VConcatChart, Rows]:
     """Draw all panels below one another for a picture, with a legend, over samples; give its rows too."""
     charts: list[altair.LayerChart] = []
     rows: Rows = {}
     for panel in found:
-        named = {"means": mean_rows(panel, axes=["samples"]), "raw": raw_rows(panel), "ends": end_rows(panel)}
+        axis: Axis = "steps" if panel.is_single else "samples"
+        named = {"means": mean_rows(panel, axes=[axis]), "raw": raw_rows(panel), "ends": end_rows(panel)}
         named = {name: [row for row in held if row["variant"] in shown] for name, held in named.items()}
         if not named["raw"]:
             continue
@@ -268,11 +295,12 @@ def still_chart(found: Sequence[Panel], styles: Styles, *, shown: Sequence[str])
         y, title = _y(), AXIS_WORDS["samples"]
         x, x_samples = _x("x", title=title), _x("samples", title=title)
         low = altair.Y("low:Q", title=None)
-        layers = [
+        curves = [
             raw.mark_line(opacity=0.3, strokeWidth=1).encode(x=x_samples, y=y, detail="run:N", color=style["color"]),
             means.mark_area(opacity=0.16).encode(x=x, y=low, y2="high:Q", color=style["color"]),
             means.mark_line(strokeWidth=2.5).encode(x=x, y=y, **style),
             ends.mark_point(**CROSS).encode(x=x_samples, y=y, color=style["color"]),
         ]
+        layers = _dots(means, raw, styles) if panel.is_single else curves
         charts.append(altair.LayerChart(layer=layers, width=760, height=300, title=f"{panel.title}: {panel.data}"))
     return altair.VConcatChart(vconcat=charts), rows

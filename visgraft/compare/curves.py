@@ -34,6 +34,7 @@ class Curve:
     minutes: Array
     token: Array
     character: Array
+    texts: Array  # learned from so far
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -72,6 +73,7 @@ def training_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
         minutes=_array([record.get("seconds", 0.0) for record in steps]).cumsum() / 60,
         token=_array([record["loss"] for record in steps]),
         character=_array([record.get("loss_per_character") for record in steps]),
+        texts=_array([record.get("dialogs", record.get("samples", 0)) for record in steps]).cumsum(),
     )
 
 
@@ -93,6 +95,7 @@ def validation_curve(
         minutes=at(training.minutes),
         token=_array([record["validation_loss"] for record in found]),
         character=_array([record.get("validation_loss_per_character") for record in found]),
+        texts=at(training.texts),
     )
     known = {"step", "validation_loss", "validation_loss_per_character"}
     names = dict.fromkeys(

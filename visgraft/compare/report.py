@@ -146,9 +146,14 @@ def _curves(page: Page, found: Sequence[Panel], styles: Styles, shown: Sequence[
         chart = page.chart(drawn, alt=f"{panel.title}, {panel.data}", data=rows_of(panel))
         notes = "".join(f'<p class="soft">✗ {escape(note)}</p>' for note in panel.notes if panel.split == "training")
         inside = json.dumps([numbers[variant.name] for variant in panel.variants])
+        along = (
+            '<p class="soft">measured once, at the end: a dot a run, a tick at the mean</p>'
+            if panel.is_single
+            else f'<p class="along">{AXIS_WORDS[AXES[0]]}</p>'
+        )
         figures.append(
             f'<figure data-any="{inside}"><figcaption><b>{escape(panel.title)}</b><span class="soft">'
-            f'{escape(panel.data)}</span></figcaption>{chart}<p class="along">{AXIS_WORDS[AXES[0]]}</p>{notes}</figure>'
+            f"{escape(panel.data)}</span></figcaption>{chart}{along}{notes}</figure>"
         )
     words = (
         "Thick: the mean over the seeds of a variant, training loss smoothed; shaded: from the lowest to the highest "
