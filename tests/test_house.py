@@ -138,6 +138,7 @@ def file_map() -> str:
             lines.append(f"{name:<24} {_first_line(path)}")
     for folder in ("recipes", "bench", "docs"):
         paths = sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".md"))
+        paths = [path for path in paths if "results" not in path.parts]  # what was measured is data
         lines += [f"{folder}/"] if paths else []
         lines += [f"{'  ' + path.relative_to(ROOT / folder).as_posix():<24} {_first_line(path)}" for path in paths]
     lines.append(f"{'tests/':<24} the same tree again; every test's name is a sentence")
