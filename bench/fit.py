@@ -97,7 +97,7 @@ PAIRS: dict[str, tuple[Callable[[bool], Any], Callable[[bool], Any]]] = {
     "opt": (lambda is_tiny: hf.ViTConfig(**_square(is_tiny, patch=16)), _opt),
     "smollm": (lambda is_tiny: hf.SiglipVisionConfig(**_square(is_tiny, patch=16, width=512, layers=8)), _smollm),
     "gpt_neox": (
-        lambda is_tiny: hf.ConvNextConfig(image_size=224, depths=[1, 1, 1, 1] if is_tiny else None),
+        lambda is_tiny: hf.ConvNextConfig(image_size=224, **({"depths": [1, 1, 1, 1]} if is_tiny else {})),
         _gpt_neox,
     ),
     "qwen": (lambda is_tiny: hf.CLIPVisionConfig(**_square(is_tiny, patch=32)), _qwen),
