@@ -3,7 +3,7 @@
 In: a recipe. Out: a table of memory by part and the time, or JSON. Usage: `visgraft fit recipe.yaml --gpu 24GB`
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson
-from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries
+from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.config import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _seconds_per_step(
 
 def _print(values: dict[str, Any]) -> None:
     labels = [("recipe", values["recipe"]), ("card", f"{values['card']}, {_gib(values['memory_bytes'])}")]
-    print_rich(_labelled(labels))
+    print_rich(labelled(labels))
     print_line()
     print_rich(_memory_table(values))
     print_line()
@@ -161,7 +161,7 @@ def _print(values: dict[str, Any]) -> None:
         facts.append(("measured", f"{_gib(values['measured']['peak_bytes'])} without what the framework holds"))
     facts.append(("loading", f"{_gib(values['loading_bytes'])} of the computer's memory while the weights are read"))
     facts += [("assumed", text) for text in values["assumptions"]]
-    print_rich(_labelled(facts))
+    print_rich(labelled(facts))
     if values["changes"]:
         print_line()
         print_rich(_changes_table(values))
@@ -213,14 +213,6 @@ def _time_in_words(time: dict[str, Any]) -> str:
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(1, minutes)} min"
-
-
-def _labelled(facts: Iterable[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", min_width=10)
-    for label, text in facts:
-        table.add_row(label, Text(text, overflow="fold"))
-    return table
 
 
 def _gib(size: float) -> str:

@@ -4,7 +4,6 @@ In: a recipe, run, model folder or Hub name. Out: the joined model drawn, a tabl
 Usage: `visgraft show runs/my-run --json`
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,7 @@ from rich.text import Text
 from visgraft.cli.drawing import draw_model
 from visgraft.cli.hub import go_offline_without_network, names_of_model, names_of_recipe
 from visgraft.cli.options import AsJson
-from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries
+from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.config import load_recipe
 from visgraft.errors import ConfigError
 from visgraft.runs import Run
@@ -63,7 +62,7 @@ def show(
 
 
 def _print(described: "Description") -> None:
-    print_rich(_labelled(described.heading))
+    print_rich(labelled(described.heading))
     print_line()
     print_rich(draw_model(described))
     print_line()
@@ -71,17 +70,9 @@ def _print(described: "Description") -> None:
     print_line()
     notes = [(row.part, "; ".join(row.notes)) for row in described.rows if row.notes]
     if notes:
-        print_rich(_labelled(notes))
+        print_rich(labelled(notes))
         print_line()
-    print_rich(_labelled(described.facts))
-
-
-def _labelled(facts: "Sequence[tuple[str, str]]") -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", min_width=10)
-    for label, text in facts:
-        table.add_row(label, Text(text, overflow="fold"))
-    return table
+    print_rich(labelled(described.facts))
 
 
 def _short(dtype: str) -> str:

@@ -10,13 +10,15 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 PLAIN_WIDTH = 160  # columns of what is piped into a file
 PLAIN_EVERY_S = 10.0  # between two lines about long work
@@ -110,6 +112,15 @@ def print_line(text: str = "") -> None:
 def print_json(value: Any) -> None:
     """Print one JSON value, alone on standard output."""
     print_line(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def labelled(facts: Iterable[tuple[str, str]]) -> Table:
+    """Lay out facts, each behind its label; long ones go on below themselves."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", min_width=10)
+    for label, text in facts:
+        table.add_row(label, Text(text, overflow="fold"))
+    return table
 
 
 def print_rich(renderable: RenderableType) -> None:
