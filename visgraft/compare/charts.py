@@ -210,8 +210,12 @@ def _y() -> altair.Y:
         "loss:Q",
         title=None,
         scale=altair.Scale(type="log", nice=False),
-        axis=altair.Axis(format="~g", labelOverlap=True, tickCount=8),
+        axis=_loss_axis(),
     )
+
+
+def _loss_axis() -> altair.Axis:
+    return altair.Axis(format="~g", labelOverlap=True, tickCount=8)
 
 
 def _x(field: str, *, title: str | None = None) -> altair.X:
@@ -225,16 +229,14 @@ def _x(field: str, *, title: str | None = None) -> altair.X:
 
 def live_chart(panel: Panel, styles: Styles, *, shown: Sequence[str], height: int = 330) -> altair.LayerChart:
     """Draw a panel whose signals `shown` (names), `axis` and `raw` the page may set; scales follow what is shown."""
-    style = styles.encodings(legend=None)
     means, raw, ends = (
         altair.Chart(altair.NamedData(name)).transform_filter("indexof(shown, datum.variant) >= 0")
         for name in ("means", "raw", "ends")
     )
-    means = means.transform_filter("datum.axis == 'steps'" if panel.is_single else "datum.axis == axis")
-    ends = ends.transform_calculate(x="datum[axis]")
-    if not panel.is_single:
-        raw = raw.transform_filter("raw").transform_calculate(x="datum[axis]")
-    layers = _dots(means, raw, styles) if panel.is_single else _lines(means, raw, ends, style)
+    if panel.is_single:
+        layers = _dots(means.transform_filter("datum.axis == 'steps'"), raw, styles)
+    else:
+        layers = _live_lines(means, raw, ends, styles)
     return altair.LayerChart(layer=layers, width="container", height=height).add_params(
         altair.param(name="shown", value=list(shown)),
         altair.param(name="axis", value="steps"),
@@ -248,7 +250,7 @@ def _dots(means: altair.Chart, raw: altair.Chart, styles: Styles) -> list[altair
         "loss:Q",
         title=None,
         scale=altair.Scale(type="log", nice=False, padding=14),
-        axis=altair.Axis(format="~g", labelOverlap=True, tickCount=8),
+        axis=_loss_axis(),
     )
     name = altair.Y("variant:N", title=None, sort=list(styles.names), axis=altair.Axis(labelLimit=240, grid=True))
     color = styles.encodings(legend=None)["color"]
@@ -259,8 +261,12 @@ def _dots(means: altair.Chart, raw: altair.Chart, styles: Styles) -> list[altair
     ]
 
 
-def _lines(means: altair.Chart, raw: altair.Chart, ends: altair.Chart, style: dict[str, Any]) -> list[altair.Chart]:
+def _live_lines(means: altair.Chart, raw: altair.Chart, ends: altair.Chart, styles: Styles) -> list[altair.Chart]:
     """Draw curves: means over seeds with their spread, each run as measured, crosses where one ends early."""
+    means = means.transform_filter("datum.axis == axis")
+    raw = raw.transform_filter("raw").transform_calculate(x="datum[axis]")
+    ends = ends.transform_calculate(x="datum[axis]")
+    style = styles.encodings(legend=None)
     color = style["color"]
     x, y, low = _x("x"), _y(), altair.Y("low:Q", title=None)
     hover = [
@@ -289,18 +295,27 @@ def still_chart(found: Sequence[Panel], styles: Styles, *, shown: Sequence[str])
             continue
         number = len(charts)
         rows |= {f"{name}-{number}": held for name, held in named.items()}
-        legend = None if number else altair.Legend(symbolType="stroke", symbolSize=400, symbolOpacity=1, labelLimit=340)
-        style = styles.encodings(legend=legend)
         means, raw, ends = (altair.Chart(altair.NamedData(f"{name}-{number}")) for name in named)
-        y, title = _y(), AXIS_WORDS["samples"]
-        x, x_samples = _x("x", title=title), _x("samples", title=title)
-        low = altair.Y("low:Q", title=None)
-        curves = [
-            raw.mark_line(opacity=0.3, strokeWidth=1).encode(x=x_samples, y=y, detail="run:N", color=style["color"]),
-            means.mark_area(opacity=0.16).encode(x=x, y=low, y2="high:Q", color=style["color"]),
-            means.mark_line(strokeWidth=2.5).encode(x=x, y=y, **style),
-            ends.mark_point(**CROSS).encode(x=x_samples, y=y, color=style["color"]),
-        ]
-        layers = _dots(means, raw, styles) if panel.is_single else curves
+        if panel.is_single:
+            layers = _dots(means, raw, styles)
+        else:
+            layers = _still_lines(means, raw, ends, styles, has_legend=number == 0)
         charts.append(altair.LayerChart(layer=layers, width=760, height=300, title=f"{panel.title}: {panel.data}"))
     return altair.VConcatChart(vconcat=charts), rows
+
+
+def _still_lines(
+    means: altair.Chart, raw: altair.Chart, ends: altair.Chart, styles: Styles, *, has_legend: bool
+) -> list[altair.Chart]:
+    """Draw curves over samples, as `_live_lines` does over what the page chooses."""
+    legend = altair.Legend(symbolType="stroke", symbolSize=400, symbolOpacity=1, labelLimit=340) if has_legend else None
+    style = styles.encodings(legend=legend)
+    y, title = _y(), AXIS_WORDS["samples"]
+    x, x_samples = _x("x", title=title), _x("samples", title=title)
+    low = altair.Y("low:Q", title=None)
+    return [
+        raw.mark_line(opacity=0.3, strokeWidth=1).encode(x=x_samples, y=y, detail="run:N", color=style["color"]),
+        means.mark_area(opacity=0.16).encode(x=x, y=low, y2="high:Q", color=style["color"]),
+        means.mark_line(strokeWidth=2.5).encode(x=x, y=y, **style),
+        ends.mark_point(**CROSS).encode(x=x_samples, y=y, color=style["color"]),
+    ]

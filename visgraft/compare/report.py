@@ -147,7 +147,7 @@ def _curves(page: Page, found: Sequence[Panel], styles: Styles, shown: Sequence[
         notes = "".join(f'<p class="soft">✗ {escape(note)}</p>' for note in panel.notes if panel.split == "training")
         inside = json.dumps([numbers[variant.name] for variant in panel.variants])
         along = (
-            '<p class="soft">measured once, at the end: a dot a run, a tick at the mean</p>'
+            '<p class="soft">measured once: a dot a run, a tick at the mean</p>'
             if panel.is_single
             else f'<p class="along">{AXIS_WORDS[AXES[0]]}</p>'
         )
