@@ -16,6 +16,8 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from visgraft.runs import Run
+
 KEPT_FILES = ("environment.json", "samples.jsonl", "summary.json")
 KEPT_METRICS = (
     *("step", "epoch", "loss", "loss_per_character", "supervised_tokens", "text_tokens", "samples", "dialogs"),
@@ -33,8 +35,7 @@ def keep_run(run: Path, folder: Path) -> None:
     recipe.pop("output", None)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     with (folder / "metrics.jsonl").open("w") as file:
-        for line in (run / "metrics.jsonl").read_text().splitlines():
-            record = json.loads(line)
+        for record in Run.open(run).read_metrics():
             kept = {key: record[key] for key in KEPT_METRICS if key in record}
             file.write(json.dumps({key: round(v, 5) if isinstance(v, float) else v for key, v in kept.items()}) + "\n")
 
