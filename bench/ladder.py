@@ -37,17 +37,18 @@ from harness import interleave, machine, ratio, write
 from train_step import (
     ANCESTOR_LENGTH,
     CAPTIONS,
+    PAD_ID,
     Data,
     Training,
     ancestor_step,
     configs,
     encode,
+    lay_out,
     make_data,
     prepared,
 )
 
-from visgraft.data.batch import Batch, EncodedSample, collate
-from visgraft.data.packing import fill_rows
+from visgraft.data.batch import Batch, EncodedSample
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.train.compiling import compile_blocks
 
@@ -56,7 +57,6 @@ RUNGS = ("ancestor", "bf16", "supervised", "unpadded", "shared", "filled", "comp
 APART = "cached"
 COUNTED = RUNGS[4:]  # rungs that do nothing twice
 MIXES = ("captions", "vqa")
-PAD_ID = 1
 
 
 def make_mix(mix: str, num_images: int, *, side: int, vocabulary: int) -> Data:
@@ -84,7 +84,10 @@ def make_rung(rung: str, data: Data, *, tiny: bool) -> tuple[Training, Batch | N
     samples = encode(data, num_tokens=model.projection.num_tokens)
     if rung == "cached":
         samples = with_features(samples, model)
-    batch = lay_out(rung, samples, tiny=tiny)
+    layout = {"supervised": "rows", "unpadded": "rows", "shared": "shared"}.get(rung, "filled")
+    batch = lay_out(samples, layout)
+    if rung == "supervised":
+        batch = padded(batch, samples[0].num_prefix_tokens + (24 if tiny else ANCESTOR_LENGTH))
     if rung in ("compile", "cached"):
         compile_blocks(model, backend="eager" if tiny else "inductor")
     return Training(model, lambda: model.loss(batch).loss), batch
@@ -97,18 +100,6 @@ def with_features(samples: Sequence[EncodedSample], model: VisionLanguageModel) 
             replace(sample, vision_inputs={"features": model.image_features(sample.vision_inputs)})
             for sample in samples
         ]
-
-
-def lay_out(rung: str, samples: Sequence[EncodedSample], *, tiny: bool) -> Batch:
-    """Collate the samples as a rung lays them out."""
-    if rung in ("supervised", "unpadded"):
-        batch = collate(samples, layout="rows", pad_token_id=PAD_ID)
-        width = samples[0].num_prefix_tokens + (24 if tiny else ANCESTOR_LENGTH)
-        return padded(batch, width) if rung == "supervised" else batch
-    if rung == "shared":
-        return collate(samples, layout="shared", pad_token_id=PAD_ID)
-    rows = fill_rows([sample.num_positions for sample in samples], row_positions=None)
-    return collate(samples, layout="shared", pad_token_id=PAD_ID, rows=rows)
 
 
 def padded(batch: Batch, width: int) -> Batch:

@@ -16,7 +16,7 @@ from typing import Any
 
 import altair
 import vl_convert
-from harness import console
+from harness import console, ratio
 
 from visgraft.page import COLORS, spec_of
 
@@ -65,7 +65,7 @@ def bars(
         {
             "name": words[name],
             "speed": speeds[name],
-            "label": f"{speeds[name] / speeds[first]:.1f} x",
+            "label": f"{ratio(variants, slow=first, fast=name):.1f} x",
             "color": OTHERS if name in others else COLORS[0],
             "opacity": APART if name == "cached" else 1,
         }

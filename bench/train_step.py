@@ -25,7 +25,7 @@ import argparse
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from transformers import (
 )
 
 from visgraft.config import LoraSettings
-from visgraft.data.batch import EncodedSample, collate
+from visgraft.data.batch import Batch, EncodedSample, collate
 from visgraft.data.packing import fill_rows
 from visgraft.data.prompt import EncodedDialog
 from visgraft.model.attention import choose_attention, set_attention
@@ -57,6 +57,7 @@ ANCESTOR_LENGTH = 128  # text tokens to which the ancestor padded on this shape
 # The ancestor's own code on 4 rows of 197 + 128 positions, on 2 CPU cores: best 2.93 s, median 3.3 s.
 ANCESTORS_OWN_POSITIONS_PER_S = 444
 LORA_TARGETS = ["q_proj", "v_proj"]
+PAD_ID = 1
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,16 @@ def make_data(num_images: int, *, captions: int, side: int, vocabulary: int) -> 
 
 
 def visgraft_step(data: Data, *, tiny: bool, layout: str, image: tuple[int, int] | None = None) -> Training:
-    """Make a step of visgraft in the layout `rows`, `shared`, or `filled` (shared, several samples in a row)."""
+    """Make a step of visgraft in one of the layouts of `lay_out`."""
     model = prepared(tiny, image=image)
-    samples = encode(data, num_tokens=model.projection.num_tokens)
-    rows = fill_rows([sample.num_positions for sample in samples], row_positions=None) if layout == "filled" else None
-    batch = collate(samples, layout="rows" if layout == "rows" else "shared", pad_token_id=1, rows=rows)
+    batch = lay_out(encode(data, num_tokens=model.projection.num_tokens), layout)
     return Training(model, lambda: model.loss(batch).loss)
+
+
+def lay_out(samples: Sequence[EncodedSample], layout: str) -> Batch:
+    """Collate samples in the layout `rows`, `shared`, or `filled` (shared, several samples in a row)."""
+    rows = fill_rows([sample.num_positions for sample in samples], row_positions=None) if layout == "filled" else None
+    return collate(samples, layout="rows" if layout == "rows" else "shared", pad_token_id=PAD_ID, rows=rows)
 
 
 def ancestor_step(data: Data, *, tiny: bool, dtype: torch.dtype | None = None) -> Training:
@@ -228,7 +233,7 @@ def padded_rows(data: Data, *, length: int | None) -> tuple[Tensor, Tensor, Tens
     """Lay out a row a caption: ids and mask [N, T], and the image of each row."""
     texts = [ids for captions in data.captions for ids in captions]
     width = length or max(map(len, texts))
-    ids = torch.tensor([[*text, *[1] * (width - len(text))] for text in texts])
+    ids = torch.tensor([[*text, *[PAD_ID] * (width - len(text))] for text in texts])
     mask = torch.tensor([[True] * len(text) + [False] * (width - len(text)) for text in texts])
     return ids, mask, data.pixels.repeat_interleave(torch.tensor([len(texts) for texts in data.captions]), 0)
 
