@@ -1,4 +1,4 @@
-"""What the words alone give away: held-out questions that are right when each gets the answer its words most often have.
+"""What the words alone give away: held-out questions that are right when each gets what its words most often have.
 
     python bench/words_alone.py                  # writes bench/results/words_alone.json
 
