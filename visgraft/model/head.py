@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from visgraft.errors import UnsupportedModelError
+from visgraft.model.cross_entropy import cross_entropy
 
 
 @contextlib.contextmanager
@@ -74,7 +75,7 @@ def supervised_losses(
         with gathered_head(language, index):
             logits = run().logits
         _check_gathered(language, logits, target.shape[0])
-        return nn.functional.cross_entropy(logits[0].float(), target, reduction="none")
+        return cross_entropy(logits[0], target)
     hidden = _decode(language, run)[index]
     chunks = zip(hidden.split(num_rows), target.split(num_rows), strict=True)
     losses = [checkpoint(_chunk_losses, language, part, goal, use_reentrant=False) for part, goal in chunks]
@@ -120,4 +121,4 @@ def _chunk_losses(language: PreTrainedModel, hidden: Tensor, target: Tensor) -> 
         output = language(inputs_embeds=hidden.unsqueeze(0), use_cache=False)
     finally:
         decoder.forward = original
-    return nn.functional.cross_entropy(output.logits[0].float(), target, reduction="none")
+    return cross_entropy(output.logits[0], target)
