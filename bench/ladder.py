@@ -19,7 +19,7 @@ From `shared` on, where nothing is done twice, each rung's needed operations (be
 of the machine's own matrix rate, which is measured in the same rounds.
 
 Two mixes: `captions`, 5 an image, 10 to 18 tokens; `vqa`, easy-VQA's own questions, 9.6 an image (their lengths:
-bench/lengths/easy_vqa.json). The pair is that of train_step.py, and so is the ancestor.
+bench/lengths/vqa.json). The pair is that of train_step.py, and so is the ancestor.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from visgraft.data.batch import Batch, EncodedSample
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.train.compiling import compile_blocks
 
-LENGTHS = Path(__file__).parent / "lengths" / "easy_vqa.json"
+LENGTHS = Path(__file__).parent / "lengths"
 RUNGS = ("ancestor", "bf16", "supervised", "unpadded", "shared", "filled", "compile", "cached")
 APART = "cached"
 COUNTED = RUNGS[4:]  # rungs that do nothing twice
@@ -60,11 +60,11 @@ MIXES = ("captions", "vqa")
 
 
 def make_mix(mix: str, num_images: int, *, side: int, vocabulary: int) -> Data:
-    """Make random images and texts of a mix's lengths."""
+    """Make random images and texts of a mix's lengths: `captions`, or a file of bench/lengths/."""
     if mix == "captions":
         return make_data(num_images, captions=CAPTIONS, side=side, vocabulary=vocabulary)
     generator = torch.Generator().manual_seed(0)
-    lengths = json.loads(LENGTHS.read_text())["images"][:num_images]
+    lengths = json.loads((LENGTHS / f"{mix}.json").read_text())["images"][:num_images]
 
     def text(length: int) -> list[int]:
         return [*torch.randint(4, vocabulary, (length - 1,), generator=generator).tolist(), 2]
@@ -95,11 +95,15 @@ def make_rung(rung: str, data: Data, *, tiny: bool) -> tuple[Training, Batch | N
 
 def with_features(samples: Sequence[EncodedSample], model: VisionLanguageModel) -> list[EncodedSample]:
     """Put what the encoder makes of each sample's image in the place of its pixels, as a full vision cache does."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return [
-            replace(sample, vision_inputs={"features": model.image_features(sample.vision_inputs)})
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+        made = [
+            model.image_features({name: value.to(model.device) for name, value in sample.vision_inputs.items()})
             for sample in samples
         ]
+    return [
+        replace(sample, vision_inputs={"features": features.cpu()})
+        for sample, features in zip(samples, made, strict=True)
+    ]
 
 
 def padded(batch: Batch, width: int) -> Batch:

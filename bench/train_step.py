@@ -78,25 +78,29 @@ class Data:
 
 
 class Training:
-    """A model and one step of its training: loss, backward pass, AdamW."""
+    """A model and one step of its training: the loss of each micro-batch and its backward pass, AdamW."""
 
     def __init__(
-        self, model: nn.Module, loss: Callable[[], Tensor], *, dtype: torch.dtype | None = torch.bfloat16
+        self, model: nn.Module, *losses: Callable[[], Tensor], dtype: torch.dtype | None = torch.bfloat16
     ) -> None:
-        """Take what trains of a model, and how its loss is computed (under autocast in `dtype`; None: without)."""
+        """Take what trains of a model, and its losses, whose sum is the step's (under autocast; None: without)."""
         self.model = model.train()
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-        self.dtype = dtype
-        self._loss = loss
+        self._losses = losses
+        device = next(model.parameters()).device.type
+        self._autocast = lambda: torch.autocast(device, dtype, enabled=dtype is not None)
 
     def loss(self) -> Tensor:
         """Compute the loss."""
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
-            return self._loss()
+        with self._autocast():
+            return torch.stack([loss() for loss in self._losses]).sum()
 
     def __call__(self) -> None:
         """Make one step."""
-        self.loss().backward()
+        for loss in self._losses:
+            with self._autocast():
+                value = loss()
+            value.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -230,8 +234,8 @@ def encode(data: Data, *, num_tokens: int) -> list[EncodedSample]:
 
 
 def padded_rows(data: Data, *, length: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay out a row a caption: ids and mask [N, T], and the image of each row."""
-    texts = [ids for captions in data.captions for ids in captions]
+    """Lay out a row a caption, cut to `length`: ids and mask [N, T], and the image of each row."""
+    texts = [ids[:length] for captions in data.captions for ids in captions]
     width = length or max(map(len, texts))
     ids = torch.tensor([[*text, *[PAD_ID] * (width - len(text))] for text in texts])
     mask = torch.tensor([[True] * len(text) + [False] * (width - len(text)) for text in texts])

@@ -105,3 +105,21 @@ def test_rows_are_measured_with_both_kernels(tmp_path: Path) -> None:
     shape = run_tiny("rows", tmp_path, "--shapes", "demo")["shapes"]["demo"]
     assert shape["padding"]["filled"] <= 0.05 < shape["padding"]["single"]
     assert {"filled / single, sdpa", "filled / single, eager", "eager / sdpa, filled"} <= shape["ratios"].keys()
+
+
+@pytest.mark.slow
+def test_the_gpu_ladder_is_climbed_by_every_language_model(tmp_path: Path) -> None:
+    result = run_tiny("gpu", tmp_path, "--device", "cpu", "--images", "3", "--micro-batch-positions", "200")
+    assert list(result["models"]) == ["opt-350m", "opt-6.7b", "llama-2-7b", "mpt-7b"]
+    rungs = ["bf16", "supervised", "unpadded", "shared", "filled", "blocks", "compile", "cached"]
+    for mixes in result["models"].values():
+        assert list(mixes) == ["coco", "m3it"]
+        for mix, measured in mixes.items():
+            assert list(measured["variants"]) == rungs
+            assert list(measured["to the rung before"]) == list(measured["in all"]) == rungs[1:]
+            assert ("hours for 1,361,650 texts" in measured) is (mix == "m3it")
+            for variant in measured["variants"].values():
+                assert variant["positions_per_s"] > variant["texts_per_s"] > 0
+                assert (
+                    variant["share_of_matrix_rate"] > 0 and variant["utilisation"] is None
+                )  # a CPU has no card's rate
