@@ -115,10 +115,13 @@ def main() -> int:
         return visgraft(sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of every run")
+    parser.add_argument("--only", action="append", metavar="VARIANT", help="run again only this one; may come twice")
     parser.add_argument("--seeds", type=int, help="runs of each variant")
     parser.add_argument("-o", "--output", help="folder of the experiment")
     given = parser.parse_args()
-    experiment = load_experiment(FILE, seeds=given.seeds, overrides=given.set, output=given.output)
+    experiment = load_experiment(
+        FILE, only=given.only or (), seeds=given.seeds, overrides=given.set, output=given.output
+    )
     with ExperimentProgress(Console(stderr=True)) as progress:
         outcomes = run_experiment(with_causes(experiment), launch=launch, progress=progress)
     Console().print(as_table(results_of(outcomes)))

@@ -123,3 +123,10 @@ def test_the_gpu_ladder_is_climbed_by_every_language_model(tmp_path: Path) -> No
                 assert (
                     variant["share_of_matrix_rate"] > 0 and variant["utilisation"] is None
                 )  # a CPU has no card's rate
+
+
+def test_the_loss_is_measured_three_ways(tmp_path: Path) -> None:
+    positions = run_tiny("loss", tmp_path, "--positions", "8", "16")["positions"]
+    assert list(positions) == ["8", "16"]
+    for measured in positions.values():
+        assert list(measured["ways"]) == ["products", "pytorch", "own"] and measured["pytorch / own"] > 0
