@@ -45,12 +45,15 @@ TRAINS: dict[str, dict[str, set[str]]] = {
         **{"random-language": {P, L}, "lora-16-tokens": {P, L}, "lora-16-tokens-causal": {P, L}},
         **{"lora-grouped-4": {P, L}, "lora-shuffled": {P, L}},
     },
+    "easy_vqa_grouping": {name: {P, L} for name in ("shuffled", "grouped-2", "grouped-4", "grouped-4-longer")},
     "easy_vqa_puzzled": {
         **{"lora": {P, L}, "per-part": {P, L}, "per-part-no-warmup": {P, L}},
         **{f"one-{rate}-rate{end}": {P, L} for rate in ("high", "low") for end in ("", "-no-warmup")},
     },
 }
-WITH_LORA = {"lora", "vision-lora", "git-llm", "coco", "second-stage", *TRAINS["language"], *TRAINS["vision"]}
+WITH_LORA = {"lora", "vision-lora", "git-llm", "coco", "second-stage", *TRAINS["language"], *TRAINS["vision"]} | {
+    *TRAINS["easy_vqa_grouping"]
+}
 
 
 def trained_names(outcome: Outcome) -> list[str]:
