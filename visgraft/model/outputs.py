@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
+
+from visgraft.model.cross_entropy import cross_entropy
 
 
 @dataclass
@@ -42,8 +44,8 @@ class VisionLanguageOutput(ModelOutput):
 def labels_loss(logits: Tensor, labels: Tensor) -> VisionLanguageOutput:
     """Compute the loss of labels [B, T], shifted inside the text: CE(logits[:, P:-1], labels[:, 1:])."""
     row, column = (labels[:, 1:] != -100).nonzero(as_tuple=True)
-    predicted = logits[:, -labels.shape[1] :][row, column].float()
-    return loss_output(nn.functional.cross_entropy(predicted, labels[row, column + 1], reduction="none"))
+    predicted = logits[:, -labels.shape[1] :][row, column]
+    return loss_output(cross_entropy(predicted, labels[row, column + 1]))
 
 
 def loss_output(losses: Tensor) -> VisionLanguageOutput:
