@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import make_tokenizer
-from harness import interleave, machine, ratio, write
+from harness import interleave, machine, positive, ratio, write
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
@@ -66,9 +66,9 @@ def make_pair(*, tiny: bool) -> tuple[VisionLanguageModel, Processor]:
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=positive, default=32)
+    parser.add_argument("--batch-size", type=positive, default=16)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--cpu-seconds", action="store_true", help="count the CPU's seconds, with one thread")
     parser.add_argument("--tiny", action="store_true", help="a tiny pair: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "caption.json")

@@ -24,7 +24,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from harness import interleave, machine, ratio, write
+from harness import interleave, machine, positive, ratio, write
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader, Dataset
@@ -141,8 +141,8 @@ def pillow_pass(folder: Path, *, num_workers: int) -> Callable[[], None]:
 def main() -> None:
     """Run the variants and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=positive, default=512)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "data.json")
     arguments = parser.parse_args()

@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,20 +37,19 @@ from typing import Any
 import torch
 from arithmetic import SIZES, MatrixRate, needed_operations
 from gpu_shapes import build, pairs
-from harness import console, interleave, machine, ratio, write
+from harness import console, interleave, machine, positive, ratio, write
 from ladder import make_mix, padded, with_features
-from torch import Tensor
-from train_step import PAD_ID, Data, Training, encode, padded_rows
+from train_step import PAD_ID, Data, Training, ancestor_losses, encode
 
-from visgraft.data.batch import PAD, Batch, EncodedSample, collate, split_dialogs
-from visgraft.data.packing import split_by_positions
+from visgraft.data.batch import PAD, Batch, EncodedSample, collate
 from visgraft.errors import ConfigError, MaskSizeError
 from visgraft.fit.cards import card_here
 from visgraft.model.attention import choose_attention, set_attention
 from visgraft.model.precision import pick_device
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.train.compiling import compile_blocks
-from visgraft.train.steps import LoaderSettings, micro_batches
+from visgraft.train.setup import MICRO_BATCH_POSITIONS, ROW_POSITIONS
+from visgraft.train.steps import LoaderSettings, make_batches, micro_batches
 
 RUNGS = ("bf16", "supervised", "unpadded", "shared", "filled", "blocks", "compile", "cached")
 EAGER = ("bf16", "supervised")
@@ -57,7 +57,6 @@ A_ROW_A_TEXT = ("supervised", "unpadded")
 BLOCKS = ("blocks", "compile", "cached")
 FILLED = ("filled", *BLOCKS)
 MIXES = {"coco": 128, "m3it": 512}  # and the text tokens to which the ancestor padded
-ROW_POSITIONS, MICRO_BATCH_POSITIONS = 4096, 32_768  # visgraft's own on a GPU
 ANCESTORS_TEXTS = 1_361_650  # the rows of M3IT that the ancestor's author trained on, in "half a day"
 
 
@@ -74,22 +73,17 @@ def set_rung(model: VisionLanguageModel, rung: str, *, own_kernel: str, backend:
 
 def batches_of(rung: str, samples: Sequence[EncodedSample], *, positions: int, width: int) -> list[Batch]:
     """Lay samples out as a rung does, in micro-batches of at most so many positions."""
-    if rung in FILLED:
-        row_positions = min(ROW_POSITIONS, positions)
-        settings = LoaderSettings("shared", 0, micro_batch_positions=positions, row_positions=row_positions)
-        made = []
-        for rows in micro_batches(samples, settings=settings):
-            count = iter(range(sum(map(len, rows))))
-            filled = [[next(count) for _ in row] for row in rows]
-            flat = [sample for row in rows for sample in row]
-            made.append(collate(flat, layout="shared", pad_token_id=PAD_ID, rows=filled))
-        return made
-    layout: Any = "rows" if rung in A_ROW_A_TEXT else "shared"
-    units = split_dialogs(samples) if layout == "rows" else list(samples)
-    costs = [width if rung == "supervised" else unit.num_positions for unit in units]
-    parts = split_by_positions(costs, max_cost=positions)
-    batches = [collate([units[i] for i in part], layout=layout, pad_token_id=PAD_ID) for part in parts]
-    return [padded(batch, width) for batch in batches] if rung == "supervised" else batches
+    at_most: dict[str, Any] = {"micro_batch_positions": positions}
+    if rung == "supervised":
+        at_most = {"micro_batch_rows": max(1, positions // width)}  # whose rows are padded to that width
+    elif rung == "shared":
+        at_most["row_positions"] = 1  # so that each sample has a row of its own
+    elif rung in FILLED:
+        at_most["row_positions"] = ROW_POSITIONS["cuda"]
+    settings = LoaderSettings("rows" if rung in A_ROW_A_TEXT else "shared", max_pixels=0, **at_most)
+    parts = micro_batches(samples, settings=settings)
+    batches = make_batches(parts, partial(collate, pad_token_id=PAD_ID), layout=settings.layout)
+    return [padded(batch, width) if rung == "supervised" else batch for batch in batches]
 
 
 def make_step(
@@ -98,30 +92,16 @@ def make_step(
     """Make a training step of a rung, and say how it is cut and how much of it is padding."""
     width = samples[0].num_prefix_tokens + length
     if rung == "bf16":
-        return ancestor_step(model, data, rows=max(1, positions // width), length=length)
-    batches = [batch.to(model.device) for batch in batches_of(rung, samples, positions=positions, width=width)]
-    total = sum(batch.target.numel() for batch in batches)
-
-    def loss(batch: Batch) -> Tensor:
-        return model.loss(batch).loss_sum / total
-
-    all_positions = sum(batch.kind.numel() for batch in batches)
-    pads = sum(int((batch.kind == PAD).sum()) for batch in batches)
-    facts = {"micro_batches": len(batches), "padding": round(pads / all_positions, 4)}
-    return Training(model, *(lambda batch=batch: loss(batch) for batch in batches)), facts
-
-
-def ancestor_step(model: VisionLanguageModel, data: Data, *, rows: int, length: int) -> tuple[Training, dict[str, Any]]:
-    """Make a step of the ancestor's recipe; pads are in its loss."""
-    whole = padded_rows(data, length=length)
-    parts = [[tensor.to(model.device) for tensor in part] for part in zip(*(t.split(rows) for t in whole), strict=True)]
-
-    def loss(ids: Tensor, mask: Tensor, pixels: Tensor) -> Tensor:
-        out = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=ids)
-        return out.loss * len(ids) / len(whole[0])
-
-    step = Training(model, *(lambda part=part: loss(*part) for part in parts))
-    return step, {"micro_batches": len(parts), "padding": round(1 - float(whole[1].float().mean()), 4)}
+        losses = ancestor_losses(model, data, length=length, rows=max(1, positions // width))
+        num_positions = length * data.num_captions  # of text: how much of what it pads is pads
+        num_pads = sum(max(0, length - len(text)) for texts in data.captions for text in texts)
+    else:
+        batches = [batch.to(model.device) for batch in batches_of(rung, samples, positions=positions, width=width)]
+        total = sum(batch.target.numel() for batch in batches)
+        losses = [lambda batch=batch: model.loss(batch).loss_sum / total for batch in batches]
+        num_positions = sum(batch.kind.numel() for batch in batches)
+        num_pads = sum(int((batch.kind == PAD).sum()) for batch in batches)
+    return Training(model, *losses), {"micro_batches": len(losses), "padding": round(num_pads / num_positions, 4)}
 
 
 def measure_rung(
@@ -181,7 +161,7 @@ def measure(name: str, mix: str, *, given: argparse.Namespace, rate: MatrixRate)
         variants[rung] = measured
     del model
     _free(device)
-    return summarize(variants, mix=mix, given=given) | {
+    return summarize(variants, mix=mix) | {
         "images": given.images,
         "texts": data.num_captions,
         "positions": num_positions,
@@ -190,7 +170,7 @@ def measure(name: str, mix: str, *, given: argparse.Namespace, rate: MatrixRate)
     }
 
 
-def summarize(variants: dict[str, Any], *, mix: str, given: argparse.Namespace) -> dict[str, Any]:
+def summarize(variants: dict[str, Any], *, mix: str) -> dict[str, Any]:
     """Give each rung's ratio to the one before and to the first, and how long the ancestor's own run would take."""
     done = [rung for rung in variants if "seconds" in variants[rung]]
     result: dict[str, Any] = {
@@ -203,6 +183,14 @@ def summarize(variants: dict[str, Any], *, mix: str, given: argparse.Namespace) 
     return result
 
 
+def device_here(text: str) -> torch.device:
+    """Read a device from the command line."""
+    try:
+        return pick_device(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main() -> None:
     """Climb every ladder that is asked for; write after each, so that what was measured stays."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -210,13 +198,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=names, default=names)
     parser.add_argument("--mixes", nargs="+", choices=list(MIXES), default=list(MIXES))
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS))
-    parser.add_argument("--images", type=int, default=64, help="images a step")
-    parser.add_argument("--micro-batch-positions", type=int, default=MICRO_BATCH_POSITIONS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", type=torch.device, default=pick_device(None))
+    parser.add_argument("--images", type=positive, default=64, help="images a step")
+    parser.add_argument("--micro-batch-positions", type=positive, default=MICRO_BATCH_POSITIONS["cuda"])
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--device", type=device_here, default=pick_device(None))
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     given = parser.parse_args()
+    if given.device.type == "cpu" and not given.tiny:
+        parser.error("--device: got cpu, and the real shapes are for a GPU; name one, or add --tiny to see it run")
     given.rungs = sorted(set(given.rungs), key=RUNGS.index)
     card = card_here() if given.device.type == "cuda" else None
     given.peak = card.tflops * 1e12 if card is not None and card.tflops else None

@@ -8,11 +8,11 @@ CLIP's. Tiny ones are of the same families.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from train_step import NO_DROPOUT, configs
+from train_step import LORA, LORA_TARGETS, MODES, NO_DROPOUT, configs
 from transformers import (
     AutoModelForCausalLM,
     CLIPVisionConfig,
@@ -23,7 +23,6 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from visgraft.config import LoraSettings
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 
@@ -42,7 +41,7 @@ def pairs(*, tiny: bool) -> dict[str, Pair]:
     vision, _ = configs(tiny)
     languages = _tiny_languages() if tiny else _real_languages()
     return {
-        name: Pair(vision, config, ("Wqkv",) if config.model_type == "mpt" else ("q_proj", "v_proj"))
+        name: Pair(vision, config, ("Wqkv",) if config.model_type == "mpt" else tuple(LORA_TARGETS))
         for name, config in languages.items()
     }
 
@@ -54,9 +53,8 @@ def build(pair: Pair, *, device: torch.device) -> VisionLanguageModel:
         language = AutoModelForCausalLM.from_config(pair.language, dtype=torch.bfloat16)
         vision = CLIPVisionModel(pair.vision).to(torch.bfloat16)
     model = VisionLanguageModel.from_parts(vision, language).to(device)
-    lora: Any = {"language": LoraSettings(r=8, lora_alpha=32, target_modules=pair.lora_targets)}
-    modes: Any = {"projection": "full", "language": "lora"}
-    set_trainable(model, modes=modes, lora=lora, frozen_dtype=torch.bfloat16)
+    lora: Any = {"language": replace(LORA["language"], target_modules=pair.lora_targets)}
+    set_trainable(model, modes=MODES, lora=lora, frozen_dtype=torch.bfloat16)
     return model
 
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import console, interleave, machine, ratio, write
+from harness import console, interleave, machine, positive, ratio, write
 from train_step import configs, make_data, visgraft_step
 
 MOST_POSITIONS = 21_000
@@ -88,8 +88,8 @@ def measure(point: Point, *, grid: Grid, rounds: int, tiny: bool, most_positions
 def main() -> None:
     """Measure every point once and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--most-positions", type=int, default=MOST_POSITIONS, help="of `rows`, in all its rows")
+    parser.add_argument("--rounds", type=positive, default=2)
+    parser.add_argument("--most-positions", type=positive, default=MOST_POSITIONS, help="of `rows`, in all its rows")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "growth.json")
     arguments = parser.parse_args()

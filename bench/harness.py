@@ -8,6 +8,7 @@ of rounds that ran next to each other, and the facts of the machine.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import platform
@@ -85,6 +86,13 @@ def machine() -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1 from the command line: `type=positive` of an argparse option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number of at least 1")
+    return int(text)
 
 
 def write(result: Mapping[str, Any], *, path: Path) -> None:

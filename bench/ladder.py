@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from arithmetic import SIZES, MatrixRate, Operations, needed_operations
-from harness import interleave, machine, ratio, write
+from harness import interleave, machine, positive, ratio, write
 from train_step import (
     ANCESTOR_LENGTH,
     CAPTIONS,
@@ -174,8 +174,8 @@ def share_of_rate(measured: dict[str, Any], needed: dict[str, Operations], *, ra
 def main() -> None:
     """Climb the ladder with both mixes and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=4, help="images a step; of `vqa` half as many")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=positive, default=4, help="images a step; of `vqa` half as many")
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS))
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import interleave, machine, ratio, write
+from harness import interleave, machine, positive, ratio, write
 from torch import Tensor, nn
 
 from visgraft.model.cross_entropy import cross_entropy
@@ -50,8 +50,8 @@ def measure(num_rows: int, *, width: int, vocabulary: int, rounds: int) -> dict[
 def main() -> None:
     """Measure a step of few positions and steps of more, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--positions", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--positions", type=positive, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "loss.json")
     given = parser.parse_args()

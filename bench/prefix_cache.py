@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import interleave, machine, ratio, write
+from harness import interleave, machine, positive, ratio, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
@@ -116,7 +116,7 @@ def measure(model: VisionLanguageModel, *, rounds: int, clock: Callable[[], floa
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--cpu-seconds", action="store_true", help="count the CPU's seconds, with one thread")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "prefix_cache.json")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import interleave, machine, ratio, write
+from harness import interleave, machine, positive, ratio, write
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from visgraft.config import LoraSettings
@@ -128,7 +128,7 @@ def measure(shape: str, *, rounds: int, tiny: bool) -> dict[str, Any]:
 def main() -> None:
     """Measure both shapes and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--tiny", action="store_true", help="one layer: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "rows.json")

@@ -27,11 +27,12 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import interleave, machine, ratio, write
+from harness import interleave, machine, positive, ratio, write
 from nano_like import Nano
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
@@ -166,10 +167,22 @@ def ancestor_step(data: Data, *, tiny: bool, dtype: torch.dtype | None = None) -
     """Make a step of the ancestor's recipe, as it was in fp32 or with frozen weights and autocast in `dtype`."""
     model = joined(tiny, attention="eager")
     set_trainable(model, modes=MODES, lora=LORA, frozen_dtype=dtype)
-    ids, mask, pixels = padded_rows(data, length=24 if tiny else ANCESTOR_LENGTH)
-    labels = ids.clone()  # pads are in the ancestor's loss
-    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "labels": labels}
-    return Training(model, lambda: model(**inputs).loss, dtype=dtype)
+    return Training(model, *ancestor_losses(model, data, length=24 if tiny else ANCESTOR_LENGTH), dtype=dtype)
+
+
+def ancestor_losses(
+    model: VisionLanguageModel, data: Data, *, length: int, rows: int | None = None
+) -> list[Callable[[], Tensor]]:
+    """Give the ancestor's loss, pads and all, in parts of so many rows (None: whole), which add up to the mean."""
+    whole = padded_rows(data, length=length)
+    num_rows = len(whole[0])
+
+    def loss(ids: Tensor, mask: Tensor, pixels: Tensor) -> Tensor:
+        out = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=ids)
+        return out.loss * len(ids) / num_rows
+
+    parts = zip(*(tensor.to(model.device).split(rows or num_rows) for tensor in whole), strict=True)
+    return [partial(loss, *part) for part in parts]
 
 
 def llava_step(data: Data, *, tiny: bool) -> Training:
@@ -317,9 +330,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run the variants and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=8, help="images a step")
-    parser.add_argument("--captions", type=int, default=CAPTIONS, help="captions of each image")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=positive, default=8, help="images a step")
+    parser.add_argument("--captions", type=positive, default=CAPTIONS, help="captions of each image")
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--nano-python", default=sys.executable, help="interpreter of the environment of `nano`")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")

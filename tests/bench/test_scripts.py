@@ -130,3 +130,25 @@ def test_the_loss_is_measured_three_ways(tmp_path: Path) -> None:
     assert list(positions) == ["8", "16"]
     for measured in positions.values():
         assert list(measured["ways"]) == ["products", "pytorch", "own"] and measured["pytorch / own"] > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["--images", "0"], "argument --images: got '0', must be a whole number of at least 1"),
+        (["--rounds", "few"], "argument --rounds: got 'few', must be a whole number of at least 1"),
+        (
+            ["--device", "banana"],
+            "argument --device: device: got banana, which this machine and this torch do not have",
+        ),
+        (["--device", "cpu"], "--device: got cpu, and the real shapes are for a GPU; name one, or add --tiny"),
+    ],
+)
+def test_the_gpu_ladder_says_what_it_cannot_take(
+    given: list[str], wanted: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *given])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("gpu").main()
+    assert wanted in " ".join(capsys.readouterr().err.split())

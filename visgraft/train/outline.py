@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,9 +103,9 @@ def outline_run(
     if not is_read:
         assumptions.append(f"texts are taken to be {ASSUMED_TOKENS} tokens long, one about each image")
     settings = loader_settings(local, device=device.type)
-    collator: Any = processor or _Collator()
+    collated = processor.collate if processor is not None else partial(collate, pad_token_id=0)
     laid_out = [
-        make_batches(micro_batches(step, settings=settings), collator, layout=settings.layout) for step in steps
+        make_batches(micro_batches(step, settings=settings), collated, layout=settings.layout) for step in steps
     ]
     sizes = [sum(batch.kind.numel() for batch in batches) for batches in laid_out]
     largest = max(laid_out, key=lambda batches: max(batch.kind.numel() for batch in batches))
@@ -168,9 +167,3 @@ def _images(recipe: Recipe, model: VisionLanguageModel, number: int) -> tuple[di
     inputs = {name: value.expand(number, *value.shape[1:]) for name, value in black.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to("meta")
     return inputs, tokens
-
-
-class _Collator:
-    """What lays samples out where there is no processor."""
-
-    collate = staticmethod(partial(collate, pad_token_id=0))

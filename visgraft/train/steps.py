@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -189,13 +189,13 @@ def num_groups(batch: Batch) -> int:
     return len(batch.sample_ids)
 
 
-def make_batches(parts: Sequence[Rows], processor: Processor, *, layout: Layout) -> tuple[Batch, ...]:
-    """Collate planned micro-batches."""
+def make_batches(parts: Sequence[Rows], collate: Callable[..., Batch], *, layout: Layout) -> tuple[Batch, ...]:
+    """Collate planned micro-batches, with a processor's `collate` or that of `data.batch`."""
     batches = []
     for rows in parts:
         count = iter(range(sum(map(len, rows))))
         filled = [[next(count) for _ in row] for row in rows] if layout == "shared" else None
-        batches.append(processor.collate([sample for row in rows for sample in row], layout=layout, rows=filled))
+        batches.append(collate([sample for row in rows for sample in row], layout=layout, rows=filled))
     return tuple(batches)
 
 
@@ -211,7 +211,7 @@ def whole_samples(batch: Batch, samples: Sequence[EncodedSample]) -> Iterator[En
 
 def _with_batches(step: Step, parts: Sequence[Rows], processor: Processor, *, layout: Layout) -> Step:
     samples = tuple(tuple(replace(sample, vision_inputs={}) for row in rows for sample in row) for rows in parts)
-    return replace(step, batches=make_batches(parts, processor, layout=layout), samples=samples)
+    return replace(step, batches=make_batches(parts, processor.collate, layout=layout), samples=samples)
 
 
 def _length(row: Sequence[int], lengths: Sequence[int]) -> int:
