@@ -27,7 +27,7 @@ types: $(STAMP)
 
 check: lint types test
 
-# write the README's file map anew from the first lines of the files
+# write the file map of docs/architecture.md again, from the first lines of the files
 map: $(STAMP)
 	$(BIN)/python tests/test_house.py --fix
 

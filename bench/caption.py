@@ -27,8 +27,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from visgraft.data.sample import Sample, Turn
-from visgraft.infer import GREEDY, answer_each
-from visgraft.infer.answering import answering
+from visgraft.inference import GREEDY, answer_each
+from visgraft.inference.answering import answering
 from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel

@@ -43,13 +43,13 @@ from train_step import PAD_ID, Data, Training, ancestor_losses, encode
 
 from visgraft.data.batch import PAD, Batch, EncodedSample, collate
 from visgraft.errors import ConfigError, MaskSizeError
-from visgraft.fit.cards import card_here
-from visgraft.model.attention import choose_attention, set_attention
+from visgraft.estimate.gpus import local_gpu
+from visgraft.model.attention_kernel import choose_attention, set_attention
 from visgraft.model.precision import pick_device
 from visgraft.model.vlm import VisionLanguageModel
-from visgraft.train.compiling import compile_blocks
-from visgraft.train.setup import MICRO_BATCH_POSITIONS, ROW_POSITIONS
-from visgraft.train.steps import LoaderSettings, make_batches, micro_batches
+from visgraft.training.compiling import compile_blocks
+from visgraft.training.setup import MICRO_BATCH_POSITIONS, ROW_POSITIONS
+from visgraft.training.steps import LoaderSettings, make_batches, micro_batches
 
 RUNGS = ("bf16", "supervised", "unpadded", "shared", "filled", "blocks", "compile", "cached")
 EAGER = ("bf16", "supervised")
@@ -208,7 +208,7 @@ def main() -> None:
     if given.device.type == "cpu" and not given.tiny:
         parser.error("--device: got cpu, and the real shapes are for a GPU; name one, or add --tiny to see it run")
     given.rungs = sorted(set(given.rungs), key=RUNGS.index)
-    card = card_here() if given.device.type == "cuda" else None
+    card = local_gpu() if given.device.type == "cuda" else None
     given.peak = card.tflops * 1e12 if card is not None and card.tflops else None
     rate = MatrixRate(given.device, sizes=(64, 128) if given.tiny else (*SIZES, 8192))
     for _ in range(3):

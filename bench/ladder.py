@@ -50,7 +50,7 @@ from train_step import (
 
 from visgraft.data.batch import Batch, EncodedSample
 from visgraft.model.vlm import VisionLanguageModel
-from visgraft.train.compiling import compile_blocks
+from visgraft.training.compiling import compile_blocks
 
 LENGTHS = Path(__file__).parent / "lengths"
 RUNGS = ("ancestor", "bf16", "supervised", "unpadded", "shared", "filled", "compile", "cached")

@@ -17,7 +17,7 @@ import json
 import random
 from pathlib import Path
 
-from visgraft.data.m3it_tasks import NAMED_SETS, TASKS
+from visgraft.data.readers.m3it_tasks import NAMED_SETS, TASKS
 
 FOLDER = Path(__file__).parent / "lengths"
 NUM_IMAGES = 512

@@ -26,8 +26,8 @@ from harness import console, machine, write
 from PIL import Image
 
 from visgraft.config import SourceSettings
+from visgraft.data.readers.tables import write_parquet
 from visgraft.data.sources import open_sources
-from visgraft.data.tables import write_parquet
 
 TEXTS_PER_IMAGE = 5
 LIMIT_BYTES = int(1.5 * 1024**3)

@@ -28,9 +28,9 @@ from harness import interleave, machine, positive, ratio, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
-from visgraft.infer.answering import answering
-from visgraft.infer.prefixes import Pixels, Prefix, PrefixCache, encode, read_prefixes
-from visgraft.model.cache import RoomCache
+from visgraft.inference.answering import answering
+from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode, read_prefixes
+from visgraft.model.cache import PreallocatedCache
 from visgraft.model.precision import computing_dtype
 from visgraft.model.sequence import IMAGE, nothing_read, read_on
 from visgraft.model.trainable import set_trainable
@@ -68,7 +68,7 @@ def make_model(*, tiny: bool) -> VisionLanguageModel:
 def first_token(model: VisionLanguageModel, prefix: Prefix, ids: Tensor, *, cache: PrefixCache) -> int:
     """Read what of the image is not yet read, and the question; choose one token."""
     read_prefixes(model, [prefix], cache=cache)
-    read = RoomCache(room=prefix.num_tokens + ids.shape[1] + 32)
+    read = PreallocatedCache(capacity=prefix.num_tokens + ids.shape[1] + 32)
     read.put([prefix.states])
     mask = torch.ones(1, prefix.num_tokens, dtype=torch.bool, device=model.device)
     context = read_on(nothing_read(1, device=model.device), mask, kind=IMAGE)

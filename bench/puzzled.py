@@ -24,9 +24,9 @@ from rich.console import Console
 
 from visgraft.cli import main as visgraft
 from visgraft.experiment import Experiment, PlannedRun, load_experiment, run_experiment
+from visgraft.experiment.display import ExperimentProgress
 from visgraft.experiment.process import ProcessJob, launch_process
-from visgraft.experiment.progress import ExperimentProgress
-from visgraft.experiment.results import as_table, results_of
+from visgraft.experiment.variant_results import as_table, results_of
 
 FILE = Path(__file__).parent.parent / "recipes" / "experiments" / "easy_vqa_puzzled.yaml"
 PADDED_LENGTH = 32  # tokens; the texts have about 8
@@ -36,7 +36,7 @@ NUM_POSITIONS = 8192  # of SmolLM2
 
 def pad_the_loss() -> None:
     """Let every training text end in pads that carry loss."""
-    from visgraft.train.steps import StepDataset
+    from visgraft.training.steps import StepDataset
 
     encode = StepDataset.encode
 
@@ -61,14 +61,14 @@ def scramble_positions() -> None:
     """Give the language model its positions through a fixed random permutation, once it has been joined as it is."""
     import torch
 
-    from visgraft.model.language import Contract
-    from visgraft.train import setup
+    from visgraft.model.language import AttentionSpec
+    from visgraft.training import setup
 
     permutation = torch.randperm(NUM_POSITIONS, generator=torch.Generator().manual_seed(0))
     build = setup.build
 
-    class Scrambled(Contract):
-        """A contract whose positions are permuted."""
+    class Scrambled(AttentionSpec):
+        """A attention_spec whose positions are permuted."""
 
         def arguments(self, table: Any, *, positions: Any = None, **settings: Any) -> dict[str, Any]:
             positions = table.position if positions is None else positions
@@ -76,7 +76,7 @@ def scramble_positions() -> None:
 
     def scrambled(recipe: Any) -> Any:
         model, processor = build(recipe)
-        model.contract = Scrambled(**vars(model.contract))
+        model.attention_spec = Scrambled(**vars(model.attention_spec))
         return model, processor
 
     setup.build = scrambled

@@ -49,7 +49,7 @@ from visgraft.config import LoraSettings
 from visgraft.data.batch import Batch, EncodedSample, collate
 from visgraft.data.packing import fill_rows
 from visgraft.data.prompt import EncodedDialog
-from visgraft.model.attention import choose_attention, set_attention
+from visgraft.model.attention_kernel import choose_attention, set_attention
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from harness import console, machine, write
 
+from visgraft.builder.build import resolve_starter_names
 from visgraft.data.sources import open_sources
-from visgraft.demo import Question, blind_answers, by_kind, score
+from visgraft.demo import DemoQuestion, blind_answers, by_kind, score
 from visgraft.experiment import load_experiment
 from visgraft.starter import resolve_name
-from visgraft.train.build import resolve_starter_names
 
 FILE = Path(__file__).parent.parent / "recipes" / "experiments" / "easy_vqa_modules.yaml"
 
@@ -31,7 +31,7 @@ def main() -> None:
     data = resolve_starter_names(load_experiment(FILE).runs[0].recipe, progress=console.print).data
     samples = open_sources(data.validation, key="data.validation", settings=data)
     questions = [
-        Question(Path(str(sample.images[0])), turn.prompt, turn.answer)
+        DemoQuestion(Path(str(sample.images[0])), turn.prompt, turn.answer)
         for sample in (samples[index] for index in range(len(samples)))
         for [turn] in sample.dialogs
     ]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from visgraft import demo
 from visgraft.config import load_recipe
-from visgraft.demo import DemoResult, Question
+from visgraft.demo import DemoQuestion, DemoResult
 
 COLORS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 
@@ -42,8 +42,8 @@ def test_blind_answers_are_the_most_frequent_of_training(data):
 
 
 def test_an_answer_is_right_only_as_a_whole():
-    def question(answer: str) -> Question:
-        return Question(Path("x.png"), "what color is it?", "red", answer)
+    def question(answer: str) -> DemoQuestion:
+        return DemoQuestion(Path("x.png"), "what color is it?", "red", answer)
 
     assert question("red").is_right
     assert not question("red circle").is_right
@@ -52,17 +52,17 @@ def test_an_answer_is_right_only_as_a_whole():
 
 def test_scores_tell_what_from_yes_and_no():
     questions = [
-        Question(Path("x.png"), "what?", "red", "red"),
-        Question(Path("x.png"), "is it?", "yes", "no"),
-        Question(Path("x.png"), "is it?", "no", "no"),
-        Question(Path("x.png"), "is it?", "no", "no"),
+        DemoQuestion(Path("x.png"), "what?", "red", "red"),
+        DemoQuestion(Path("x.png"), "is it?", "yes", "no"),
+        DemoQuestion(Path("x.png"), "is it?", "no", "no"),
+        DemoQuestion(Path("x.png"), "is it?", "no", "no"),
     ]
     assert demo.score(questions) == {"all": 0.75, "what": 1.0, "yes/no": pytest.approx(2 / 3)}
 
 
 def test_the_report_marks_wrong_answers_and_needs_no_network(data, tmp_path):
     questions = [
-        Question(question.image, question.prompt, question.truth, answer)
+        DemoQuestion(question.image, question.prompt, question.truth, answer)
         for question, answer in zip(demo.pick_questions(data, number=None), ["<red>", "no"], strict=True)
     ]
     run = tmp_path / "run"
@@ -99,7 +99,7 @@ def test_the_demo_trains_as_the_shipped_recipe_does():
 
 @pytest.mark.starter
 def test_a_quick_demo_runs_from_weights_to_report(tmp_path):
-    from visgraft.train.progress import make_progress
+    from visgraft.training.progress import make_progress
 
     result = demo.run_demo(progress=make_progress(show=False), quick=True, folder=tmp_path / "run")
     assert (result.folder / "report.html").is_file()

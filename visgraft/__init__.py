@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from visgraft.config import Recipe as Recipe
     from visgraft.config import load_recipe as load_recipe
     from visgraft.config import recipe_to_yaml as recipe_to_yaml
+    from visgraft.convert.import_git_llm import import_git_llm as import_git_llm
     from visgraft.data.batch import Batch as Batch
     from visgraft.data.prompt import PromptTemplate as PromptTemplate
     from visgraft.data.sample import Sample as Sample
     from visgraft.data.sample import Turn as Turn
-    from visgraft.heirs.importing import import_ancestor as import_ancestor
     from visgraft.model.vlm import VisionLanguageModel as VisionLanguageModel
     from visgraft.processor import Processor as Processor
     from visgraft.runs import Run as Run
-    from visgraft.train.loop import train as train
+    from visgraft.training.loop import train as train
 
 __version__ = "0.1.0"
 
@@ -34,19 +34,18 @@ _MODULE_OF = {
     "Sample": "visgraft.data.sample",
     "Turn": "visgraft.data.sample",
     "VisionLanguageModel": "visgraft.model.vlm",
-    "import_ancestor": "visgraft.heirs.importing",
+    "import_git_llm": "visgraft.convert.import_git_llm",
     "load_recipe": "visgraft.config",
     "recipe_to_yaml": "visgraft.config",
+    "train": "visgraft.training.loop",
 }
 
 _REGISTERED = {name: _MODULE_OF[name] for name in ("VisionLanguageModel", "Processor")}
 
-__all__ = sorted([*_MODULE_OF, "VisgraftError", "train"])
+__all__ = sorted([*_MODULE_OF, "VisgraftError"])
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # the folder of that name is itself callable: see its docstring
-        return import_module("visgraft.train")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'visgraft' has no attribute {name!r}; it has {', '.join(__all__)}")
     if name in _REGISTERED:  # transformers' Auto classes then know both, whichever was touched

@@ -24,13 +24,13 @@ from PIL import Image
 from visgraft.config import Recipe, load_recipe
 from visgraft.data.readers import easy_vqa
 from visgraft.data.sample import Sample, Turn
-from visgraft.evaluate.metrics import exact_match
-from visgraft.infer import answer, load
-from visgraft.page import Page, escape, image_tag, numbers, table
+from visgraft.inference import answer, load
+from visgraft.metrics.metrics import exact_match
+from visgraft.reporting.page import Page, escape, image_tag, numbers, table
 from visgraft.runs import Run
 from visgraft.starter import resolve_name
-from visgraft.train.loop import train
-from visgraft.train.progress import TrainProgress
+from visgraft.training.loop import train
+from visgraft.training.progress import TrainProgress
 
 NUM_QUESTIONS = 2_000  # of the 9,673 official test questions
 NUM_SHOWN = 24
@@ -46,7 +46,7 @@ RECIPE: dict[str, Any] = {
         "image_size": 128,  # 4 x 4 patches,
         # averaged into one image token: one shape to a picture, and colours are learned sooner
         "projection": {"pool": 4},
-        "template": "{prompt}",  # the question alone: fewer tokens than "Question: ... Answer:"
+        "template": "{prompt}",  # the question alone: fewer tokens than "DemoQuestion: ... Answer:"
         "attention": "eager",  # on short rows the CPU's fused kernel is slower, most of all backward
     },
     "train": {
@@ -71,7 +71,7 @@ RECIPE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Question:
+class DemoQuestion:
     """One test question: its image, what was asked, the truth and, later, the answer."""
 
     image: Path
@@ -159,11 +159,11 @@ def run_demo(
     return result
 
 
-def pick_questions(data: Path, *, number: int | None) -> list[Question]:
+def pick_questions(data: Path, *, number: int | None) -> list[DemoQuestion]:
     """Pick official test questions, the same ones every time; None = all."""
     samples = easy_vqa.read(data, split="test")
     questions = [
-        Question(Path(str(sample.images[0])), turn.prompt, turn.answer)
+        DemoQuestion(Path(str(sample.images[0])), turn.prompt, turn.answer)
         for sample in (samples[index] for index in range(len(samples)))
         for [turn] in sample.dialogs
     ]
@@ -173,10 +173,10 @@ def pick_questions(data: Path, *, number: int | None) -> list[Question]:
     return [questions[index] for index in chosen]  # in order, so that questions about one image come together
 
 
-def ask_questions(folder: Path, questions: Sequence[Question], *, progress: TrainProgress) -> list[Question]:
+def ask_questions(folder: Path, questions: Sequence[DemoQuestion], *, progress: TrainProgress) -> list[DemoQuestion]:
     """Answer by greedy generation over the full vocabulary."""
     model, processor = load(str(folder))
-    answered: list[Question] = []
+    answered: list[DemoQuestion] = []
     for start in range(0, len(questions), CHUNK):
         part = questions[start : start + CHUNK]
         samples = [Sample(images=[question.image], dialogs=[[Turn(question.prompt, "")]]) for question in part]
@@ -186,7 +186,7 @@ def ask_questions(folder: Path, questions: Sequence[Question], *, progress: Trai
     return answered
 
 
-def blind_answers(data: Path, questions: Sequence[Question]) -> list[str]:
+def blind_answers(data: Path, questions: Sequence[DemoQuestion]) -> list[str]:
     """Answer without looking: the most frequent answer to the same words in the training questions."""
     samples = easy_vqa.read(data, split="train+validation")
     seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -196,7 +196,7 @@ def blind_answers(data: Path, questions: Sequence[Question]) -> list[str]:
     return [seen[q.prompt].most_common(1)[0][0] if q.prompt in seen else "yes" for q in questions]
 
 
-def by_kind(questions: Sequence[Question]) -> dict[str, list[Question]]:
+def by_kind(questions: Sequence[DemoQuestion]) -> dict[str, list[DemoQuestion]]:
     """Sort questions into all, what and yes/no."""
     return {
         "all": list(questions),
@@ -205,7 +205,7 @@ def by_kind(questions: Sequence[Question]) -> dict[str, list[Question]]:
     }
 
 
-def score(questions: Sequence[Question]) -> dict[str, float]:
+def score(questions: Sequence[DemoQuestion]) -> dict[str, float]:
     """Give the share of right answers of each kind."""
     return {
         kind: sum(question.is_right for question in chosen) / max(1, len(chosen))
@@ -213,7 +213,7 @@ def score(questions: Sequence[Question]) -> dict[str, float]:
     }
 
 
-def write_report(result: DemoResult, *, questions: Sequence[Question], log: Sequence[dict[str, Any]]) -> Path:
+def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], log: Sequence[dict[str, Any]]) -> Path:
     """Write `report.html` into the run folder."""
     environment = json.loads((result.folder / "environment.json").read_text())
     page = Page(
@@ -281,7 +281,7 @@ def loss_chart(log: Sequence[dict[str, Any]]) -> altair.LayerChart:
     return altair.LayerChart(layer=[raw, smoothed], width="container", height=280)
 
 
-def _card(question: Question) -> str:
+def _card(question: DemoQuestion) -> str:
     with Image.open(question.image) as image:
         picture = image_tag(image, alt=question.prompt)
     mark = '<span class="good">✓</span>' if question.is_right else '<span class="bad">✗</span>'

@@ -31,15 +31,15 @@ from transformers import (
 )
 
 from visgraft.data.batch import Batch, EncodedSample, Layout, Rows, collate
-from visgraft.data.images import DEFAULT_MAX_PIXELS, open_image
-from visgraft.data.loading import load_image_processor, load_tokenizer
+from visgraft.data.images.opening import DEFAULT_MAX_PIXELS, open_image
+from visgraft.data.images.pixels import finish_pixels, made_image_size, make_pixels, stack_frames, with_image_size
 from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
-from visgraft.data.pixels import finish_pixels, made_image_size, make_pixels, stack_frames, with_image_size
 from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt
 from visgraft.data.sample import ImageRef, Sample, Turn
+from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
-from visgraft.model.configuration import VisionLanguageConfig, count_image_tokens
-from visgraft.model.loading import load_config
+from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image
+from visgraft.model.storage.pretrained import load_config
 from visgraft.model.vision import count_tokens
 
 _SETTINGS = ("num_image_tokens", "image_size", "template", "max_text_tokens")
@@ -121,7 +121,7 @@ class Processor(ProcessorMixin):
         if num_image_tokens is None:
             reading: dict[str, Any] = {"feature_layer": feature_layer, "keep_class_token": keep_class_token}
             join = VisionLanguageConfig(image_size=image_size, projection=dict(projection or {}), **reading)
-            num_image_tokens = count_image_tokens(config, join=join)
+            num_image_tokens = image_tokens_per_image(config, join=join)
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),

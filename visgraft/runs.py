@@ -7,7 +7,7 @@ In: a recipe, then records, checkpoints and a model as they come. Out: a folder 
       environment.json     versions, machine, commit, date
       metrics.jsonl        one object a line, append-only: step, loss, ...
       samples.jsonl        answers to the probe images
-      probes/              the probe images, small
+      sample_prompts/              the probe images, small
       quarantine.jsonl     bad inputs: source, index, reason
       checkpoints/step-N/  what `--resume` needs; whole or not there
       model/               what `visgraft ask` takes; whole or not there

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import batch, fresh, sample
 from visgraft.data.batch import Batch, EncodedSample
-from visgraft.model.attention import set_attention
+from visgraft.model.attention_kernel import set_attention
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 

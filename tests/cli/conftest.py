@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import randomise
-from tests.train.tiny import save_data, save_parts
+from tests.training.tiny import save_data, save_parts
 from visgraft import Processor, VisionLanguageModel, recipe_to_yaml
 from visgraft.cli import main
 from visgraft.config import load_recipe

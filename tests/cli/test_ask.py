@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Visgraft
 from visgraft.data.sample import Sample, Turn
-from visgraft.infer import answer, load, score_candidates
+from visgraft.inference import answer, load, score_candidates
 
 
 def expected(folder: Path, prompt: str, *names: str) -> list[str]:
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_image_is_reported_and_the_others_are_captioned(visgra
 def test_an_image_that_cannot_be_read_is_said_before_the_model_is_loaded(
     visgraft: Visgraft, folder: Path, monkeypatch: pytest.MonkeyPatch, image: str, reason: str
 ) -> None:
-    monkeypatch.delattr("visgraft.infer.load")
+    monkeypatch.delattr("visgraft.inference.load")
     path = folder / "photos" / image
     commands = [["ask", folder / "run", path, "Why?"], ["caption", folder / "run", path, path]]
     for args in commands[: 2 if image else 1]:  # a folder may be captioned

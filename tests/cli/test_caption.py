@@ -12,7 +12,7 @@ from visgraft.cli.caption import find_images
 from visgraft.cli.terminal import counting
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import BadSampleError
-from visgraft.infer import answer, load
+from visgraft.inference import answer, load
 
 SHORT = ("--max-new-tokens", 4, "--device", "cpu", "--precision", "fp32")
 

@@ -17,8 +17,8 @@ from tests.experiment.made import Told, write_experiment
 from visgraft.cli.experiment import _devices
 from visgraft.errors import ConfigError
 from visgraft.experiment import load_experiment, run_experiment
-from visgraft.experiment.folder import status_of
 from visgraft.experiment.process import ProcessJob, launch_process
+from visgraft.experiment.run_folders import status_of
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "experiments").glob("*.yaml"))
 NOWHERE = {

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Visgraft
-from tests.train.tiny import save_data
+from tests.training.tiny import save_data
 from visgraft.config import load_recipe
 from visgraft.data.sources import open_sources
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Visgraft
-from tests.train.tiny import save_data
+from tests.training.tiny import save_data
 
 CHAT = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a cat on a sofa"}]
 TURNS = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a cat on a sofa"}]

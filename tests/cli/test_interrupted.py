@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.train.tiny import tiny_recipe
+from tests.training.tiny import tiny_recipe
 from visgraft.runs import Run
 
 

@@ -179,7 +179,7 @@ def test_a_gated_part_says_which_page_to_accept(
     def refuse(*_: object, **__: object) -> None:
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it")
 
-    monkeypatch.setattr("visgraft.model.loading.AutoConfig.from_pretrained", refuse)
+    monkeypatch.setattr("visgraft.model.storage.pretrained.AutoConfig.from_pretrained", refuse)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {vision: meta/eye, language: meta/llama}\n")
     outcome = visgraft("show", recipe)

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Visgraft
-from tests.train.tiny import tiny_recipe
-from visgraft.train.interrupt import Interrupted
+from tests.training.tiny import tiny_recipe
+from visgraft.training.interrupt import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise Interrupted(Path("runs/first"))
 
-    monkeypatch.setattr("visgraft.train.loop.train", interrupt)
+    monkeypatch.setattr("visgraft.training.loop.train", interrupt)
     outcome = visgraft("train", recipe)
     assert (outcome.status, outcome.out) == (130, "")
     assert outcome.err == "stopped and saved; go on with `visgraft train --resume runs/first`\n"

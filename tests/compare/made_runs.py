@@ -38,7 +38,7 @@ PROBES = [
 
 
 def save_images(folder: Path) -> Path:
-    """Save a folder of data: one plain image for each probe."""
+    """Save a folder of data: one plain image for each question."""
     folder.mkdir(parents=True)
     lines = []
     for number, (prompt, expected) in enumerate(PROBES):

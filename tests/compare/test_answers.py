@@ -1,4 +1,4 @@
-"""Probe images: found again, answers beside the truth, over training."""
+"""SamplePrompt images: found again, answers beside the truth, over training."""
 
 import json
 import shutil
@@ -7,24 +7,24 @@ from pathlib import Path
 from PIL import Image
 
 from tests.compare.made_runs import PROBES, save_experiment
-from visgraft.compare.answers import gather, habits
+from visgraft.compare.answers import gather, text_quality
 from visgraft.compare.collect import collect
 
 
 def test_each_question_has_its_image_its_truth_and_every_variants_answer(tmp_path: Path) -> None:
     comparison = collect([save_experiment(tmp_path / "modules", num_variants=8, num_steps=20)])
-    probes = gather(comparison.variants)
-    assert [(probe.prompt, list(probe.expected)) for probe in probes] == [(p, e) for p, e in PROBES]
-    for number, probe in enumerate(probes):
-        assert probe.image is not None
+    questions = gather(comparison.variants)
+    assert [(question.prompt, list(question.expected)) for question in questions] == [(p, e) for p, e in PROBES]
+    for number, question in enumerate(questions):
+        assert question.image is not None
         with Image.open(tmp_path / "modules-images" / f"{number}.png") as image:
-            assert probe.image.tobytes() == image.tobytes()
-        assert [given.text for given in probe.final("projection")] == ["a dog & <b>"] * 2
-        assert [given.is_right for given in probe.final("language-vision")] == [True] * 2
-        assert [given.text for given in probe.history("language-vision")] == [
+            assert question.image.tobytes() == image.tobytes()
+        assert [given.text for given in question.final("projection")] == ["a dog & <b>"] * 2
+        assert [given.is_right for given in question.final("language-vision")] == [True] * 2
+        assert [given.text for given in question.history("language-vision")] == [
             "a cat a cat a cat a cat a cat", "a dog & <b>", PROBES[number][1][0],
         ]  # fmt: skip
-    found = habits(probes, comparison.variants)
+    found = text_quality(questions, comparison.variants)
     assert found["projection"].num_answers == 6
     assert found["projection"].never_stopped == 0
 
@@ -32,8 +32,8 @@ def test_each_question_has_its_image_its_truth_and_every_variants_answer(tmp_pat
 def test_an_image_that_the_run_kept_is_taken_from_there(tmp_path: Path) -> None:
     folder = save_experiment(tmp_path / "modules", num_variants=1, seeds=1, num_steps=20)
     run = folder / "projection-seed0"
-    (run / "probes").mkdir()
-    Image.new("RGB", (7, 5)).save(run / "probes" / "0.jpg")
+    (run / "sample_prompts").mkdir()
+    Image.new("RGB", (7, 5)).save(run / "sample_prompts" / "0.jpg")
     lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     kept = [{**line, "image": "0.jpg" if line["id"].endswith("0.png") else None} for line in lines]
     (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -52,8 +52,8 @@ def test_data_that_is_gone_is_said_where_the_picture_would_be(tmp_path: Path) ->
     [*_, last] = gather(collect([folder]).variants)
     assert last.missing == "the data of the run no longer holds this sample"
     shutil.rmtree(images)
-    probes = gather(collect([folder]).variants)
-    assert all("the data of the run cannot be read any more" in probe.missing for probe in probes)
+    questions = gather(collect([folder]).variants)
+    assert all("the data of the run cannot be read any more" in question.missing for question in questions)
 
 
 def test_runs_without_answers_have_no_questions(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.compare.made_runs import save_experiment, save_run
 from visgraft.compare.charts import panels
 from visgraft.compare.collect import collect
-from visgraft.compare.plain import as_json, as_markdown
+from visgraft.compare.json_and_markdown import as_json, as_markdown
 from visgraft.compare.report import write_report
 
 

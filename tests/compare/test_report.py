@@ -10,10 +10,10 @@ from tests.compare.made_runs import save_experiment, save_run
 from visgraft.compare.answers import gather
 from visgraft.compare.charts import Styles, end_rows, live_chart, mean_rows, panels, raw_rows, still_chart
 from visgraft.compare.collect import Comparison, collect
-from visgraft.compare.plain import as_json, as_markdown
+from visgraft.compare.json_and_markdown import as_json, as_markdown
 from visgraft.compare.report import write_picture, write_report
 from visgraft.errors import ConfigError
-from visgraft.page import COLORS
+from visgraft.reporting.page import COLORS
 
 
 def unlike(folder: Path) -> Comparison:
@@ -86,7 +86,7 @@ def test_answers_stand_beside_the_truth_and_their_text_is_made_safe(tmp_path: Pa
     body = text[text.rindex("<body>") :]
     assert "a dog &amp; &lt;b&gt;" in body
     assert "a dog & <b>" not in body
-    assert body.count('<article class="probe">') == 3
+    assert body.count('<article class="question">') == 3
     assert "truth: a cat on a sofa / a grey cat lies on a red sofa" in body
     assert '<span class="good">✓</span> red <span class="soft">seed 0</span>' in body  # its seeds disagree
     assert body.count("… never stopped") == 7 * 3  # in the first answers, over training
@@ -121,8 +121,8 @@ def test_the_picture_holds_only_what_is_shown(tmp_path: Path) -> None:
 
 def test_markdown_and_json_say_what_the_page_says(tmp_path: Path) -> None:
     comparison = collect([save_experiment(tmp_path / "modules", num_variants=3, num_steps=20)])
-    probes = gather(comparison.variants)
-    values = json.loads(json.dumps(as_json(comparison, probes)))
+    questions = gather(comparison.variants)
+    values = json.loads(json.dumps(as_json(comparison, questions)))
     assert [variant["name"] for variant in values["variants"]] == ["projection", "lora", "language"]
     assert values["differences"] == {
         "train.language": {"projection": "frozen", "lora": "lora", "language": "full"}
@@ -130,7 +130,7 @@ def test_markdown_and_json_say_what_the_page_says(tmp_path: Path) -> None:
     assert values["results"]["validation_loss"]["language"]["is_best"]
     assert values["answers"][0]["answers"]["lora"][0]["text"] == "a dog & <b>"
     assert values["habits"]["lora"]["never_stopped"] == 0
-    text = as_markdown(comparison, probes, shown=["projection", "lora"])
+    text = as_markdown(comparison, questions, shown=["projection", "lora"])
     assert "| lora | ★ " in text  # the best of those that are shown
     assert "| variant | `train.language` |" in text
     assert "| language |" not in text

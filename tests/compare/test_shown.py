@@ -2,7 +2,7 @@
 
 import pytest
 
-from visgraft.compare.results import Cell, Column, Kind
+from visgraft.compare.results_table import Cell, Column, Kind
 from visgraft.compare.shown import Shown
 
 

@@ -7,28 +7,28 @@ import pytest
 from PIL import Image
 
 from tests.data.made_tokenizers import TOKENIZERS
-from tests.train.tiny import COLOURS, tiny_recipe
-from visgraft.compare.answers import gather, habits
+from tests.training.tiny import COLOURS, tiny_recipe
+from visgraft.compare.answers import gather, text_quality
 from visgraft.compare.collect import Comparison, collect
+from visgraft.compare.differences import differences
+from visgraft.compare.json_and_markdown import as_json
 from visgraft.compare.own_images import ask_variants
-from visgraft.compare.plain import as_json
 from visgraft.compare.report import write_report
-from visgraft.compare.results import best_validation, loss_unit, results
-from visgraft.compare.settings import differences
+from visgraft.compare.results_table import best_validation, loss_unit, results
 from visgraft.errors import BadSampleError, CheckpointError
-from visgraft.evaluate.metrics import exact_match
-from visgraft.infer import answer, load
+from visgraft.inference import answer, load
+from visgraft.metrics.metrics import exact_match
 from visgraft.runs import Run
-from visgraft.train.interrupt import Interrupted
-from visgraft.train.loop import train
-from visgraft.train.progress import make_progress
+from visgraft.training.interrupt import Interrupted
+from visgraft.training.loop import train
+from visgraft.training.progress import make_progress
 
 
 def other_language(folder: Path) -> str:
     """Save the tiny language model again, with another tokenizer."""
     from transformers import AutoModelForCausalLM
 
-    from tests.train.tiny import language_config
+    from tests.training.tiny import language_config
 
     tokenizer = next(make for name, make in TOKENIZERS.items() if name != "opt, llama 3")()
     AutoModelForCausalLM.from_config(language_config("llama", len(tokenizer))).save_pretrained(folder)
@@ -40,7 +40,12 @@ def other_language(folder: Path) -> str:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     quiet = make_progress(show=False)
-    base: dict[str, Any] = {"max_steps": 6, "validate_every_steps": 3, "probe_every_steps": 3, "exact_match_samples": 4}
+    base: dict[str, Any] = {
+        "max_steps": 6,
+        "validate_every_steps": 3,
+        "sample_every_steps": 3,
+        "exact_match_samples": 4,
+    }
     for name, changes in (("projection", {"language": "frozen"}), ("lora", {})):
         for seed in (0, 1):
             recipe = {**tiny_recipe(folder, **{**base, **changes, "seed": seed}), "name": name}
@@ -87,37 +92,37 @@ def test_losses_are_compared_per_character_where_a_tokenizer_differs(comparison:
 def test_the_answers_are_those_of_the_finished_models_and_whether_they_stopped_is_known(
     comparison: Comparison,
 ) -> None:
-    probes = gather(comparison.variants)
-    assert len(probes) == 4
-    assert all(probe.image is not None for probe in probes)
-    given = [answer for probe in probes for answer in probe.final("lora")]
+    questions = gather(comparison.variants)
+    assert len(questions) == 4
+    assert all(question.image is not None for question in questions)
+    given = [answer for question in questions for answer in question.final("lora")]
     assert all(answer.stopped in (True, False) for answer in given)
     last = {run.seed: run.training.steps[-1] for run in comparison.runs if run.variant == "lora"}
     assert all(answer.step == last[answer.seed] for answer in given)
-    for probe in probes:
-        for said in probe.given:
-            assert said.is_right == bool(exact_match([said.text], references=[probe.expected]).value)
-    assert habits(probes, comparison.variants)["lora"].never_stopped is not None
+    for question in questions:
+        for said in question.given:
+            assert said.is_right == bool(exact_match([said.text], references=[question.expected]).value)
+    assert text_quality(questions, comparison.variants)["lora"].never_stopped is not None
 
 
 def test_images_of_ones_own_are_put_to_every_model_with_every_prompt(comparison: Comparison, tmp_path: Path) -> None:
     files = [tmp_path / "red.png", tmp_path / "blue.png"]
     for file in files:
         Image.new("RGB", (32, 32), COLOURS[file.stem]).save(file)
-    probes = ask_variants(comparison.variants, files, ["Which colour?", ""], max_new_tokens=6, device="cpu")
-    assert [probe.prompt for probe in probes] == ["Which colour?", "", "Which colour?", ""]
+    questions = ask_variants(comparison.variants, files, ["Which colour?", ""], max_new_tokens=6, device="cpu")
+    assert [question.prompt for question in questions] == ["Which colour?", "", "Which colour?", ""]
     for variant in comparison.variants:
         number = 0 if variant.name == "half" else len(variant.runs)  # it has no model yet
-        assert [len(probe.final(variant.name)) for probe in probes] == [number] * 4
+        assert [len(question.final(variant.name)) for question in questions] == [number] * 4
     [run] = [run for run in comparison.runs if (run.variant, run.seed) == ("lora", 1)]
     from visgraft import Sample, Turn
 
     sample = Sample(images=[files[1]], dialogs=[[Turn("Which colour?", "")]])
     [text] = answer(*load(str(run.folder), device="cpu"), [sample], max_new_tokens=6)
-    assert [given.text for given in probes[2].given if (given.variant, given.seed) == ("lora", 1)] == [text]
-    page = write_report(comparison, gather(comparison.variants), tmp_path / "report.html", own=probes)
+    assert [given.text for given in questions[2].given if (given.variant, given.seed) == ("lora", 1)] == [text]
+    page = write_report(comparison, gather(comparison.variants), tmp_path / "report.html", own=questions)
     assert "Your own images" in page.read_text()
-    assert len(as_json(comparison, probes)["answers"]) == 4
+    assert len(as_json(comparison, questions)["answers"]) == 4
 
 
 def test_a_file_that_is_no_image_and_runs_without_a_model_are_refused(comparison: Comparison, tmp_path: Path) -> None:

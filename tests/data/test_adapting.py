@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from visgraft.config import DataSettings, SourceSettings
-from visgraft.data.remote import RemoteImage
+from visgraft.data.images.remote import RemoteImage
 from visgraft.data.sample import Turn
 from visgraft.data.sources import open_sources
 from visgraft.errors import BadSampleError, ConfigError, DataError

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from visgraft.data import kept
+from visgraft import disk_cache as kept
 from visgraft.data.grouping import Grouped, RowSource
-from visgraft.data.rows import JsonLinesRows, open_rows
+from visgraft.data.readers.rows import JsonLinesRows, open_rows
 from visgraft.data.sample import Turn
 from visgraft.errors import BadSampleError
 

@@ -9,8 +9,8 @@ import pytest
 import transformers
 from PIL import Image
 
+from tests.data.images.test_opening import huge_png
 from tests.data.made_tokenizers import TOKENIZERS
-from tests.data.test_images import huge_png
 from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.check import check_sources
 from visgraft.data.sources import open_sources

@@ -6,7 +6,7 @@ from PIL import Image
 
 from visgraft.config import DataSettings, SourceSettings
 from visgraft.data import prepare as module
-from visgraft.data.images import open_image
+from visgraft.data.images.opening import open_image
 from visgraft.data.prepare import prepare
 from visgraft.data.sources import open_sources
 from visgraft.errors import ConfigError, DataError

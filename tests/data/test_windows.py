@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from visgraft.config import DataSettings, SourceSettings
-from visgraft.data.images import open_image
+from visgraft.data.images.opening import open_image
 from visgraft.data.sources import open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import BadSampleError, ConfigError

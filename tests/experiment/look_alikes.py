@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.data.made_tokenizers import byte_level, ids_around, legacy_llama, wrap
 from tests.tiny import VISION_CONFIGS, bare_vision
-from tests.train.tiny import COLOURS
-from visgraft.data.m3it_tasks import tasks_of
+from tests.training.tiny import COLOURS
+from visgraft.data.readers.m3it_tasks import tasks_of
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "experiments"
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from tests.train.tiny import tiny_recipe
+from tests.training.tiny import tiny_recipe
 from visgraft.errors import VisgraftError
 from visgraft.experiment import Outcome, PlannedRun
-from visgraft.experiment.folder import status_of
-from visgraft.train.loop import train
-from visgraft.train.progress import make_progress
+from visgraft.experiment.run_folders import status_of
+from visgraft.training.loop import train
+from visgraft.training.progress import make_progress
 
 
 def write_experiment(folder: Path, *, num_images: int = 4, train: dict[str, Any] | None = None, **values: Any) -> Path:

@@ -147,8 +147,8 @@ def variant(**changes: Any) -> dict[str, Any]:
             r"variants\.b: data\.validation: is another than that of projection",
         ),
         (
-            {"variants": {**VARIANTS, "b": {"data.probes": [{"image": "x.png"}]}}},
-            r"variants\.b: data\.probes: is another than that of projection",
+            {"variants": {**VARIANTS, "b": {"data.sample_prompts": [{"image": "x.png"}]}}},
+            r"variants\.b: data\.sample_prompts: is another than that of projection",
         ),
     ],
 )

@@ -10,12 +10,12 @@ import yaml
 from tests.experiment.made import Done, Told, run_here, write_experiment
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.experiment import PlannedRun, load_experiment, run_experiment
-from visgraft.experiment.folder import read_record, status_of
-from visgraft.experiment.results import as_table, as_values, results_of
+from visgraft.experiment.run_folders import read_record, status_of
+from visgraft.experiment.variant_results import as_table, as_values, results_of
 from visgraft.runs import Run
-from visgraft.train.interrupt import Interrupted
-from visgraft.train.loop import train
-from visgraft.train.progress import TrainProgress, make_progress
+from visgraft.training.interrupt import Interrupted
+from visgraft.training.loop import train
+from visgraft.training.progress import TrainProgress, make_progress
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def test_every_run_is_made_once_with_the_same_probes(tmp_path: Path) -> None:
     outcomes = run_experiment(experiment, launch=run_here, progress=told)
     assert [outcome.reason for outcome in outcomes] == [None] * 4
     assert told.lines[:3] == ["0 of 4 finished", "projection-seed0 started on None", "projection-seed0 ended"]
-    probes = [Run.open(outcome.folder).read("samples") for outcome in outcomes]
-    asked = [[(record["id"], record["prompt"], record["expected"]) for record in records] for records in probes]
+    sample_prompts = [Run.open(outcome.folder).read("samples") for outcome in outcomes]
+    asked = [[(record["id"], record["prompt"], record["expected"]) for record in records] for records in sample_prompts]
     assert asked[0] and all(each == asked[0] for each in asked)
     trained = [Run.open(outcome.folder).read_summary() or {} for outcome in outcomes]
     assert [bool(summary["trainable_parameters"]["language"]) for summary in trained] == [False, False, True, True]

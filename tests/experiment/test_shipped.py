@@ -16,16 +16,16 @@ from tests.experiment.look_alikes import RECIPES, localised
 from tests.experiment.made import Told, run_here
 from visgraft.experiment import Outcome, load_experiment, run_experiment
 from visgraft.runs import Run
-from visgraft.train import setup
-from visgraft.train import steps as train_steps
-from visgraft.train.loop import train
-from visgraft.train.progress import make_progress
-from visgraft.train.setup import open_session
+from visgraft.training import setup
+from visgraft.training import steps as train_steps
+from visgraft.training.loop import train
+from visgraft.training.progress import make_progress
+from visgraft.training.setup import open_session
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SHORT = [
     *("train.max_steps=1", "train.text_tokens_per_step=40", "train.exact_match_samples=2", "train.max_new_tokens=2"),
-    *("train.precision=fp32", "train.validate_every_steps=9", "train.probe_every_steps=9"),
+    *("train.precision=fp32", "train.validate_every_steps=9", "train.sample_every_steps=9"),
 ]
 
 # Which parts train. Where a head is tied to the embeddings, it trains with the language model, or alone as a copy.
@@ -67,7 +67,7 @@ def test_a_shipped_experiment_trains_what_it_says(tmp_path: Path, name: str) -> 
     experiment = load_experiment(localised(name, tmp_path), seeds=1, overrides=SHORT, output=tmp_path / "runs")
     outcomes = run_experiment(experiment, launch=run_here, progress=Told())
     assert {outcome.run.variant: outcome.reason for outcome in outcomes} == dict.fromkeys(TRAINS[name])
-    probes = []
+    sample_prompts = []
     for outcome in outcomes:
         run, variant = Run.open(outcome.folder), outcome.run.variant
         summary = run.read_summary()
@@ -77,8 +77,8 @@ def test_a_shipped_experiment_trains_what_it_says(tmp_path: Path, name: str) -> 
         names = trained_names(outcome)
         is_lora = variant in WITH_LORA or variant.startswith("lora")
         assert any("lora_" in each for each in names) == is_lora, variant
-        probes.append([(record["id"], record["prompt"]) for record in run.read("samples")])
-    assert probes[0] and all(each == probes[0] for each in probes)
+        sample_prompts.append([(record["id"], record["prompt"]) for record in run.read("samples")])
+    assert sample_prompts[0] and all(each == sample_prompts[0] for each in sample_prompts)
 
 
 def test_the_second_stage_goes_on_with_the_first(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import VISION_CONFIGS, bare_language, bare_vision
-from visgraft.model.quiet import quiet
+from visgraft.model.hf_logging import quiet_transformers
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def part_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def make(name: str) -> Path:
         folder = root / name
         if not folder.is_dir():
-            with quiet():
+            with quiet_transformers():
                 (bare_vision if name in VISION_CONFIGS else bare_language)(name).save_pretrained(folder)
         return folder
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.tiny import random_ids, random_pixels
+from visgraft.model.storage.weights import own_weights
 from visgraft.model.vlm import VisionLanguageModel
-from visgraft.model.weights import own_weights
 
 
 def logits(model: VisionLanguageModel, *, vision: str = "clip") -> Tensor:

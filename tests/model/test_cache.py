@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from tests.tiny import LANGUAGES, OTHER_KERNELS, P, assert_close, fresh, joined, random_ids, random_pixels
 from visgraft.errors import ModelError
-from visgraft.model.cache import KeptStates, RoomCache, RoomLayer, rows_of
+from visgraft.model.cache import KeptStates, PreallocatedCache, PreallocatedLayer, rows_of
 from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, nothing_read, read_on
 from visgraft.model.vlm import VisionLanguageModel
 
@@ -45,8 +45,10 @@ def whole_logits(model: VisionLanguageModel, pieces: list[Piece]) -> Tensor:
     embeds = torch.cat(
         [text(piece) if kind == TEXT else torch.zeros(*piece.shape[:2], width) for kind, piece in pieces], 1
     )
-    images = [piece if kind == IMAGE else torch.zeros(*piece.shape, model.entrance.width) for kind, piece in pieces]
-    embeds = model.entrance.enter(embeds, torch.cat(images, 1), table.kind == IMAGE)
+    images = [
+        piece if kind == IMAGE else torch.zeros(*piece.shape, model.prefix_injection.width) for kind, piece in pieces
+    ]
+    embeds = model.prefix_injection.enter(embeds, torch.cat(images, 1), table.kind == IMAGE)
     return model._decode(embeds, table, None, 0)[0][0]
 
 
@@ -69,7 +71,7 @@ def test_a_conversation_read_piece_by_piece_is_one_forward_over_its_table(langua
     pieces = conversation(model)
     is_text = table_of(pieces).kind[0] == TEXT
     expected = whole_logits(model, pieces)[is_text]
-    logits, table = read(model, pieces, RoomCache(room=4))  # outgrown more than once
+    logits, table = read(model, pieces, PreallocatedCache(capacity=4))  # outgrown more than once
     assert_close(logits, expected, tolerance=2e-5)
     assert table.position.tolist() == [list(range(table.length))]
     assert_close(read(model, pieces, DynamicCache())[0], logits)
@@ -80,7 +82,7 @@ def test_a_later_image_is_seen_by_what_comes_behind_it_alone(language: str) -> N
     model = joined(language)
     pieces = conversation(model)
     changed = [*pieces[:4], (IMAGE, model.image_prefix(random_pixels(1, seed=9))[0]), pieces[5]]
-    before, after = (read(model, each, RoomCache(room=64))[0] for each in (pieces, changed))
+    before, after = (read(model, each, PreallocatedCache(capacity=64))[0] for each in (pieces, changed))
     assert torch.equal(before[:10], after[:10])  # the three earlier texts, bit by bit
     assert not torch.allclose(before[10:], after[10:], atol=1e-3)
 
@@ -90,7 +92,7 @@ def test_an_image_states_depend_on_no_text_before_it() -> None:
     image = model.image_prefix(random_pixels(1))[0]
     states = []
     for seed in (1, 2):
-        cache = RoomCache(room=16)
+        cache = PreallocatedCache(capacity=16)
         read(model, [(TEXT, random_ids(1, 3, seed=seed)), (IMAGE, image)], cache)
         states.append([layer.keys[:, :, 3:] for layer in cache.layers])
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
@@ -101,11 +103,11 @@ def test_kept_states_of_unlike_images_stand_in_the_rows_of_one_batch(language: s
     model = joined(language)
     tokens = model.image_prefix(random_pixels(2, 2))[0]  # two rows of two images: 2 P tokens
     mask = torch.arange(2 * P) < torch.tensor([[2 * P], [P]])
-    cache = RoomCache(room=2 * P)
+    cache = PreallocatedCache(capacity=2 * P)
     model.read_image(tokens, image_token_mask=mask, context=nothing_read(2), cache=cache)
     long, short = rows_of(cache, [2 * P, P])
     ids = random_ids(3, 4)
-    together = RoomCache(room=2 * P + 4)
+    together = PreallocatedCache(capacity=2 * P + 4)
     together.put([short, long, None])
     counts = torch.tensor([[P], [2 * P], [0]])
     context = read_on(nothing_read(3), torch.arange(2 * P) >= 2 * P - counts, kind=IMAGE)
@@ -119,7 +121,7 @@ def test_kept_states_of_unlike_images_stand_in_the_rows_of_one_batch(language: s
 def test_what_is_cut_off_can_be_read_anew(language: str) -> None:
     model = joined(language)
     pieces = conversation(model)
-    cache = RoomCache(room=8)
+    cache = PreallocatedCache(capacity=8)
     expected, table = read(model, pieces, cache)
     cache.cut(table.length - 4)
     again = model.read_text(pieces[-1][1][:, -4:], context=table.cut(table.length - 4), cache=cache).logits
@@ -131,10 +133,10 @@ def test_generation_goes_on_behind_a_context_with_beams_and_samples() -> None:
     tokens, mask = model.image_prefix(random_pixels(2))
     for settings in ({"num_beams": 1}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}):
         settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **settings}
-        cache = RoomCache(room=P + 10)
+        cache = PreallocatedCache(capacity=P + 10)
         context = model.read_image(tokens, image_token_mask=mask, context=nothing_read(2), cache=cache)
         kept = rows_of(cache, [P, P])
-        expanded = RoomCache(room=P + 10)
+        expanded = PreallocatedCache(capacity=P + 10)
         expanded.put([states for states in kept for _ in range(settings["num_beams"])])
         behind = model.generate(input_ids=ids, context=context, past_key_values=expanded, **settings)
         assert torch.equal(behind, model.generate(input_ids=ids, pixel_values=random_pixels(2), **settings))
@@ -142,7 +144,7 @@ def test_generation_goes_on_behind_a_context_with_beams_and_samples() -> None:
 
 def test_a_conversation_that_outgrows_the_positions_is_an_error() -> None:
     model = fresh("gpt2")
-    cache = RoomCache(room=64)
+    cache = PreallocatedCache(capacity=64)
     context = model.read_image(
         model.image_prefix(random_pixels(1))[0],
         image_token_mask=torch.ones(1, P, dtype=torch.bool),
@@ -161,7 +163,7 @@ def states(*shape: int, seed: int) -> Tensor:
 
 
 def test_room_is_taken_once_and_a_row_that_outgrows_it_gets_more() -> None:
-    layer, written = RoomLayer(6), [states(2, 3, length, 4, seed=length) for length in (3, 1, 2, 5)]
+    layer, written = PreallocatedLayer(6), [states(2, 3, length, 4, seed=length) for length in (3, 1, 2, 5)]
     places = []
     for index, new in enumerate(written):
         keys, values = layer.update(new, -new)
@@ -172,7 +174,7 @@ def test_room_is_taken_once_and_a_row_that_outgrows_it_gets_more() -> None:
 
 
 def test_beams_may_reorder_what_is_written() -> None:
-    layer, plain = RoomLayer(8), DynamicCache()
+    layer, plain = PreallocatedLayer(8), DynamicCache()
     order = torch.tensor([1, 1, 0])
     for seed in (1, 2, 3):
         new = states(3, 2, 2, 4, seed=seed)

@@ -12,7 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from tests.tiny import ALIBI, LANGUAGES, WINDOW, P, assert_close, bare, bare_language, joined, random_ids, random_pixels
 from visgraft.errors import UnsupportedModelError
-from visgraft.model.language import QUIRKS, Reach, embedding_scale, embedding_width, read_contract
+from visgraft.model.language import QUIRKS, Reach, embedding_scale, embedding_width, read_attention_spec
 from visgraft.model.sequence import image_then_text, shared_prefix
 
 PREFIX = shared_prefix(num_image_tokens=3, text_lengths=[2, 2])
@@ -23,12 +23,12 @@ def head_slopes(num_heads: int) -> Tensor:
     return torch.tensor([2.0 ** (-8 * head / num_heads) for head in range(1, num_heads + 1)])
 
 
-# --- What the contract reads
+# --- What the attention_spec reads
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox", "phi3", "qwen3", "olmo2", "falcon"])
 def test_a_family_with_one_kind_of_layer_takes_one_boolean_mask(name: str) -> None:
-    arguments = read_contract(bare(name)).arguments(PREFIX, dtype=torch.float32)
+    arguments = read_attention_spec(bare(name)).arguments(PREFIX, dtype=torch.float32)
     mask = arguments["attention_mask"]
     assert mask.dtype == torch.bool
     assert mask.shape == (1, 1, 7, 7)
@@ -37,10 +37,10 @@ def test_a_family_with_one_kind_of_layer_takes_one_boolean_mask(name: str) -> No
 
 
 def test_a_family_with_several_kinds_of_layers_takes_a_mask_for_each() -> None:
-    contract = read_contract(bare("gemma3"))
-    assert contract.reaches == {"sliding_attention": (Reach(window=WINDOW), 0), "full_attention": (Reach(), 1)}
+    attention_spec = read_attention_spec(bare("gemma3"))
+    assert attention_spec.reaches == {"sliding_attention": (Reach(window=WINDOW), 0), "full_attention": (Reach(), 1)}
     table = shared_prefix(num_image_tokens=6, text_lengths=[3])
-    masks = contract.arguments(table, dtype=torch.float32)["attention_mask"]
+    masks = attention_spec.arguments(table, dtype=torch.float32)["attention_mask"]
     assert list(masks) == ["sliding_attention", "full_attention"]
     assert masks["full_attention"][0, 0, -1].tolist() == [True] * 9
     assert masks["sliding_attention"][0, 0, -1].tolist() == [False] * 5 + [True] * 4
@@ -49,7 +49,7 @@ def test_a_family_with_several_kinds_of_layers_takes_a_mask_for_each() -> None:
 
 
 def test_a_family_with_one_window_has_it_folded_into_its_one_mask() -> None:
-    mask = read_contract(bare("mistral")).arguments(PREFIX, dtype=torch.float32)["attention_mask"]
+    mask = read_attention_spec(bare("mistral")).arguments(PREFIX, dtype=torch.float32)["attention_mask"]
     # The first token of text b stands at position 3 and column 5; its window of 4 reaches the whole image, not text a.
     assert mask[0, 0, 5].tolist() == [True, True, True, False, False, True, False]
     assert mask[0, 0, 6].tolist() == [False, True, True, False, False, True, True]
@@ -57,10 +57,10 @@ def test_a_family_with_one_window_has_it_folded_into_its_one_mask() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_an_eager_kernel_takes_an_additive_mask_that_is_finite(dtype: torch.dtype) -> None:
-    mask = read_contract(bare("llama_eager")).arguments(PREFIX, dtype=dtype)["attention_mask"]
+    mask = read_attention_spec(bare("llama_eager")).arguments(PREFIX, dtype=dtype)["attention_mask"]
     assert mask.dtype == dtype
     assert mask.isfinite().all()
-    allowed = read_contract(bare("llama")).arguments(PREFIX, dtype=dtype)["attention_mask"]
+    allowed = read_attention_spec(bare("llama")).arguments(PREFIX, dtype=dtype)["attention_mask"]
     assert (mask[allowed] == 0).all()
     assert (mask[~allowed] < -6e4).all()
 
@@ -70,7 +70,7 @@ def test_a_cache_that_dropped_keys_gets_a_mask_over_those_it_kept() -> None:
     cache = DynamicCache(config=model.language.config)
     model(input_ids=random_ids(1, 4), pixel_values=random_pixels(1), past_key_values=cache, use_cache=True)
     table = image_then_text(torch.ones(1, P).bool(), torch.ones(1, 6).bool())
-    masks = model.contract.arguments(table, dtype=torch.float32, num_queries=2, cache=cache)["attention_mask"]
+    masks = model.attention_spec.arguments(table, dtype=torch.float32, num_queries=2, cache=cache)["attention_mask"]
     kept = WINDOW - 1
     assert masks["sliding_attention"].shape == (1, 1, 2, kept + 2)
     assert masks["full_attention"].shape == (1, 1, 2, P + 6)
@@ -82,12 +82,14 @@ def test_a_static_cache_gets_a_mask_as_long_as_the_cache() -> None:
     cache = StaticCache(config=model.language.config, max_cache_len=20)
     model(input_ids=random_ids(1, 4), pixel_values=random_pixels(1), past_key_values=cache, use_cache=True)
     table = image_then_text(torch.ones(1, P).bool(), torch.ones(1, 5).bool())
-    mask = model.contract.arguments(table, dtype=torch.float32, num_queries=1, cache=cache)["attention_mask"]
+    mask = model.attention_spec.arguments(table, dtype=torch.float32, num_queries=1, cache=cache)["attention_mask"]
     assert mask[0, 0].tolist() == [[True] * (P + 5) + [False] * (20 - P - 5)]
 
 
 def test_the_longest_row_is_read_from_the_config() -> None:
-    assert {name: read_contract(bare_language(name)).max_positions for name in ("llama", "gpt2", "mpt", "bloom")} == {
+    assert {
+        name: read_attention_spec(bare_language(name)).max_positions for name in ("llama", "gpt2", "mpt", "bloom")
+    } == {
         "llama": 64,
         "gpt2": 64,
         "mpt": 64,
@@ -104,7 +106,7 @@ def test_layers_whose_state_flows_past_any_mask_are_refused_by_name() -> None:
         forward=lambda inputs_embeds, attention_mask: None,
     )
     with pytest.raises(UnsupportedModelError, match=r"llama has layers of kind linear_attention, whose state flows"):
-        read_contract(language)  # type: ignore[arg-type]
+        read_attention_spec(language)  # type: ignore[arg-type]
 
 
 def test_a_model_that_takes_no_mask_is_refused_by_name() -> None:
@@ -113,7 +115,7 @@ def test_a_model_that_takes_no_mask_is_refused_by_name() -> None:
             raise NotImplementedError
 
     with pytest.raises(UnsupportedModelError, match=r"llama \(Blind\) takes no attention_mask or no inputs_embeds"):
-        read_contract(Blind(bare("llama").config))
+        read_attention_spec(Blind(bare("llama").config))
 
 
 # --- The quirks
@@ -122,18 +124,18 @@ def test_a_model_that_takes_no_mask_is_refused_by_name() -> None:
 @pytest.mark.parametrize("name", ALIBI)
 def test_an_alibi_bias_is_the_slope_times_the_logical_distance(name: str) -> None:
     model = bare_language(name)
-    contract = read_contract(model)
+    attention_spec = read_attention_spec(model)
     caught: dict[str, Tensor] = {}
-    if contract.deliver is not None:
-        contract = dataclasses.replace(contract, deliver=lambda mask: caught.update(mask=mask))
-    mask = contract.arguments(PREFIX, dtype=torch.float32)["attention_mask"]
+    if attention_spec.deliver is not None:
+        attention_spec = dataclasses.replace(attention_spec, deliver=lambda mask: caught.update(mask=mask))
+    mask = attention_spec.arguments(PREFIX, dtype=torch.float32)["attention_mask"]
     mask = caught.get("mask", mask)
     scale = 8**-0.5 if name == "falcon_alibi" else 1.0  # Falcon scales its scores together with the bias
     distance = PREFIX.position[0][None, :] - PREFIX.position[0][:, None]
     expected = head_slopes(4)[:, None, None] * distance * scale
     allowed = mask[0] > -1e6
     assert torch.equal(
-        allowed[0], read_contract(bare("llama")).arguments(PREFIX, dtype=torch.float32)["attention_mask"][0, 0]
+        allowed[0], read_attention_spec(bare("llama")).arguments(PREFIX, dtype=torch.float32)["attention_mask"][0, 0]
     )
     assert_close(mask[0][allowed], expected[allowed], tolerance=1e-6)
 
@@ -148,7 +150,7 @@ def test_every_quirk_says_why(name: str) -> None:
 
 def test_a_rotary_falcon_needs_no_quirk() -> None:
     assert not QUIRKS["falcon"].applies(bare("falcon").config)
-    assert read_contract(bare_language("falcon")).alibi is None
+    assert read_attention_spec(bare_language("falcon")).alibi is None
 
 
 @pytest.mark.parametrize("name", ALIBI)
@@ -167,12 +169,12 @@ def test_mpt_keeps_its_own_scale_clipping_and_cache() -> None:
     attention = {"softmax_scale": 0.2, "clip_qkv": 0.6}
     theirs, ours = (bare_language("mpt", attn_config=_mpt_attention(attention)) for _ in range(2))
     ids = random_ids(2, 7)
-    contract = read_contract(ours)
+    attention_spec = read_attention_spec(ours)
     with torch.no_grad():
         bare_logits = theirs(input_ids=ids).logits
         plain = bare("mpt")(input_ids=ids).logits
         table = image_then_text(torch.zeros(2, 0).bool(), torch.ones(2, 7).bool())
-        arguments = contract.arguments(table, dtype=torch.float32)
+        arguments = attention_spec.arguments(table, dtype=torch.float32)
         logits = ours(inputs_embeds=ours.get_input_embeddings()(ids), **arguments).logits
     assert_close(logits, bare_logits)
     assert not torch.allclose(plain, bare_logits, atol=1e-2)
@@ -189,12 +191,12 @@ def test_mpt_drops_attention_weights_in_training_as_its_config_says() -> None:
     model = bare_language("mpt").train()
     for block in model.transformer.blocks:
         block.attn.attn_dropout_p = 0.5  # what `attn_config.attn_pdrop` sets
-    contract, ids = read_contract(model), random_ids(1, 7)
+    attention_spec, ids = read_attention_spec(model), random_ids(1, 7)
     table = image_then_text(torch.zeros(1, 0).bool(), torch.ones(1, 7).bool())
     embeds = model.get_input_embeddings()(ids)
 
     def run() -> Tensor:
-        return model(inputs_embeds=embeds, **contract.arguments(table, dtype=torch.float32)).logits
+        return model(inputs_embeds=embeds, **attention_spec.arguments(table, dtype=torch.float32)).logits
 
     assert not torch.allclose(run(), run())
     model.eval()

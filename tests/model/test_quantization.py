@@ -16,20 +16,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny import assert_same_gradients, bare_language, bare_vision, gradients, random_ids, random_pixels
 from tests.tiny import batch as tiny_batch
 from tests.tiny import samples as tiny_samples
-from tests.train.tiny import language_config, tiny_recipe
+from tests.training.tiny import language_config, tiny_recipe
 from visgraft import VisionLanguageModel
+from visgraft.builder.describe import describe_model, describe_recipe
 from visgraft.config import load_recipe
+from visgraft.convert.merge import MergeRefusedError, merge_model
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import CheckpointError, ConfigError
-from visgraft.heirs.merge import MergeRefusedError, merge_model
-from visgraft.infer import answer, load
+from visgraft.inference import answer, load
 from visgraft.model.quantization import dequantize, format_of, is_quantized, num_weights, quantization_config
 from visgraft.model.trainable import set_trainable
 from visgraft.runs import Run
-from visgraft.train.description import describe_model, describe_recipe
-from visgraft.train.interrupt import Interrupted
-from visgraft.train.loop import train
-from visgraft.train.progress import make_progress
+from visgraft.training.interrupt import Interrupted
+from visgraft.training.loop import train
+from visgraft.training.progress import make_progress
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,

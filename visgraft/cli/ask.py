@@ -58,7 +58,7 @@ def ask(
         else:
             print_line(best)
         return
-    from visgraft.infer import answer
+    from visgraft.inference import answer
 
     [text] = answer(*loaded, [sample], max_new_tokens=max_new_tokens)
     if as_json:
@@ -79,7 +79,7 @@ def _scores(
     loaded: "tuple[VisionLanguageModel, Processor]", sample: "Sample", candidates: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Score the choices: log-likelihoods, and shares that sum to one."""
-    from visgraft.infer import score_candidates
+    from visgraft.inference import score_candidates
 
     scores = score_candidates(*loaded, sample, candidates)
     weights = [math.exp(score - max(scores)) for score in scores]
@@ -95,7 +95,7 @@ def open_named(path: Path) -> "Image":
     Raises:
         BadSampleError: with the file's name in front of the reason.
     """
-    from visgraft.data.images import open_image
+    from visgraft.data.images.opening import open_image
 
     try:
         return open_image(path.expanduser())
@@ -108,6 +108,6 @@ def load_model(name: str, *, device: str | None, precision: Precision) -> "tuple
     go_offline_without_network(names_of_model(name))
     note(f"loading {name}")
     quiet_libraries()
-    from visgraft.infer import load
+    from visgraft.inference import load
 
     return load(name, device=device, precision=precision)

@@ -97,7 +97,7 @@ def _captions(
 ) -> Iterator[dict[str, Any]]:
     """Caption images as they are ready, in their order; a file that is no image gives an `error`."""
     from visgraft.data.sample import Sample, Turn
-    from visgraft.infer import answer_each
+    from visgraft.inference import answer_each
 
     def samples() -> "Iterator[Sample]":
         for path in paths:

@@ -82,7 +82,7 @@ class Chat:
 
     def __init__(self, model: "VisionLanguageModel", processor: "Processor", *, max_new_tokens: int) -> None:
         """Begin with nothing shown and nothing said."""
-        from visgraft.infer import Conversation
+        from visgraft.inference import Conversation
 
         self.talk = Conversation(model, processor)
         self.max_new_tokens = max_new_tokens
@@ -121,7 +121,7 @@ class Chat:
         """
         num_forgotten = self.talk.make_room(prompt, max_new_tokens=self.max_new_tokens)
         if num_forgotten:
-            limit = self.talk.model.contract.max_positions
+            limit = self.talk.model.attention_spec.max_positions
             note(f"the oldest {num_forgotten} turns are forgotten: the language model has {limit} positions")
         try:
             with closing(self.talk.say(prompt, max_new_tokens=self.max_new_tokens)) as pieces:

@@ -17,7 +17,7 @@ from visgraft.cli.terminal import note, print_json, print_line, print_rich, quie
 from visgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from visgraft.compare.answers import Probe
+    from visgraft.compare.answers import SamplePrompt
     from visgraft.compare.collect import Comparison
 
 MAX_COLUMNS = 6  # of results in the terminal; the page has them all
@@ -73,12 +73,12 @@ def compare(
     from visgraft.compare.answers import gather
     from visgraft.compare.report import write_picture, write_report
 
-    probes = gather(comparison.variants, note=note)
+    questions = gather(comparison.variants, note=note)
     note("drawing")
-    written = [write_report(comparison, probes, output.expanduser(), own=own, shown=shown)]
+    written = [write_report(comparison, questions, output.expanduser(), own=own, shown=shown)]
     if png:
         written.append(write_picture(comparison, png.expanduser(), shown=shown))
-    _print(comparison, [*own, *probes], shown, markdown=markdown, as_json=as_json)
+    _print(comparison, [*own, *questions], shown, markdown=markdown, as_json=as_json)
     for path in [*written, *([markdown] if markdown else [])]:
         (tell if as_json else print_line)(str(path))
 
@@ -97,7 +97,7 @@ def _ask(
     *,
     max_new_tokens: int,
     device: str | None,
-) -> "list[Probe]":
+) -> "list[SamplePrompt]":
     """Put images of one's own to the models of the variants that are shown."""
     if not images:
         return []
@@ -111,19 +111,24 @@ def _ask(
 
 
 def _print(
-    comparison: "Comparison", probes: "list[Probe]", shown: list[str], *, markdown: Path | None, as_json: bool
+    comparison: "Comparison",
+    questions: "list[SamplePrompt]",
+    shown: list[str],
+    *,
+    markdown: Path | None,
+    as_json: bool,
 ) -> None:
     """Write the Markdown file; print JSON, or the first columns of the results."""
-    from visgraft.compare.plain import as_json as as_values
-    from visgraft.compare.plain import as_markdown, cell_text
-    from visgraft.compare.results import results
+    from visgraft.compare.json_and_markdown import as_json as as_values
+    from visgraft.compare.json_and_markdown import as_markdown, cell_text
+    from visgraft.compare.results_table import results
 
     if markdown:
         path = markdown.expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(as_markdown(comparison, probes, shown=shown), encoding="utf-8")
+        path.write_text(as_markdown(comparison, questions, shown=shown), encoding="utf-8")
     if as_json:
-        print_json(as_values(comparison, probes))
+        print_json(as_values(comparison, questions))
         return
     columns = results([variant for variant in comparison.variants if variant.name in shown])[:MAX_COLUMNS]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

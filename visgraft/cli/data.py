@@ -81,12 +81,12 @@ def show(
 ) -> None:
     """Draw samples on an offline HTML page: images as the model sees them, what it learns to say in colour."""
     settings, processor = _load(recipe, overrides)
-    from visgraft.data.sheet import write_sheet
+    from visgraft.data.contact_sheet import write_contact_sheet
 
     streams = _open_streams(settings, part)  # of a stream, its first window
     sources = _open(settings, part) if streams is None else streams.window(seed=None, epoch=0, place=None).sources
     with _progress("drawing", total=min(number, len(sources))) as advance:
-        write_sheet(output, sources, processor, number=number, title=f"{recipe}: {part} data", progress=advance)
+        write_contact_sheet(output, sources, processor, number=number, title=f"{recipe}: {part} data", progress=advance)
     print_line(str(output))
 
 
@@ -121,14 +121,14 @@ def _load(recipe: str, overrides: Sequence[str] | None) -> "tuple[Recipe, Proces
     go_offline_without_network(names_of_recipe(settings))
     note("loading transformers")
     settings = _with_folders(settings)
-    from visgraft.train.build import build_processor
+    from visgraft.builder.build import build_processor
 
     return settings, build_processor(settings)
 
 
 def _with_folders(settings: Recipe) -> Recipe:
     quiet_libraries()
-    from visgraft.train.build import resolve_starter_names
+    from visgraft.builder.build import resolve_starter_names
 
     return resolve_starter_names(settings, progress=note)
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from visgraft.builder.describe import Description
     from visgraft.model.trainable import PartRow
-    from visgraft.train.description import Description
 
 WIDTH = 68
 STYLES = {"trains": "bold green", "some": "yellow", "frozen": "blue"}

@@ -109,9 +109,9 @@ def _number(value: int | None, *, about: str = "") -> str:
 
 
 def _run(planned: "Experiment", *, gpus: str | None, as_json: bool) -> int:
-    from visgraft.experiment.progress import ExperimentProgress
-    from visgraft.experiment.results import as_table, as_values, results_of
+    from visgraft.experiment.display import ExperimentProgress
     from visgraft.experiment.running import run_experiment
+    from visgraft.experiment.variant_results import as_table, as_values, results_of
 
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -14,11 +14,11 @@ import yaml
 
 from visgraft.cli.terminal import note, print_line
 from visgraft.config import SourceSettings, load_recipe
-from visgraft.config.plain import to_plain
+from visgraft.config.plain_values import to_plain
 from visgraft.errors import BadSampleError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from visgraft.data.sniff import Found
+    from visgraft.data.readers.detect import Found
 
 STARTER_VISION, STARTER_LANGUAGE = "starter:vision", "starter:language"
 MAX_SAMPLES_READ = 200  # of a large source; the rest is estimated from these
@@ -40,11 +40,11 @@ def init(
     The format is found out: images with a metadata.jsonl or .csv, COCO captions, LLaVA and chat JSON, parquet,
     WebDataset and others. The starter pair of models needs no account and no GPU; name any other pair.
     """
-    from visgraft.data.sniff import sniff
+    from visgraft.data.readers.detect import detect
 
     if output.exists() and not force:
         raise ConfigError(f"{output}: already there; name another with -o, or say --force")
-    found = sniff(data)
+    found = detect(data)
     note(f"{data}: {found.format}")
     size = _measure(found.train)
     text = _recipe(
@@ -78,7 +78,7 @@ class _Size:
 
 def _measure(settings: SourceSettings) -> _Size:
     """Read some samples evenly; raises DataError where none of them can be used."""
-    from visgraft.data.images import open_image
+    from visgraft.data.images.opening import open_image
     from visgraft.data.sources import open_sources
 
     sources = open_sources([settings])

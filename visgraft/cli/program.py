@@ -18,17 +18,17 @@ from visgraft.cli.ask import ask
 from visgraft.cli.caption import caption
 from visgraft.cli.chat import chat
 from visgraft.cli.compare import compare
+from visgraft.cli.convert import export, import_, merge
 from visgraft.cli.data import data
 from visgraft.cli.demo import demo
+from visgraft.cli.estimate import estimate
 from visgraft.cli.experiment import experiment
-from visgraft.cli.fit import fit
-from visgraft.cli.heirs import export, import_, merge
 from visgraft.cli.init import init
+from visgraft.cli.inspection import inspect_
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, print_error
 from visgraft.cli.train import train
 from visgraft.cli.watch import watch
-from visgraft.cli.words import words
 from visgraft.errors import VisgraftError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -139,12 +139,17 @@ _add(
 _add("Look", watch, "visgraft watch runs/modules")
 _add(
     "Look",
-    words,
-    "visgraft words runs/my-run cat.jpg -o words.html",
-    'visgraft words runs/my-run cat.jpg --prompt "What is it?"',
+    inspect_,
+    "visgraft inspect runs/my-run cat.jpg -o inside.html",
+    'visgraft inspect runs/my-run cat.jpg --prompt "What is it?"',
 )
 app.add_typer(data, name="data", rich_help_panel="Look")
-_add("Look", fit, "visgraft fit recipe.yaml --gpu 24GB", "visgraft fit recipe.yaml --gpu rtx4090 --json")
+_add(
+    "Look",
+    estimate,
+    "visgraft estimate recipe.yaml --gpu 24GB",
+    "visgraft estimate recipe.yaml --gpu rtx4090 --json",
+)
 _add("Use", ask, 'visgraft ask runs/my-run cat.jpg "What is it?"')
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")

@@ -20,7 +20,7 @@ from visgraft.errors import ConfigError
 from visgraft.runs import Run
 
 if TYPE_CHECKING:
-    from visgraft.train.description import Description
+    from visgraft.builder.describe import Description
 
 
 def show(
@@ -48,7 +48,7 @@ def show(
     go_offline_without_network(names)
     note(f"reading {target}")
     quiet_libraries()
-    from visgraft.train.description import describe_model, describe_recipe
+    from visgraft.builder.describe import describe_model, describe_recipe
 
     if is_recipe:
         run = Run.open(path) if path.is_dir() else None

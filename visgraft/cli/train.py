@@ -52,7 +52,7 @@ def train(
     go_offline_without_network(names_of_recipe(settings))
     note("loading PyTorch and transformers")
     quiet_libraries()
-    from visgraft.train.loop import train as run_training
+    from visgraft.training.loop import train as run_training
 
     try:
         folder = run_training(settings, resume=resume, folder=output)

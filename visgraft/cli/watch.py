@@ -15,7 +15,7 @@ from rich.live import Live
 from visgraft.cli.terminal import print_line
 
 if TYPE_CHECKING:
-    from visgraft.compare.watch import Watch
+    from visgraft.compare.live_curves import Watch
 
 LINE_EVERY_S = 10.0  # between plain lines
 CHART_HEIGHT = 16
@@ -33,7 +33,7 @@ def watch(
 
     Ends when all of them are over, or with Ctrl-C, which leaves the runs alone.
     """
-    from visgraft.compare.watch import Watch
+    from visgraft.compare.live_curves import Watch
 
     watched = Watch(paths)
     watched.read()

@@ -1,8 +1,8 @@
 """What the variants answer to the same questions about the same images: at the end, and on the way there.
 
-In: variants, whose runs wrote `samples.jsonl`. Out: `Probe`, one question with its image, its truth and all answers.
+In: variants, whose runs wrote `samples.jsonl`. Out: `SamplePrompt`: a question, its image, its truth, all answers.
 
-    for probe in gather(comparison.variants): probe.final("lora")
+    for question in gather(comparison.variants): question.final("lora")
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 from PIL import Image
 
 from visgraft.compare.collect import RunData, Variant
-from visgraft.compare.settings import data_key
+from visgraft.compare.differences import data_key
 from visgraft.config import Recipe
-from visgraft.data.images import open_image
+from visgraft.data.images.opening import open_image
 from visgraft.data.sources import epoch_order, open_sources
 from visgraft.errors import BadSampleError, VisgraftError
-from visgraft.evaluate.habits import Habits, habits_of
-from visgraft.evaluate.metrics import exact_match
+from visgraft.metrics.metrics import exact_match
+from visgraft.metrics.text_quality import TextQuality, text_quality_of
 from visgraft.starter import resolve_name
 
-MAX_LOOKED_AT = 2_000  # samples that are read at most to find the probe images again; probes stand at the front
+MAX_LOOKED_AT = 2_000  # samples that are read at most to find the question images again; questions stand at the front
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Given:
 
 
 @dataclass
-class Probe:
+class SamplePrompt:
     """One question about one image.
 
     Attributes:
@@ -76,25 +76,25 @@ class Probe:
         return changes
 
 
-def gather(variants: Sequence[Variant], *, note: Callable[[str], None] = lambda text: None) -> list[Probe]:
+def gather(variants: Sequence[Variant], *, note: Callable[[str], None] = lambda text: None) -> list[SamplePrompt]:
     """Gather what the runs answered on the way, question by question, and find the images again.
 
     Questions are the same where data, sample, prompt and truth are; those that most variants were asked come first.
     """
-    probes: dict[str, Probe] = {}
+    questions: dict[str, SamplePrompt] = {}
     wanted: dict[str, tuple[RunData, Mapping[str, Any]]] = {}
     for variant in variants:
         for run in variant.runs:
-            for record in run.probes:
+            for record in run.sample_answers:
                 expected = tuple(map(str, record.get("expected") or ()))
                 where = data_key(run, "validation") or data_key(run, "training")
                 key = json.dumps([where if expected else "", record.get("id"), record["prompt"], expected])
-                probe = probes.setdefault(key, Probe(str(record["prompt"]), expected))
+                question = questions.setdefault(key, SamplePrompt(str(record["prompt"]), expected))
                 wanted.setdefault(key, (run, record))
-                probe.given.append(_given(run, record, expected))
-    _find_images(probes, wanted, note=note)
-    num_asked = {key: len({answer.variant for answer in probe.given}) for key, probe in probes.items()}
-    return [probes[key] for key in sorted(probes, key=lambda key: -num_asked[key])]
+                question.given.append(_given(run, record, expected))
+    _find_images(questions, wanted, note=note)
+    num_asked = {key: len({answer.variant for answer in question.given}) for key, question in questions.items()}
+    return [questions[key] for key in sorted(questions, key=lambda key: -num_asked[key])]
 
 
 def _given(run: RunData, record: Mapping[str, Any], expected: Sequence[str]) -> Given:
@@ -103,14 +103,14 @@ def _given(run: RunData, record: Mapping[str, Any], expected: Sequence[str]) -> 
     return Given(run.variant, run.seed, int(record["step"]), text, record.get("stopped"), is_right)
 
 
-def habits(probes: Sequence[Probe], variants: Sequence[Variant]) -> dict[str, Habits]:
+def text_quality(questions: Sequence[SamplePrompt], variants: Sequence[Variant]) -> dict[str, TextQuality]:
     """Measure how each variant's finished models answer, over all these questions and its seeds."""
     found = {}
     for variant in variants:
-        answers = [answer for probe in probes for answer in probe.final(variant.name)]
+        answers = [answer for question in questions for answer in question.final(variant.name)]
         if answers:
             texts = [answer.text for answer in answers]
-            found[variant.name] = habits_of(texts, stopped=[answer.stopped for answer in answers])
+            found[variant.name] = text_quality_of(texts, stopped=[answer.stopped for answer in answers])
     return found
 
 
@@ -118,20 +118,20 @@ def habits(probes: Sequence[Probe], variants: Sequence[Variant]) -> dict[str, Ha
 
 
 def _find_images(
-    probes: Mapping[str, Probe],
+    questions: Mapping[str, SamplePrompt],
     wanted: Mapping[str, tuple[RunData, Mapping[str, Any]]],
     *,
     note: Callable[[str], None],
 ) -> None:
-    """Give the probes their images: those that lie in the run folder, else those of the data that the run read."""
+    """Give the questions their images: those that lie in the run folder, else those of the data that the run read."""
     from_data: dict[str, dict[str, str]] = {}
     runs: dict[str, RunData] = {}
     for key, (run, record) in wanted.items():
         kept = _kept_image(run, record)
         if kept is not None:
-            _open(probes[key], kept)
+            _open(questions[key], kept)
         elif "image" in record and record["image"] is None:
-            probes[key].missing = "this question has no image"
+            questions[key].missing = "this question has no image"
         else:
             where = data_key(run, "validation") or data_key(run, "training")
             runs[where] = run
@@ -142,31 +142,31 @@ def _find_images(
             images = _images_of_data(runs[where].recipe, set(ids.values()))
         except (VisgraftError, OSError) as error:
             for key in ids:
-                probes[key].missing = f"the data of the run cannot be read any more: {error}"
+                questions[key].missing = f"the data of the run cannot be read any more: {error}"
             continue
         for key, name in ids.items():
             if name in images:
-                _open(probes[key], images[name])
+                _open(questions[key], images[name])
             else:
-                probes[key].missing = "the data of the run no longer holds this sample"
+                questions[key].missing = "the data of the run no longer holds this sample"
 
 
 def _kept_image(run: RunData, record: Mapping[str, Any]) -> Path | None:
     name = record.get("image")
     if not isinstance(name, str):
         return None
-    return next((path for path in (run.folder / "probes" / name, run.folder / name) if path.is_file()), None)
+    return next((path for path in (run.folder / "sample_prompts" / name, run.folder / name) if path.is_file()), None)
 
 
-def _open(probe: Probe, image: Any) -> None:
+def _open(question: SamplePrompt, image: Any) -> None:
     try:
-        probe.image = open_image(image)
+        question.image = open_image(image)
     except BadSampleError as error:
-        probe.missing = str(error)
+        question.missing = str(error)
 
 
 def _images_of_data(recipe: Recipe, ids: set[str]) -> dict[str, Any]:
-    """Read the first image of the samples with these ids, looking where training picks its probes."""
+    """Read the first image of the samples with these ids, looking where training picks its questions."""
     entries = recipe.data.validation or recipe.data.train
     local = [replace(entry, path=entry.path and resolve_name(entry.path)) for entry in entries]
     key = "data.validation" if recipe.data.validation else "data.train"

@@ -16,9 +16,9 @@ import altair
 
 from visgraft.compare.collect import RunData, Variant
 from visgraft.compare.curves import AXES, Axis, Curve, Unit, average, thin
-from visgraft.compare.results import loss_unit
-from visgraft.compare.settings import data_key, data_name
-from visgraft.page import COLORS
+from visgraft.compare.differences import data_key, data_name
+from visgraft.compare.results_table import loss_unit
+from visgraft.reporting.page import COLORS
 
 Split = Literal["training", "validation"]
 DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 2), (9, 3, 2, 3))  # one for each time the colours are used

@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from visgraft.compare.curves import Curve, training_curve, validation_curve
+from visgraft.compare.differences import data_key, flatten, without_seed
 from visgraft.compare.names import variant_names
-from visgraft.compare.settings import data_key, flatten, without_seed
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.runs import Run
@@ -41,7 +41,7 @@ class RunData:
         validation: the same of the held-out data.
         scores: name -> values over the same validations, None where one was not measured.
         summary: what `summary.json` holds; empty of a run that has none.
-        probes: the lines of `samples.jsonl`.
+        sample_answers: the lines of `samples.jsonl`.
         status: `finished`, `unfinished` or `failed`.
     """
 
@@ -54,7 +54,7 @@ class RunData:
     validation: Curve
     scores: Mapping[str, Sequence[float | None]]
     summary: Mapping[str, Any]
-    probes: Sequence[Mapping[str, Any]]
+    sample_answers: Sequence[Mapping[str, Any]]
     status: str
 
 
@@ -247,7 +247,7 @@ def read_run(folder: Path, *, variant: str | None = None) -> RunData:
         validation=validation,
         scores=scores,
         summary=run.read_summary() or {},
-        probes=run.read("samples"),
+        sample_answers=run.read("samples"),
         status=status_of(run, recipe, records),
     )
 

@@ -34,21 +34,21 @@ td small, th small, .soft small { color: var(--soft); display: block; font-size:
 th small { font-weight: 400; }
 td.number { white-space: nowrap; } td.best small { font-weight: 400; }
 td.best { color: var(--good); font-weight: 650; } td.best::before { content: "★ "; }
-.probes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 500px), 1fr)); gap: 16px; }
-.probe { border: 1px solid var(--line); border-radius: 10px; background: var(--back); padding: 12px; min-width: 0; }
-.probe header { display: flex; gap: 12px; margin-bottom: 8px; } .probe header > div { min-width: 0; }
-.probe img { width: 120px; height: 120px; object-fit: contain; background: #fff; border-radius: 6px; flex: none; }
-.probe .none { width: 120px; flex: none; font-size: 0.75rem; color: var(--soft); border: 1px dashed var(--line);
+.questions { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 500px), 1fr)); gap: 16px; }
+.question { border: 1px solid var(--line); border-radius: 10px; background: var(--back); padding: 12px; min-width: 0; }
+.question header { display: flex; gap: 12px; margin-bottom: 8px; } .question header > div { min-width: 0; }
+.question img { width: 120px; height: 120px; object-fit: contain; background: #fff; border-radius: 6px; flex: none; }
+.question .none { width: 120px; flex: none; font-size: 0.75rem; color: var(--soft); border: 1px dashed var(--line);
   border-radius: 6px; padding: 6px; overflow-wrap: anywhere; }
-.probe dl { margin: 0; font-size: 0.9rem; } .probe dl > div { display: grid; gap: 2px 10px; padding: 4px 0;
+.question dl { margin: 0; font-size: 0.9rem; } .question dl > div { display: grid; gap: 2px 10px; padding: 4px 0;
   grid-template-columns: minmax(90px, 34%) 1fr; border-top: 1px solid var(--line); }
-.probe dt, .probe dd { margin: 0; min-width: 0; overflow-wrap: anywhere; } .probe dt { font-size: 0.85rem; }
-.probe dd p { margin: 0; } .probe p { margin: 0 0 4px; } .probe details { margin-top: 8px; font-size: 0.9rem; }
-.probe summary { cursor: pointer; color: var(--soft); } [hidden] { display: none !important; }
+.question dt, .question dd { margin: 0; min-width: 0; overflow-wrap: anywhere; } .question dt { font-size: 0.85rem; }
+.question dd p { margin: 0; } .question p { margin: 0 0 4px; } .question details { margin-top: 8px; font-size: 0.9rem; }
+.question summary { cursor: pointer; color: var(--soft); } [hidden] { display: none !important; }
 @media (max-width: 560px) { .chips { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 6px; }
   .chip { padding: 5px 7px; gap: 6px; } .chip svg { width: 18px; }
-  .probe img, .probe .none { width: 88px; height: 88px; }
-  .probe .none { height: auto; } table.wide th[scope=row] { min-width: 124px; max-width: 140px; }
+  .question img, .question .none { width: 88px; height: 88px; }
+  .question .none { height: auto; } table.wide th[scope=row] { min-width: 124px; max-width: 140px; }
   table.wide .who { gap: 6px; font-size: 0.82rem; } table.wide .who svg { width: 18px; } }
 """
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from visgraft.compare.settings import as_text, unlike_settings, without_seed
+from visgraft.compare.differences import as_text, unlike_settings, without_seed
 
 if TYPE_CHECKING:
     from visgraft.compare.collect import RunData

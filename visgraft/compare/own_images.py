@@ -1,7 +1,7 @@
 """Put images of one's own, with several prompts each, to the finished models that are compared.
 
-In: variants, image files, prompts. Out: probes without a truth. The models are loaded one after another.
-Usage: `probes = ask_variants(comparison.variants, [Path("cat.jpg")], ["What is it?"])`
+In: variants, image files, prompts. Out: questions without a truth. The models are loaded one after another.
+Usage: `questions = ask_variants(comparison.variants, [Path("cat.jpg")], ["What is it?"])`
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from visgraft.compare.answers import Given, Probe
+from visgraft.compare.answers import Given, SamplePrompt
 from visgraft.compare.collect import Variant
-from visgraft.data.images import open_image
+from visgraft.data.images.opening import open_image
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import BadSampleError, CheckpointError
-from visgraft.infer import answer, load
+from visgraft.inference import answer, load
 
 
 def ask_variants(
@@ -25,8 +25,8 @@ def ask_variants(
     max_new_tokens: int = 64,
     device: str | None = None,
     note: Callable[[str], None] = lambda text: None,
-) -> list[Probe]:
-    """Ask every finished model every prompt about every image; one probe for each image and prompt.
+) -> list[SamplePrompt]:
+    """Ask every finished model every prompt about every image; one question for each image and prompt.
 
     Raises:
         BadSampleError: a file is no image.
@@ -38,7 +38,7 @@ def ask_variants(
             opened.append(open_image(path.expanduser()))
         except BadSampleError as error:
             raise BadSampleError(f"{path}: {error}") from error
-    probes = [Probe(prompt, expected=(), image=image) for image in opened for prompt in prompts]
+    questions = [SamplePrompt(prompt, expected=(), image=image) for image in opened for prompt in prompts]
     samples = [Sample(images=[image], dialogs=[[Turn(prompt, "")] for prompt in prompts]) for image in opened]
     with_model = [run for variant in variants for run in variant.runs if (run.folder / "model").is_dir()]
     if not with_model:
@@ -51,6 +51,6 @@ def ask_variants(
         stopped: list[bool] = []
         texts = answer(model, processor, samples, max_new_tokens=max_new_tokens, stopped=stopped)
         step = int(run.training.steps[-1])
-        for probe, text, has_stopped in zip(probes, texts, stopped, strict=True):
-            probe.given.append(Given(run.variant, run.seed, step, text, has_stopped, is_right=False))
-    return probes
+        for question, text, has_stopped in zip(questions, texts, stopped, strict=True):
+            question.given.append(Given(run.variant, run.seed, step, text, has_stopped, is_right=False))
+    return questions

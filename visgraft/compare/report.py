@@ -12,18 +12,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from visgraft.compare.answers import Given, Probe, habits
+from visgraft.compare.answers import Given, SamplePrompt, text_quality
 from visgraft.compare.charts import AXIS_WORDS, Panel, Styles, live_chart, panels, rows_of, still_chart
 from visgraft.compare.collect import Comparison, Variant
 from visgraft.compare.controls import SCRIPT, STYLE
 from visgraft.compare.curves import AXES
-from visgraft.compare.results import Kind, results, written
-from visgraft.compare.settings import ABSENT, as_text, differences, what_trains
+from visgraft.compare.differences import ABSENT, as_text, differences, what_trains
+from visgraft.compare.results_table import Kind, results, written
 from visgraft.compare.shown import Shown
 from visgraft.errors import ConfigError
-from visgraft.page import Page, escape, image_tag, spec_of
+from visgraft.reporting.page import Page, escape, image_tag, spec_of
 
-HABIT_COLUMNS: tuple[tuple[str, str, Kind], ...] = (
+TEXT_QUALITY_COLUMNS: tuple[tuple[str, str, Kind], ...] = (
     ("mean_words", "words an answer", "speed"),
     ("repeated_4grams", "repeated 4-grams", "share"),
     ("distinct_words", "distinct words", "share"),
@@ -34,17 +34,17 @@ HABIT_COLUMNS: tuple[tuple[str, str, Kind], ...] = (
 
 def write_report(
     comparison: Comparison,
-    probes: Sequence[Probe],
+    questions: Sequence[SamplePrompt],
     path: Path,
     *,
-    own: Sequence[Probe] = (),
+    own: Sequence[SamplePrompt] = (),
     shown: Sequence[str] | None = None,
 ) -> Path:
     """Write the page and give its path.
 
     Args:
         comparison: the variants.
-        probes: the questions that all runs answered on the way.
+        questions: the questions that all runs answered on the way.
         path: the file to write.
         own: questions about images of one's own, put to the finished models.
         shown: names of the variants that are shown at first; None = all.
@@ -62,12 +62,12 @@ def write_report(
     page.add("How they learned", _curves(page, found, styles, shown))
     page.add("What differs", _differences(variants, styles))
     page.add("Results", _results(variants, styles))
-    if probes or own:
-        page.add("How they answer", _habits([*probes, *own], variants, styles))
+    if questions or own:
+        page.add("How they answer", _text_quality([*questions, *own], variants, styles))
     if own:
-        page.add("Your own images", _probes(own, variants, styles))
-    if probes:
-        page.add("Answers to the same questions", _probe_words(), _probes(probes, variants, styles))
+        page.add("Your own images", _questions(own, variants, styles))
+    if questions:
+        page.add("Answers to the same questions", _question_words(), _questions(questions, variants, styles))
     if comparison.notes:
         page.add("Left out", "".join(f"<p>{escape(note)}</p>" for note in comparison.notes))
     return page.write(path)
@@ -210,14 +210,14 @@ def _results(variants: Sequence[Variant], styles: Styles) -> str:
     return f'{table}{notes}<p class="soft">{words}</p>'
 
 
-def _habits(probes: Sequence[Probe], variants: Sequence[Variant], styles: Styles) -> str:
-    found = habits(probes, variants)
+def _text_quality(questions: Sequence[SamplePrompt], variants: Sequence[Variant], styles: Styles) -> str:
+    found = text_quality(questions, variants)
     rows = []
     for variant in variants:
-        values = [getattr(found.get(variant.name), key, None) for key, _, _ in HABIT_COLUMNS]
+        values = [getattr(found.get(variant.name), key, None) for key, _, _ in TEXT_QUALITY_COLUMNS]
         texts = [
             ABSENT if value is None else written(value, kind)
-            for value, (_, _, kind) in zip(values, HABIT_COLUMNS, strict=True)
+            for value, (_, _, kind) in zip(values, TEXT_QUALITY_COLUMNS, strict=True)
         ]
         rows.append([f"<td class=number>{text}</td>" for text in texts])
     words = (
@@ -225,41 +225,41 @@ def _habits(probes: Sequence[Probe], variants: Sequence[Variant], styles: Styles
         "words that had come before in the same answer. Distinct words: different words by all words. Never stopped: "
         "cut at the longest length that was allowed."
     )
-    table = _table([title for _, title, _ in HABIT_COLUMNS], variants, styles, rows)
+    table = _table([title for _, title, _ in TEXT_QUALITY_COLUMNS], variants, styles, rows)
     return f'{table}<p class="soft">{words}</p>'
 
 
-def _probe_words() -> str:
+def _question_words() -> str:
     return (
         '<p class="soft">✓ equals the truth as a whole string. “Over training” shows each answer where it changed.</p>'
     )
 
 
-def _probes(probes: Sequence[Probe], variants: Sequence[Variant], styles: Styles) -> str:
-    return f'<div class="probes">{"".join(_probe(probe, variants, styles) for probe in probes)}</div>'
+def _questions(questions: Sequence[SamplePrompt], variants: Sequence[Variant], styles: Styles) -> str:
+    return f'<div class="questions">{"".join(_question(question, variants, styles) for question in questions)}</div>'
 
 
-def _probe(probe: Probe, variants: Sequence[Variant], styles: Styles) -> str:
-    if probe.image is None:
-        picture = f'<div class="none">{escape(probe.missing or "no image")}</div>'
+def _question(question: SamplePrompt, variants: Sequence[Variant], styles: Styles) -> str:
+    if question.image is None:
+        picture = f'<div class="none">{escape(question.missing or "no image")}</div>'
     else:
-        picture = image_tag(probe.image, alt=probe.prompt or "image")
-    prompt = escape(probe.prompt) if probe.prompt else '<span class="soft">(a caption)</span>'
-    truth = f'<p class="soft">truth: {escape(" / ".join(probe.expected))}</p>' if probe.expected else ""
+        picture = image_tag(question.image, alt=question.prompt or "image")
+    prompt = escape(question.prompt) if question.prompt else '<span class="soft">(a caption)</span>'
+    truth = f'<p class="soft">truth: {escape(" / ".join(question.expected))}</p>' if question.expected else ""
     answers, histories = [], []
     for number, variant in enumerate(variants):
         who = f'<dt class="who">{_line(styles, variant.name)}<span>{escape(variant.name)}</span></dt>'
-        answers.append(f'<div data-variant="{number}">{who}<dd>{_final(probe.final(variant.name))}</dd></div>')
-        history = probe.history(variant.name)
+        answers.append(f'<div data-variant="{number}">{who}<dd>{_final(question.final(variant.name))}</dd></div>')
+        history = question.history(variant.name)
         if history:
             told = "".join(
                 f'<p><span class="soft">step {given.step}:</span> {_marked(given, given.text)}</p>' for given in history
             )
             histories.append(f'<div data-variant="{number}">{who}<dd>{told}</dd></div>')
-    has_history = any(len(probe.history(variant.name)) > 1 for variant in variants)
+    has_history = any(len(question.history(variant.name)) > 1 for variant in variants)
     over = f"<details><summary>over training</summary><dl>{''.join(histories)}</dl></details>" if has_history else ""
     return (
-        f'<article class="probe"><header>{picture}<div><p><b>{prompt}</b></p>{truth}</div></header>'
+        f'<article class="question"><header>{picture}<div><p><b>{prompt}</b></p>{truth}</div></header>'
         f"<dl>{''.join(answers)}</dl>{over}</article>"
     )
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from statistics import median
 
-from visgraft.compare.results import Cell, Column, Kind, written
-from visgraft.compare.settings import ABSENT
-from visgraft.page import escape
+from visgraft.compare.differences import ABSENT
+from visgraft.compare.results_table import Cell, Column, Kind, written
+from visgraft.reporting.page import escape
 
 # What a heading says, where a column's own title is long; its unit stands below it.
 SHORT = {

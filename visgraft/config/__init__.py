@@ -5,7 +5,7 @@ Usage: `from visgraft.config import Recipe, load_recipe`
 """
 
 from visgraft.config.hints import unknown_key
-from visgraft.config.plain import flatten
+from visgraft.config.plain_values import flatten
 from visgraft.config.recipe import apply_override, load_recipe, read_yaml, recipe_to_dict, recipe_to_yaml, set_key
 from visgraft.config.settings import (
     PARTS,
@@ -17,9 +17,9 @@ from visgraft.config.settings import (
     ModelSettings,
     Part,
     Patterns,
-    ProbeSettings,
     ProjectionSettings,
     Recipe,
+    SamplePromptSettings,
     SourceSettings,
     TrainingMode,
     TrainSettings,
@@ -36,9 +36,9 @@ __all__ = [
     "ModelSettings",
     "Part",
     "Patterns",
-    "ProbeSettings",
     "ProjectionSettings",
     "Recipe",
+    "SamplePromptSettings",
     "SourceSettings",
     "Strict",
     "TrainSettings",

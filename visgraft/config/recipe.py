@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from visgraft.config.hints import got
-from visgraft.config.plain import to_plain
+from visgraft.config.plain_values import to_plain
 from visgraft.config.settings import PARTS, Recipe
 from visgraft.config.strict import Strict
 from visgraft.errors import ConfigError

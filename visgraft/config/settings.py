@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypedDict
 import yaml
 
 from visgraft.config.hints import TAKES_THE_REST, Bound, LocalPath
-from visgraft.config.plain import to_plain
+from visgraft.config.plain_values import to_plain
 from visgraft.errors import ConfigError
 
 Part = Literal["vision", "projection", "language", "head"]
@@ -142,7 +142,7 @@ class TrainSettings:
     keep_checkpoints: PositiveInt = 2  # the newest kept; older ones are removed
     checkpoint_every_steps: PositiveInt | None = None  # null: at the end of each epoch
     validate_every_steps: PositiveInt | None = None  # null: at the end of each epoch
-    probe_every_steps: PositiveInt | None = None  # answer the fixed probe images; null: at the end of each epoch
+    sample_every_steps: PositiveInt | None = None  # answer the sample prompts; null: at the end of each epoch
     exact_match_samples: Count = 0  # validation dialogs answered by generation and compared whole; 0: none
     max_new_tokens: PositiveInt = 32  # longest answer that is generated
 
@@ -207,7 +207,7 @@ class SourceSettings:
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
+class SamplePromptSettings:
     """An image of one's own that is asked the same prompts during a run; it has no truth and is not learned from."""
 
     image: NameOrFolder  # image file; looked for beside the recipe, then in the working directory
@@ -234,7 +234,7 @@ class DataSettings:
 
     train: tuple[SourceSettings, ...] = ()  # sources to learn from
     validation: tuple[SourceSettings, ...] = ()  # sources to measure on, never learned from
-    probes: tuple[ProbeSettings, ...] = ()  # images of one's own that are asked during the run, behind the fixed ones
+    sample_prompts: tuple[SamplePromptSettings, ...] = ()  # own images asked during the run too
     max_dialogs_per_prefix: PositiveInt = 8  # dialogs behind one image prefix; more go behind another
     max_text_tokens: PositiveInt = 512  # longest text of one dialog; what is longer is cut and counted
     max_bad_fraction: Fraction = 0.01  # bad samples that a source may have before the run stops

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.grouping import Grouped, sample_key
+from visgraft.data.images.references import is_web_address
+from visgraft.data.images.remote import RemoteImage
+from visgraft.data.images.video import frames_of
 from visgraft.data.mixing import hold_out
-from visgraft.data.refs import is_web_address
-from visgraft.data.remote import RemoteImage
 from visgraft.data.sample import ImageRef, Sample, Source, Turn
-from visgraft.data.video import frames_of
 from visgraft.errors import BadSampleError
 
 DialogMode = Literal["as_given", "independent", "conversation"]

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visgraft.data.forms import Content, content_of_row
-from visgraft.data.kept import keep_arrays
-from visgraft.data.refs import KEY_BYTES, image_key, image_refs
-from visgraft.data.rows import Row, Rows
+from visgraft.data.images.references import KEY_BYTES, image_key, image_refs
+from visgraft.data.readers.row_formats import Content, content_of_row
+from visgraft.data.readers.rows import Row, Rows
 from visgraft.data.sample import Sample, Source
+from visgraft.disk_cache import keep_arrays
 from visgraft.errors import BadSampleError
 
 ReadRow = Callable[[Row], Content]

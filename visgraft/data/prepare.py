@@ -22,12 +22,12 @@ import pyarrow as pa
 from PIL import Image
 
 from visgraft.data.grouping import Grouped, sample_key
-from visgraft.data.images import open_image
+from visgraft.data.images.opening import open_image
+from visgraft.data.images.references import decode_base64, decode_text
 from visgraft.data.quarantine import BadSample, Quarantine
-from visgraft.data.refs import decode_base64, decode_text
+from visgraft.data.readers.tables import write_parquet
 from visgraft.data.sample import ImageRef, Sample, StoredImage
 from visgraft.data.sources import OpenSource, Sources
-from visgraft.data.tables import write_parquet
 from visgraft.errors import BadSampleError, ConfigError, DataError
 
 SAMPLES_PER_SHARD = 2048

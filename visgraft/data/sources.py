@@ -33,8 +33,8 @@ from visgraft.data.mixing import epoch_order as epoch_order
 from visgraft.data.mixing import mixed_order, temper
 from visgraft.data.quarantine import BadSample as BadSample
 from visgraft.data.quarantine import Quarantine as Quarantine
+from visgraft.data.row_streams import SampleStream
 from visgraft.data.sample import Sample, Source
-from visgraft.data.streaming import SampleStream
 from visgraft.errors import BadSampleError, ConfigError, DataError
 
 # The one table of formats; a reader's module is loaded when a recipe asks for it.

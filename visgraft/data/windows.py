@@ -22,8 +22,8 @@ from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.adapting import adapt
 from visgraft.data.grouping import Grouped
 from visgraft.data.quarantine import BadSample
+from visgraft.data.row_streams import HeldSamples, Place, SampleStream, StreamedRow
 from visgraft.data.sources import OpenSource, Sources, name_sources, reader_of
-from visgraft.data.streaming import HeldSamples, Place, SampleStream, StreamedRow
 from visgraft.errors import ConfigError
 
 _ENDED = "ended"

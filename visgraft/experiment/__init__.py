@@ -1,4 +1,4 @@
-"""Variants of a recipe, run under equal conditions: the same held-out data, probes and seeds for each.
+"""Variants of a recipe, run under equal conditions: the same held-out data, sample prompts and seeds for each.
 
 In: an experiment file (settings.py). Out: a folder of run folders (docs/runs.md says what is in it).
 

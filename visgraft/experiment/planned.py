@@ -20,7 +20,7 @@ from typing import Any
 
 from visgraft.config import Recipe, Strict, apply_override, load_recipe, set_key
 from visgraft.errors import ConfigError
-from visgraft.experiment.settings import ExperimentSettings, read_experiment
+from visgraft.experiment.experiment_file import ExperimentSettings, read_experiment
 
 BROUGHT_ALONG = ("template", "attention")  # settings of the model that start_from leaves to the recipe
 SECTIONS = ("model", "train", "data")
@@ -207,14 +207,14 @@ def _plan(
 
 
 def _check_comparable(runs: Sequence[PlannedRun]) -> None:
-    """Check that all runs are measured on the same held-out data and asked the same probes."""
+    """Check that all runs are measured on the same held-out data and asked the same sample prompts."""
     first = runs[0]
     if not first.recipe.data.validation:
         raise ConfigError(
             "recipe: data.validation: missing; an experiment compares its variants on held-out data, so name some"
         )
     for run in runs:
-        for key in ("validation", "probes"):
+        for key in ("validation", "sample_prompts"):
             if getattr(run.recipe.data, key) != getattr(first.recipe.data, key):
                 raise ConfigError(
                     f"variants.{run.variant}: data.{key}: is another than that of {first.variant}; an experiment "

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from visgraft.builder.build import build_processor, resolve_starter_names
+from visgraft.builder.describe import describe_recipe
 from visgraft.config import PARTS, Recipe, recipe_to_dict
 from visgraft.data.sources import open_sources
 from visgraft.errors import CheckpointError, DataError, MissingAssetError, VisgraftError
-from visgraft.experiment.folder import status_of
 from visgraft.experiment.planned import Experiment, PlannedRun
-from visgraft.train.build import build_processor, resolve_starter_names
-from visgraft.train.description import describe_recipe
-from visgraft.train.plan import Planner, Position
+from visgraft.experiment.run_folders import status_of
+from visgraft.training.plan import Planner, Position
 
 NUM_GROUPS = 2_000  # looked at to count a run's steps; a longer run is reckoned from them
 NOT_THERE = (CheckpointError, MissingAssetError, DataError, OSError)  # what another machine, or a network, would have

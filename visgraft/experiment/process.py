@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from visgraft.experiment.folder import status_of
 from visgraft.experiment.planned import PlannedRun
+from visgraft.experiment.run_folders import status_of
 
 NUM_LINES = 200  # of what a run said last, that are kept
 PROGRAM = (sys.executable, "-m", "visgraft")

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from visgraft.experiment.folder import FAILURE, check_folder, make_room, status_of, write_record
 from visgraft.experiment.planned import Experiment, PlannedRun
 from visgraft.experiment.process import launch_process
+from visgraft.experiment.run_folders import FAILURE, check_folder, clear_failed_run, status_of, write_record
 from visgraft.runs import write_whole
 
 POLL_S = 0.2
@@ -151,7 +151,7 @@ class _Schedule:
         if is_resumed:
             (folder / FAILURE).unlink(missing_ok=True)
         else:
-            make_room(folder)
+            clear_failed_run(folder)
         self.progress.started(run, device=device, is_resumed=is_resumed)
         job = self.launch(run, folder, device, lambda text: self.progress.said(run, text))
         self.running[run.folder_name] = (run, job, device)

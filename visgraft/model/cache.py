@@ -4,7 +4,7 @@ In: keys and values as the layers make them. Out: a cache that `transformers` ta
 the whole row is taken once; what is handed out ends where the written part ends, so no empty place is attended to.
 Nothing is ever dropped: what a sliding window hides, the mask hides, so rows need not be packed.
 
-    cache = RoomCache(room=num_image_tokens + num_text_tokens + num_new_tokens)
+    cache = PreallocatedCache(capacity=num_image_tokens + num_text_tokens + num_new_tokens)
     cache.put([states_of_one_image, states_of_another])      # a row each, as `kept_states` gave them
 """
 
@@ -36,17 +36,17 @@ class KeptStates:
         return sum(states.nbytes for pair in self.layers for states in pair)
 
 
-class RoomLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """One layer's keys and values, written into a buffer that has room for more; a row that outgrows it gets another.
 
     Every method of `DynamicLayer` holds: one that puts other tensors into `keys` and `values` (a reordering by beams)
     has them copied back at the next writing.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, capacity: int) -> None:
         """Take no memory yet: batch, heads and format come with the first states."""
         super().__init__()
-        self.room = room
+        self.capacity = capacity
         self._buffers: list[Tensor | None] = [None, None]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -62,8 +62,8 @@ class RoomLayer(DynamicLayer):
         buffer = self._buffers[index]
         is_ours = buffer is not None and before is not None and before.data_ptr() == buffer.data_ptr()
         if buffer is None or end > buffer.shape[2] or (start and not is_ours):
-            room = max(self.room, end if buffer is None else 2 * end)
-            buffer = states.new_empty(*states.shape[:2], room, states.shape[3])
+            capacity = max(self.capacity, end if buffer is None else 2 * end)
+            buffer = states.new_empty(*states.shape[:2], capacity, states.shape[3])
             if before is not None:
                 buffer[:, :, :start] = before
             self._buffers[index] = buffer
@@ -71,13 +71,13 @@ class RoomLayer(DynamicLayer):
         return buffer[:, :, :end]
 
 
-class RoomCache(Cache):
-    """A cache of `RoomLayer`s, which appear as the language model writes to them."""
+class PreallocatedCache(Cache):
+    """A cache of `PreallocatedLayer`s, which appear as the language model writes to them."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, capacity: int) -> None:
         """Say how many positions a row will have."""
-        self.room = room
-        super().__init__(layer_class_to_replicate=functools.partial(RoomLayer, room))  # type: ignore[arg-type]
+        self.capacity = capacity
+        super().__init__(layer_class_to_replicate=functools.partial(PreallocatedLayer, capacity))  # type: ignore[arg-type]
 
     def put(self, rows: Sequence[KeptStates | None]) -> None:
         """Fill an empty cache with what was kept, a row each, so that all rows end together.
@@ -113,6 +113,6 @@ class RoomCache(Cache):
         return [layer for layer in self.layers if getattr(layer, "keys", None) is not None]
 
 
-def rows_of(cache: RoomCache, lengths: Sequence[int]) -> list[KeptStates]:
+def rows_of(cache: PreallocatedCache, lengths: Sequence[int]) -> list[KeptStates]:
     """Keep every row of a cache, the first positions of each."""
     return [cache.keep(row, length=length) for row, length in enumerate(lengths)]

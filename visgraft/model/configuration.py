@@ -12,8 +12,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from visgraft.errors import ConfigError
-from visgraft.model.entrance import PREFIX_PLACES, PrefixPlace
 from visgraft.model.japanese_stablelm import JapaneseStableLMConfig as JapaneseStableLMConfig  # AutoConfig now knows it
+from visgraft.model.prefix_injection import PREFIX_PLACES, PrefixPlace
 from visgraft.model.projection import ProjectionSettings, num_image_tokens
 from visgraft.model.vision import VisionSettings, measure
 
@@ -105,7 +105,7 @@ def _sub_config(config: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedC
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def count_image_tokens(config: PreTrainedConfig | None, *, join: VisionLanguageConfig) -> int:
+def image_tokens_per_image(config: PreTrainedConfig | None, *, join: VisionLanguageConfig) -> int:
     """Count what an image becomes behind the projection, without any weights.
 
     Args:

@@ -28,10 +28,10 @@ class PrefixGenerationMixin(GenerationMixin):
 
     config: Any  # these are the model's own
     device: Any
-    entrance: Any
+    prefix_injection: Any
     image_prefix: Any
     get_input_embeddings: Any
-    contract: Any
+    attention_spec: Any
     _decode: Any
 
     @torch.no_grad()
@@ -142,7 +142,7 @@ class PrefixGenerationMixin(GenerationMixin):
             image_tokens: [B, P, width], as `image_prefix` makes them.
             image_token_mask: [B, P] bool, True = real.
             context: what the cache holds, S positions.
-            cache: one that drops nothing (`RoomCache`); it is written to.
+            cache: one that drops nothing (`PreallocatedCache`); it is written to.
 
         Returns:
             The table of S + P positions: the context of what is read next.
@@ -154,7 +154,7 @@ class PrefixGenerationMixin(GenerationMixin):
         self._check_length(table)
         width = self.get_input_embeddings().weight.shape[1]
         embeds = self.get_input_embeddings().weight.new_zeros(*image_token_mask.shape, width)
-        embeds = self.entrance.enter(embeds, image_tokens, image_token_mask)
+        embeds = self.prefix_injection.enter(embeds, image_tokens, image_token_mask)
         self._decode(embeds, table, cache, 1)
         return table
 
@@ -172,7 +172,7 @@ class PrefixGenerationMixin(GenerationMixin):
         Args:
             input_ids: [B, Q] long, the tokens that are not in the cache.
             context: what stands in front of the text: the cache holds that, and maybe the text's beginning.
-            cache: one that drops nothing (`RoomCache`); it is written to.
+            cache: one that drops nothing (`PreallocatedCache`); it is written to.
             attention_mask: [B, T], 1 = real, over the whole text behind the context, T >= Q; None = all real.
             logits_to_keep: only the last n positions' logits; 0 = all.
 
@@ -200,7 +200,7 @@ class PrefixGenerationMixin(GenerationMixin):
             input_ids: [T] long, the texts one behind the other.
             lengths: of each.
             context: what the cache holds, one row.
-            cache: one that drops nothing (`RoomCache`); it is written to, and worth nothing more than its context.
+            cache: one that drops nothing (`PreallocatedCache`); it is written to, and is of no use but for its context.
 
         Returns:
             Logits [T, V].
@@ -215,13 +215,13 @@ class PrefixGenerationMixin(GenerationMixin):
         return row
 
     def _check_length(self, table: SegmentTable) -> None:
-        limit = self.contract.max_positions
+        limit = self.attention_spec.max_positions
         if limit is None or table.length <= limit:
             return
-        length = int(self.entrance.positions(table).max()) + 1
+        length = int(self.prefix_injection.positions(table).max()) + 1
         if length > limit:
             raise ModelError(
                 f"a row of {length} positions (image and text tokens) is longer than the {limit} positions of "
-                f"{self.contract.name}: shorten the text, or make fewer image tokens (model.image_size, "
+                f"{self.attention_spec.name}: shorten the text, or make fewer image tokens (model.image_size, "
                 "model.projection.pool)"
             )

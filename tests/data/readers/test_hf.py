@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from visgraft.config import SourceSettings
-from visgraft.data.images import open_image
+from visgraft.data.images.opening import open_image
 from visgraft.data.readers import hf
 from visgraft.data.sample import Turn
 from visgraft.data.sources import open_sources

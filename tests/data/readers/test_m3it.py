@@ -7,13 +7,12 @@ import pytest
 from PIL import Image
 
 from visgraft.config import SourceSettings
-from visgraft.data import m3it_tasks
-from visgraft.data.images import open_image
-from visgraft.data.m3it_tasks import NAMED_SETS, TASKS, tasks_of
-from visgraft.data.readers import m3it
+from visgraft.data.images.opening import open_image
+from visgraft.data.readers import m3it, m3it_tasks
+from visgraft.data.readers.m3it_tasks import NAMED_SETS, TASKS, tasks_of
+from visgraft.data.readers.tables import write_parquet
 from visgraft.data.sample import Turn
 from visgraft.data.sources import open_sources
-from visgraft.data.tables import write_parquet
 from visgraft.errors import BadSampleError, ConfigError, DataError, MissingAssetError
 
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from visgraft.config import SourceSettings
-from visgraft.data.images import open_image
+from visgraft.data.images.opening import open_image
 from visgraft.data.readers import webdataset
+from visgraft.data.readers.tars import expand_paths
 from visgraft.data.sample import Turn
 from visgraft.data.sources import open_sources
-from visgraft.data.tars import expand_paths
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 

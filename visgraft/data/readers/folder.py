@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from visgraft.data.files import open_files
-from visgraft.data.forms import content_of_row
-from visgraft.data.rows import Row, Rows
+from visgraft.data.readers.files import open_files
+from visgraft.data.readers.row_formats import content_of_row
+from visgraft.data.readers.rows import Row, Rows
 from visgraft.data.sample import Sample, Source
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 

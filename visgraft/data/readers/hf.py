@@ -20,13 +20,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from visgraft.data.forms import content_of_row
 from visgraft.data.grouping import RowSource
-from visgraft.data.kept import cache_folder
-from visgraft.data.rows import Rows
+from visgraft.data.readers.row_formats import content_of_row
+from visgraft.data.readers.rows import Rows
+from visgraft.data.readers.tables import DatasetRows, DatasetStream, ParquetRows, label_names, with_names, write_parquet
+from visgraft.data.row_streams import SampleStream
 from visgraft.data.sample import Source
-from visgraft.data.streaming import SampleStream
-from visgraft.data.tables import DatasetRows, DatasetStream, ParquetRows, label_names, with_names, write_parquet
+from visgraft.disk_cache import cache_folder
 from visgraft.errors import ConfigError, DataError, MissingAssetError
 
 

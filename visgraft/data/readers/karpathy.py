@@ -16,7 +16,7 @@ from __future__ import annotations
 from array import array
 from pathlib import Path
 
-from visgraft.data.rows import JsonListRows, Row
+from visgraft.data.readers.rows import JsonListRows, Row
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 

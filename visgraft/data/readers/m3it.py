@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from visgraft.data.files import find_split, open_files
-from visgraft.data.forms import Content, content_of_row
 from visgraft.data.grouping import RowSource
-from visgraft.data.m3it_hub import fetch_task
-from visgraft.data.m3it_tasks import TASKS, tasks_of
-from visgraft.data.rows import Row, Rows, join_rows
+from visgraft.data.readers.files import find_split, open_files
+from visgraft.data.readers.m3it_hub import fetch_task
+from visgraft.data.readers.m3it_tasks import TASKS, tasks_of
+from visgraft.data.readers.row_formats import Content, content_of_row
+from visgraft.data.readers.rows import Row, Rows, join_rows
 from visgraft.data.sample import Source
 from visgraft.errors import DataError, MissingAssetError
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from visgraft.data.files import ALL_SUFFIXES, open_split
-from visgraft.data.forms import content_of_row
 from visgraft.data.grouping import RowSource
+from visgraft.data.readers.files import ALL_SUFFIXES, open_split
+from visgraft.data.readers.row_formats import content_of_row
 from visgraft.data.sample import Source
 
 _FIRST_PARQUET = (".parquet", *(suffix for suffix in ALL_SUFFIXES if suffix != ".parquet"))

@@ -15,13 +15,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from visgraft.data.forms import Content, content_of_row
 from visgraft.data.grouping import RowSource
-from visgraft.data.refs import FilePart
-from visgraft.data.rows import Row
+from visgraft.data.images.references import FilePart
+from visgraft.data.readers.row_formats import Content, content_of_row
+from visgraft.data.readers.rows import Row
+from visgraft.data.readers.tars import TarRows, TarStream, expand_paths
+from visgraft.data.row_streams import SampleStream
 from visgraft.data.sample import Source
-from visgraft.data.streaming import SampleStream
-from visgraft.data.tars import TarRows, TarStream, expand_paths
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 _TEXT_MEMBERS = ("txt", "text", "caption")

@@ -1,0 +1,63 @@
+"""The table of results: means, ranges, the best among what compares, and runs that lack what later ones have."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.compare.made_runs import save_experiment, save_run
+from visgraft.compare.collect import collect
+from visgraft.compare.results_table import Column, best_validation, results, written
+
+
+def columns(*paths: Path) -> dict[str, Column]:
+    return {column.key: column for column in results(collect(paths).variants)}
+
+
+def test_means_and_ranges_over_seeds_and_the_best_of_each_measure(tmp_path: Path) -> None:
+    folder = save_experiment(tmp_path / "modules", num_variants=3, num_steps=40)
+    found = columns(folder)
+    for variant in collect([folder]).variants:
+        losses = [best_validation(run, "token") for run in variant.runs]
+        cell = found["validation_loss"].cells[variant.name]
+        assert (cell.low, cell.high, cell.num_seeds) == (min(losses), max(losses), 2)
+        assert cell.mean == pytest.approx(np.mean(losses))
+    for key in ("validation_loss", "training_loss", "exact_match"):
+        assert [name for name, cell in found[key].cells.items() if cell.is_best] == ["language"], key
+    assert not any(cell.is_best for cell in found["trainable"].cells.values())  # fewer is not better
+    assert found["trainable"].cells["language"].mean == 788_480 + 305_500_000
+    assert "trainable.head" not in found  # nobody trains it
+
+
+def test_a_run_without_summary_keeps_what_its_metrics_tell(tmp_path: Path) -> None:
+    found = columns(save_run(tmp_path / "older", num_steps=20, with_summary=False))
+    assert {"exact_match", "validation_loss", "training_loss", "minutes", "samples_per_second"} == set(found)
+    assert found["samples_per_second"].cells["projection"].mean == pytest.approx(64, rel=0.1)
+
+
+def test_unfinished_seeds_do_not_count_where_others_are_finished(tmp_path: Path) -> None:
+    save_run(tmp_path / "a-0", name="a", seed=0, num_steps=20)
+    save_run(tmp_path / "a-1", name="a", seed=1, num_steps=4, planned_steps=20)
+    assert columns(tmp_path)["training_loss"].cells["a"].num_seeds == 1
+
+
+def test_losses_on_unlike_data_have_no_common_best(tmp_path: Path) -> None:
+    save_run(tmp_path / "a", name="a", num_steps=20, validation="x", final_loss=1.0)
+    save_run(tmp_path / "b", name="b", num_steps=20, validation="x", final_loss=2.0, train={"vision": "full"})
+    save_run(tmp_path / "c", name="c", num_steps=20, validation="y", final_loss=0.5)
+    column = columns(tmp_path)["validation_loss"]
+    assert [cell.is_best for cell in column.cells.values()] == [True, False, False]
+    assert column.note == "validation loss per token: measured on unlike data, so compare only within a group: a, b; c"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (1234, "count", "1,234"), (2_320_000, "count", "2.32 M"), (6.7e9, "count", "6.70 B"), 
+        (0.5, "minutes", "30.0 s"), (2.5, "minutes", "2.5 min"), (2**31, "memory", "2.00 GiB"),
+        (2**20, "memory", "1.0 MiB"), (0.806, "share", "80.6%"),
+        (1.23456, "loss", "1.2346"), (63.94, "speed", "63.9"), (1.05, "score", "1.05"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_they_are_read(value: float, kind: str, text: str) -> None:
+    assert written(value, kind) == text

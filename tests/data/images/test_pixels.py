@@ -1,0 +1,121 @@
+"""Image processors: given exactly the size that was asked for, run, stacked, and refused with a reason."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from visgraft.data.images.pixels import made_image_size, make_pixels, stack_frames, with_image_size
+from visgraft.errors import BadSampleError, ConfigError
+
+# Each with sizes as its checkpoints have them (DINOv2 resizes to 256 and crops to 224, DeiT likewise).
+IMAGE_PROCESSORS = {
+    "clip": ("CLIPImageProcessorPil", {}),
+    "vit": ("ViTImageProcessorPil", {}),
+    "siglip": ("SiglipImageProcessorPil", {}),
+    "dinov2": ("BitImageProcessorPil", {"size": {"shortest_edge": 256}}),
+    "beit": ("BeitImageProcessorPil", {}),
+    "deit": ("DeiTImageProcessorPil", {}),
+    "efficientnet": ("EfficientNetImageProcessorPil", {}),
+    "efficientnet that crops": ("EfficientNetImageProcessorPil", {"do_center_crop": True}),
+    "convnext": ("ConvNextImageProcessorPil", {"size": {"shortest_edge": 224}}),
+    "levit": ("LevitImageProcessorPil", {}),
+    "poolformer": ("PoolFormerImageProcessorPil", {}),
+}
+
+
+def make(name: str):
+    class_name, settings = IMAGE_PROCESSORS[name]
+    return getattr(transformers, class_name)(**settings)
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+@pytest.mark.parametrize("image_size", [32, 400])  # ConvNeXt stops cropping at 384
+@pytest.mark.parametrize("name", IMAGE_PROCESSORS)
+def test_the_image_size_that_is_asked_for_is_the_size_of_the_pixels(name, image_size, image):
+    original = make(name)
+    before = original.to_dict()
+    changed = with_image_size(original, image_size=image_size)
+    for picture in (image, image.rotate(90, expand=True)):
+        assert make_pixels(changed, [picture])["pixel_values"].shape == (1, 3, image_size, image_size)
+    assert made_image_size(changed) == image_size
+    assert original.to_dict() == before
+
+
+@pytest.mark.parametrize("name", IMAGE_PROCESSORS)
+def test_asking_for_the_size_it_has_changes_no_pixel(name, image):
+    original = make(name)
+    changed = with_image_size(original, image_size=made_image_size(original))
+    assert torch.equal(make_pixels(changed, [image])["pixel_values"], make_pixels(original, [image])["pixel_values"])
+
+
+def test_a_larger_size_cuts_off_the_same_share():
+    changed = with_image_size(make("dinov2"), image_size=448)
+    assert (changed.size["shortest_edge"], changed.crop_size["height"]) == (512, 448)
+
+
+def test_pixels_are_those_of_the_image_processor_itself(image):
+    image_processor = with_image_size(make("clip"), image_size=32)
+    expected = image_processor(images=[image, image.rotate(90, expand=True)], return_tensors="pt")
+    made = make_pixels(image_processor, [image, image.rotate(90, expand=True)])
+    assert list(made) == ["pixel_values"]
+    assert torch.equal(made["pixel_values"], expected["pixel_values"])
+
+
+def test_no_image_makes_no_pixels():
+    assert make_pixels(make("vit"), []) == {}
+
+
+def test_native_resolution_has_no_image_size():
+    image_processor = transformers.Siglip2ImageProcessorPil(max_num_patches=16)
+    assert made_image_size(image_processor) is None
+    made = make_pixels(image_processor, [Image.new("RGB", (64, 32))])
+    assert sorted(made) == ["pixel_attention_mask", "pixel_values", "spatial_shapes"]
+    with pytest.raises(ConfigError, match=r"model.image_size: got 32, but Siglip2ImageProcessorPil makes images of"):
+        with_image_size(image_processor, image_size=32)
+
+
+def test_sizes_that_depend_on_the_image_are_refused():
+    image_processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)
+    with pytest.raises(ConfigError, match=r"\(32, 48\) and \(40, 32\), but all need one square size; set model"):
+        made_image_size(image_processor)
+    assert made_image_size(with_image_size(image_processor, image_size=32)) == 32
+
+
+@pytest.mark.parametrize("size", [(1, 101), (101, 1)])
+def test_a_line_is_refused_before_it_is_blown_up(size):
+    with pytest.raises(BadSampleError, match="image is too narrow"):
+        make_pixels(make("clip"), [Image.new("RGB", size)])
+
+
+def test_a_narrow_image_is_still_an_image():
+    image_processor = with_image_size(make("clip"), image_size=8)
+    assert make_pixels(image_processor, [Image.new("RGB", (3, 300))])["pixel_values"].shape == (1, 3, 8, 8)
+
+
+def pixels_of(*values: float) -> dict[str, torch.Tensor]:
+    """One 2 x 2 image for each value."""
+    return {"pixel_values": torch.stack([torch.full((3, 2, 2), value) for value in values])} if values else {}
+
+
+def test_single_images_stack_without_a_frame_axis():
+    stacked = stack_frames([pixels_of(1.0), pixels_of(2.0)])
+    assert list(stacked) == ["pixel_values"]
+    assert stacked["pixel_values"][:, 0, 0, 0].tolist() == [1.0, 2.0]
+
+
+def test_unlike_numbers_of_images_get_a_frame_axis_and_a_mask():
+    stacked = stack_frames([pixels_of(1.0), pixels_of(), pixels_of(2.0, 3.0)])
+    assert stacked["pixel_values"].shape == (3, 2, 3, 2, 2)
+    assert stacked["pixel_values"][..., 0, 0, 0].tolist() == [[1.0, 0.0], [0.0, 0.0], [2.0, 3.0]]
+    assert stacked["image_mask"].tolist() == [[True, False], [False, False], [True, True]]
+
+
+def test_nothing_to_stack_stays_nothing():
+    assert stack_frames([{}, {}]) == {}

@@ -1,0 +1,193 @@
+"""Language models that cannot be joined exactly are refused by name, with the reason; all others pass."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from tests.tiny import ALIBI, LANGUAGE_CONFIGS, SIZES, TOKENS, bare, bare_language, bare_vision
+from visgraft.errors import UnsupportedModelError
+from visgraft.model import language
+from visgraft.model.checks import compatibility
+from visgraft.model.checks.compatibility import check_language, shrink
+from visgraft.model.vlm import VisionLanguageModel
+
+
+@pytest.fixture
+def nothing_passed_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compatibility, "_passed", set())
+
+
+def from_config(config: Any) -> Any:
+    torch.manual_seed(0)
+    return hf.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", LANGUAGE_CONFIGS)
+@pytest.mark.usefixtures("nothing_passed_before")
+def test_every_family_of_the_cross_passes(name: str) -> None:
+    check_language(bare_language(name))
+
+
+# --- Refusals
+
+GPT_NEO = {
+    "vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]
+}  # fmt: skip
+
+
+def test_gpt_neo_is_refused_for_its_causal_mask_of_its_own() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"gpt_neo cannot be joined exactly: position \d+ must .*the mask"):
+        check_language(from_config(hf.GPTNeoConfig(**GPT_NEO, **TOKENS)))
+
+
+def test_recurrent_gemma_is_refused_for_its_recurrent_layers() -> None:
+    config = hf.RecurrentGemmaConfig(**{**SIZES, "num_hidden_layers": 3}, intermediate_size=48, lru_width=32)
+    reason = "has layers of kind linear_attention, whose state|cannot be joined exactly: position"  # older transformers
+    with pytest.raises(UnsupportedModelError, match=f"recurrent_gemma ({reason})"):
+        check_language(from_config(config))
+
+
+def test_mamba_is_refused_for_its_state_space() -> None:
+    config = hf.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
+    with pytest.raises(UnsupportedModelError, match="mamba has layers of kind linear_attention, whose state flows"):
+        check_language(from_config(config))
+
+
+def test_lfm2_is_refused_for_its_convolutions() -> None:
+    config = hf.Lfm2Config(**SIZES, intermediate_size=48, num_key_value_heads=2, layer_types=["conv", "full_attention"])
+    with pytest.raises(UnsupportedModelError, match=r"lfm2 has layers of kind conv, whose state flows past any mask"):
+        check_language(from_config(config))
+
+
+def test_a_refusal_comes_from_from_parts() -> None:
+    with pytest.raises(UnsupportedModelError, match="gpt_neo cannot be joined exactly"):
+        VisionLanguageModel.from_parts(bare_vision("clip"), from_config(hf.GPTNeoConfig(**GPT_NEO, **TOKENS)))
+
+
+@pytest.mark.parametrize("name", ALIBI)
+@pytest.mark.usefixtures("nothing_passed_before")
+def test_an_alibi_family_is_refused_without_its_quirk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "QUIRKS", {})
+    with pytest.raises(UnsupportedModelError, match=f"{bare(name).config.model_type} cannot be joined exactly"):
+        check_language(bare_language(name))
+
+
+class Reading(hf.LlamaForCausalLM):
+    """A Llama that is led astray in one way."""
+
+    astray = ""
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        inputs_embeds: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        **kwargs: Any,
+    ) -> Any:  # type: ignore[override]
+        if self.astray == "mask" and attention_mask is not None:
+            attention_mask = attention_mask | torch.ones_like(attention_mask).tril()
+        if self.astray == "blind" and attention_mask is not None and (attention_mask != attention_mask.tril()).any():
+            attention_mask = torch.eye(attention_mask.shape[-1]).bool().expand_as(attention_mask)
+        if self.astray == "positions":
+            position_ids = None
+        if self.astray == "text" and attention_mask is not None:
+            position_ids = position_ids * 2
+        return super().forward(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+
+@pytest.mark.usefixtures("nothing_passed_before")
+@pytest.mark.parametrize(
+    ("astray", "message"),
+    [
+        (
+            "mask",
+            r"llama cannot .*: position \d+ must not see position \d+ and does: it ignores the mask",
+        ),
+        (
+            "blind",
+            r"llama cannot .*: position \d+ must see position \d+ and does not: it ignores the mask",
+        ),
+        ("positions", r"llama cannot be joined exactly: it takes positions from the row and not from position_ids"),
+        ("text", r"llama cannot be joined exactly: without an image it does not compute what the bare model computes"),
+    ],
+)
+def test_a_model_that_goes_astray_is_refused_with_what_it_did(
+    astray: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reading, "astray", astray)
+    model = Reading(bare("llama").config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
+    # Its class is not the library's, so the tiny twin would go right: the model itself is tried.
+    monkeypatch.setattr(compatibility, "_tiny_like", lambda _: None)
+    with pytest.raises(UnsupportedModelError, match=message):
+        check_language(model.eval())
+
+
+# --- Manners
+
+
+def test_the_check_leaves_the_random_state_and_the_model_as_they_were(nothing_passed_before: None) -> None:
+    model = bare_language("gpt2").train()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(5)
+    check_language(model)
+    drawn = torch.randn(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.randn(3))
+    assert model.training
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_configuration_is_tried_once(nothing_passed_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_language(bare_language("llama"))
+    monkeypatch.setattr(compatibility, "_check", lambda *_, **__: pytest.fail("tried again"))
+    check_language(bare_language("llama"))
+
+
+def test_another_kernel_is_tried_again(nothing_passed_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_language(bare_language("llama"))
+    tried: list[str] = []
+    monkeypatch.setattr(compatibility, "_check", lambda model, **_: tried.append(model.config._attn_implementation))
+    check_language(bare_language("llama_eager"))
+    assert tried == ["eager"]
+
+
+def test_the_tiny_twin_has_the_kernel_and_every_kind_of_layer_of_the_model() -> None:
+    config = hf.Gemma3TextConfig(
+        num_hidden_layers=26, sliding_window=512, attn_implementation="eager", vocab_size=300, hidden_size=640
+    )
+    tiny = shrink(config)
+    assert tiny.layer_types == ["sliding_attention", "full_attention"]
+    assert (tiny.num_hidden_layers, tiny.sliding_window, tiny.hidden_size) == (2, 5, 32)
+    assert config.num_hidden_layers == 26
+    with torch.device("meta"):
+        model = hf.AutoModelForCausalLM.from_config(config)
+    twin = compatibility._tiny_like(model)
+    assert twin is not None
+    assert twin.config._attn_implementation == "eager"
+
+
+def test_a_large_model_is_checked_on_a_small_one(nothing_passed_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = hf.LlamaConfig(hidden_size=4096, num_hidden_layers=32, vocab_size=32000)
+    checked: list[int] = []
+    monkeypatch.setattr(compatibility, "_check", lambda model, **_: checked.append(model.num_parameters()))
+    with torch.device("meta"):
+        check_language(hf.LlamaForCausalLM(config))
+    assert checked[0] < 100_000
+
+
+def test_a_long_context_with_scaled_rotary_positions_is_checked_on_plain_ones(nothing_passed_before: None) -> None:
+    scaling = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    config = hf.Phi3Config(pad_token_id=0, rope_parameters=scaling, original_max_position_embeddings=4096)
+    tiny = shrink(config)
+    assert tiny.rope_parameters["rope_type"] == "default"
+    model: Tensor = hf.AutoModelForCausalLM.from_config(tiny)(input_ids=torch.arange(4)[None]).logits
+    assert model.shape == (1, 4, 64)

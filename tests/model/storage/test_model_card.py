@@ -1,0 +1,78 @@
+"""The model card names parts, licences, data and scores, and its lines are those that run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from tests.tiny import fresh
+from tests.training.tiny import tiny_recipe
+from visgraft.config import load_recipe
+from visgraft.errors import CheckpointError
+from visgraft.model.storage.model_card import licence_of, model_card
+from visgraft.runs import Run
+
+
+def test_a_card_without_a_run_tells_the_parts(tmp_path: Path) -> None:
+    fresh("llama", "clip").save_pretrained(tmp_path)
+    text = model_card(tmp_path, repo_id="me/cats")
+    values = yaml.safe_load(text.split("---")[1])
+    assert values["pipeline_tag"] == "image-text-to-text"
+    assert values["license"] == "other"
+    assert "| vision | clip_vision_model | weights in this folder | unknown |" in text
+    assert "| language | llama | weights in this folder | unknown |" in text
+    assert 'VisionLanguageModel.from_pretrained("me/cats")' in text
+    assert "## Scores" not in text
+    ModelCard(text)  # the Hub's own reader takes it
+
+
+def test_a_run_tells_data_and_scores_and_no_path_of_this_machine(tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe(tmp_path))
+    run = Run.create(recipe, folder=tmp_path / "run")
+    run.append("metrics", {"step": 1, "loss": 2.0})
+    run.append("metrics", {"step": 2, "validation_loss": 1.5, "exact_match": 0.25})
+    run.append("metrics", {"step": 4, "validation_loss": 1.25, "exact_match": 0.5})
+    fresh("llama", "clip").save_pretrained(run.model_path)
+    text = model_card(run.model_path, repo_id="me/cats", run=run.folder)
+    assert "train: folder" in text
+    assert "| validation_loss | 1.25 |" in text
+    assert "| exact_match | 0.5 |" in text
+    assert str(tmp_path) not in text
+
+
+def test_a_licence_is_read_from_the_parts_own_card(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
+    assert licence_of(str(tmp_path)) == "apache-2.0"
+    (tmp_path / "README.md").write_text("A model.\n")
+    assert licence_of(str(tmp_path)) == "unknown"
+    assert licence_of("nobody/nothing") == "unknown"
+    assert licence_of(None) == "unknown"
+
+
+def test_what_is_no_model_has_no_card(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no config\.json; need a model folder"):
+        model_card(tmp_path, repo_id="me/cats")
+
+
+def test_pushing_uploads_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, str] = {}
+
+    class Api:
+        def __init__(self, token: Any = None) -> None:
+            del token
+
+        def create_repo(self, repo_id: str, **_: Any) -> Any:
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_folder(self, *, folder_path: str, **_: Any) -> Any:
+            seen["card"] = (Path(folder_path) / "README.md").read_text()
+            return SimpleNamespace(commit_url="https://hub/commit/1")
+
+    monkeypatch.setattr("visgraft.model.storage.checkpoint.HfApi", Api)
+    fresh("llama", "clip").push_to_hub("cats")
+    assert 'Processor.from_pretrained("me/cats")' in seen["card"]

@@ -1,0 +1,66 @@
+"""Two processes compute what one does: the same gradients and losses, also where one of them has nothing to do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training import one_of_several
+from tests.training.tiny import tiny_recipe
+from visgraft.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGETS = [300, 1]  # text tokens a step; with 1, a step is one group and the second process has none
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    folders: dict[int, list[Path]] = {1: [], 2: []}
+    for num_processes, budget in [(n, budget) for n in (1, 2) for budget in BUDGETS]:
+        recipe = tiny_recipe(
+            tmp_path, vision="full", language="full", head="full", text_tokens_per_step=budget, max_steps=4, epochs=3,
+            micro_batch_rows=2, learning_rate=1e-3, exact_match_samples=2,
+        )  # fmt: skip
+        folder = tmp_path / f"{num_processes}-{budget}"
+        folder.mkdir()
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+        folders[num_processes].append(folder)
+    poor = tmp_path / "poor"
+    poor.mkdir()
+    recipe = json.loads((folders[2][0] / "recipe.json").read_text())
+    del recipe["train"]["micro_batch_rows"]
+    (poor / "recipe.json").write_text(json.dumps(recipe))
+    (poor / "memory.json").write_text(json.dumps(1))  # the second process; the first one has enough
+    for folder in folders[1]:
+        one_of_several.run(folder)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*launcher, "-m", "tests.training.one_of_several", *map(str, [*folders[2], poor])],
+        check=True, cwd=ROOT, timeout=500,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    for one, two in zip(folders[1], folders[2], strict=True):
+        compare(one, two)
+    compare(folders[1][0], poor)
+    limits = [json.loads((poor / f"limit-{index}.json").read_text()) for index in range(2)]
+    assert limits[0] == limits[1] is not None
+
+
+def compare(one: Path, two: Path) -> None:
+    alone, together = (torch.load(folder / "gradients.pt") for folder in (one, two))
+    assert alone.keys() == together.keys()
+    assert len(alone) > 40
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, atol=1e-6, rtol=1e-4)
+    first, second = (Run.open(folder / "whole").read_metrics() for folder in (one, two))
+    assert [record["step"] for record in second if "loss" in record] == [1, 2, 3, 4]
+    for record, other in zip(first, second, strict=True):
+        assert record.keys() == other.keys()
+        for key in {"loss", "validation_loss", "grad_norm"} & record.keys():
+            assert record[key] == pytest.approx(other[key], rel=1e-3)
+        for key in {"supervised_tokens", "text_tokens", "image_tokens", "samples", "dialogs", "epoch"} & record.keys():
+            assert record[key] == other[key]

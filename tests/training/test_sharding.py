@@ -1,0 +1,95 @@
+"""Two processes that share every weight out compute, save and resume what one process does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+
+from tests.training import one_of_several
+from tests.training.tiny import tiny_recipe
+from visgraft.errors import ConfigError
+from visgraft.inference import load
+from visgraft.runs import Run
+from visgraft.training.sharding import check_strategy
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "recipes" / "launch").glob("*.yaml"))
+
+
+@pytest.mark.slow
+def test_two_processes_with_shares_of_all_weights_equal_one(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("one", "two")}
+    for folder in folders.values():
+        folder.mkdir()
+        recipe = tiny_recipe(
+            tmp_path, projection="full", language="lora", head="full", text_tokens_per_step=150, max_steps=4,
+            micro_batch_rows=2, learning_rate=1e-3, exact_match_samples=2,
+        )  # fmt: skip
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+    one_of_several.run(folders["one"])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*launcher, "-m", "tests.training.sharded_of_two", str(folders["two"])],
+        check=True, cwd=ROOT, timeout=500,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    alone, together = (torch.load(folder / "gradients.pt") for folder in folders.values())
+    assert alone.keys() == together.keys()
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, atol=1e-6, rtol=1e-4)
+    reference = Run.open(folders["one"] / "whole")
+    for name in ("whole", "resumed"):
+        run = Run.open(folders["two"] / name)
+        for record, other in zip(reference.read_metrics(), run.read_metrics(), strict=True):
+            for key in {"loss", "validation_loss", "grad_norm", "exact_match"} & record.keys():
+                assert other[key] == pytest.approx(record[key], rel=1e-3)
+        for path in sorted(reference.model_path.rglob("*.safetensors")):
+            saved = load_file(run.model_path / path.relative_to(reference.model_path))
+            for tensor, expected in load_file(path).items():
+                torch.testing.assert_close(saved[tensor], expected, atol=2e-3, rtol=0)  # Adam turns noise into steps
+        load(str(run.folder), device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_takes_the_launch_configs(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.distributed_type in (DistributedType.MULTI_GPU, DistributedType.FSDP)
+    known = {name.lstrip("-") for action in launch_command_parser()._actions for name in action.option_strings}
+    for name in config.fsdp_config or {}:
+        assert name in known
+    assert str(path.relative_to(ROOT)) in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_fsdp2", "word"),
+    [(DistributedType.DEEPSPEED, False, "DEEPSPEED"), (DistributedType.FSDP, False, "FSDP version 1")],
+)
+def test_other_ways_of_sharding_are_refused(kind: DistributedType, is_fsdp2: bool, word: str) -> None:
+    accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2)
+    with pytest.raises(ConfigError, match=rf"accelerate launch: got {word}, allowed are DDP and FSDP2"):
+        check_strategy(accelerator)  # type: ignore[arg-type]
+
+
+def test_deepspeed_is_refused_with_the_reason_and_the_configs_that_do_the_same() -> None:
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, is_fsdp2=False)
+    with pytest.raises(ConfigError, match=r"step inside the backward pass.+\(docs/distributed\.md\)$") as refused:
+        check_strategy(accelerator)  # type: ignore[arg-type]
+    for name, stages in (("fsdp2.yaml", "ZeRO-3"), ("fsdp2_zero2.yaml", "ZeRO-2 and ZeRO-1")):
+        assert (ROOT / "recipes" / "launch" / name).is_file()
+        assert f"recipes/launch/{name}" in str(refused.value)
+        assert stages in str(refused.value)
+        assert name in (ROOT / "docs" / "distributed.md").read_text().split("## Why not DeepSpeed")[1]
+
+
+def test_fsdp2_and_ddp_are_allowed() -> None:
+    for kind in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP):
+        check_strategy(SimpleNamespace(distributed_type=kind, is_fsdp2=True))  # type: ignore[arg-type]

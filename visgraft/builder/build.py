@@ -1,0 +1,149 @@
+"""A model and its processor as a recipe describes them, with what trains set.
+
+In: a recipe. Out: model and processor; the report of what trains.
+
+    model, processor = build(recipe)
+    report = apply_modes(model, recipe.train, frozen_dtype=torch.bfloat16)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from visgraft.config import PARTS, Recipe, SourceSettings, TrainSettings
+from visgraft.errors import ConfigError
+from visgraft.model.activation_checkpointing import checkpoint_activations
+from visgraft.model.attention_kernel import FLEX
+from visgraft.model.parts import input_embedding, part_module
+from visgraft.model.quantization import quantization_config
+from visgraft.model.trainable import Trainable, set_trainable
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
+from visgraft.runs import find_model
+from visgraft.starter import resolve_name
+
+
+def resolve_starter_names(recipe: Recipe, *, progress: Callable[[str], None] | None = None) -> Recipe:
+    """Put folders in the place of `starter:` names; what is not there yet is fetched, and `progress` told so.
+
+    Raises:
+        MissingAssetError: it can be neither found nor fetched.
+        ConfigError: there is no such starter.
+    """
+
+    def resolve(name: str | None) -> str | None:
+        return None if name is None else resolve_name(name, progress=progress)
+
+    def with_folders(entries: Sequence[SourceSettings]) -> tuple[SourceSettings, ...]:
+        return tuple(replace(entry, path=resolve(entry.path)) for entry in entries)
+
+    model, data = recipe.model, recipe.data
+    language = model.language and replace(model.language, name=resolve_name(model.language.name, progress=progress))
+    return replace(
+        recipe,
+        model=replace(model, vision=resolve(model.vision), language=language),
+        data=replace(data, train=with_folders(data.train), validation=with_folders(data.validation)),
+    )
+
+
+def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
+    """Load or make what `recipe.model` names (no `starter:` names); nothing is cast and nothing set to train.
+
+    Raises:
+        CheckpointError: a part or a model to start from cannot be loaded.
+        UnsupportedModelError: the language model does not follow the mask.
+        ConfigError: a setting that the parts cannot take.
+    """
+    settings = recipe.model
+    processor = build_processor(recipe)
+    is_chosen_later = settings.attention in (None, FLEX)  # by device, once the model is on it
+    loading: dict[str, Any] = {} if is_chosen_later else {"attn_implementation": settings.attention}
+    if settings.start_from is not None:
+        return VisionLanguageModel.from_pretrained(find_model(settings.start_from), **loading), processor
+    assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
+    if settings.language.quantization is not None:
+        loading["quantization_config"] = quantization_config(settings.language.quantization)
+    model = VisionLanguageModel.from_parts(
+        settings.vision,
+        settings.language.name,
+        language_init=settings.language.init,
+        vision_revision=settings.vision_revision,
+        language_revision=settings.language_revision,
+        **join_settings(recipe, image_size=processor.image_size),
+        **loading,
+    )
+    return model, processor
+
+
+def join_settings(recipe: Recipe, *, image_size: int | None) -> dict[str, Any]:
+    """Return how `VisionLanguageModel.from_parts` joins the two parts of a recipe whose pixels have that size."""
+    names = ("image_attention", "num_frames", "feature_layer", "keep_class_token")
+    settings = {name: getattr(recipe.model, name) for name in names}
+    # what the image processor makes need not be the size in the encoder's config (DINOv2: 224 and 518)
+    return {**settings, "projection": asdict(recipe.model.projection), "image_size": image_size}
+
+
+def build_processor(recipe: Recipe) -> Processor:
+    """Load or make the processor of what `recipe.model` names (no `starter:` names); no weights are read.
+
+    Raises:
+        CheckpointError: a part lacks its image processor, its config or its tokenizer.
+        ConfigError: a setting that the parts cannot take.
+    """
+    settings = recipe.model
+    if settings.start_from is not None:
+        processor = Processor.from_pretrained(find_model(settings.start_from))
+        template = settings.template or processor.template
+    else:
+        assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
+        names = (settings.vision, settings.language.name)
+        processor = Processor.from_parts(*names, **_reading(recipe), projection=asdict(settings.projection))
+        template = settings.template or "question"
+    return _with_settings(processor, template=template, max_text_tokens=recipe.data.max_text_tokens)
+
+
+def _reading(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that model and processor must share."""
+    names = ("image_size", "feature_layer", "keep_class_token", "vision_revision", "language_revision")
+    return {name: getattr(recipe.model, name) for name in names}
+
+
+def apply_modes(
+    model: VisionLanguageModel, settings: TrainSettings, *, frozen_dtype: torch.dtype | None = None
+) -> Trainable:
+    """Set what trains, and what is computed twice to save memory, as `recipe.train` says; see `set_trainable`.
+
+    Raises:
+        ConfigError: what `set_trainable` raises, or gradient checkpointing that a part does not know.
+    """
+    report = set_trainable(
+        model,
+        modes={part: settings.mode_of(part) for part in PARTS},
+        lora={part: settings.lora_of(part) for part in PARTS},
+        frozen_dtype=frozen_dtype,
+    )
+    vocabulary = input_embedding(model).shape[0]
+    model.logits_bytes = min(model.logits_bytes, settings.logits_chunk * vocabulary * torch.float32.itemsize)
+    for part in ("vision", "language") if settings.gradient_checkpointing else ():
+        module: Any = part_module(model, part)
+        if part == "vision" and report.modes["vision"] == "frozen":
+            continue  # it runs without gradients, so nothing is kept
+        if not module.supports_gradient_checkpointing:
+            raise ConfigError(f"train.gradient_checkpointing: {type(module).__name__} does not know it; say false")
+        checkpoint_activations(module)
+    return report
+
+
+def _with_settings(processor: Processor, *, template: str, max_text_tokens: int) -> Processor:
+    return Processor(
+        processor.image_processor,
+        processor.tokenizer,
+        num_image_tokens=processor.num_image_tokens,
+        image_size=processor.image_size,
+        template=template,
+        max_text_tokens=max_text_tokens,
+    )

@@ -1,0 +1,228 @@
+"""Read a checkpoint of the ancestors (GIT-LLM, heron) from disk and sort its tensors, each accounted for.
+
+In: a folder with their `config.json` and `model.safetensors`, shards of it, or `pytorch_model*.bin`. Out: a
+`GitLlmCheckpoint`: the tensors of encoder, projection, language model and LoRA, by the names of the plain parts.
+
+    ancestor = read_git_llm_checkpoint(folder)
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from visgraft.convert.architectures import Architecture, find_architecture
+from visgraft.errors import CheckpointError
+
+_WRAPPER = "base_model.model."  # peft's, around the whole model (heron) or around OPT's decoder (GIT-LLM)
+_LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight$")
+_DEAD_IN_VISION = (r"\.embeddings\.position_ids$",)
+_UNUSED_IN_VISION = re.compile(r"\.post_layernorm\.(weight|bias)$")
+_PROJECTION = {
+    "visual_projection.visual_projection.0.weight": "linear.weight",
+    "visual_projection.visual_projection.0.bias": "linear.bias",
+    "visual_projection.visual_projection.1.weight": "norm.weight",
+    "visual_projection.visual_projection.1.bias": "norm.bias",
+}
+
+
+@dataclass
+class GitLlmCheckpoint:
+    """A checkpoint of the ancestors, sorted.
+
+    Attributes:
+        folder: where it was read.
+        values: what its `config.json` says.
+        family: the row of its language model.
+        vision: the encoder's tensors, under its own names.
+        projection: linear and norm, and the temporal embedding [F, D_vision] where it has one.
+        language: the language model's tensors, under the plain model's names.
+        lora: part -> module name in that part -> (A [r, in], B [out, r]).
+        dead: keys that the ancestor stored and never used.
+    """
+
+    folder: Path
+    values: dict[str, Any]
+    family: Architecture
+    vision: dict[str, Tensor] = field(default_factory=dict)
+    projection: dict[str, Tensor] = field(default_factory=dict)
+    language: dict[str, Tensor] = field(default_factory=dict)
+    lora: dict[str, dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    dead: list[str] = field(default_factory=list)
+
+    @property
+    def is_tied(self) -> bool:
+        """Say whether the head is the input embedding."""
+        return bool(self.values.get("tie_word_embeddings", self.family.is_tied))
+
+
+def read_git_llm_checkpoint(folder: Path) -> GitLlmCheckpoint:
+    """Read and sort a checkpoint.
+
+    Raises:
+        CheckpointError: no such checkpoint, files that are missing or cannot be trusted, tensors unaccounted for.
+    """
+    values = _read_config(folder)
+    ancestor = GitLlmCheckpoint(folder, values, find_architecture(values.get("model_type")))
+    tensors = _plain_names(read_tensors(folder))
+    frames: dict[int, Tensor] = {}
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key in sorted(tensors):
+        if is_dead(key, ancestor.family):
+            ancestor.dead.append(key)
+        elif match := _LORA.match(key):
+            pair = pairs.setdefault(match["module"], {})
+            if match["side"] in pair:
+                raise CheckpointError(f"{folder}: {match['module']} has two LoRA adapters; need one, merge the other")
+            pair[match["side"]] = tensors[key]
+        else:
+            _sort(key, tensors[key], ancestor, frames)
+    _move(ancestor)
+    _tie(ancestor)
+    _set_frames(ancestor, frames)
+    _set_lora(ancestor, pairs)
+    return ancestor
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read every tensor of a checkpoint folder; pickled files are read without running any code in them.
+
+    Raises:
+        CheckpointError: no weights there, a shard is missing, or a file holds more than tensors.
+    """
+    for pattern, index in (
+        ("model*.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+    ):
+        paths = sorted(folder.glob(pattern))
+        if (folder / index).is_file():
+            paths = _listed(folder / index)
+        if paths:
+            tensors: dict[str, Tensor] = {}
+            for path in paths:
+                tensors.update(_read_file(path))
+            return tensors
+    if any(folder.glob("adapter_model.*")):
+        raise CheckpointError(
+            f"{folder} holds a LoRA adapter alone, as the ancestors' trainer saves them on the way: the projection is "
+            "not in it and nothing can be shown with it. Import the final checkpoint (model.safetensors or "
+            "pytorch_model.bin)"
+        )
+    raise CheckpointError(f"{folder}: no weights; need model*.safetensors or pytorch_model*.bin")
+
+
+def is_dead(key: str, family: Architecture) -> bool:
+    """Say whether a key is known to be stored for nothing."""
+    return any(re.search(pattern, key) for pattern in (*family.dead, *_DEAD_IN_VISION))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); need the checkpoint's folder") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: got {type(values).__name__}, need a JSON object")
+    return values
+
+
+def _listed(index: Path) -> list[Path]:
+    """Give the shards that an index names."""
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index}: names {missing}, which are not there; download the whole checkpoint")
+    return [index.parent / name for name in names]
+
+
+def _read_file(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as plain tensors ({reason[:200]}); a file that holds code is not run. Save the "
+            "tensors alone, best as safetensors"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path}: need a state dict, names to tensors, and nothing else")
+    return state
+
+
+def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take peft's wrappers out of the names."""
+    plain: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = key.replace(_WRAPPER, "").replace(".base_layer.", ".")
+        if name in plain:
+            raise CheckpointError(f"{name} is stored twice, once as {key}; which is meant cannot be known")
+        plain[name] = tensor
+    return plain
+
+
+def _sort(key: str, tensor: Tensor, ancestor: GitLlmCheckpoint, frames: dict[int, Tensor]) -> None:
+    inside = key.removeprefix(ancestor.family.root)
+    if inside.startswith("image_encoder."):
+        ancestor.vision[inside.removeprefix("image_encoder.")] = tensor
+        if _UNUSED_IN_VISION.search(inside):
+            ancestor.dead.append(key)
+    elif inside in _PROJECTION:
+        ancestor.projection[_PROJECTION[inside]] = tensor
+    elif match := re.fullmatch(r"img_temporal_embedding\.(\d+)", inside):
+        frames[int(match[1])] = tensor
+    else:
+        ancestor.language[key] = tensor
+
+
+def _move(ancestor: GitLlmCheckpoint) -> None:
+    """Put tensors where the plain model has them; what was stored there is dead."""
+    for source, target in ancestor.family.moved:
+        if source not in ancestor.language:
+            raise CheckpointError(
+                f"{ancestor.folder}: the tensor {source} is missing, which the ancestor computes with"
+            )
+        if target in ancestor.language:
+            ancestor.dead.append(target)
+        ancestor.language[target] = ancestor.language.pop(source)
+
+
+def _tie(ancestor: GitLlmCheckpoint) -> None:
+    """Keep one copy of a tied head, if it is one."""
+    family, language = ancestor.family, ancestor.language
+    if not ancestor.is_tied or family.head not in language:
+        return
+    head = language.pop(family.head)
+    if not torch.equal(head, language.setdefault(family.embedding, head)):
+        raise CheckpointError(
+            f"{ancestor.folder}: config.json ties {family.head} to {family.embedding}, but the tensors differ; which "
+            "is meant cannot be known. Set tie_word_embeddings in config.json"
+        )
+
+
+def _set_frames(ancestor: GitLlmCheckpoint, frames: Mapping[int, Tensor]) -> None:
+    if not frames:
+        return
+    if sorted(frames) != list(range(len(frames))):
+        raise CheckpointError(f"{ancestor.folder}: img_temporal_embedding has frames {sorted(frames)}, need all from 0")
+    ancestor.projection["temporal_embedding"] = torch.stack([frames[i].flatten() for i in range(len(frames))])
+
+
+def _set_lora(ancestor: GitLlmCheckpoint, pairs: Mapping[str, Mapping[str, Tensor]]) -> None:
+    vision_root = f"{ancestor.family.root}image_encoder."
+    for module, pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            raise CheckpointError(f"{ancestor.folder}: {module} has lora_{'/'.join(pair)} alone; need A and B")
+        part = "vision" if module.startswith(vision_root) else "language"
+        ancestor.lora.setdefault(part, {})[module.removeprefix(vision_root)] = (pair["A"], pair["B"])

@@ -1,0 +1,227 @@
+"""Write a model as a plain LLaVA folder of transformers, or say exactly why its architecture does not allow it.
+
+In: a model folder with an MLP projection and a causal image mask. Out: a folder that `LlavaForConditionalGeneration`
+and `AutoProcessor` load without visgraft, whose logits were compared with ours.
+
+    notes = export_llava("runs/my-run", "as-llava")
+
+LLaVA puts image tokens in the place of `<image>` ids (Liu et al. 2023, arXiv:2310.03744); our prefix stands in front of
+the whole text, so the exported chat template writes `<image>` first and the start token behind it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import processors as post_processors
+from torch import Tensor
+from transformers import (
+    AddedToken,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from visgraft.convert.merge import check_target, fold_lora, probe_inputs
+from visgraft.data.prompt import CHAT, PromptTemplate
+from visgraft.data.sample import Turn
+from visgraft.errors import ModelError
+from visgraft.model.hf_logging import quiet_transformers
+from visgraft.model.lora import adapters_of
+from visgraft.model.storage.restoring import find_folder
+from visgraft.model.vision import native_image_size
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
+from visgraft.runs import find_model, whole_folder
+
+IMAGE_TOKEN = "<image>"
+TOLERANCE = 1e-4  # of the largest logit
+_MARK = "<<prompt>>"  # stands for the prompt where a template's text is asked for
+
+
+class ExportRefusedError(ModelError):
+    """The model is none that the other format can hold; nothing was written."""
+
+
+def export_llava(src: str | Path, dst: str | Path) -> list[str]:
+    """Write a model folder in LLaVA's format.
+
+    Args:
+        src: model folder, run folder or Hub name; its LoRA is merged on the way.
+        dst: folder to write; a model folder that is there is replaced.
+
+    Returns:
+        Notes on what the folder lacks.
+
+    Raises:
+        ExportRefusedError: with every reason why LLaVA cannot compute what this model computes.
+        CheckpointError: the source cannot be loaded, or `dst` is something else.
+    """
+    source, folder = find_folder(find_model(src)), Path(dst).expanduser()
+    check_target(folder, source=source)
+    model = VisionLanguageModel.from_pretrained(source)
+    reasons = why_not(model)
+    if reasons:
+        raise ExportRefusedError(f"{src} cannot be a LLaVA folder: " + "; ".join(reasons))
+    for part in (model.vision, model.language):
+        if adapters_of(part):
+            fold_lora(part)
+    processor, notes = _load_processor(source)
+    llava = to_llava(model, image_token_id=_image_token_id(model, processor))
+    change = _compare(model, llava)
+    if not change <= TOLERANCE:
+        raise ExportRefusedError(
+            f"{src} cannot be a LLaVA folder: its logits would move by {change:.1e} of the largest, as LLaVA leaves "
+            f"out something that {type(model.language).__name__} or {type(model.vision).__name__} does"
+        )
+    with whole_folder(folder) as building:
+        with quiet_transformers():
+            llava.save_pretrained(building)
+        if processor is not None:
+            notes += _save_processor(processor, building, model=model, llava=llava)
+    return notes
+
+
+def why_not(model: VisionLanguageModel) -> list[str]:
+    """List what LLaVA has no place for; [] = nothing."""
+    config, head = model.config, model.language.get_output_embeddings()
+    vision_config, text_config = model.vision.config, model.language.config
+    projection = config.projection_settings
+    base = getattr(model.language, model.language.base_model_prefix, None)
+    checks = {
+        "its projection is a linear layer and a LayerNorm, LLaVA's is an MLP (projection.type mlp)": (
+            projection.type != "mlp"
+        ),
+        "its image tokens see each other both ways, LLaVA's are causal (image_attention causal)": (
+            config.image_attention != "causal"
+        ),
+        "it pools or shuffles image tokens, LLaVA does not": projection.pool * projection.pixel_shuffle != 1,
+        "it has temporal embeddings for frames": config.num_frames > 0,
+        "its prefix enters at the first layer": config.prefix_at != "embeddings",
+        "its images are not of the encoder's own size": (
+            config.image_size not in (None, native_image_size(vision_config))
+        ),
+        "its head has a bias": getattr(head, "bias", None) is not None,
+        "its embeddings are narrower than its layers": model.prefix_injection.width != text_config.hidden_size,
+        "its language model has no decoder that stands alone": base is None,
+    }
+    return [reason for reason, holds in checks.items() if holds]
+
+
+@torch.no_grad()
+def to_llava(model: VisionLanguageModel, *, image_token_id: int) -> LlavaForConditionalGeneration:
+    """Make a LLaVA model of the same weights, with room for `<image>`."""
+    language: Any = model.language
+    if image_token_id >= language.get_input_embeddings().weight.shape[0]:
+        language.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+    config = LlavaConfig(
+        vision_config=model.vision.config,
+        text_config=language.config,
+        image_token_index=image_token_id,
+        image_seq_length=model.projection.num_tokens,
+        vision_feature_layer=model.config.feature_layer,
+        vision_feature_select_strategy="full" if model.config.keep_class_token else "default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=language.config.tie_word_embeddings,
+    )
+    with torch.device("meta"):
+        llava: Any = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower = model.vision
+    llava.model.language_model = getattr(language, language.base_model_prefix)
+    llava.lm_head = language.get_output_embeddings()
+    projector = llava.model.multi_modal_projector
+    projector.linear_1, projector.linear_2 = model.projection.linear, model.projection.linear_2
+    llava.generation_config = GenerationConfig.from_dict(
+        {**model.generation_config.to_dict(), "suppress_tokens": [image_token_id]}  # never answered
+    )
+    return llava.eval()
+
+
+@torch.no_grad()
+def _compare(model: VisionLanguageModel, llava: Any) -> float:
+    """Say how far logits are from ours, relative to the largest, on a probe."""
+    inputs = probe_inputs(model)
+    ids: Tensor = inputs.pop("input_ids")
+    ours = model(input_ids=ids, **inputs).logits.float()
+    image = torch.full((ids.shape[0], model.projection.num_tokens), llava.config.image_token_index, device=ids.device)
+    theirs = llava(input_ids=torch.cat([image, ids], 1), **inputs).logits.float()
+    return float((theirs[..., : ours.shape[-1]] - ours).abs().max() / ours.abs().max())
+
+
+def _load_processor(source: Path) -> tuple[Processor | None, list[str]]:
+    """Load the source's processor and teach its tokenizer `<image>` and to add no start token in front of it."""
+    if not (source / "processor_config.json").is_file():
+        return None, ["the source has no processor: exported as a model alone"]
+    processor = Processor.from_pretrained(source)
+    processor.tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True)])
+    return processor, []
+
+
+def _image_token_id(model: VisionLanguageModel, processor: Processor | None) -> int:
+    if processor is not None:
+        return int(processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
+def _save_processor(processor: Processor, folder: Path, *, model: VisionLanguageModel, llava: Any) -> list[str]:
+    tokenizer = processor.tokenizer
+    notes = []
+    start = tokenizer.bos_token if _starts_with_bos(tokenizer) else ""
+    if start and not _without_bos(tokenizer):
+        notes.append(f"the tokenizer puts {start} in front of {IMAGE_TOKEN}: remove it from the ids before generating")
+    template = chat_template(processor.template, start=start, end=tokenizer.eos_token or "")
+    if template is None:
+        notes.append("the chat template of the tokenizer does not place images: write <image> in front of its text")
+    grid = model.projection.grid
+    LlavaProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=tokenizer,
+        patch_size=native_image_size(model.vision.config) // grid[0],
+        vision_feature_select_strategy="full",  # counts as they are; what is dropped, the model drops
+        num_additional_image_tokens=model.projection.num_tokens - grid[0] * grid[1],
+        chat_template=template or tokenizer.chat_template,
+        image_token=IMAGE_TOKEN,
+    ).save_pretrained(folder)
+    return notes
+
+
+def chat_template(template: str, *, start: str, end: str) -> str | None:
+    """Write a prompt template as a chat template: images first, then the start token, then the turns."""
+    if template == CHAT:
+        return None
+    before, _, after = PromptTemplate.from_spec(template).fill(Turn(_MARK, "")).partition(_MARK)
+    return (
+        "{%- for m in messages %}{% if m['content'] is not string %}{% for part in m['content'] %}"
+        "{% if part['type'] == 'image' %}" + IMAGE_TOKEN + "{% endif %}{% endfor %}{% endif %}{% endfor %}"
+        + repr_literal(start)
+        + "{%- for m in messages %}"
+        "{%- if m['content'] is string %}{% set text = m['content'] %}{% else %}"
+        "{% set text = m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}"
+        "{% endif %}"
+        "{%- if m['role'] == 'assistant' %}{{ ' ' + text }}" + repr_literal(end)
+        + "{%- else %}" + repr_literal(before) + "{{ text | trim }}" + repr_literal(after)
+        + "{%- endif %}{%- endfor %}"
+    )  # fmt: skip
+
+
+def repr_literal(text: str) -> str:
+    """Write text as a Jinja expression, so that no sign in it means anything."""
+    return "{{ " + repr(text) + " }}" if text else ""
+
+
+def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def _without_bos(tokenizer: Any) -> bool:
+    """Let a tokenizer add no start token of its own; say whether that worked."""
+    tokenizer.add_bos_token = False
+    if _starts_with_bos(tokenizer) and getattr(tokenizer, "is_fast", False):
+        tokenizer.backend_tokenizer.post_processor = post_processors.Sequence([])
+    return not _starts_with_bos(tokenizer)

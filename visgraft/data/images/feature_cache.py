@@ -1,0 +1,190 @@
+"""Keep what a frozen encoder makes of images on disk, so that no image is decoded or encoded twice.
+
+In:  images (not opened) and, once, their features. Out: features, from memory-mapped files, each checked as it is read.
+
+    cache = FeatureCache(folder, shape=(197, 768), dtype=torch.bfloat16)
+    with cache.writer() as add: add(image_version(ref), features)          # [P, D_vision]
+    features = cache.find(sample.images)                                   # [F, P, D_vision], or None
+
+A folder holds pairs of files, each pair written by one process and never changed afterwards, so any number of processes
+may read and write at once: `NAME.features`, records of one size one behind the other, and `NAME.index`, for each record
+the version of its image and a checksum. Of two records of one image that of the later file counts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visgraft.data.images.references import KEY_BYTES, image_key, is_web_address, looks_like_base64, short_digest
+from visgraft.data.sample import ImageRef, StoredImage
+from visgraft.errors import BadSampleError
+
+FILE_BYTES = 2**30  # a pair is closed at this size, and is there for others from then on
+_LEFT_OVER_S = 86_400.0  # files that a killed process never closed are removed after a day
+_INDEX = np.dtype([("version", np.void, KEY_BYTES), ("checksum", "<u4"), ("own_checksum", "<u4")])
+
+
+def image_version(ref: ImageRef) -> bytes | None:
+    """Return 16 bytes that change when an image does; None: nothing tells its version without reading it.
+
+    A file is known by its path, size and time of change, an image in memory by its content.
+
+    Raises:
+        BadSampleError: it cannot even be looked at.
+    """
+    if isinstance(ref, Mapping) and ref.get("bytes") is None and ref.get("base64") is None:
+        return image_version(ref["path"])
+    where = getattr(ref, "path", None) if isinstance(ref, StoredImage) else ref
+    if isinstance(where, (str, Path)) and not _holds_its_content(where):
+        try:
+            stat = Path(where).stat()
+        except (OSError, ValueError):
+            raise BadSampleError("image file is missing") from None
+        place = ref if isinstance(ref, StoredImage) else Path(where).absolute()
+        return short_digest(f"{place!r} {stat.st_size} {stat.st_mtime_ns}".encode("utf-8", "surrogatepass"))
+    if isinstance(ref, StoredImage):
+        return short_digest(repr(ref).encode()) if getattr(ref, "url", None) else None
+    return image_key(ref, by_content=False)
+
+
+class FeatureCache:
+    """Features of images, by version; all of one shape and format."""
+
+    def __init__(self, folder: Path, *, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        """Open a cache; the folder need not be there. `shape`: [P, D_vision] of one image."""
+        self.folder = folder
+        self.shape = shape
+        self.dtype = dtype
+        self.record_bytes = shape[0] * shape[1] * dtype.itemsize
+        self._places: dict[bytes, tuple[str, int, int]] = {}  # version -> file, number of the record, checksum
+        self._files: dict[str, np.memmap[tuple[int, int], np.dtype[np.uint8]]] = {}
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_files": {}}  # worker processes map the files themselves
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of everything in the folder."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.features"))
+
+    def refresh(self) -> None:
+        """Take in what was written since, by any process."""
+        for path in sorted(self.folder.glob("*.index"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+            features = path.with_suffix(".features")
+            if not features.is_file():
+                continue
+            data = path.read_bytes()
+            entries = np.frombuffer(data[: len(data) // _INDEX.itemsize * _INDEX.itemsize], _INDEX)
+            num_whole = features.stat().st_size // self.record_bytes
+            for number, (version, checksum, own) in enumerate(entries[:num_whole].tolist()):
+                if zlib.crc32(version, checksum) == own:
+                    self._places[version] = (features.name, number, checksum)
+
+    def has(self, version: bytes) -> bool:
+        """Say whether there is a record of an image, whole or damaged."""
+        return version in self._places
+
+    def get(self, version: bytes | None) -> Tensor | None:
+        """Return a copy of the features of an image [P, D_vision]; None: they are not there, or damaged."""
+        place = None if version is None else self._places.get(version)
+        if place is None:
+            return None
+        name, number, checksum = place
+        record = np.array(self._file(name)[number])
+        if zlib.crc32(record.data) != checksum:
+            return None
+        return torch.from_numpy(record).view(self.dtype).view(self.shape)
+
+    def find(self, images: Sequence[ImageRef]) -> Tensor | None:
+        """Return the features of the images of one sample [F, P, D_vision]; None: not all are there.
+
+        Raises:
+            BadSampleError: an image file is missing.
+        """
+        found: list[Tensor] = []
+        for image in images:
+            features = self.get(image_version(image))
+            if features is None:
+                return None
+            found.append(features)
+        return torch.stack(found) if found else None
+
+    @contextmanager
+    def writer(self) -> Iterator[Callable[[bytes, Tensor], None]]:
+        """Write new records; what was written is there for all processes when a file is full, and at the end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_left_over()
+        pair: _Pair | None = None
+
+        def add(version: bytes, features: Tensor) -> None:
+            nonlocal pair
+            assert tuple(features.shape) == self.shape and features.dtype == self.dtype, "features of another encoder"
+            if pair is not None and pair.size_bytes >= FILE_BYTES:
+                pair.close()
+                pair = None
+            pair = pair or _Pair(self.folder)
+            pair.write(version, features.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
+        try:
+            yield add
+        finally:  # what is whole is kept, also when Ctrl-C ends the work
+            if pair is not None:
+                pair.close()
+        self.refresh()
+
+    def _file(self, name: str) -> np.memmap[tuple[int, int], np.dtype[np.uint8]]:
+        if name not in self._files:
+            path = self.folder / name
+            shape = (path.stat().st_size // self.record_bytes, self.record_bytes)
+            self._files[name] = np.memmap(path, np.uint8, mode="r", shape=shape)
+        return self._files[name]
+
+    def _remove_left_over(self) -> None:
+        for path in self.folder.glob("*.part"):
+            if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                path.unlink(missing_ok=True)
+
+
+class _Pair:
+    """Two files being written; they get their names when they are whole, the index last."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stem = folder / uuid4().hex
+        self.file: BinaryIO = self.stem.with_suffix(".features.part").open("wb")
+        self.entries: list[tuple[bytes, int, int]] = []
+        self.size_bytes = 0
+
+    def write(self, version: bytes, record: bytes) -> None:
+        self.file.write(record)
+        checksum = zlib.crc32(record)
+        self.entries.append((version, checksum, zlib.crc32(version, checksum)))
+        self.size_bytes += len(record)
+
+    def close(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        index = self.stem.with_suffix(".index.part")
+        index.write_bytes(np.array(self.entries, _INDEX).tobytes())
+        self.stem.with_suffix(".features.part").replace(self.stem.with_suffix(".features"))
+        index.replace(self.stem.with_suffix(".index"))
+
+
+def _holds_its_content(text: str | Path) -> bool:
+    """Say whether a text is not a path but the image itself, or its address."""
+    return isinstance(text, str) and (text.startswith("data:") or is_web_address(text) or looks_like_base64(text))

@@ -1,0 +1,179 @@
+"""Read rows out of parquet files and Hugging Face datasets, a row at a time.
+
+In:  parquet files, or a `datasets.Dataset`. Out: Rows (see rows.py); images come as they are stored, never decoded.
+
+    rows = ParquetRows([Path("train-00000-of-00002.parquet"), ...])
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from visgraft.data.readers.rows import Row, stamp
+from visgraft.data.row_streams import StreamedRow
+from visgraft.errors import BadSampleError, DataError
+
+ROWS_PER_GROUP = 32  # of files that are written here
+_OPEN_FILES = 64
+_KEPT_ROW_GROUPS = 4  # in memory, of every set of columns; a neighbour is often the next to be read
+
+
+class ParquetRows:
+    """Hold where the row groups of parquet files begin; one row group is read at a time. See Rows.
+
+    Reading by number in random order is as quick as the row groups are small: `visgraft data prepare` writes such.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+        self._groups: list[tuple[int, int]] = []  # file, row group
+        self._starts = [0]
+        self.columns: list[str] = []
+        for number, path in enumerate(self._paths):
+            metadata = _metadata(path)
+            self.columns = self.columns or metadata.schema.to_arrow_schema().names
+            for group in range(metadata.num_row_groups):
+                self._groups.append((number, group))
+                self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        self._open: dict[int, pq.ParquetFile] = {}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Row:
+        number = bisect_right(self._starts, index) - 1
+        row: Row = self._read(number).slice(index - self._starts[number], 1).to_pylist()[0]
+        return row
+
+    def where(self, index: int) -> str:
+        """Say which row of which file it is."""
+        number = bisect_right(self._starts, index) - 1
+        file = self._groups[number][0]
+        first = next(start for start, (other, _) in zip(self._starts, self._groups, strict=False) if other == file)
+        return f"{self._paths[file].name} row {index - first}"
+
+    @property
+    def fingerprint(self) -> object:
+        """Return path, size and time of the files."""
+        return stamp(self._paths)
+
+    def _read(self, number: int) -> pa.Table:
+        if number not in self._kept:
+            file, group = self._groups[number]
+            try:
+                if file not in self._open:
+                    self._open[file] = pq.ParquetFile(self._paths[file])
+                self._kept[number] = self._open[file].read_row_group(group, use_threads=False)
+            except (OSError, pa.ArrowException):
+                raise BadSampleError("parquet row group cannot be read") from None
+            while len(self._open) > _OPEN_FILES:
+                self._open.pop(next(iter(self._open))).close()
+            while len(self._kept) > _KEPT_ROW_GROUPS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(number)
+        return self._kept[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": OrderedDict(), "_open": {}}  # workers read their own
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: is no parquet file that can be read ({error})") from error
+
+
+class DatasetRows:
+    """Hold a `datasets.Dataset`; images stay undecoded, class labels become their names. See Rows."""
+
+    def __init__(self, dataset: Any, *, name: str) -> None:
+        self._dataset = dataset.with_format("arrow")
+        self._name = name
+        self._labels = label_names(dataset.features)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Row:
+        return with_names(self._dataset[index].to_pylist()[0], self._labels)
+
+    def where(self, index: int) -> str:
+        """Say which row of the dataset it is."""
+        return f"{self._name} row {index}"
+
+    @property
+    def fingerprint(self) -> object:
+        """Return the dataset's own."""
+        return (self._name, self._dataset._fingerprint)
+
+
+class DatasetStream:
+    """Read a `datasets.IterableDataset` in its own order, every epoch the same. See RowStream.
+
+    A place is [how many rows are done, the dataset's own state]: what lies before it is not read again.
+    """
+
+    def __init__(self, dataset: Any, *, name: str) -> None:
+        self._dataset = dataset.decode(False) if dataset.features is not None else dataset
+        self._name = name
+        self._labels = label_names(dataset.features or {})
+
+    def read(self, *, seed: int | None, epoch: int, place: Any) -> Iterator[StreamedRow]:
+        """Read on from a place."""
+        dataset = copy(self._dataset)
+        number, state = place or (0, None)
+        if state is not None:
+            dataset.load_state_dict(state)
+        for row in dataset:
+            named = with_names(dict(row), self._labels)
+            yield StreamedRow(named, number, f"{self._name} row {number}", [number + 1, dataset.state_dict()])
+            number += 1
+
+
+def label_names(features: Any) -> dict[str, list[str]]:
+    """Return the names of the classes of every column that holds class numbers."""
+    return {column: feature.names for column, feature in features.items() if hasattr(feature, "int2str")}
+
+
+def with_names(row: Row, labels: dict[str, list[str]]) -> Row:
+    """Return a row with class numbers replaced by the names of the classes."""
+    for column, names in labels.items():
+        if isinstance(row[column], int) and 0 <= row[column] < len(names):
+            row[column] = names[row[column]]
+    return row
+
+
+def write_parquet(path: Path, rows: Iterable[Row], *, schema: pa.Schema | None = None) -> int:
+    """Write rows as a parquet file that is whole or not there, and say how many there were.
+
+    Row groups are small, so that any row is quick to reach. schema: None = that of the first rows.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    writer, num_rows, left = None, 0, iter(rows)
+    try:
+        while chunk := list(islice(left, ROWS_PER_GROUP)):
+            table = pa.Table.from_pylist(chunk, schema=schema)
+            schema = table.schema
+            writer = writer or pq.ParquetWriter(part, schema, use_dictionary=False)
+            writer.write_table(table)
+            num_rows += len(chunk)
+        if writer is None:
+            writer = pq.ParquetWriter(part, schema or pa.schema([]))
+        writer.close()
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return num_rows

@@ -1,0 +1,217 @@
+"""Read WebDataset shards by sample number: every tar is indexed once, then any sample is one seek away.
+
+In:  tar files in which the members of a sample follow one another under one name: 000.jpg, 000.json, 000.txt.
+Out: Rows (see rows.py): {"__key__": "000", "jpg": FilePart, "json": {...}, "txt": "..."}; images stay in the tar.
+
+    rows = TarRows(expand_paths("shards/train-{000..007}.tar"))
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import partial
+from glob import has_magic
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visgraft.data.images.references import FilePart
+from visgraft.data.mixing import epoch_order
+from visgraft.data.readers.rows import Row, parse_object, stamp
+from visgraft.data.row_streams import StreamedRow
+from visgraft.disk_cache import Arrays, keep_arrays
+from visgraft.errors import BadSampleError, DataError, MissingAssetError
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_MOST_SAMPLES = 10**9  # of one tar: sample 17 of the third tar has the number 2_000_000_017 in a stream
+_TEXT_SUFFIXES = ("txt", "text", "caption", "cls")
+
+
+def expand_paths(pattern: str) -> list[Path]:
+    """Return the files that a path means: a.tar, shards/*.tar, a-{000..127}.tar, a-{x,y}.tar, or a folder of tars.
+
+    Raises MissingAssetError where there is none, or where one of a range is missing.
+    """
+    paths: list[Path] = []
+    for name in _braces(str(Path(pattern).expanduser())):
+        if Path(name).is_dir():
+            paths += sorted(Path(name).glob("*.tar"))
+        elif has_magic(name):
+            paths += sorted(_glob(Path(name)))
+        else:
+            paths.append(Path(name))
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        named = f"{missing[0]} is missing" if missing else f"nothing matches {pattern}"
+        raise MissingAssetError(
+            f"webdataset: {named}; path is a tar, a folder of tars, a glob or name-{{000..127}}.tar"
+        )
+    return paths
+
+
+def _glob(pattern: Path) -> Iterator[Path]:
+    root = Path(pattern.anchor)
+    return root.glob(str(pattern.relative_to(root)))
+
+
+def _braces(text: str) -> Iterator[str]:
+    found = _RANGE.search(text)
+    if found is None:
+        yield text
+        return
+    first, last, choices = found.groups()
+    if choices is not None:
+        values = choices.split(",")
+    else:
+        values = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    for value in values:
+        yield from _braces(text[: found.start()] + value + text[found.end() :])
+
+
+class TarRows:
+    """Hold where the members of every sample of some tars lie. See Rows."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+        index = keep_arrays(partial(_index, self._paths), fingerprint=f"tars {stamp(self._paths)}")
+        self._suffixes: list[str] = index["suffixes"].tolist()
+        self._keys, self._shards = index["keys"], index["shards"]
+        self._starts, self._members = index["starts"], index["members"]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Row:
+        members = self._members[self._starts[index] : self._starts[index + 1]].tolist()
+        path = self._paths[self._shards[index]]
+        parts = [(self._suffixes[number], FilePart(path, offset, size)) for number, offset, size in members]
+        return row_of_parts(str(self._keys[index]), parts)
+
+    def where(self, index: int) -> str:
+        """Say which sample of which tar it is."""
+        return f"{self._paths[self._shards[index]].name} sample {self._keys[index]}"
+
+    @property
+    def fingerprint(self) -> object:
+        """Return path, size and time of the tars."""
+        return stamp(self._paths)
+
+
+def row_of_parts(key: str, parts: Sequence[tuple[str, FilePart]]) -> Row:
+    """Read the members of a sample that are JSON or text; images stay where they are. Raises BadSampleError."""
+    row: dict[str, Any] = {"__key__": key}
+    for suffix, part in parts:
+        last = suffix.rpartition(".")[2]
+        if last == "json":
+            row[suffix] = parse_object(part.read(), what="json member")
+        elif last in _TEXT_SUFFIXES:
+            row[suffix] = _text(part.read())
+        else:
+            row[suffix] = part
+    return row
+
+
+def samples_of_tar(path: Path) -> Iterator[tuple[str, list[tuple[str, FilePart]]]]:
+    """Go through the headers of a tar: every sample's name and its members by suffix. Raises TarError, OSError.
+
+    A tar that is damaged raises at its end, behind the samples that are whole.
+    """
+    current: str | None = None
+    parts: list[tuple[str, FilePart]] = []
+    end, size = 0, path.stat().st_size
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps an object of every member it has met
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            folder, _, name = member.name.rpartition("/")
+            stem, dot, suffix = name.partition(".")
+            if not member.isfile() or not dot or not stem:
+                continue
+            key = f"{folder}/{stem}" if folder else stem
+            if key != current:
+                if current is not None:
+                    yield current, parts
+                current, parts = key, []
+            parts.append((suffix.lower(), FilePart(path, member.offset_data, member.size)))
+    if current is not None and end <= size:
+        yield current, parts
+    with path.open("rb") as file:  # tarfile ends in silence where a header is cut off or is none
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    if end > size or 0 < len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
+        raise tarfile.ReadError(f"it is damaged behind byte {min(end, size):,}")
+
+
+class TarStream:
+    """Read tars from beginning to end, without an index, every epoch in another order of the tars. See RowStream.
+
+    A place is [how many tars are done, how many samples of the next one].
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+
+    def read(self, *, seed: int | None, epoch: int, place: Any) -> Iterator[StreamedRow]:
+        """Read on from a place; a tar that is damaged gives one bad row, and the next one is read."""
+        num_tars = len(self._paths)
+        order = range(num_tars) if seed is None else epoch_order(num_tars, seed=seed, epoch=epoch).tolist()
+        done, skipped = place or (0, 0)
+        for turn in range(done, num_tars):
+            number, path = order[turn], self._paths[order[turn]]
+            inside = 0
+            try:
+                for key, parts in samples_of_tar(path):
+                    inside += 1
+                    if inside <= skipped:
+                        continue
+                    where = f"{path.name} sample {key}"
+                    yield StreamedRow(_row(key, parts), number * _MOST_SAMPLES + inside - 1, where, [turn, inside])
+            except (tarfile.TarError, OSError):
+                yield StreamedRow("tar is damaged", number * _MOST_SAMPLES + inside, path.name, [turn + 1, 0])
+            skipped = 0
+
+
+def _row(key: str, parts: Sequence[tuple[str, FilePart]]) -> Row | str:
+    try:
+        return row_of_parts(key, parts)
+    except BadSampleError as error:
+        return str(error)
+
+
+def _index(paths: Sequence[Path]) -> Arrays:
+    """Go through the headers of all tars: which members each sample has, and where they lie."""
+    suffixes: dict[str, int] = {}
+    members = array("q")  # suffix, offset, size; three numbers a member
+    starts, shards = array("q"), array("q")  # of each sample, its first member and its tar
+    keys: list[str] = []
+    for number, path in enumerate(paths):
+        try:
+            for key, parts in samples_of_tar(path):
+                keys.append(key)
+                shards.append(number)
+                starts.append(len(members) // 3)
+                for suffix, part in parts:
+                    members.extend((suffixes.setdefault(suffix, len(suffixes)), part.offset, part.size_bytes))
+        except (tarfile.TarError, OSError) as error:
+            raise DataError(
+                f"webdataset: {path} is no whole, plain tar ({error}); fetch it again, or unpack a compressed one"
+            ) from error
+    starts.append(len(members) // 3)
+    return {
+        "suffixes": np.array(list(suffixes), dtype=np.str_),
+        "members": np.array(members, dtype=np.int64).reshape(-1, 3),
+        "starts": np.array(starts, dtype=np.int64),
+        "shards": np.array(shards, dtype=np.int64),
+        "keys": np.array(keys, dtype=np.str_),
+    }
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadSampleError("text member is not UTF-8") from None

@@ -1,0 +1,169 @@
+"""What a run will be like, read off its recipe: the model's shapes and the batches of its first steps, without weights.
+
+In: a recipe. Out: a model on the meta device with what trains set, the largest of the first steps, laid out as training
+lays it out, and what had to be assumed because it could not be read.
+
+    outline = outline_run(load_recipe("recipe.yaml"), dtype=torch.bfloat16, device=torch.device("cuda"))
+    outline.model, outline.micro_batches, outline.assumptions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from visgraft.builder.build import apply_modes, build_processor, resolve_starter_names
+from visgraft.builder.describe import empty_model, quantization_of
+from visgraft.config import Recipe
+from visgraft.data.batch import Batch, EncodedSample, collate
+from visgraft.data.prompt import EncodedDialog
+from visgraft.errors import CheckpointError, DataError, MissingAssetError
+from visgraft.model.attention_kernel import FLEX, choose_attention, set_attention
+from visgraft.model.vision import dummy_inputs, measure
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
+from visgraft.training.plan import Position
+from visgraft.training.setup import loader_settings, open_planner
+from visgraft.training.steps import make_batches, micro_batches
+from visgraft.training.vision_cache import why_off
+
+NUM_STEPS = 16  # planned to find a large one
+ASSUMED_TOKENS = 64  # of one text with prompt and answer, half of it supervised, where the data cannot be read
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a run will be like.
+
+    Attributes:
+        recipe: with folders in the place of `starter:` names.
+        model: on the meta device, with what trains set.
+        quantization: of the language model's linears once they are loaded: 4bit, 8bit or None.
+        has_block_masks: it will compute with FlexAttention, which keeps no mask; `model` has its plain kernel.
+        micro_batches: of the largest step planned, pixels on the meta device.
+        num_positions: positions of an average step, pads included.
+        num_steps: of the whole run; None where the data cannot be read.
+        assumptions: what could not be read, and what is taken instead.
+    """
+
+    recipe: Recipe
+    model: VisionLanguageModel
+    quantization: str | None
+    has_block_masks: bool
+    micro_batches: Sequence[Batch]
+    num_positions: int
+    num_steps: int | None
+    assumptions: Sequence[str]
+
+
+def outline_run(
+    recipe: Recipe,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    progress: Callable[[str], None] | None = None,
+) -> Outline:
+    """Outline a run from its recipe alone; no weights and no images are read.
+
+    Args:
+        recipe: parts by name or folder; of a folder, config.json is enough.
+        dtype: the format of frozen weights; None is float32.
+        device: where it will run; a kind of device that is not here will do.
+        progress: told of downloads.
+
+    Raises:
+        CheckpointError: the configuration of a part cannot be read.
+        ConfigError: a setting that the parts cannot take.
+        UnsupportedModelError: the language model does not follow the mask.
+    """
+    local = resolve_starter_names(recipe, progress=progress)
+    processor, assumptions = _processor_or_reason(local)
+    try:
+        model = empty_model(local, image_size=processor.image_size if processor else local.model.image_size)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; its config.json is enough here: put it into a folder and give --set model.vision=FOLDER or "
+            "--set model.language.name=FOLDER"
+        ) from error
+    apply_modes(model, local.train, frozen_dtype=dtype)
+    attention = choose_attention(model.language, device=device, asked=local.model.attention)
+    set_attention(model, None if attention == FLEX else attention)
+    steps, num_steps, is_read = _assumed_steps(local, model), None, False
+    if processor is not None:
+        try:
+            steps, num_steps = _planned_steps(local, model, processor)
+            is_read = True
+        except (DataError, MissingAssetError, OSError) as error:
+            assumptions.append(f"the data cannot be read ({error})")
+    if not is_read:
+        assumptions.append(f"texts are taken to be {ASSUMED_TOKENS} tokens long, one about each image")
+    settings = loader_settings(local, device=device.type)
+    collated = processor.collate if processor is not None else partial(collate, pad_token_id=0)
+    laid_out = [
+        make_batches(micro_batches(step, settings=settings), collated, layout=settings.layout) for step in steps
+    ]
+    sizes = [sum(batch.kind.numel() for batch in batches) for batches in laid_out]
+    largest = max(laid_out, key=lambda batches: max(batch.kind.numel() for batch in batches))
+    average = round(sum(sizes) / len(sizes))
+    quantization = quantization_of(model, local)
+    return Outline(local, model, quantization, attention == FLEX, largest, average, num_steps, tuple(assumptions))
+
+
+def _processor_or_reason(recipe: Recipe) -> tuple[Processor | None, list[str]]:
+    try:
+        return build_processor(recipe), []
+    except CheckpointError as error:
+        if recipe.model.start_from is not None:
+            raise
+        return None, [f"image size as in the encoder's configuration, as no processor can be read ({error})"]
+
+
+def _planned_steps(
+    recipe: Recipe, model: VisionLanguageModel, processor: Processor
+) -> tuple[list[list[EncodedSample]], int | None]:
+    """Plan the first steps as training would; give their samples, and the steps of the run, if they are known."""
+    settings = recipe.train
+    planner = open_planner(recipe, "train", processor)
+    plans = list(islice(planner.steps(Position(0, 0), epochs=settings.epochs), NUM_STEPS))
+    steps = [
+        [
+            EncodedSample(processor.encode_text(sample), *_images(recipe, model, len(sample.images)))
+            for sample in map(planner.sample, plan.groups)
+        ]
+        for plan in plans
+    ]
+    if not any(steps):
+        raise DataError("no sample of the first steps can be used")
+    num_steps = settings.max_steps
+    if planner.has_known_length:
+        of_epochs = max(len(plans), round(settings.epochs * len(plans) / planner.epochs_done(plans[-1].end)))
+        num_steps = min(of_epochs, num_steps or of_epochs)
+    return [step for step in steps if step], num_steps
+
+
+def _assumed_steps(recipe: Recipe, model: VisionLanguageModel) -> list[list[EncodedSample]]:
+    length = min(ASSUMED_TOKENS, recipe.data.max_text_tokens)
+    ids = tuple(range(1, length + 1))
+    dialog = EncodedDialog(ids, tuple(2 * index >= length for index in range(length)), 4 * length, False)
+    sample = EncodedSample((dialog,), *_images(recipe, model, 1))
+    return [[sample] * -(-recipe.train.text_tokens_per_step // length)]
+
+
+def _images(recipe: Recipe, model: VisionLanguageModel, number: int) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+    """Make what stands for images in a batch, without pixels, and count their tokens."""
+    if number == 0:
+        return {}, ()
+    tokens = (model.projection.num_tokens,) * number
+    if recipe.train.cache_vision is not None and why_off(recipe, model) is None:
+        shape = measure(model.vision.config, settings=model.config.vision_settings)
+        size, dtype = (number, shape.num_tokens, shape.width), next(model.vision.parameters()).dtype
+        return {"features": torch.empty(size, dtype=dtype, device="meta")}, tokens
+    black = dummy_inputs(model.vision.config, image_size=model.config.image_size, device="cpu")
+    inputs = {name: value.expand(number, *value.shape[1:]) for name, value in black.items()}
+    inputs["pixel_values"] = inputs["pixel_values"].to("meta")
+    return inputs, tokens

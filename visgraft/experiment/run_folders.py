@@ -1,0 +1,107 @@
+"""The folder of an experiment: how far each of its runs is, and what was recorded of the whole.
+
+In: an experiment. Out: `experiment.yaml`, and of each run whether it is finished, begun or new.
+
+    check_folder(experiment)              # or say which run there was made with other settings
+    status_of(experiment.folder_of(run))
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from visgraft.config import flatten, load_recipe, recipe_to_dict
+from visgraft.errors import CheckpointError, ConfigError
+from visgraft.experiment.planned import Experiment, PlannedRun
+from visgraft.runs import Run, write_whole
+
+Status = Literal["finished", "begun", "new"]
+RECORD, FAILURE = "experiment.yaml", "failure.txt"
+OF_A_FAILED_RUN = {FAILURE, "environment.json"}  # what may be there although no recipe is
+
+# Settings in which a run that is there may differ: they change how it runs, not what it is.
+INDIFFERENT = {
+    *("output", "name", "train.num_workers", "train.micro_batch_rows", "train.logits_chunk"),
+    *("train.gradient_checkpointing", "train.keep_checkpoints", "train.checkpoint_every_steps"),
+    *("train.cache_vision", "train.cache_vision_max_gb"),
+}
+
+
+def status_of(folder: Path) -> Status:
+    """Say whether a run is finished, begun (it can be gone on with), or has to be made from the start."""
+    if not (folder / "recipe.yaml").is_file():
+        return "new"
+    run = Run.open(folder)
+    if run.summary_path.is_file() and run.model_path.is_dir():
+        return "finished"
+    return "begun" if run.checkpoints() else "new"
+
+
+def check_folder(experiment: Experiment) -> None:
+    """Check that the runs that are there are those of this experiment.
+
+    Raises:
+        ConfigError: one was made with another setting.
+        CheckpointError: something else is in a run's place.
+    """
+    for run in experiment.runs:
+        folder = experiment.folder_of(run)
+        if status_of(folder) != "new":
+            _check_same(run, folder)
+        elif _is_something_else(folder):
+            raise CheckpointError(f"{folder}: is in the way of the run of that name and no run; move it elsewhere")
+
+
+def _is_something_else(path: Path) -> bool:
+    if not path.exists() or (path / "recipe.yaml").is_file():
+        return False
+    return not path.is_dir() or bool({inside.name for inside in path.iterdir()} - OF_A_FAILED_RUN)
+
+
+def _check_same(run: PlannedRun, folder: Path) -> None:
+    there, now = (flatten(recipe_to_dict(recipe)) for recipe in (load_recipe(folder), run.recipe))
+    for key in sorted(there.keys() | now.keys()):
+        if there.get(key) != now.get(key) and key not in INDIFFERENT:
+            raise ConfigError(
+                f"{folder}: was run with {key} {there.get(key, 'at its default')}, but now it is "
+                f"{now.get(key, 'at its default')}; name another --output, or remove that folder to run it anew"
+            )
+
+
+def clear_failed_run(folder: Path) -> None:
+    """Remove what a run left that failed or was stopped before its first checkpoint; there is nothing to go on with."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def write_record(experiment: Experiment) -> None:
+    """Write `experiment.yaml`; runs that an earlier call made and this one leaves out keep their place in it."""
+    experiment.folder.mkdir(parents=True, exist_ok=True)
+    path = experiment.folder / RECORD
+    listed = read_record(experiment.folder)["runs"] if path.is_file() else []
+    own = [
+        {"folder": run.folder_name, "variant": run.variant, "seed": run.seed, "changes": dict(run.changes)}
+        for run in experiment.runs
+    ]
+    names = {entry["folder"]: entry for entry in own}
+    kept = [names.pop(entry["folder"], entry) for entry in listed]
+    record = {"name": experiment.name, "runs": [*kept, *names.values()]}
+    write_whole(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read `experiment.yaml`. Raises CheckpointError where it is no such file."""
+    path = folder / RECORD
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _ = [entry["folder"] for entry in record["runs"]]
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as the record of an experiment; remove it, and run again"
+        ) from error
+    assert isinstance(record, dict)
+    return record

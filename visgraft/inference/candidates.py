@@ -1,0 +1,152 @@
+"""Choose among given answers by their likelihood: multiple choice, class names.
+
+In: a question about images, candidate answers. Out: the log-likelihood of each, as an answer that ends there. All
+candidates stand behind one image and one prompt, which are read once, and none sees another:
+
+          i i q q a a b
+        a 1 1 1 1 1 . .      a candidate sees the image, the question and itself
+        a 1 1 1 1 1 1 .
+        b 1 1 1 1 . . 1      the next one restarts behind the question
+
+    scores = score_candidates(model, processor, sample, ["red", "blue"])
+    best = max(zip(scores, ["red", "blue"]))[1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from visgraft.data.prompt import PromptTemplate, encode_dialog
+from visgraft.data.sample import Sample, Turn
+from visgraft.errors import ConfigError
+from visgraft.inference.answering import answering
+from visgraft.inference.prefix_cache import PrefixCache, encode, read_pixels, read_prefixes
+from visgraft.inference.questions import room_for_answer
+from visgraft.model.cache import PreallocatedCache
+from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, nothing_read, read_on
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
+
+Normalise = Literal["sum", "token", "character"]
+_TOKENS_AT_ONCE = 512  # candidates' tokens in one forward, so that logits of a large vocabulary fit
+
+
+def score_candidates(
+    model: VisionLanguageModel,
+    processor: Processor,
+    sample: Sample,
+    candidates: Sequence[str],
+    *,
+    normalise: Normalise = "sum",
+    prefix_cache: PrefixCache | None = None,
+) -> list[float]:
+    """Score answers to the last turn of a sample's one dialog.
+
+    Args:
+        model: on its device.
+        processor: of that model.
+        sample: images and one dialog; what its last turn has as its answer is ignored.
+        candidates: the answers to choose among, at least one.
+        normalise: `sum` = log P(answer and its end-of-text | images, prompt); `token` = that divided by its tokens,
+            end-of-text included; `character` = divided by its characters. Quotients favour long answers less harshly,
+            but are no probabilities.
+        prefix_cache: keeps what the images became for later calls.
+
+    Returns:
+        One number for each candidate, in nats; larger is likelier.
+
+    Raises:
+        BadSampleError: an image cannot be used, or a candidate is empty.
+        ConfigError: no candidate, or an unknown way to normalise.
+        ModelError: a candidate does not fit behind the prompt.
+    """
+    if normalise not in get_args(Normalise):
+        raise ConfigError(f"normalise: got {normalise!r}, allowed are {', '.join(get_args(Normalise))}")
+    if not candidates:
+        raise ConfigError("candidates: got none, need at least one")
+    cache = PrefixCache() if prefix_cache is None else prefix_cache
+    [dialog] = sample.dialogs
+    prompt = processor.prompt(dialog)
+    answers = [_answer_ids(processor, dialog, candidate, len(prompt)) for candidate in candidates]
+    pixels = read_pixels(processor, sample.images)
+    with answering(model):
+        cache.belong_to(model)
+        [prefix] = encode(model, [pixels], cache=cache, batch_size=1)
+        longest = max(map(len, answers))
+        room_for_answer(model, len(prompt) + longest - 1, prefix.num_tokens)
+        read = PreallocatedCache(
+            capacity=prefix.num_tokens + len(prompt) + min(sum(map(len, answers)), _TOKENS_AT_ONCE + longest)
+        )
+        context = nothing_read(1, device=model.device)
+        if prefix.num_tokens:
+            read_prefixes(model, [prefix], cache=cache)
+            read.put([prefix.states])
+            context = read_on(context, _all_real(model, prefix.num_tokens), kind=IMAGE)
+        row = torch.tensor([prompt], device=model.device)
+        first = model.read_text(row, context=context, cache=read, logits_to_keep=1).logits
+        assert first is not None
+        context = read_on(context, _all_real(model, len(prompt)), kind=TEXT)
+        sums: list[float] = []
+        for group in _groups(answers):
+            sums += _sum_up(model, group, first[0, -1], context=context, cache=read)
+    if normalise == "sum":
+        return sums
+    sizes = [*map(len, answers)] if normalise == "token" else [len(candidate.strip()) for candidate in candidates]
+    return [total / size for total, size in zip(sums, sizes, strict=True)]
+
+
+def _answer_ids(processor: Processor, dialog: Sequence[Turn], candidate: str, num_prompt: int) -> list[int]:
+    """Encode a candidate and its end-of-text, as training would behind the same prompt."""
+    turns = [*dialog[:-1], replace(dialog[-1], answer=candidate)]
+    template = PromptTemplate.from_spec(processor.template)
+    return list(encode_dialog(processor.tokenizer, template, turns).input_ids[num_prompt:])
+
+
+def _groups(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Cut candidates into groups of about so many tokens."""
+    group: list[list[int]] = []
+    for answer in answers:
+        group.append(answer)
+        if sum(map(len, group)) >= _TOKENS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _sum_up(
+    model: VisionLanguageModel,
+    answers: Sequence[list[int]],
+    first: Tensor,
+    *,
+    context: SegmentTable,
+    cache: PreallocatedCache,
+) -> list[float]:
+    """Sum log P of each answer's tokens; the cache is afterwards as it was.
+
+    Args:
+        model: of which `cache` holds what `context` says.
+        answers: ids, end-of-text last.
+        first: [V] logits of the first token of every answer.
+        context: images and prompt.
+        cache: what they became.
+    """
+    ids = torch.tensor([token for answer in answers for token in answer[:-1]], device=first.device)
+    targets = torch.tensor([token for answer in answers for token in answer[1:]], device=first.device)
+    starts = torch.tensor([answer[0] for answer in answers], device=first.device)
+    logits = model.read_branches(ids, lengths=[len(answer) - 1 for answer in answers], context=context, cache=cache)
+    cache.cut(context.length)
+    behind = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    totals = first.float().log_softmax(-1)[starts]
+    owner = torch.tensor([index for index, answer in enumerate(answers) for _ in answer[1:]], device=first.device)
+    summed: list[float] = totals.double().index_add(0, owner, behind.double()).tolist()
+    return summed
+
+
+def _all_real(model: VisionLanguageModel, length: int) -> Tensor:
+    return torch.ones(1, length, dtype=torch.bool, device=model.device)

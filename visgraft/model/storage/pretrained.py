@@ -1,0 +1,235 @@
+"""The parts from their names: Hub names, local folders or modules that are loaded already.
+
+In: a name. Out: the module, with every weight accounted for, and where it came from.
+
+    vision, origin = load_vision("openai/clip-vit-base-patch16")
+    language, origin = load_language("facebook/opt-350m")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants as hub_constants
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from visgraft.errors import CheckpointError, ConfigError
+from visgraft.model.hf_logging import quiet_transformers
+from visgraft.model.quantization import settle
+from visgraft.model.storage.weights import cast_weights
+from visgraft.model.vision import dummy_inputs, vision_tower_config
+
+Origin = dict[str, Any]  # {"name": str | None, "revision": str | None}
+LANGUAGE_INIT = ("pretrained", "random")
+
+
+def load_vision(
+    name: str | Path | PreTrainedModel, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, Origin]:
+    """Load an encoder; of a checkpoint that also holds a text tower (CLIP, SigLIP), the vision tower.
+
+    Args:
+        name: Hub name, local folder, or a loaded module.
+        revision: branch, tag or commit on the Hub.
+        dtype: of the weights; a loaded module keeps its own.
+
+    Raises:
+        CheckpointError: nothing there, or weights missing that the features need.
+    """
+    if isinstance(name, nn.Module):
+        tower: Any = name.vision_model if vision_tower_config(name.config) is not name.config else name
+        return tower, _origin(None)
+    config = vision_tower_config(load_config(name, revision=revision))
+    reading = read_part("vision", name, revision=revision, dtype=dtype, config=config)
+    if reading.missing:
+        raise missing_error(name, reading.missing)
+    return reading.module, _origin(name, revision=revision)
+
+
+def load_language(
+    name: str | Path | PreTrainedModel,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    init: str = "pretrained",
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, Origin]:
+    """Load a causal language model, unmodified.
+
+    Args:
+        name: Hub name, local folder, or a loaded module.
+        revision: branch, tag or commit on the Hub.
+        dtype: of the weights; a loaded module keeps its own.
+        init: `pretrained`, or `random` to take only its configuration (as GIT itself began).
+        kwargs: for `AutoModelForCausalLM.from_pretrained` (`device_map`, `quantization_config`, `attn_implementation`).
+
+    Raises:
+        CheckpointError: nothing there, or weights missing.
+        ConfigError: an unknown `init`, or one that a loaded module cannot follow.
+    """
+    if init not in LANGUAGE_INIT:
+        raise ConfigError(f"language_init: got {init!r}, allowed are {', '.join(LANGUAGE_INIT)}")
+    if isinstance(name, nn.Module):
+        if kwargs or init == "random":
+            given = ", ".join(kwargs) or "language_init='random'"
+            raise ConfigError(f"{given}: only a language model given by its name or folder is loaded with it")
+        return name, _origin(None)
+    config = load_config(name, revision=revision)
+    if init == "random":
+        with quiet_transformers():
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs).eval(), _origin(None)
+    reading = read_part("language", name, revision=revision, dtype=dtype, config=config, **kwargs)
+    if reading.missing:
+        raise missing_error(name, reading.missing)
+    if reading.unexpected:
+        warnings.warn(
+            f"{name}: {len(reading.unexpected)} weights of the checkpoint are not used by "
+            f"{type(reading.module).__name__}: {_some(reading.unexpected)}",
+            stacklevel=3,
+        )
+    return reading.module, _origin(name, revision=revision)
+
+
+def load_config(name: str | Path, *, revision: str | None = None) -> PreTrainedConfig:
+    """Load the configuration of a Hub name or a local folder.
+
+    Raises:
+        CheckpointError: nothing there that is a model.
+    """
+    with explained(name), quiet_transformers():
+        return AutoConfig.from_pretrained(_place(name), revision=revision)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A part as it was read: names of weights that the checkpoint lacks, and of those that the module lacks."""
+
+    module: PreTrainedModel
+    missing: frozenset[str]
+    unexpected: frozenset[str]
+
+
+def read_part(
+    part: str,
+    name: str | Path,
+    *,
+    dtype: torch.dtype,
+    config: PreTrainedConfig,
+    revision: str | None = None,
+    **kwargs: Any,
+) -> Reading:
+    """Read a part and say which weights are unaccounted for.
+
+    Weights of an encoder that no feature depends on (a pooler) may be missing; they are set to 0, so that every
+    loading gives the same.
+
+    Raises:
+        CheckpointError: it cannot be read, or its weights have other shapes than the config says.
+        ConfigError: it cannot be quantized as it was asked for.
+    """
+    auto: Any = AutoModel if part == "vision" else AutoModelForCausalLM
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
+    # The bits of a quantized weight depend on the format it is quantized from, so that is always the same one.
+    first = torch.float32 if kwargs.get("quantization_config") is not None else dtype
+    with explained(name), quiet_transformers():
+        module, info = auto.from_pretrained(_place(name), revision=revision, dtype=first, config=config, **options)
+    if info["mismatched_keys"]:
+        wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+        raise CheckpointError(f"{name}: weights of another shape than its config.json says: {_some(wrong)}")
+    missing = set(info["missing_keys"])
+    if part == "vision" and missing:
+        weights = module.state_dict()
+        for unused in missing - _reached(module):
+            weights[unused].zero_()
+            missing.discard(unused)
+    settle(module)
+    if first != dtype:
+        cast_weights(module, dtype)
+    return Reading(module.eval(), frozenset(missing), frozenset(info["unexpected_keys"]))
+
+
+def missing_error(name: str | Path, missing: Collection[str]) -> CheckpointError:
+    """Make the error for a checkpoint that lacks weights."""
+    return CheckpointError(
+        f"{name}: the checkpoint lacks {len(missing)} weights that the model needs ({_some(missing)}); they would be "
+        "random. Is it the right kind of model?"
+    )
+
+
+@contextlib.contextmanager
+def explained(name: str | Path) -> Iterator[None]:
+    """Say what to do when the Hub or the disk does not give a model.
+
+    Raises:
+        CheckpointError: instead of what the libraries raise.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{name}: its weights are cut short or damaged ({error}): copy or download it again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_explanation(str(name), error)) from error
+
+
+def _explanation(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    if "gated" in str(error).lower():
+        return f"{name} is gated: accept its licence at https://huggingface.co/{name}, then run `hf auth login`"
+    if Path(name).expanduser().exists() or not isinstance(error, OSError):
+        return f"{name}: transformers cannot load a model from it ({reason})"
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        return f"{name}: no such folder"
+    if hub_constants.HF_HUB_OFFLINE:
+        reason = "the Hub was not asked: there is no network, or HF_HUB_OFFLINE is set"
+    return (
+        f"{name}: not found on the Hugging Face Hub, in its local cache or as a folder ({reason}); check the spelling "
+        "and the network, run `hf auth login` if it is private, or give a local folder"
+    )
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _place(name: str | Path) -> str:
+    path = Path(name).expanduser()
+    return str(path) if path.is_dir() else str(name)
+
+
+def _origin(name: str | Path | None, *, revision: str | None = None) -> Origin:
+    """Say where a part came from: absolute path of a folder, or Hub name and the commit that was loaded."""
+    if name is None:
+        return {"name": None, "revision": None}
+    place = _place(name)
+    if Path(place).is_dir():
+        return {"name": str(Path(place).resolve()), "revision": None}
+    return {"name": place, "revision": _commit(place, revision)}
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    path = Path(cached_file(name, "config.json", revision=revision, local_files_only=True) or "")
+    return path.parent.name if path.parent.parent.name == "snapshots" else revision
+
+
+def _reached(vision: PreTrainedModel) -> set[str]:
+    """Name the weights that the features depend on, by one backward pass on a black image."""
+    with torch.enable_grad():
+        inputs = dummy_inputs(vision.config, image_size=None, device=vision.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(vision.dtype)
+        parameters = dict(vision.named_parameters())
+        grads = torch.autograd.grad(
+            vision(**inputs).last_hidden_state.float().sum(), list(parameters.values()), allow_unused=True
+        )
+    reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
+    return reached | {name for name, _ in vision.named_buffers()}

@@ -1,0 +1,174 @@
+"""The gradients of one step, in micro-batches that fit into memory.
+
+In: a session and a step. Out: gradients in the parameters, and the losses of the step's targets. Where memory runs out
+the gradients are zeroed, micro-batches are halved for the rest of the run, and the step is computed again: its loss and
+its gradients are the same, however it is cut.
+
+    done = add_gradients(session, step)
+
+Every process must cut a step anew, or none. So with several processes, a size that was never tried is first run without
+any exchange of gradients; the processes then tell each other how it went, and exchange them in a pass of no weight.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from visgraft.data.batch import Batch
+from visgraft.errors import MaskSizeError, ModelError
+from visgraft.training.session import Session
+from visgraft.training.steps import Step, cut_finer, num_groups, whole_samples
+
+# What the allocators of devices that have no exception of their own say.
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
+NO_EXCHANGE_IN_FORWARD = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+WHAT_TO_DO = (
+    "Make a sample smaller (data.max_dialogs_per_prefix, data.max_text_tokens, model.image_size, "
+    "model.projection.pool), set train.gradient_checkpointing: true, or train less of the model; "
+    "`visgraft estimate RECIPE` says what takes how much"
+)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What the backward passes of a step leave behind, besides the gradients.
+
+    Attributes:
+        step: as it was computed: cut anew, if memory ran out. Its batches are on the device.
+        losses: of the targets of each batch.
+        total: supervised tokens of all processes.
+    """
+
+    step: Step
+    losses: list[Tensor]
+    total: int
+
+
+def add_gradients(session: Session, step: Step) -> Gradients:
+    """Add up the gradients of a step, in micro-batches halved as often as memory asks for it.
+
+    Raises:
+        ModelError: one sample alone does not fit; or, where processes exchange more than gradients (FSDP, DeepSpeed),
+            a micro-batch does not.
+    """
+    accelerator = session.accelerator
+    while True:
+        step = cut_finer(step, session.processor, settings=session.loader)
+        moved = (batch.to(accelerator.device, non_blocking=True) for batch in step.batches)
+        batches = tuple(session.processor.finish(batch) for batch in moved)
+        step = replace(step, batches=batches)
+        mine = [sum(batch.target.numel() for batch in batches), len(batches), max(map(_size, batches), default=0)]
+        counts = accelerator.gather(torch.tensor([mine], device=accelerator.device))
+        total, num_passes, largest = int(counts[:, 0].sum()), int(counts[:, 1].max()), int(counts[:, 2].max())
+        if total == 0:
+            return Gradients(step, [], 0)
+        can_go_back = accelerator.distributed_type in NO_EXCHANGE_IN_FORWARD
+        is_trial = accelerator.num_processes > 1 and can_go_back and largest > session.proven_positions
+        losses: list[Tensor] = []
+        limit = math.inf
+        try:
+            passes = len(batches) if is_trial else num_passes
+            backward(session, batches, losses, total=total, num_passes=passes, exchanges=not is_trial)
+        except (RuntimeError, MaskSizeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            limit = _next_limit(batches, len(losses))
+            if limit == 0 or not (is_trial or accelerator.num_processes == 1):
+                # Others that wait for this process's gradients end with it.
+                raise ModelError(_what_did_not_fit(batches, len(losses), limit)) from error
+        # Behind the handler, where nothing holds the activations of what failed.
+        if is_trial:
+            told = torch.tensor([limit], dtype=torch.float32, device=accelerator.device)
+            limit = float(accelerator.gather(told).min())
+        if limit == math.inf:
+            if is_trial:
+                backward(session, (), [], total=total, num_passes=1, exchanges=True)
+            session.proven_positions = max(session.proven_positions, largest)
+            return Gradients(step, losses, total)
+        _halve(session, int(limit), why=_what_did_not_fit(batches, len(losses), limit))
+
+
+def backward(
+    session: Session, batches: Sequence[Batch], losses: list[Tensor], *, total: int, num_passes: int, exchanges: bool
+) -> None:
+    """Add up the gradients of this process's batches; append the losses of their targets as they come.
+
+    Each of the `total` supervised tokens weighs the same, whichever process and micro-batch it is in. DDP averages over
+    processes, hence the factor. All processes make `num_passes`; what is missing to it is the filler at weight 0.
+    Processes exchange their gradients in the last pass; or not at all, and then this process waits for no other.
+    """
+    accelerator = session.accelerator
+    network = session.network if exchanges else session.model
+    for number in range(num_passes):
+        is_mine, is_last = number < len(batches), number == num_passes - 1
+        with accelerator.no_sync(network) if exchanges and not is_last else nullcontext():
+            out = network(batch=batches[number] if is_mine else session.filler)
+            accelerator.backward(out.loss_sum * (accelerator.num_processes / total if is_mine else 0.0))
+        if is_mine:
+            losses.append(out.target_losses)
+
+
+@torch.no_grad()
+def samples_not_finite(session: Session, done: Gradients) -> list[str]:
+    """Name the samples whose losses are no finite numbers.
+
+    What is no number spreads over the whole row, masked or not (0 times NaN is NaN), so each suspect is tried alone.
+    """
+    accelerator, step = session.accelerator, done.step
+    suspects: list[str] = []
+    guilty: list[str] = []
+    for batch, samples, losses in zip(step.batches, step.samples, done.losses, strict=True):
+        whole = list(whole_samples(batch, samples))
+        for index in batch.target_sample[~losses.isfinite()].unique().tolist():
+            suspects.append(batch.sample_ids[index])
+            if accelerator.distributed_type in NO_EXCHANGE_IN_FORWARD:
+                alone = session.processor.collate([whole[index]], layout=batch.layout).to(accelerator.device)
+                with accelerator.autocast():
+                    loss = session.model.loss(alone).loss
+                guilty += [] if loss is None or loss.isfinite() else [batch.sample_ids[index]]
+    return guilty or suspects
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MaskSizeError) or any(
+        words in str(error) for words in OUT_OF_MEMORY
+    )
+
+
+def _next_limit(batches: Sequence[Batch], failed: int) -> float:
+    """Give the limit of a micro-batch, in positions, after one that failed; 0 if it was a sample alone."""
+    return 0 if failed == len(batches) or num_groups(batches[failed]) == 1 else _size(batches[failed]) // 2
+
+
+def _what_did_not_fit(batches: Sequence[Batch], failed: int, limit: float) -> str:
+    if limit == 0:
+        named = f"sample {batches[failed].sample_ids[0]} alone" if failed < len(batches) else "the smallest batch"
+        return f"memory does not suffice for {named}. {WHAT_TO_DO}"
+    if failed == len(batches):
+        return f"another process ran out of memory: train.micro_batch_positions: {limit:g} halves its micro-batch"
+    return (
+        f"memory does not suffice for a micro-batch of {_size(batches[failed])} positions: "
+        f"train.micro_batch_positions: {limit:g} halves it"
+    )
+
+
+def _halve(session: Session, limit: int, *, why: str) -> None:
+    """Zero the gradients and halve the micro-batches for the rest of the run."""
+    session.optimizer.zero_grad()
+    session.loader = replace(session.loader, micro_batch_positions=limit)
+    session.progress.say(f"{why}; this is done from here on, and the step is computed again")
+    gc.collect()
+    if session.accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _size(batch: Batch) -> int:
+    return int(batch.kind.numel())

@@ -1,0 +1,131 @@
+"""A run in the making: all that its steps, validations and checkpoints work on.
+
+In: what setup.py built. Out: one object that the other files of this folder take.
+Usage: `record = validate(session)`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from visgraft.config import Recipe
+from visgraft.data.batch import Batch
+from visgraft.data.sample import Sample
+from visgraft.data.sources import Quarantine
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
+from visgraft.runs import Run
+from visgraft.training.plan import Planner
+from visgraft.training.progress import TrainProgress
+from visgraft.training.state import TrainState
+from visgraft.training.steps import LoaderSettings, Step
+from visgraft.training.trackers import Trackers
+
+
+@dataclass
+class Session:
+    """A run in the making.
+
+    Attributes:
+        recipe: as it was given.
+        run: the folder.
+        accelerator: device, processes, autocast.
+        model: the model itself.
+        network: what is called to train: the model, or the model inside DDP.
+        processor: the model's own.
+        optimizer: accelerate's wrapper of AdamW.
+        trained: full name -> what trains.
+        planner: the steps over the training data.
+        validation: the steps over the validation data, if there are any.
+        loader: how this process makes batches.
+        quarantine: the bad samples so far.
+        filler: a small batch of real samples, run at weight 0 where a process has nothing to do.
+        sample_prompts: fixed questions that are answered on the way, for a person to read.
+        questions: fixed validation questions that are answered and scored.
+        state: how far the run is.
+        progress: what a person sees.
+        counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
+        trackers: where the metrics are sent too; only the first process has any.
+        proven_positions: the largest micro-batch, in positions, that went through the model on every process.
+    """
+
+    recipe: Recipe
+    run: Run
+    accelerator: Accelerator
+    model: VisionLanguageModel
+    network: nn.Module
+    processor: Processor
+    optimizer: Any
+    trained: dict[str, nn.Parameter]
+    planner: Planner
+    validation: Planner | None
+    loader: LoaderSettings
+    quarantine: Quarantine
+    filler: Batch
+    sample_prompts: Sequence[Sample]
+    questions: Sequence[Sample]
+    state: TrainState
+    progress: TrainProgress
+    counted_until: float
+    trackers: Trackers | None
+    proven_positions: int = 0
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Write a record of the metrics down, and send it to the trackers; the first process does so."""
+        self.run.append("metrics", values)
+        if self.trackers is not None:
+            self.trackers.log(values)
+
+    def close(self) -> None:
+        """Let the trackers write what they have yet to write."""
+        if self.trackers is not None:
+            self.trackers.finish()
+
+    @property
+    def fraction_done(self) -> float:
+        """The part of the run that is done, 0 to 1: of its epochs, or of its steps if those end first.
+
+        Of streams, whose length nobody knows, it is of the steps alone.
+        """
+        settings = self.recipe.train
+        epochs = self.planner.epochs_done(self.state.position)
+        of_epochs = epochs / settings.epochs if self.planner.has_known_length else 0.0
+        of_steps = self.state.step / settings.max_steps if settings.max_steps else 0.0
+        return min(1.0, max(of_epochs, of_steps))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has all its epochs, or all its steps, behind it."""
+        epochs = self.planner.epochs_done(self.state.position)
+        return self.fraction_done >= 1.0 or epochs >= self.recipe.train.epochs
+
+    def count_texts(self, step: Step) -> dict[str, dict[str, float | None]]:
+        """Add a step's texts to those of each source; say how many that makes, and how many epochs of the source."""
+        texts, totals = self.state.texts, dict[str, int | None](self.planner.sources.num_texts)
+        if not self.planner.has_known_length:
+            totals = dict.fromkeys(totals)
+        alone = (
+            sum(step.num_texts.values()) if len(totals) == 1 else 0
+        )  # gathered texts keep the names of their sources
+        added = self.sum([alone or step.num_texts.get(name, 0) for name in totals])
+        for name, number in zip(totals, added, strict=True):
+            texts[name] = texts.get(name, 0) + int(number)
+        return {name: {"texts": texts[name], "epochs": texts[name] / n if n else None} for name, n in totals.items()}
+
+    def sum(self, values: Sequence[float]) -> list[Any]:
+        """Add numbers up over all processes."""
+        return self._gather(values).sum(0).tolist()
+
+    def each(self, values: Sequence[float]) -> list[Any]:
+        """List numbers of all processes, one process behind the other."""
+        return self._gather(values).flatten().tolist()
+
+    def _gather(self, values: Sequence[float]) -> Any:
+        dtype = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        return self.accelerator.gather(torch.tensor([list(values)], dtype=dtype, device=self.accelerator.device))

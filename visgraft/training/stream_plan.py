@@ -1,0 +1,105 @@
+"""Which samples form which step, where the data are streams: window after window, each planned as data of known length.
+
+In: streams, a processor and a position. Out: the plan of every step from there on, with the samples in it.
+
+    plan = StreamPlanner(streams, processor, seed=0, max_dialogs=8, text_tokens_per_step=2048)
+    for step in plan.steps(Position(0, 0), epochs=1.0): ...        # step.end: epoch, cursor in the window, its place
+
+Only the main process reads; workers get samples and open their images. So here, too, neither the number of processes
+nor of workers changes what a step learns from: every process reads the texts of all, and opens the images of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from visgraft.data.sample import Sample
+from visgraft.data.sources import BadSample
+from visgraft.data.windows import Streams, Window
+from visgraft.errors import BadSampleError
+from visgraft.processor import Processor
+from visgraft.training.plan import Group, Held, Planner, Position
+
+
+class _Planned(NamedTuple):
+    """A window and the order of its groups."""
+
+    window: Window
+    planner: Planner
+
+
+class StreamPlanner(Planner):
+    """Plan the steps over some streams; `sources` are those of their first window."""
+
+    has_known_length = False
+
+    def __init__(
+        self, streams: Streams, processor: Processor, *, seed: int, shuffle: bool = True, **sizes: Any
+    ) -> None:
+        self._streams = streams
+        self._settings = {**sizes, "shuffle": shuffle}
+        self._planned: dict[str, _Planned] = {}
+        self.seed, self.shuffle, self.processor = seed, shuffle, processor
+        first = self._plan(Position(0, 0)).window
+        self._num_first = first.num_read
+        super().__init__(first.sources, processor, seed=seed, shuffle=shuffle, **sizes)
+
+    def epochs_done(self, position: Position) -> float:
+        """Return how many times the streams have been read to their end."""
+        return float(position.epoch)
+
+    def num_samples(self, position: Position) -> int:
+        """Count the rows read up to the window of a position, in this epoch or in all of the last."""
+        num_read, in_last = (position.place or [0, 0])[:2]
+        return max(num_read, in_last, self._num_first)
+
+    def sample(self, group: Group) -> Sample:
+        """Return the sample of a group, with the dialogs of that group alone."""
+        assert group.held is not None, "the plan holds the samples of this process"
+        return group.held.sample
+
+    def bad_sample(self, group: Group, reason: str) -> BadSample:
+        """Say of a group that cannot be used what its line in quarantine.jsonl says."""
+        assert group.held is not None, "the plan holds the samples of this process"
+        return replace(group.held.origin, reason=reason)
+
+    def _check_not_empty(self) -> None:
+        """Leave it to the first step: only the end of a stream tells that nothing is in it."""
+
+    def _take(self, position: Position) -> tuple[Group | None, Sequence[BadSample], Position]:
+        window, planner = self._plan(position)
+        met = list(planner.unreadable) if position.cursor == 0 else []
+        group, num_groups = None, planner.num_groups(0)
+        if position.cursor < num_groups:
+            index, chunk = planner.group(position.cursor, epoch=0)
+            try:
+                sample = planner.sample(Group(index, chunk, 0))
+                group = Group(index, chunk, position.epoch, Held(sample, planner.sources.bad_sample(index, "")))
+            except BadSampleError as error:
+                met.append(planner.sources.bad_sample(index, str(error)))
+        in_last = (position.place or [0, 0])[1]
+        if position.cursor + 1 < num_groups:
+            end = position._replace(cursor=position.cursor + 1)
+        elif window.after is not None:
+            end = Position(position.epoch, 0, [window.num_read, in_last, window.after])
+        else:
+            end = Position(position.epoch + 1, 0, [0, window.num_read, None])
+        return group, met, end
+
+    def _plan(self, position: Position) -> _Planned:
+        """Read the window of a position, or take it from the last two."""
+        place = None if position.place is None else position.place[2]
+        name = f"{self.seed} {position.epoch} {place}"
+        if name not in self._planned:
+            seed = self.seed if self.shuffle else None
+            window = self._streams.window(seed=seed, epoch=position.epoch, place=place)
+            own_seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+            planner = Planner(window.sources, self.processor, seed=own_seed, **self._settings)
+            self._planned = {**dict(list(self._planned.items())[-1:]), name: _Planned(window, planner)}
+        return self._planned[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_planned": {}}  # workers get their samples with the plan

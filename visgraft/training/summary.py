@@ -1,0 +1,85 @@
+"""What a run cost and how good its model is: `summary.json`, one form for every run (docs/runs.md).
+
+In: a session at its end. Out: plain values.
+
+    note_cost(session)          # at every checkpoint, so that a resumed run counts all its time
+    write_summary(session)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+
+from visgraft.model.parts import full_names, trained_parameters
+from visgraft.runs import write_whole
+from visgraft.training.session import Session
+
+VALIDATION_KEYS = ("step", "validation_loss", "validation_loss_per_character")  # every other key is a score
+
+
+def note_cost(session: Session) -> None:
+    """Add the wall time since the last call to the state, and the most memory held by any process so far."""
+    now = time.monotonic()
+    session.state.wall_seconds += now - session.counted_until
+    session.counted_until = now
+    peak = max(int(value) for value in session.each([peak_memory_bytes(session.accelerator.device)]))
+    session.state.peak_memory_bytes = max(session.state.peak_memory_bytes, peak)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory that this process held: of its GPU, else resident in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil  # accelerate brings it
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def write_summary(session: Session) -> None:
+    """Write `summary.json`; the last thing that a run does."""
+    text = json.dumps(summarise(session), indent=2, allow_nan=False)
+    write_whole(session.run.summary_path, text + "\n")
+
+
+def summarise(session: Session) -> dict[str, Any]:
+    """Gather what `summary.json` holds."""
+    state, device, records = session.state, session.accelerator.device, session.run.read_metrics()
+    steps = [record for record in records if "loss" in record]
+    step = state.best_step if state.best_step is not None else state.step
+    validations = [r for r in records if "validation_loss" in r and r["step"] == step]
+    validation = validations[-1] if validations else {}
+    parts, trained = full_names(session.model), trained_parameters(session.model)
+    seconds = sum(record["seconds"] for record in steps)
+    totals = {
+        key: sum(record[key] for record in steps) for key in ("samples", "dialogs", "text_tokens", "supervised_tokens")
+    }
+    return {
+        "steps": state.step,
+        "epochs": session.planner.epochs_done(state.position),
+        **totals,
+        "parameters": {part: sum(p.numel() for p in inside.values()) for part, inside in parts.items()},
+        "trainable_parameters": {part: sum(p.numel() for p in inside.values()) for part, inside in trained.items()},
+        "step_seconds": seconds,
+        "wall_seconds": state.wall_seconds,
+        "samples_per_second": totals["samples"] / max(seconds, 1e-9),
+        "supervised_tokens_per_second": totals["supervised_tokens"] / max(seconds, 1e-9),
+        "peak_memory_bytes": state.peak_memory_bytes,
+        "memory": "cuda" if device.type == "cuda" else "resident",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "num_processes": session.accelerator.num_processes,
+        "loss": steps[-1]["loss"] if steps else None,
+        "validation_step": validation.get("step"),
+        "validation_loss": validation.get("validation_loss"),
+        "validation_loss_per_character": validation.get("validation_loss_per_character"),
+        "scores": {key: value for key, value in validation.items() if key not in VALIDATION_KEYS},
+    }

@@ -1,0 +1,257 @@
+"""Run the frozen encoder once per image and run: fill the cache on disk before the first step.
+
+In: a prepared model, the planners of a run and its recipe. Out: a full `FeatureCache`, or None with the reason said.
+
+    cache = fill_vision_cache(recipe, model, planners, accelerator=accelerator, say=progress.say)
+
+The folder is named after all that features depend on: the encoder's weights and config, how it is read, the image
+processor's settings, the number format, the kind of device and the versions. Runs that share these share the features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator, PartialState
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from visgraft.config import Recipe
+from visgraft.data.images.feature_cache import FeatureCache, image_version
+from visgraft.data.images.opening import open_image
+from visgraft.data.images.pixels import make_pixels
+from visgraft.data.sample import ImageRef, Sample
+from visgraft.disk_cache import cache_folder
+from visgraft.errors import BadSampleError, ConfigError
+from visgraft.model.storage.checksums import read_checksums
+from visgraft.model.vision import dummy_inputs
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.processor import Processor
+from visgraft.training.plan import Planner
+
+BATCH = 32  # images that are encoded at once
+SAY_EVERY_S = 10.0
+GB = 10**9
+
+
+def fill_vision_cache(
+    recipe: Recipe,
+    model: VisionLanguageModel,
+    planners: Sequence[Planner],
+    *,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> FeatureCache | None:
+    """Encode every image of a run that is not yet in the cache; without `train.cache_vision`, or where it cannot be
+    used, do nothing.
+
+    Args:
+        recipe: says whether, and how much the cache may hold.
+        model: on its device, cast and set to train as the run will.
+        planners: of the training data and, if there are any, of the validation data.
+        accelerator: its autocast, and which of the processes of this machine this is.
+        say: told what is estimated, how far it is, and why the cache is off.
+
+    Returns:
+        The cache; None = encode in every step.
+
+    Raises:
+        ConfigError: the features would be larger than `train.cache_vision_max_gb`, or than the disk.
+    """
+    if recipe.train.cache_vision is None:
+        return None
+    reason = why_off(recipe, model)
+    if not all(planner.has_known_length for planner in planners):
+        reason = "the data are streams, whose images nobody can list first"
+    if reason is not None:
+        say(f"train.cache_vision is OFF: {reason}; the encoder runs in every step")
+        return None
+    processor = planners[0].processor
+    example = _encode(model, dummy_inputs(model.vision.config, image_size=model.config.image_size, device="cpu"),
+                      accelerator=accelerator)  # fmt: skip
+    folder = cache_folder() / "vision" / cache_name(recipe, model, processor, example=example)
+    cache = FeatureCache(folder, shape=(example.shape[1], example.shape[2]), dtype=example.dtype)
+    missing = find_missing(cache, planners, say=say)
+    if accelerator.is_main_process:
+        say(check_size(recipe, cache, num_missing=len(missing)))
+    accelerator.wait_for_everyone()
+    state = PartialState()
+    mine = list(missing.items())[state.local_process_index :: _processes_here(accelerator)]
+    _fill(recipe, model, processor, cache, mine, accelerator=accelerator, say=say)
+    accelerator.wait_for_everyone()
+    cache.refresh()
+    return cache
+
+
+def why_off(recipe: Recipe, model: VisionLanguageModel) -> str | None:
+    """Say what makes the features of an image change from step to step, or of unlike size; None: nothing."""
+    if any(parameter.requires_grad for parameter in model.vision.parameters()):
+        return f"the encoder trains (train.vision: {recipe.train.vision})"
+    if recipe.data.augment.is_on:
+        return "data.augment changes the images"
+    if "spatial_shapes" in dummy_inputs(model.vision.config, image_size=model.config.image_size, device="meta"):
+        return f"{type(model.vision).__name__} takes images in their own resolution"
+    return None
+
+
+def cache_name(recipe: Recipe, model: VisionLanguageModel, processor: Processor, *, example: Tensor) -> str:
+    """Name the folder after all that the features of an image depend on."""
+    marks = read_checksums(dict(model.vision.state_dict(keep_vars=True)))
+    facts = {
+        "weights": {name: mark.sums[mark.dtype] for name, mark in sorted(marks.items())},
+        "encoder": model.vision.config.to_dict(),
+        "attention": model.vision.config._attn_implementation,
+        "reading": str(model.config.vision_settings),
+        "pixels": processor.image_processor.to_dict(),
+        "exact_pixels": recipe.data.exact_pixels,
+        "max_pixels": recipe.data.max_pixels,
+        "format": str(example.dtype),
+        "shape": list(example.shape[1:]),
+        "device": example.device.type,
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def find_missing(
+    cache: FeatureCache, planners: Sequence[Planner], *, say: Callable[[str], None] = lambda _: None
+) -> dict[bytes, ImageRef]:
+    """List the images of a run whose features are not there or damaged, each once."""
+    missing: dict[bytes, ImageRef] = {}
+    whole: set[bytes] = set()
+    num_damaged, said = 0, time.monotonic()
+    for number, image in enumerate(_images(planners)):
+        version = _version(image)
+        if version is None or version in whole or version in missing:
+            continue
+        if cache.get(version) is not None:
+            whole.add(version)
+        else:
+            missing[version] = image
+            num_damaged += cache.has(version)
+        if time.monotonic() - said > SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"vision cache: looked for {number + 1:,} images")
+    if num_damaged:
+        say(f"vision cache: {num_damaged:,} features in {cache.folder} are damaged and are computed again")
+    return missing
+
+
+def check_size(recipe: Recipe, cache: FeatureCache, *, num_missing: int) -> str:
+    """Say how large the cache becomes.
+
+    Raises:
+        ConfigError: larger than allowed, or than the disk.
+    """
+    new, there = num_missing * cache.record_bytes, cache.size_bytes
+    place = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
+    free, limit = shutil.disk_usage(place).free, recipe.train.cache_vision_max_gb * GB
+    tokens, width = cache.shape
+    text = (
+        f"{num_missing:,} images x {tokens} x {width} numbers in {str(cache.dtype).removeprefix('torch.')} = "
+        f"{new / GB:.2f} GB beside {there / GB:.2f} GB that are there"
+    )
+    if new + there > limit:
+        raise ConfigError(
+            f"train.cache_vision: {text}, which is above train.cache_vision_max_gb ({limit / GB:g}); raise it, remove "
+            f"train.cache_vision, or remove what other runs left in {cache.folder}"
+        )
+    if new > free:
+        raise ConfigError(
+            f"train.cache_vision: {text}, but {place} has {free / GB:.2f} GB free; set VISGRAFT_CACHE to a larger "
+            "disk, or remove train.cache_vision"
+        )
+    return f"vision cache: {text}, in {cache.folder}"
+
+
+def _fill(
+    recipe: Recipe,
+    model: VisionLanguageModel,
+    processor: Processor,
+    cache: FeatureCache,
+    missing: list[tuple[bytes, ImageRef]],
+    *,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> None:
+    """Encode images and write their features; bad ones are left out, and the step that meets them says so."""
+    if not missing:
+        return
+    loader = DataLoader(
+        _Pixels(missing, processor, recipe),
+        batch_size=BATCH,
+        collate_fn=list,
+        num_workers=recipe.train.num_workers,
+        generator=torch.Generator(),
+    )
+    done, said = 0, time.monotonic()
+    with cache.writer() as add:
+        for loaded in loader:
+            made = [(version, pixels) for version, pixels in loaded if pixels is not None]
+            if made:
+                inputs = {name: torch.cat([pixels[name] for _, pixels in made]) for name in made[0][1]}
+                features = _encode(model, inputs, accelerator=accelerator)
+                for (version, _), own in zip(made, features.cpu(), strict=True):
+                    add(version, own)
+            done += len(loaded)
+            if accelerator.is_main_process and (time.monotonic() - said > SAY_EVERY_S or done == len(missing)):
+                said = time.monotonic()
+                say(f"vision cache: {done:,} of {len(missing):,} images")
+
+
+class _Pixels(Dataset[tuple[bytes, dict[str, Tensor] | None]]):
+    """The pixels of images, decoded in worker processes; None for a bad image."""
+
+    def __init__(self, missing: list[tuple[bytes, ImageRef]], processor: Processor, recipe: Recipe) -> None:
+        self.missing = missing
+        self.processor = processor
+        self.settings = recipe.data
+
+    def __len__(self) -> int:
+        return len(self.missing)
+
+    def __getitem__(self, index: int) -> tuple[bytes, dict[str, Tensor] | None]:
+        version, image = self.missing[index]
+        try:
+            opened = open_image(image, max_pixels=self.settings.max_pixels)
+            return version, make_pixels(self.processor.image_processor, [opened], exact=self.settings.exact_pixels)
+        except BadSampleError:
+            return version, None
+
+
+@torch.no_grad()
+def _encode(model: VisionLanguageModel, inputs: dict[str, Tensor], *, accelerator: Accelerator) -> Tensor:
+    autocast: AbstractContextManager[Any] = accelerator.autocast()
+    with autocast:
+        return model.image_features({name: value.to(accelerator.device) for name, value in inputs.items()})
+
+
+def _images(planners: Sequence[Planner]) -> Iterator[ImageRef]:
+    for planner in planners:
+        for index in range(len(planner.sources)):
+            try:
+                sample: Sample = planner.sources[index]
+            except BadSampleError:
+                continue  # the step that meets it says so
+            yield from sample.images
+
+
+def _version(image: ImageRef) -> bytes | None:
+    try:
+        return image_version(image)
+    except BadSampleError:
+        return None
+
+
+def _processes_here(accelerator: Accelerator) -> int:
+    """Count the processes on this machine: each machine has a cache of its own."""
+    own = torch.tensor([PartialState().local_process_index], device=accelerator.device)
+    return int(accelerator.gather(own).max()) + 1
