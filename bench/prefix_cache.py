@@ -32,9 +32,10 @@ from visgraft.inference.answering import answering
 from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode, read_prefixes
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.precision import computing_dtype
-from visgraft.model.sequence import IMAGE, nothing_read, read_on
+from visgraft.model.sequence import nothing_read, read_on
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import IMAGE
 
 NUM_QUESTION_TOKENS = 20
 

@@ -13,7 +13,8 @@ from visgraft import Processor, Sample, Turn, VisionLanguageModel
 from visgraft.errors import BadSampleError, ModelError
 from visgraft.inference import Conversation, PrefixCache, answer
 from visgraft.inference.conversation import ShownImage
-from visgraft.model.sequence import IMAGE, TEXT, nothing_read, read_on
+from visgraft.model.sequence import nothing_read, read_on
+from visgraft.segments import IMAGE, TEXT
 
 Pair = tuple[VisionLanguageModel, Processor]
 

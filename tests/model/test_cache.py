@@ -10,8 +10,9 @@ from transformers.cache_utils import DynamicCache
 from tests.tiny import LANGUAGES, OTHER_KERNELS, P, assert_close, fresh, joined, random_ids, random_pixels
 from visgraft.errors import ModelError
 from visgraft.model.cache import KeptStates, PreallocatedCache, PreallocatedLayer, rows_of
-from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, nothing_read, read_on
+from visgraft.model.sequence import SegmentTable, nothing_read, read_on
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import IMAGE, TEXT
 
 every_language = pytest.mark.parametrize("language", LANGUAGES + OTHER_KERNELS)
 Piece = tuple[int, Tensor]  # a kind, and what is read: image tokens [1, P, D_lm] or ids [1, T]

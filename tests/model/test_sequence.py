@@ -10,17 +10,8 @@ from torch import Tensor
 
 from tests.tiny import batch, sample
 from visgraft.model import sequence
-from visgraft.model.sequence import (
-    IMAGE,
-    PAD,
-    TEXT,
-    SegmentTable,
-    attention_mask,
-    draw,
-    image_then_text,
-    pads_first,
-    shared_prefix,
-)
+from visgraft.model.sequence import SegmentTable, attention_mask, draw, image_then_text, pads_first, shared_prefix
+from visgraft.segments import IMAGE, PAD, TEXT
 
 # The ancestor's mask of a row of 17 image tokens and 11 text tokens, of which the last 4 are pads, as recorded from its
 # own run: how many of the first columns each row sees.

@@ -26,9 +26,10 @@ from visgraft.inference.prefix_cache import PrefixCache, read_prefixes
 from visgraft.inference.questions import Question, in_batches, read_questions, read_samples
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.parts import input_embedding
-from visgraft.model.sequence import IMAGE, nothing_read, read_on
+from visgraft.model.sequence import nothing_read, read_on
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.segments import IMAGE
 
 # The most probable token, whatever settings for chatting the language model brought along.
 GREEDY = {

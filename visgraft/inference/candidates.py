@@ -28,9 +28,10 @@ from visgraft.inference.answering import answering
 from visgraft.inference.prefix_cache import PrefixCache, encode, read_pixels, read_prefixes
 from visgraft.inference.questions import room_for_answer
 from visgraft.model.cache import PreallocatedCache
-from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, nothing_read, read_on
+from visgraft.model.sequence import SegmentTable, nothing_read, read_on
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.segments import IMAGE, TEXT
 
 Normalise = Literal["sum", "token", "character"]
 _TOKENS_AT_ONCE = 512  # candidates' tokens in one forward, so that logits of a large vocabulary fit

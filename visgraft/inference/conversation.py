@@ -30,9 +30,10 @@ from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode,
 from visgraft.inference.questions import positions_taken, room_for_answer
 from visgraft.inference.streaming import stream_pieces
 from visgraft.model.cache import PreallocatedCache
-from visgraft.model.sequence import IMAGE, TEXT, nothing_read, read_on
+from visgraft.model.sequence import nothing_read, read_on
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.segments import IMAGE, TEXT
 
 _POSITIONS_AT_ONCE = 512  # positions for which room is taken at first; it grows with the conversation
 

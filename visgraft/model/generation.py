@@ -18,7 +18,8 @@ from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
 from visgraft.model.outputs import VisionLanguageOutput
-from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, branch, read_on
+from visgraft.model.sequence import SegmentTable, branch, read_on
+from visgraft.segments import IMAGE, TEXT
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PAD, IMAGE, TEXT = 0, 1, 2
+from visgraft.segments import IMAGE, PAD, TEXT
 
 
 class Place(NamedTuple):

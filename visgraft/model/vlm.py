@@ -38,9 +38,10 @@ from visgraft.model.outputs import VisionLanguageOutput, labels_loss, loss_outpu
 from visgraft.model.precision import take_wide_states, wide_states
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
-from visgraft.model.sequence import IMAGE, SegmentTable, image_then_text, pads_first
+from visgraft.model.sequence import SegmentTable, image_then_text, pads_first
 from visgraft.model.storage.checkpoint import CheckpointMixin
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
+from visgraft.segments import IMAGE
 
 
 class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from visgraft.errors import PreflightError
 from visgraft.model.parts import input_embedding
 from visgraft.model.quantization import format_of
-from visgraft.model.sequence import IMAGE, SegmentTable, attention_mask
+from visgraft.model.sequence import SegmentTable, attention_mask
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import IMAGE
 
 # Dense models compute a position bit for bit the same whatever stands in other rows; experts may round otherwise.
 TOLERANCE, TOLERANCE_IN_HALF_PRECISION = 1e-5, 1e-2
