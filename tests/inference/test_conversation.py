@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.inference.asked import ask, picture
-from tests.tiny import fresh, randomise
+from tests.tiny import fresh, randomise, table_logits
 from tests.training.tiny import save_parts
 from visgraft import Processor, Sample, Turn, VisionLanguageModel
 from visgraft.errors import BadSampleError, ModelError
@@ -62,7 +62,7 @@ def _logits(model: VisionLanguageModel, pieces: list[Any]) -> torch.Tensor:
     images = [p if kind == IMAGE else torch.zeros(*p.shape, model.prefix_injection.width) for kind, p in pieces]
     embeds = model.prefix_injection.enter(model.get_input_embeddings()(ids), torch.cat(images, 1), table.kind == IMAGE)
     with torch.no_grad():
-        return model._decode(embeds, table, None, 0)[0][0]
+        return table_logits(model, embeds, table)[0]
 
 
 @pytest.fixture(params=["llama", "gemma3", "mistral", "bloom", "opt", "gpt2"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from tests.tiny import LANGUAGES, OTHER_KERNELS, P, assert_close, fresh, joined, random_ids, random_pixels
+from tests.tiny import LANGUAGES, OTHER_KERNELS, P, assert_close, fresh, joined, random_ids, random_pixels, table_logits
 from visgraft.errors import ModelError
 from visgraft.model.cache import KeptStates, PreallocatedCache, PreallocatedLayer, rows_of
 from visgraft.model.sequence import SegmentTable, nothing_read, read_on
@@ -50,7 +50,7 @@ def whole_logits(model: VisionLanguageModel, pieces: list[Piece]) -> Tensor:
         piece if kind == IMAGE else torch.zeros(*piece.shape, model.prefix_injection.width) for kind, piece in pieces
     ]
     embeds = model.prefix_injection.enter(embeds, torch.cat(images, 1), table.kind == IMAGE)
-    return model._decode(embeds, table, None, 0)[0][0]
+    return table_logits(model, embeds, table)[0]
 
 
 def read(model: VisionLanguageModel, pieces: list[Piece], cache: Any) -> tuple[Tensor, SegmentTable]:

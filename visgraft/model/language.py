@@ -24,8 +24,7 @@ from transformers.models.falcon.modeling_falcon import build_alibi_tensor as fal
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_alibi
 
 from visgraft.errors import MaskSizeError, UnsupportedModelError
-from visgraft.model.blocks import block_mask
-from visgraft.model.sequence import SegmentTable, attention_mask
+from visgraft.model.sequence import SegmentTable, attention_mask, block_mask
 
 MAX_MASK_BYTES = 2**30  # of one dense mask; a row of 32,768 positions, or 4,096 rows of 512
 

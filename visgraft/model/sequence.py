@@ -3,7 +3,8 @@
 In: a `SegmentTable`, which says for every position of every row what it is (padding, image or text), to which
 group and segment it belongs and which logical position it has. Out: attention masks and position ids.
 
-    mask = attention_mask(image_then_text(image_mask, text_mask))       # dense; blocks.py makes FlexAttention's
+    mask = attention_mask(image_then_text(image_mask, text_mask))       # dense, [B, 1, S, S]
+    mask = block_mask(table, window=4096)                               # in blocks, for FlexAttention on a GPU
 
 One image with two texts behind it (2 image tokens i, texts a and b of 2 tokens each; the row looks at the column):
 
@@ -28,11 +29,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from visgraft.segments import IMAGE, PAD, TEXT
 
 
-class Place(NamedTuple):
+class TableEntries(NamedTuple):
     """The table read at some positions; every field has the same, broadcastable shape."""
 
     row: Tensor
@@ -85,15 +87,15 @@ class SegmentTable:
         )
         return SegmentTable(kind, group, segment, position, self.sees)
 
-    def at(self, row: Tensor, column: Tensor) -> Place:
+    def at(self, row: Tensor, column: Tensor) -> TableEntries:
         """Read the table at [row, column] (any broadcastable index tensors)."""
         index = (row, column)
-        return Place(row, column, self.kind[index], self.group[index], self.segment[index], self.position[index])
+        return TableEntries(row, column, self.kind[index], self.group[index], self.segment[index], self.position[index])
 
 
 def may_attend(
-    query: Place,
-    key: Place,
+    query: TableEntries,
+    key: TableEntries,
     *,
     sees: Tensor,
     causal_image: bool = False,
@@ -161,6 +163,23 @@ def attention_mask(
         beyond = min(keys.stop - table.length, keys.stop - (keys.start or 0))
         mask = torch.nn.functional.pad(mask, (0, beyond), value=False)
     return mask[:, None]
+
+
+def block_mask(
+    table: SegmentTable, *, causal_image: bool = False, window: int | None = None, chunk: int | None = None
+) -> BlockMask:
+    """Make FlexAttention's mask of `may_attend`: which blocks of 128 x 128 positions are seen in whole or in part.
+
+    On a GPU it is made by a compiled kernel, so that no S x S tensor ever is. The arguments are those of `may_attend`.
+    """
+
+    def mask_mod(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        entries = table.at(row, query), table.at(row, key)
+        return may_attend(*entries, sees=table.sees, causal_image=causal_image, window=window, chunk=chunk)
+
+    num_rows, length = table.kind.shape
+    device = table.kind.device
+    return create_block_mask(mask_mod, num_rows, None, length, length, device, _compile=device.type == "cuda")
 
 
 def image_then_text(image_mask: Tensor, text_mask: Tensor) -> SegmentTable:

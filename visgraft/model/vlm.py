@@ -15,7 +15,7 @@ D_vision and D_lm widths, N images in a batch, M supervised tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,25 +33,20 @@ from visgraft.errors import ModelError
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
 from visgraft.model.language import embedding_scale, read_attention_spec
-from visgraft.model.loss import gathered_head, supervised_losses
-from visgraft.model.outputs import VisionLanguageOutput, labels_loss, loss_output
+from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, supervised_loss
+from visgraft.model.parts import input_embedding
 from visgraft.model.precision import take_wide_states, wide_states
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
-from visgraft.model.sequence import SegmentTable, image_then_text, pads_first
+from visgraft.model.sequence import SegmentTable, branch, image_then_text, pads_first, read_on
 from visgraft.model.storage.checkpoint import CheckpointMixin
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
-from visgraft.segments import IMAGE
+from visgraft.segments import IMAGE, TEXT
 
 
 class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
     """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
 
-    config: VisionLanguageConfig
-    vision: PreTrainedModel
-    projection: Projection
-    language: PreTrainedModel
-    config_class = VisionLanguageConfig
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012 (the base class's form)
     supports_gradient_checkpointing = True
@@ -190,17 +185,11 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        arguments = self.attention_spec.arguments(
-            table,
-            dtype=embeds.dtype,
-            causal_image=self.config.image_attention == "causal",
-            positions=self.prefix_injection.positions(table),
-        )
+        arguments = self._mask_and_positions(embeds, table)
         run = functools.partial(self.language, inputs_embeds=embeds, use_cache=False, **arguments)
-        losses = supervised_losses(
+        return supervised_loss(
             self.language, run, source=batch["source"], target=batch["target"], logits_bytes=self.logits_bytes
         )
-        return loss_output(losses)
 
     # --- Logits
 
@@ -283,8 +272,27 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
     def _decode(
         self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
     ) -> tuple[Tensor, Tensor]:
-        """Run the language model on the last of the table's positions; give logits and the head's input."""
-        arguments = self.attention_spec.arguments(
+        """Run the language model on the last Q of the table's positions.
+
+        Args:
+            embeds: [B, Q, D_lm].
+            table: the rows, S positions with the cached ones.
+            cache: holds the S - Q positions before; it is written to.
+            logits_to_keep: only the last n positions' logits; 0 = all.
+
+        Returns:
+            Logits [B, Q or n, V], and what comes to the head, [B, Q, D].
+        """
+        arguments = self._mask_and_positions(embeds, table, cache)
+        with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
+            output = self.language(
+                inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **arguments
+            )
+        return output.logits, states[-1]
+
+    def _mask_and_positions(self, embeds: Tensor, table: SegmentTable, cache: Cache | None = None) -> dict[str, Any]:
+        """Make `attention_mask` and `position_ids` for the last Q of the table's positions, embeds [B, Q, D_lm]."""
+        return self.attention_spec.arguments(
             table,
             dtype=embeds.dtype,
             num_queries=embeds.shape[1],
@@ -292,11 +300,6 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             causal_image=self.config.image_attention == "causal",
             positions=self.prefix_injection.positions(table),
         )
-        with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
-            output = self.language(
-                inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **arguments
-            )
-        return output.logits, states[-1]
 
     def _rows(
         self,
@@ -321,6 +324,101 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
+
+    # --- Reading on: what was read stands in a cache, and a table says what it is
+
+    def read_image(
+        self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
+    ) -> SegmentTable:
+        """Read an image of every row into a cache, behind what the rows hold.
+
+        Args:
+            image_tokens: [B, P, width], as `image_prefix` makes them.
+            image_token_mask: [B, P] bool, True = real.
+            context: what the cache holds, S positions.
+            cache: one that drops nothing (`PreallocatedCache`); it is written to.
+
+        Returns:
+            The table of S + P positions: the context of what is read next.
+
+        Raises:
+            ModelError: a row becomes longer than the language model's positions.
+        """
+        table = read_on(context, image_token_mask, kind=IMAGE)
+        self._check_length(table)
+        embedding = input_embedding(self)  # [V, D_lm]
+        embeds = embedding.new_zeros(*image_token_mask.shape, embedding.shape[1])
+        embeds = self.prefix_injection.enter(embeds, image_tokens, image_token_mask)
+        self._decode(embeds, table, cache, 1)
+        return table
+
+    def read_text(
+        self,
+        input_ids: Tensor,
+        *,
+        context: SegmentTable,
+        cache: Cache | None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> VisionLanguageOutput:
+        """Read a text of every row into a cache, behind what the rows hold; it sees all of that.
+
+        Args:
+            input_ids: [B, Q] long, the tokens that are not in the cache.
+            context: what stands in front of the text: the cache holds that, and maybe the text's beginning.
+            cache: one that drops nothing (`PreallocatedCache`); it is written to.
+            attention_mask: [B, T], 1 = real, over the whole text behind the context, T >= Q; None = all real.
+            logits_to_keep: only the last n positions' logits; 0 = all.
+
+        Returns:
+            `logits` [B, Q or n, V] and the cache.
+
+        Raises:
+            ModelError: a row becomes longer than the language model's positions.
+        """
+        assert cache is not None, "a context stands in a cache"
+        num_text = int(cache.get_seq_length()) - context.length + input_ids.shape[1]
+        if attention_mask is None:
+            attention_mask = torch.ones(input_ids.shape[0], num_text, device=input_ids.device)
+        table = read_on(context, attention_mask.bool(), kind=TEXT)
+        self._check_length(table)
+        logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
+        return VisionLanguageOutput(logits=logits, past_key_values=cache)
+
+    def read_branches(
+        self, input_ids: Tensor, *, lengths: Sequence[int], context: SegmentTable, cache: Cache
+    ) -> Tensor:
+        """Read several texts behind the one row that a cache holds; each sees all of that, and none another.
+
+        Args:
+            input_ids: [T] long, the texts one behind the other.
+            lengths: of each.
+            context: what the cache holds, one row.
+            cache: one that drops nothing (`PreallocatedCache`); it is written to, and is of no use but for its context.
+
+        Returns:
+            Logits [T, V].
+
+        Raises:
+            ModelError: a text ends beyond the language model's positions.
+        """
+        table = branch(context, lengths=lengths)
+        self._check_length(table)
+        logits, _ = self._decode(self.get_input_embeddings()(input_ids[None]), table, cache, 0)
+        row: Tensor = logits[0]
+        return row
+
+    def _check_length(self, table: SegmentTable) -> None:
+        limit = self.attention_spec.max_positions
+        if limit is None or table.length <= limit:
+            return
+        length = int(self.prefix_injection.positions(table).max()) + 1
+        if length > limit:
+            raise ModelError(
+                f"a row of {length} positions (image and text tokens) is longer than the {limit} positions of "
+                f"{self.attention_spec.name}: shorten the text, or make fewer image tokens (model.image_size, "
+                "model.projection.pool)"
+            )
 
 
 AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig, exist_ok=True)

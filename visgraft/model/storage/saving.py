@@ -13,7 +13,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel
@@ -21,14 +21,12 @@ from transformers import GenerationConfig, PreTrainedModel
 from visgraft.errors import CheckpointError
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.hf_logging import quiet_transformers
+from visgraft.model.joined import JoinedModel
 from visgraft.model.lora import adapters_of
 from visgraft.model.quantization import stored_config
 from visgraft.model.storage.adapters import adapter_folder, save_adapter
 from visgraft.model.storage.checksums import and_rounded, changed_names, combine, read_checksums
 from visgraft.model.storage.weights import Rounded, describe_formats, disk_names, own_weights
-
-if TYPE_CHECKING:
-    from visgraft.model.vlm import VisionLanguageModel
 
 STORED_PARTS = ("vision", "language")
 GENERATION_CONFIG = "generation_config.json"
@@ -52,7 +50,7 @@ class PartPlan:
 
 
 def save_folder(
-    model: VisionLanguageModel, folder: Path, *, full: bool = False, max_shard_size: int | str | None = None
+    model: JoinedModel, folder: Path, *, full: bool = False, max_shard_size: int | str | None = None
 ) -> None:
     """Write a model folder; config.json comes last, so that a folder without one is known to be incomplete.
 
@@ -76,7 +74,7 @@ def save_folder(
     describe(model, plans).save_pretrained(folder)
 
 
-def plan_save(model: VisionLanguageModel, *, full: bool = False) -> dict[str, PartPlan]:
+def plan_save(model: JoinedModel, *, full: bool = False) -> dict[str, PartPlan]:
     """List which weights of each part a folder will hold.
 
     Raises:
@@ -85,7 +83,7 @@ def plan_save(model: VisionLanguageModel, *, full: bool = False) -> dict[str, Pa
     return {part: _plan_part(model, part, full=full) for part in STORED_PARTS}
 
 
-def describe(model: VisionLanguageModel, plans: dict[str, PartPlan]) -> VisionLanguageConfig:
+def describe(model: JoinedModel, plans: dict[str, PartPlan]) -> VisionLanguageConfig:
     """Make the config of a folder: the model's own, with what is stored of each part and where the rest is from."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
@@ -107,7 +105,7 @@ def describe(model: VisionLanguageModel, plans: dict[str, PartPlan]) -> VisionLa
     return config
 
 
-def check_portable(model: VisionLanguageModel, *, full: bool) -> None:
+def check_portable(model: JoinedModel, *, full: bool) -> None:
     """See that a folder of this model can be loaded elsewhere.
 
     Raises:
@@ -133,7 +131,7 @@ def _public_name(origin: Mapping[str, Any], plan: PartPlan) -> str | None:
     return None if plan.stored == "all" and is_local(name) else name
 
 
-def _plan_part(model: VisionLanguageModel, part: str, *, full: bool) -> PartPlan:
+def _plan_part(model: JoinedModel, part: str, *, full: bool) -> PartPlan:
     module: PreTrainedModel = getattr(model, part)
     weights = own_weights(module)
     if any(tensor.device.type == "meta" for tensor in weights.values()):
@@ -161,7 +159,7 @@ def _plan_part(model: VisionLanguageModel, part: str, *, full: bool) -> PartPlan
 
 
 def _save_part(
-    model: VisionLanguageModel, part: str, plan: PartPlan, *, folder: Path, max_shard_size: int | str | None
+    model: JoinedModel, part: str, plan: PartPlan, *, folder: Path, max_shard_size: int | str | None
 ) -> None:
     module: PreTrainedModel = getattr(model, part)
     for index, adapter in enumerate(adapters_of(module)):
