@@ -34,7 +34,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         projection: `ProjectionSettings` as a dict.
         prefix_at: where the prefix enters: `embeddings`, or `first_layer` (OPT checkpoints of the ancestors).
         parts: where each part came from: {part: {"name", "revision"}}, and in a folder's config.json what it holds of
-            the part: {"stored": "none", "some" or "all", "adapters": their number, "fingerprint": of the weights that
+            the part: {"stored": "none", "some" or "all", "adapters": their number, "checksum": of the weights that
             are not stored, "dtype" and "other_dtypes": the formats that those were trained with}.
     """
 

@@ -61,7 +61,7 @@ def test_tensors_of_all_files_are_read_and_a_damaged_one_is_named(tmp_path: Path
         read_tensors(tmp_path)
 
 
-def test_formats_are_described_in_few_words_and_rounded_as_described() -> None:
+def test_formats_are_described_in_few_words_with_rounding_as_described() -> None:
     vision = bare_vision("efficientnet")
     norms = [name for name in own_weights(vision) if "bn" in name or "norm" in name]
     rounded = {name: () if name in norms else (BF16,) for name in own_weights(vision)}

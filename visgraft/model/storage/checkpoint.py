@@ -149,8 +149,8 @@ class CheckpointMixin(JoinedModel):
         restore_projection(model.projection, folder, dtype=wanted)
         _gather_on_one_device(model)
         for part, restored in zip(STORED_PARTS, (vision, language), strict=True):
-            if restored.marks is not None:
-                model.loaded_checksums[part] = restored.marks
+            if restored.checksums is not None:
+                model.loaded_checksums[part] = restored.checksums
         if (folder / GENERATION_CONFIG).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return model.eval()
@@ -177,7 +177,7 @@ class CheckpointMixin(JoinedModel):
             hub: for `push_to_hub`.
 
         Raises:
-            CheckpointError: the folder is one that a part is loaded from, nobody else could load it from the Hub, or
+            CheckpointError: the folder is one that a part is loaded from, no one else could load it from the Hub, or
                 the weights given are not the model's.
         """
         if not is_main_process:
@@ -215,7 +215,7 @@ class CheckpointMixin(JoinedModel):
             revision: branch.
             commit_message: of the upload.
             max_shard_size: of one file of a part, as "5GB".
-            run: the run folder that trained it, whose data and scores the card tells.
+            run: the run folder that trained it, whose data and scores the card reports.
 
         Returns:
             The address of the commit.

@@ -28,11 +28,16 @@ from visgraft.model.storage.weights import cast_weights, disk_names, own_weights
 
 
 @dataclass(frozen=True)
-class Restored:
-    """A part as it was trained, and the marks of what a later slim folder need not hold; None = it holds everything."""
+class RestoredPart:
+    """A part as it was trained.
+
+    Attributes:
+        module: the part.
+        checksums: of the weights that a later slim folder need not hold; None = it holds everything.
+    """
 
     module: PreTrainedModel
-    marks: dict[str, Checksum] | None
+    checksums: dict[str, Checksum] | None
 
 
 def find_folder(name: str | Path, **hub: Any) -> Path:
@@ -81,7 +86,7 @@ def restore_part(
     dtype: torch.dtype,
     adapter_dtype: torch.dtype | None = None,
     **kwargs: Any,
-) -> Restored:
+) -> RestoredPart:
     """Read one part: its own weights from the folder, the rest from where its name says, and its LoRA.
 
     Raises:
@@ -91,7 +96,7 @@ def restore_part(
     described: Mapping[str, Any] = config.parts[part]
     own_config: PreTrainedConfig = getattr(config, "vision_config" if part == "vision" else "text_config")
     if described["stored"] == "all":
-        restored = Restored(_read_whole(folder / part, part, config=own_config, dtype=dtype, **kwargs), None)
+        restored = RestoredPart(_read_whole(folder / part, part, config=own_config, dtype=dtype, **kwargs), None)
     else:
         restored = _read_named(folder, part, described, config=own_config, dtype=dtype, **kwargs)
     for index in range(described["adapters"]):
@@ -135,8 +140,16 @@ def _read_named(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     **kwargs: Any,
-) -> Restored:
+) -> RestoredPart:
     """Load a part from its name, put the stored weights over it and check that the rest is what was trained with."""
+    if not isinstance(described.get("checksum"), str):
+        remedy = "save the model with full=True where it was trained"
+        if "fingerprint" in described:
+            remedy = "older versions wrote it under the key fingerprint: rename that key to checksum"
+        raise CheckpointError(
+            f"{folder / 'config.json'}: parts.{part} has no checksum of the weights that are read from "
+            f"{described['name']}, so nothing shows that they are those that were trained with; {remedy}"
+        )
     formats = {described["dtype"], *described["other_dtypes"].values()}
     stored = described.get("quantization")
     if stored is not None and "quantization_config" not in kwargs:
@@ -167,15 +180,15 @@ def _read_named(
         raise missing_error(described["name"], lacking)
     rest = {name: tensor for name, tensor in own_weights(module).items() if name not in written}
     if not is_as_trained or any(tensor.device.type == "meta" for tensor in rest.values()):
-        return Restored(module, {})  # what was read is not in memory as it is on disk
-    marks = read_checksums(rest, rounded=rounded)
-    if combine(marks.values()) != described["fingerprint"]:
+        return RestoredPart(module, {})  # what was read is not in memory as it is on disk
+    checksums = read_checksums(rest, rounded=rounded)
+    if combine(checksums.values()) != described["checksum"]:
         raise CheckpointError(
             f"the {part} part at {described['name']} is not the one that {folder} was trained with (its weights "
             "differ); give the original, or save the model with full=True where the original is"
         )
     cast_weights(module, dtype)
-    return Restored(module, marks)
+    return RestoredPart(module, checksums)
 
 
 def _overlay(reading: Reading, folder: Path) -> set[str]:
