@@ -185,7 +185,7 @@ def test_the_last_queries_and_some_keys_are_a_part_of_the_whole_mask() -> None:
     assert torch.equal(attention_mask(table, window=3, num_queries=5, keys=slice(7, 20)), whole[:, :, -5:, 7:20])
 
 
-def test_keys_beyond_the_row_are_seen_by_nobody() -> None:
+def test_keys_beyond_the_row_are_seen_by_no_one() -> None:
     table = shared_prefix(num_image_tokens=2, text_lengths=[3])
     mask = attention_mask(table, num_queries=1, keys=slice(3, 9))
     assert mask[0, 0].tolist() == [[True, True, False, False, False, False]]

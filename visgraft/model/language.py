@@ -157,8 +157,8 @@ def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
     parameters = inspect.signature(language.forward).parameters
     if "attention_mask" not in parameters or "inputs_embeds" not in parameters:
         raise UnsupportedModelError(
-            f"{config.model_type} ({type(language).__name__}) takes no attention_mask or no inputs_embeds: its tokens "
-            "cannot be told what they may see. Choose a causal LM whose layers are all attention"
+            f"{config.model_type} ({type(language).__name__}) takes no attention_mask or no inputs_embeds: "
+            "visgraft cannot set which tokens see each other. Choose a causal LM whose layers are all attention"
         )
     reaches = _reaches(config)
     attention_spec = AttentionSpec(

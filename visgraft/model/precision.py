@@ -1,6 +1,6 @@
 """The device and the number format that a model computes in.
 
-In: what a recipe or a person asks for. Out: a device that is there, and the format that its hardware has.
+In: what a recipe or a user asks for. Out: a device that is there, and the format that its hardware has.
 
     device = pick_device(None)
     dtype = computing_dtype("auto", device=device)      # None: float32

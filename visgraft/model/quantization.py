@@ -131,7 +131,7 @@ def dequantize(module: PreTrainedModel) -> None:
 def settle(module: nn.Module) -> None:
     """Keep a part that was just loaded from what bitsandbytes does wrong on a CPU.
 
-    In eval mode it lays 4-bit weights out anew on some CPUs, and training goes in and out of that mode.
+    In eval mode it changes the memory layout of 4-bit weights on some CPUs, and training goes in and out of that mode.
 
     Raises:
         ConfigError: a linear is of a width that its CPU kernel for 4 bits unpacks to other values.

@@ -51,7 +51,7 @@ class SegmentTable:
 
     Attributes:
         kind: [B, S] long, `PAD`, `IMAGE` or `TEXT`. A pad is never seen by another position.
-        group: [B, S] long; positions of unlike groups never see each other.
+        group: [B, S] long; positions of different groups never see each other.
         segment: [B, S] long, index into `sees`; -1 for filler, which sees nothing but itself.
         position: [B, S] long, logical position: images count from 0, each text goes on from its prefix.
         sees: [B, G, G] bool, whether segment q may see the whole of segment k (q != k).
@@ -212,7 +212,7 @@ def text_positions(table: SegmentTable) -> Tensor:
     """Count positions as a language model does whose image tokens take none (the ancestors' OPT).
 
     Returns:
-        [B, S] long: text counts the text tokens before it in its own sequence; image tokens 0 (which nobody reads);
+        [B, S] long: text counts the text tokens before it in its own sequence; image tokens 0 (which is never read);
         pads -1, which is the row of pads in OPT's table.
     """
     seen = attention_mask(table)[:, 0] & (table.kind == IMAGE)[:, None]

@@ -35,7 +35,7 @@ class Trainable:
     Attributes:
         modes: part -> its training mode in words.
         lora_targets: part -> names, inside the part, of the linears that took LoRA.
-        notes: part -> what a person should know of it.
+        notes: part -> what the user should know of it.
         unused: full names of the tensors that were to train but receive no gradient.
     """
 

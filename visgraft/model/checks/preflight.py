@@ -1,6 +1,6 @@
 """The check before training: on one real batch, does exactly what may move move, and is there anything to learn?
 
-In: a model and one real batch. Out: the number of supervised tokens and what a person should know, or a PreflightError.
+In: a model and one real batch. Out: the number of supervised tokens and what the user should know, or a PreflightError.
 One row's images and then one of its text tokens are changed; every supervised token must notice exactly when the mask
 lets it, through all layers:
 
@@ -34,7 +34,7 @@ FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")  # 
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """How many tokens of the batch carry loss, and what a person should know."""
+    """How many tokens of the batch carry loss, and what the user should know."""
 
     num_supervised: int
     notes: tuple[str, ...]
