@@ -189,7 +189,9 @@ def test_sampling_with_a_seed_can_be_repeated_and_needs_no_cache() -> None:
 
 @some_languages
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=str)
-def test_rows_with_unlike_numbers_of_images_are_answered_as_each_alone(language: str, settings: dict[str, Any]) -> None:
+def test_rows_with_different_numbers_of_images_are_answered_as_each_alone(
+    language: str, settings: dict[str, Any]
+) -> None:
     model = joined(language, num_frames=2)
     pixels, image_mask = random_pixels(3, 2), torch.tensor([[True, True], [False, False], [False, True]])
     ids, mask = prompts("right")

@@ -1,4 +1,4 @@
-"""The mask and the positions, against loops over plain lists and against the ancestor's own."""
+"""The mask and the positions, against loops over plain lists and against GIT-LLM's own."""
 
 import doctest
 import random
@@ -24,7 +24,7 @@ from visgraft.model.sequence import (
 )
 from visgraft.segments import IMAGE, PAD, TEXT
 
-# The ancestor's mask of a row of 17 image tokens and 11 text tokens, of which the last 4 are pads, as recorded from its
+# GIT-LLM's mask of a row of 17 image tokens and 11 text tokens, of which the last 4 are pads, as recorded from its
 # own run: how many of the first columns each row sees.
 GIT_LLM_SEEN = [17] * 17 + [18, 19, 20, 21, 22, 23, 24, 24, 24, 24, 24]
 
@@ -149,7 +149,7 @@ def test_a_padded_row_counts_only_real_tokens(pads: str, image: str) -> None:
     assert not mask[real][:, ~real].any()
 
 
-def test_a_row_padded_on_the_right_has_the_ancestors_mask() -> None:
+def test_a_row_padded_on_the_right_has_the_mask_of_git_llm() -> None:
     text_mask = torch.tensor([[1] * 7 + [0] * 4]).bool()
     mask = attention_mask(image_then_text(torch.ones(1, 17).bool(), text_mask))[0, 0]
     expected = torch.tensor([[column < seen for column in range(28)] for seen in GIT_LLM_SEEN])
