@@ -141,9 +141,8 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             ModelError: the encoder does not take an input, or the mask has another shape.
         """
         check_inputs(self.vision, vision_inputs)
-        flat, mask = flatten_images(
-            {"pixel_values": pixel_values, **vision_inputs}, image_mask=image_mask
-        )  # mask [B, F]
+        inputs = {"pixel_values": pixel_values, **vision_inputs}
+        flat, mask = flatten_images(inputs, image_mask=image_mask)  # each [N, ...], [B, F]
         if not mask.any():
             empty = torch.zeros(mask.shape[0], 0, self.prefix_injection.width, device=mask.device)
             return empty, empty[..., 0].bool()
@@ -231,7 +230,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
                 is implicit. None = all real.
             labels: [B, T] long, -100 = ignored. Shifted inside the text: CE(logits[:, P:-1], labels[:, 1:]).
             image_mask: [B, F] bool, True = a real image.
-            image_embeds: [B, P, D_lm], a prefix that is ready, instead of pixels; with `image_token_mask` [B, P] bool.
+            image_embeds: [B, P, width], a prefix that is ready, instead of pixels; with `image_token_mask` [B, P] bool.
             image_token_mask: see `image_embeds`.
             past_key_values: a cache, in which rows are packed as [pads][image][text]; later calls give the
                 `image_token_mask` again.
