@@ -24,10 +24,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from visgraft.data.batch import Batch
-from visgraft.model.sequence import IMAGE, PAD, SegmentTable, attention_mask
+from visgraft.model.sequence import SegmentTable, attention_mask
 from visgraft.model.trainable import find_blocks
 from visgraft.model.vision import VisionSettings, measure
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import IMAGE, PAD
 
 SIZES = (1024, 2048, 4096)
 REPEATS = 3  # a round and size

@@ -41,12 +41,13 @@ from harness import console, interleave, machine, positive, ratio, write
 from ladder import make_mix, padded, with_features
 from train_step import PAD_ID, Data, Training, ancestor_losses, encode
 
-from visgraft.data.batch import PAD, Batch, EncodedSample, collate
+from visgraft.data.batch import Batch, EncodedSample, collate
 from visgraft.errors import ConfigError, MaskSizeError
 from visgraft.estimate.gpus import local_gpu
 from visgraft.model.attention_kernel import choose_attention, set_attention
 from visgraft.model.precision import pick_device
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import PAD
 from visgraft.training.compiling import compile_blocks
 from visgraft.training.setup import MICRO_BATCH_POSITIONS, ROW_POSITIONS
 from visgraft.training.steps import LoaderSettings, make_batches, micro_batches

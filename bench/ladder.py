@@ -50,6 +50,7 @@ from train_step import (
 
 from visgraft.data.batch import Batch, EncodedSample
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import PAD
 from visgraft.training.compiling import compile_blocks
 
 LENGTHS = Path(__file__).parent / "lengths"
@@ -108,7 +109,7 @@ def with_features(samples: Sequence[EncodedSample], model: VisionLanguageModel) 
 
 def padded(batch: Batch, width: int) -> Batch:
     """Pad the rows of a batch on the right to a fixed width, as the ancestor did."""
-    values = {"input_ids": PAD_ID, "kind": 0, "group": -1, "segment": -1, "position": 0}
+    values = {"input_ids": PAD_ID, "kind": PAD, "group": -1, "segment": -1, "position": 0}
     missing = width - batch.kind.shape[1]
     wider = {
         name: torch.nn.functional.pad(batch[name], (0, max(0, missing)), value=value) for name, value in values.items()

@@ -7,7 +7,7 @@ States of so many supervised positions go through a frozen bf16 head of 50,272 w
 
     products    the two matrix products alone, forward and backward, which every way needs
     pytorch     bf16 logits widened as a whole, and PyTorch's own cross_entropy
-    own         visgraft/model/cross_entropy.py: widened a few rows at a time
+    own         visgraft/model/loss.py: widened a few rows at a time
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from harness import interleave, machine, positive, ratio, write
 from torch import Tensor, nn
 
-from visgraft.model.cross_entropy import cross_entropy
+from visgraft.model.loss import cross_entropy
 
 
 def pytorchs(logits: Tensor, target: Tensor) -> Tensor:

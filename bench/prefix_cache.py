@@ -32,9 +32,10 @@ from visgraft.inference.answering import answering
 from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode, read_prefixes
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.precision import computing_dtype
-from visgraft.model.sequence import IMAGE, nothing_read, read_on
+from visgraft.model.sequence import append_segment, empty_table
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import IMAGE
 
 NUM_QUESTION_TOKENS = 20
 
@@ -71,7 +72,7 @@ def first_token(model: VisionLanguageModel, prefix: Prefix, ids: Tensor, *, cach
     read = PreallocatedCache(capacity=prefix.num_tokens + ids.shape[1] + 32)
     read.put([prefix.states])
     mask = torch.ones(1, prefix.num_tokens, dtype=torch.bool, device=model.device)
-    context = read_on(nothing_read(1, device=model.device), mask, kind=IMAGE)
+    context = append_segment(empty_table(1, device=model.device), mask, kind=IMAGE)
     logits = model.read_text(ids, context=context, cache=read, logits_to_keep=1).logits
     assert logits is not None
     return int(logits[0, -1].argmax())

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "visgraft"
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
     **dict.fromkeys(["errors"], 0),
-    "disk_cache": 0,
+    **dict.fromkeys(["disk_cache", "segments"], 0),
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
     **dict.fromkeys(["data", "model"], 2),

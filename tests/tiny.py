@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from visgraft.data.batch import Batch, EncodedSample, Layout, Rows, collate
 from visgraft.data.prompt import EncodedDialog
+from visgraft.model.sequence import SegmentTable
 from visgraft.model.vlm import VisionLanguageModel
 
 V = 96  # vocabulary
@@ -202,6 +203,14 @@ def samples(vision: str = "clip", *, images: Sequence[int] = (1, 1, 0)) -> list[
 def batch(of: Sequence[EncodedSample], *, layout: Layout = "shared", rows: Rows | None = None) -> Batch:
     """Collate with pad id 0, which is an ordinary token id of these models."""
     return collate(of, layout=layout, pad_token_id=0, rows=rows)
+
+
+def table_logits(model: VisionLanguageModel, embeds: Tensor, table: SegmentTable) -> Tensor:
+    """Give the logits [B, S, V] of one forward over a whole table, no cache anywhere."""
+    positions = model.prefix_injection.positions(table)
+    arguments = model.attention_spec.arguments(table, dtype=embeds.dtype, positions=positions)
+    logits: Tensor = model.language(inputs_embeds=embeds, use_cache=False, **arguments).logits
+    return logits
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from visgraft.data import batch as batch_module
 from visgraft.data.batch import Batch, EncodedSample, collate, split_dialogs
 from visgraft.data.prompt import EncodedDialog
 from visgraft.errors import ConfigError, DataError
@@ -193,7 +192,6 @@ def test_split_dialogs_then_shared_is_the_rows_layout():
 
 
 def test_a_batch_is_a_segment_table_that_the_mask_accepts():
-    assert (batch_module.PAD, batch_module.IMAGE, batch_module.TEXT) == (sequence.PAD, sequence.IMAGE, sequence.TEXT)
     batch = collate([sample(QUESTION, CAPTION)], layout="shared", pad_token_id=PAD_ID)
     table = sequence.SegmentTable(batch.kind, batch.group, batch.segment, batch.position, batch.sees)
     assert sequence.draw(table, names="iiaaabb").splitlines()[1:] == [

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from tests.inference.asked import ask, picture
-from tests.tiny import fresh, randomise
+from tests.tiny import fresh, randomise, table_logits
 from tests.training.tiny import save_parts
 from visgraft import Processor, Sample, Turn, VisionLanguageModel
 from visgraft.errors import BadSampleError, ModelError
 from visgraft.inference import Conversation, PrefixCache, answer
 from visgraft.inference.conversation import ShownImage
-from visgraft.model.sequence import IMAGE, TEXT, nothing_read, read_on
+from visgraft.model.sequence import append_segment, empty_table
+from visgraft.segments import IMAGE, TEXT
 
 Pair = tuple[VisionLanguageModel, Processor]
 
@@ -54,14 +55,14 @@ def _num_prompt(processor: Processor, turns: list[Turn], number: int) -> int:
 
 
 def _logits(model: VisionLanguageModel, pieces: list[Any]) -> torch.Tensor:
-    table = nothing_read(1)
+    table = empty_table(1)
     for kind, piece in pieces:
-        table = read_on(table, torch.ones(1, piece.shape[1], dtype=torch.bool), kind=kind)
+        table = append_segment(table, torch.ones(1, piece.shape[1], dtype=torch.bool), kind=kind)
     ids = torch.cat([p if kind == TEXT else torch.zeros(p.shape[:2], dtype=torch.long) for kind, p in pieces], 1)
     images = [p if kind == IMAGE else torch.zeros(*p.shape, model.prefix_injection.width) for kind, p in pieces]
-    embeds = model.prefix_injection.enter(model.get_input_embeddings()(ids), torch.cat(images, 1), table.kind == IMAGE)
+    embeds = model.prefix_injection.inject(model.get_input_embeddings()(ids), torch.cat(images, 1), table.kind == IMAGE)
     with torch.no_grad():
-        return model._decode(embeds, table, None, 0)[0][0]
+        return table_logits(model, embeds, table)[0]
 
 
 @pytest.fixture(params=["llama", "gemma3", "mistral", "bloom", "opt", "gpt2"])

@@ -37,7 +37,7 @@ def test_an_image_token_that_is_a_word_acts_as_the_word(name: str) -> None:
     """The space is right if a prefix of one token's vector gives the logits of the text with that token."""
     model = joined(name)
     ids = random_ids(1, 5)
-    prefix = model.prefix_injection.vocabulary(model.language, ids[0, :1])[None]
+    prefix = model.prefix_injection.embed_tokens(model.language, ids[0, :1])[None]
     with torch.no_grad():
         as_image = model(input_ids=ids[:, 1:], image_embeds=prefix).logits
         as_text = model(input_ids=ids).logits
@@ -83,7 +83,7 @@ def test_words_are_those_of_the_embeddings_where_the_head_is_not_tied() -> None:
 
 def test_a_scaled_familys_own_word_is_found_at_its_own_length() -> None:
     model = joined("gemma3")
-    image = model.prefix_injection.vocabulary(model.language, torch.tensor([17])).detach()
+    image = model.prefix_injection.embed_tokens(model.language, torch.tensor([17])).detach()
     found = find_nearest(model, image, range(V), number=1)
     assert found.by_cosine.ids.tolist() == [[17]]
     assert float(found.image_norms[0]) == pytest.approx(float(found.text_norms[17]))

@@ -1,4 +1,4 @@
-"""Tiny parts as local folders, as a person has them who downloaded a checkpoint.
+"""Tiny parts as local folders, as a user has them who downloaded a checkpoint.
 
 In: nothing. Out: fixtures. Usage: `def test_something(part_folder): model = from_parts(part_folder("clip"), ...)`
 """

@@ -48,7 +48,7 @@ def parts(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def edit_tensors(folder: Path, *, without: str = "", **added: Tensor) -> None:
-    """Write a folder's only safetensors file anew, without a weight and with others."""
+    """Write a folder's only safetensors file again, without a weight and with others."""
     (path,) = folder.glob("*.safetensors")
     state = {name: tensor.clone() for name, tensor in load_file(path).items() if name != without}
     save_file({**state, **added}, path, metadata={"format": "pt"})

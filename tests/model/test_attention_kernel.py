@@ -1,4 +1,4 @@
-"""Block masks say what dense masks say, FlexAttention computes what the dense kernels compute, and devices choose."""
+"""FlexAttention computes what the dense kernels compute, and devices choose."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,16 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
-from torch.nn.attention.flex_attention import BlockMask, create_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.integrations import flex_attention as library_flex
 
 from tests.tiny import WINDOWED, assert_close, assert_same_gradients, bare_language, batch, fresh, gradients, sample
 from visgraft.errors import ConfigError, MaskSizeError
 from visgraft.model import language as language_module
 from visgraft.model.attention_kernel import FLEX, choose_attention, dense_attention, set_attention
-from visgraft.model.blocks import block_mask
 from visgraft.model.language import read_attention_spec
-from visgraft.model.sequence import SegmentTable, attention_mask
+from visgraft.model.sequence import SegmentTable
 from visgraft.model.vlm import VisionLanguageModel
 
 FAMILIES = ["llama", "gpt_neox", "opt", "qwen3", "phi3", "olmo2", "granite", *WINDOWED]
@@ -45,25 +44,6 @@ def flexible(name: str) -> VisionLanguageModel:
 
 def table_of(made: Any) -> SegmentTable:
     return SegmentTable(made.kind, made.group, made.segment, made.position, made.sees)
-
-
-@pytest.mark.parametrize(
-    "rules", [{}, {"window": 3}, {"chunk": 4}, {"causal_image": True}, {"causal_image": True, "window": 5}], ids=str
-)
-@pytest.mark.parametrize("rows", [None, FILLED, [[0, 1, 2, 3]]], ids=str)
-def test_a_block_mask_is_the_dense_mask(rows: Any, rules: dict[str, Any]) -> None:
-    table = table_of(batch(OF, rows=rows))
-    made = block_mask(table, **rules)
-    num_rows, length = table.kind.shape
-    dense = create_mask(made.mask_mod, num_rows, 1, length, length, device="cpu")
-    assert torch.equal(dense, attention_mask(table, **rules))
-    assert made.shape == (num_rows, 1, length, length)
-
-
-def test_blocks_that_nobody_sees_are_left_out() -> None:
-    of = [sample(100, 60, images=0), sample(90, 70, images=0), sample(128, images=0)]
-    made = block_mask(table_of(batch(of, rows=[[0, 1, 2]])))
-    assert made.to_dense()[0, 0].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from tests.tiny import LANGUAGES, OTHER_KERNELS, P, assert_close, fresh, joined, random_ids, random_pixels
+from tests.tiny import LANGUAGES, OTHER_KERNELS, P, assert_close, fresh, joined, random_ids, random_pixels, table_logits
 from visgraft.errors import ModelError
 from visgraft.model.cache import KeptStates, PreallocatedCache, PreallocatedLayer, rows_of
-from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, nothing_read, read_on
+from visgraft.model.sequence import SegmentTable, append_segment, empty_table
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import IMAGE, TEXT
 
 every_language = pytest.mark.parametrize("language", LANGUAGES + OTHER_KERNELS)
 Piece = tuple[int, Tensor]  # a kind, and what is read: image tokens [1, P, D_lm] or ids [1, T]
@@ -31,9 +32,9 @@ def conversation(model: VisionLanguageModel) -> list[Piece]:
 
 
 def table_of(pieces: list[Piece]) -> SegmentTable:
-    table = nothing_read(1)
+    table = empty_table(1)
     for kind, piece in pieces:
-        table = read_on(table, torch.ones(1, piece.shape[1], dtype=torch.bool), kind=kind)
+        table = append_segment(table, torch.ones(1, piece.shape[1], dtype=torch.bool), kind=kind)
     return table
 
 
@@ -48,20 +49,20 @@ def whole_logits(model: VisionLanguageModel, pieces: list[Piece]) -> Tensor:
     images = [
         piece if kind == IMAGE else torch.zeros(*piece.shape, model.prefix_injection.width) for kind, piece in pieces
     ]
-    embeds = model.prefix_injection.enter(embeds, torch.cat(images, 1), table.kind == IMAGE)
-    return model._decode(embeds, table, None, 0)[0][0]
+    embeds = model.prefix_injection.inject(embeds, torch.cat(images, 1), table.kind == IMAGE)
+    return table_logits(model, embeds, table)[0]
 
 
 def read(model: VisionLanguageModel, pieces: list[Piece], cache: Any) -> tuple[Tensor, SegmentTable]:
     """The logits of all texts, read piece by piece: [T, V]."""
-    table, logits = nothing_read(1), []
+    table, logits = empty_table(1), []
     for kind, piece in pieces:
         real = torch.ones(1, piece.shape[1], dtype=torch.bool)
         if kind == IMAGE:
             table = model.read_image(piece, image_token_mask=real, context=table, cache=cache)
         else:
             logits.append(model.read_text(piece, context=table, cache=cache).logits[0])
-            table = read_on(table, real, kind=TEXT)
+            table = append_segment(table, real, kind=TEXT)
     return torch.cat(logits), table
 
 
@@ -99,18 +100,18 @@ def test_an_image_states_depend_on_no_text_before_it() -> None:
 
 
 @every_language
-def test_kept_states_of_unlike_images_stand_in_the_rows_of_one_batch(language: str) -> None:
+def test_kept_states_of_different_images_stand_in_the_rows_of_one_batch(language: str) -> None:
     model = joined(language)
     tokens = model.image_prefix(random_pixels(2, 2))[0]  # two rows of two images: 2 P tokens
     mask = torch.arange(2 * P) < torch.tensor([[2 * P], [P]])
     cache = PreallocatedCache(capacity=2 * P)
-    model.read_image(tokens, image_token_mask=mask, context=nothing_read(2), cache=cache)
+    model.read_image(tokens, image_token_mask=mask, context=empty_table(2), cache=cache)
     long, short = rows_of(cache, [2 * P, P])
     ids = random_ids(3, 4)
     together = PreallocatedCache(capacity=2 * P + 4)
     together.put([short, long, None])
     counts = torch.tensor([[P], [2 * P], [0]])
-    context = read_on(nothing_read(3), torch.arange(2 * P) >= 2 * P - counts, kind=IMAGE)
+    context = append_segment(empty_table(3), torch.arange(2 * P) >= 2 * P - counts, kind=IMAGE)
     logits = model.read_text(ids, context=context, cache=together).logits
     for row, image in enumerate((tokens[1:, :P], tokens[:1], tokens[:1, :0])):
         whole = [(IMAGE, image), (TEXT, ids[row : row + 1])]
@@ -134,7 +135,7 @@ def test_generation_goes_on_behind_a_context_with_beams_and_samples() -> None:
     for settings in ({"num_beams": 1}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}):
         settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **settings}
         cache = PreallocatedCache(capacity=P + 10)
-        context = model.read_image(tokens, image_token_mask=mask, context=nothing_read(2), cache=cache)
+        context = model.read_image(tokens, image_token_mask=mask, context=empty_table(2), cache=cache)
         kept = rows_of(cache, [P, P])
         expanded = PreallocatedCache(capacity=P + 10)
         expanded.put([states for states in kept for _ in range(settings["num_beams"])])
@@ -148,7 +149,7 @@ def test_a_conversation_that_outgrows_the_positions_is_an_error() -> None:
     context = model.read_image(
         model.image_prefix(random_pixels(1))[0],
         image_token_mask=torch.ones(1, P, dtype=torch.bool),
-        context=nothing_read(1),
+        context=empty_table(1),
         cache=cache,
     )
     with pytest.raises(ModelError, match=r"a row of 65 positions .* is longer than the 64 positions of gpt2"):

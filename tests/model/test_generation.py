@@ -43,7 +43,7 @@ def _no_grad() -> Any:
 
 
 def prompts(where: str) -> tuple[Tensor, Tensor]:
-    """Make three prompts of unlike lengths, padded to 8 with an ordinary token, and their mask."""
+    """Make three prompts of different lengths, padded to 8 with an ordinary token, and their mask."""
     ids, mask = torch.full((3, 8), 5), torch.zeros(3, 8, dtype=torch.long)
     for row, length in enumerate(LENGTHS):
         half = length // 2
@@ -58,7 +58,7 @@ def prompts(where: str) -> tuple[Tensor, Tensor]:
 
 
 def decode_by_hand(model: VisionLanguageModel, ids: Tensor, pixels: Tensor | None, num_new: int = NEW) -> list[int]:
-    """Decode one unpadded row greedily, running the whole row anew for every token."""
+    """Decode one unpadded row greedily, running the whole row again for every token."""
     row = ids[None]
     for _ in range(num_new):
         logits = model(input_ids=row, pixel_values=pixels).logits
@@ -189,7 +189,9 @@ def test_sampling_with_a_seed_can_be_repeated_and_needs_no_cache() -> None:
 
 @some_languages
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=str)
-def test_rows_with_unlike_numbers_of_images_are_answered_as_each_alone(language: str, settings: dict[str, Any]) -> None:
+def test_rows_with_different_numbers_of_images_are_answered_as_each_alone(
+    language: str, settings: dict[str, Any]
+) -> None:
     model = joined(language, num_frames=2)
     pixels, image_mask = random_pixels(3, 2), torch.tensor([[True, True], [False, False], [False, True]])
     ids, mask = prompts("right")

@@ -1,4 +1,4 @@
-"""Building, saving and loading print nothing, and what a person set for transformers stays set."""
+"""Building, saving and loading print nothing, and what a user set for transformers stays set."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Logits at supervised positions only are the whole logits there, chunked or not, in loss and gradients."""
+"""Logits at supervised positions only are the whole logits there, chunked or not, in loss and gradients.
+
+The cross-entropy of narrow logits equals PyTorch's own on widened ones, in value, gradient and what is kept for it.
+"""
 
 from typing import Any
 
@@ -21,29 +24,23 @@ from tests.tiny import (
     samples,
 )
 from visgraft.errors import UnsupportedModelError
-from visgraft.model import loss as head
-from visgraft.model.loss import gathered_head, supervised_losses
+from visgraft.model import loss as loss_module
+from visgraft.model.loss import cross_entropy, gathered_head, supervised_loss
 from visgraft.model.vlm import VisionLanguageModel
 
 # Families that scale or cap their logits behind the head, project before it, or bias it.
 SPECIAL = ["llama", "opt_post_norm", "gptj", "mpt", "gemma2", "cohere", "granite"]
+NUM_ROWS, VOCABULARY = 7, 50  # of the cross-entropy alone
 
 
 def whole_logits(model: VisionLanguageModel, of: Any) -> Tensor:
-    """Give the logits [B, S, V] of a batch by running its rows without a gathered head."""
-    caught: list[Tensor] = []
-
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        caught.append(output.logits)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "gathered_head", lambda *_: torch.enable_grad())
-        patch.setattr(head, "_check_gathered", lambda *_: None)
-        handle = model.language.register_forward_hook(keep)
-        patch.setattr(nn.functional, "cross_entropy", lambda logits, target, **_: target.float())
-        model.loss(of)
-        handle.remove()
-    return caught[0]
+    """Give the logits [B, S, V] of a batch: run the rows of its loss again, with the head whole."""
+    rows: dict[str, Any] = {}
+    handle = model.language.register_forward_pre_hook(lambda _, __, given: rows.update(given), with_kwargs=True)
+    model.loss(of)
+    handle.remove()
+    logits: Tensor = model.language(**rows).logits
+    return logits
 
 
 @pytest.mark.parametrize("language", list(LANGUAGE_CONFIGS))
@@ -85,7 +82,7 @@ def _last_hidden(model: VisionLanguageModel, of: Any) -> Tensor:
     handle = output_head.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
     whole_logits(model, of)
     handle.remove()
-    return caught[0]
+    return caught[-1]
 
 
 @pytest.mark.parametrize("language", ["opt", *SPECIAL, "bloom", "gemma3", "falcon", "phi3"])
@@ -107,7 +104,7 @@ def test_a_chunk_is_no_larger_than_the_bytes_allow(monkeypatch: pytest.MonkeyPat
         sizes.append(hidden.shape[0])
         return real_checkpoint(function, language, hidden, target, **kwargs)
 
-    monkeypatch.setattr(head, "checkpoint", spy)
+    monkeypatch.setattr(loss_module, "checkpoint", spy)
     model, of = fresh(), batch(samples())
     model.logits_bytes = 5 * 4 * V + 3
     model.loss(of)
@@ -156,7 +153,7 @@ def test_logits_that_do_not_come_from_the_head_alone_are_refused() -> None:
     model = TwoHeads(bare_language("llama").config).eval()
     ids, source = random_ids(1, 5), torch.tensor([[0, 2], [0, 3]])
     with pytest.raises(UnsupportedModelError, match=r"TwoHeads gave logits of shape \[2, 2, 96\] for 2 supervised pos"):
-        supervised_losses(
+        supervised_loss(
             model, lambda: model(input_ids=ids), source=source, target=torch.tensor([4, 5]), logits_bytes=2**20
         )
 
@@ -166,3 +163,58 @@ def test_losses_are_float32_whatever_the_model_is() -> None:
     out = model.loss(batch(samples()))
     assert {out.loss.dtype, out.loss_sum.dtype, out.target_losses.dtype} == {torch.float32}
     assert_close(out.loss, joined().loss(batch(samples())).loss, tolerance=0.05)
+
+
+def loss_and_gradient(logits: Tensor, target: Tensor, *, own: bool) -> tuple[Tensor, Tensor]:
+    logits = logits.clone().requires_grad_()
+    losses = (
+        cross_entropy(logits, target) if own else nn.functional.cross_entropy(logits.float(), target, reduction="none")
+    )
+    (losses * torch.arange(1.0, len(target) + 1)).sum().backward()
+    assert logits.grad is not None and logits.grad.dtype == logits.dtype
+    return losses.detach(), logits.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows_at_once", [1, 3, 100])
+def test_narrow_logits_give_pytorchs_loss_and_gradient(
+    dtype: torch.dtype, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 4 * VOCABULARY * rows_at_once)
+    logits = (torch.randn(NUM_ROWS, VOCABULARY) * 5).to(dtype)
+    target = torch.randint(VOCABULARY, (NUM_ROWS,))
+    own, gradient = loss_and_gradient(logits, target, own=True)
+    expected, expected_gradient = loss_and_gradient(logits, target, own=False)
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_wide_logits_are_left_to_pytorch() -> None:
+    logits, target = torch.randn(NUM_ROWS, VOCABULARY), torch.randint(VOCABULARY, (NUM_ROWS,))
+    for own, expected in zip(
+        loss_and_gradient(logits, target, own=True), loss_and_gradient(logits, target, own=False), strict=True
+    ):
+        assert torch.equal(own, expected)
+
+
+def test_no_rows_give_no_losses() -> None:
+    logits = torch.zeros(0, VOCABULARY, dtype=torch.bfloat16, requires_grad=True)
+    losses = cross_entropy(logits, torch.zeros(0, dtype=torch.long))
+    losses.sum().backward()
+    assert losses.shape == (0,) and losses.dtype == torch.float32 and logits.grad is not None
+
+
+def test_what_is_not_finite_stays_not_finite() -> None:
+    logits = torch.zeros(2, VOCABULARY, dtype=torch.bfloat16)
+    logits[1, 3] = float("nan")
+    losses = cross_entropy(logits, torch.tensor([0, 0]))
+    assert losses.isfinite().tolist() == [True, False]
+
+
+def test_only_narrow_logits_and_a_number_a_row_are_kept_for_the_backward_pass() -> None:
+    kept: list[Tensor] = []
+    logits = torch.zeros(NUM_ROWS, VOCABULARY, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        cross_entropy(logits, torch.zeros(NUM_ROWS, dtype=torch.long))
+    assert sum(tensor.numel() for tensor in kept) == NUM_ROWS * (VOCABULARY + 2)
+    assert [tensor.dtype for tensor in kept if tensor.dim() == 2] == [torch.bfloat16]

@@ -26,10 +26,10 @@ from visgraft.model.checks.preflight import preflight
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.sequence import (
     TEXT,
+    append_segment,
+    empty_table,
     image_then_text,
-    nothing_read,
     pads_first,
-    read_on,
     shared_prefix,
     text_positions,
 )
@@ -139,12 +139,12 @@ def test_an_image_and_a_text_read_on_behind_a_cache_are_one_forward(language: st
     expected = model(input_ids=IDS, pixel_values=pixels).logits[:, P:]
     tokens, mask = model.image_prefix(pixels)
     cache = PreallocatedCache(capacity=P + 6)
-    context = model.read_image(tokens, image_token_mask=mask, context=nothing_read(2), cache=cache)
+    context = model.read_image(tokens, image_token_mask=mask, context=empty_table(2), cache=cache)
     read = [model.read_text(IDS[:, start : start + 2], context=context, cache=cache).logits for start in (0, 2, 4)]
     torch.testing.assert_close(torch.cat([logits for logits in read if logits is not None], 1), expected)
-    later = read_on(context, torch.ones(2, 6, dtype=torch.bool), kind=TEXT)
+    later = append_segment(context, torch.ones(2, 6, dtype=torch.bool), kind=TEXT)
     later = model.read_image(tokens.flip(0), image_token_mask=mask, context=later, cache=cache)
-    behind = read_on(later, torch.ones(2, 3, dtype=torch.bool), kind=TEXT)
+    behind = append_segment(later, torch.ones(2, 3, dtype=torch.bool), kind=TEXT)
     assert (
         model.prefix_injection.positions(behind)[:, -3:].tolist() == [[6, 7, 8]] * 2
     )  # the text counts its own tokens

@@ -1,28 +1,30 @@
-"""The mask and the positions, against loops over plain lists and against the ancestor's own."""
+"""The mask and the positions, against loops over plain lists and against GIT-LLM's own."""
 
 import doctest
 import random
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
 
 from tests.tiny import batch, sample
+from visgraft.data.batch import Batch, Rows
 from visgraft.model import sequence
 from visgraft.model.sequence import (
-    IMAGE,
-    PAD,
-    TEXT,
     SegmentTable,
     attention_mask,
+    block_mask,
     draw,
     image_then_text,
     pads_first,
     shared_prefix,
 )
+from visgraft.segments import IMAGE, PAD, TEXT
 
-# The ancestor's mask of a row of 17 image tokens and 11 text tokens, of which the last 4 are pads, as recorded from its
+# GIT-LLM's mask of a row of 17 image tokens and 11 text tokens, of which the last 4 are pads, as recorded from its
 # own run: how many of the first columns each row sees.
 GIT_LLM_SEEN = [17] * 17 + [18, 19, 20, 21, 22, 23, 24, 24, 24, 24, 24]
 
@@ -31,6 +33,10 @@ def table_of(rows: list[list[tuple[int, int, int, int]]], sees: list[list[list[b
     """Make a table of rows of (kind, group, segment, position)."""
     kind, group, segment, position = torch.tensor(rows).unbind(-1)
     return SegmentTable(kind, group, segment, position, torch.tensor(sees))
+
+
+def table_of_batch(made: Batch) -> SegmentTable:
+    return SegmentTable(*(made[field.name] for field in fields(SegmentTable)))
 
 
 def random_table(seed: int) -> SegmentTable:
@@ -97,7 +103,7 @@ def test_the_mask_is_what_the_rules_say_of_every_pair(seed: int, settings: dict[
 
 def test_the_mask_of_a_batch_is_what_the_rules_say_of_every_pair() -> None:
     made = batch([sample(4, 3, images=2), sample(5, images=0), sample(2, 2, 3, images=1)])
-    table = SegmentTable(*(made[field.name] for field in fields(SegmentTable)))
+    table = table_of_batch(made)
     assert torch.equal(attention_mask(table)[:, 0], brute_force(table))
     assert torch.equal(attention_mask(table, window=3)[:, 0], brute_force(table, window=3))
 
@@ -143,7 +149,7 @@ def test_a_padded_row_counts_only_real_tokens(pads: str, image: str) -> None:
     assert not mask[real][:, ~real].any()
 
 
-def test_a_row_padded_on_the_right_has_the_ancestors_mask() -> None:
+def test_a_row_padded_on_the_right_has_the_mask_of_git_llm() -> None:
     text_mask = torch.tensor([[1] * 7 + [0] * 4]).bool()
     mask = attention_mask(image_then_text(torch.ones(1, 17).bool(), text_mask))[0, 0]
     expected = torch.tensor([[column < seen for column in range(28)] for seen in GIT_LLM_SEEN])
@@ -179,7 +185,7 @@ def test_the_last_queries_and_some_keys_are_a_part_of_the_whole_mask() -> None:
     assert torch.equal(attention_mask(table, window=3, num_queries=5, keys=slice(7, 20)), whole[:, :, -5:, 7:20])
 
 
-def test_keys_beyond_the_row_are_seen_by_nobody() -> None:
+def test_keys_beyond_the_row_are_seen_by_no_one() -> None:
     table = shared_prefix(num_image_tokens=2, text_lengths=[3])
     mask = attention_mask(table, num_queries=1, keys=slice(3, 9))
     assert mask[0, 0].tolist() == [[True, True, False, False, False, False]]
@@ -189,3 +195,25 @@ def test_keys_beyond_the_row_are_seen_by_nobody() -> None:
 def test_a_table_moves_whole_to_another_device() -> None:
     moved = random_table(0).to(torch.device("meta"))
     assert {getattr(moved, field.name).device.type for field in fields(moved)} == {"meta"}
+
+
+FILLED_SAMPLES = [sample(6, 3, 5, images=2), sample(4, images=1), sample(5, 7, images=0), sample(8, 2, images=1)]
+
+
+@pytest.mark.parametrize(
+    "rules", [{}, {"window": 3}, {"chunk": 4}, {"causal_image": True}, {"causal_image": True, "window": 5}], ids=str
+)
+@pytest.mark.parametrize("rows", [None, [[0, 2], [3, 1]], [[0, 1, 2, 3]]], ids=str)
+def test_a_block_mask_is_the_dense_mask(rows: Rows | None, rules: dict[str, Any]) -> None:
+    table = table_of_batch(batch(FILLED_SAMPLES, rows=rows))
+    made = block_mask(table, **rules)
+    num_rows, length = table.kind.shape
+    dense = create_mask(made.mask_mod, num_rows, 1, length, length, device="cpu")
+    assert torch.equal(dense, attention_mask(table, **rules))
+    assert made.shape == (num_rows, 1, length, length)
+
+
+def test_blocks_that_no_one_sees_are_left_out() -> None:
+    of = [sample(100, 60, images=0), sample(90, 70, images=0), sample(128, images=0)]
+    made = block_mask(table_of_batch(batch(of, rows=[[0, 1, 2]])))
+    assert made.to_dense()[0, 0].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]

@@ -324,7 +324,7 @@ def test_the_table_names_part_mode_size_format_rate_and_notes() -> None:
     assert rows["head"] == PartRow("head", "frozen", 2048, 0, "bfloat16", None, ())
 
 
-def test_the_table_of_a_model_that_nobody_trains_is_all_frozen() -> None:
+def test_the_table_of_a_model_that_no_one_trains_is_all_frozen() -> None:
     model = Joined().requires_grad_(False)
     rows = parts_table(model, Trainable(modes={}, lora_targets={}, notes={}), learning_rate=1e-3)
     assert [(row.mode, row.num_trainable, row.learning_rate) for row in rows] == [("frozen", 0, None)] * 4

@@ -12,7 +12,6 @@ from tests.tiny import IMAGE_SIDE, NUM_TOKENS, SQUARE, VISION_CONFIGS, VISIONS, 
 from visgraft.errors import ConfigError, UnsupportedModelError
 from visgraft.model.vision import (
     VisionSettings,
-    count_image_tokens,
     count_tokens,
     dummy_inputs,
     encode,
@@ -47,7 +46,6 @@ def test_features_are_a_sequence_of_the_measured_length_and_width(name: str) -> 
     assert shape.num_tokens == NUM_TOKENS.get(name, 4) or name in MAPS
     assert shape.num_tokens == shape.num_leading + shape.grid[0] * shape.grid[1]
     assert shape.num_leading == (name in WITH_CLASS_TOKEN)
-    assert count_image_tokens(config, image_size=side) == (features.shape[1], features.shape[2])
 
 
 @pytest.mark.parametrize("name", [name for name in VISIONS if name not in MAPS])
@@ -56,7 +54,7 @@ def test_a_sequence_is_the_last_hidden_state_with_all_its_tokens(name: str) -> N
     assert torch.equal(features_of(name, pixels), bare_vision(name)(pixels).last_hidden_state)
 
 
-def test_clip_is_read_before_its_last_norm_as_the_ancestor_reads_it() -> None:
+def test_clip_is_read_before_its_last_norm_as_git_llm_reads_it() -> None:
     vision, pixels, caught = bare_vision("clip"), random_pixels(2), []
     vision.encoder.layers[-1].register_forward_hook(lambda *hook: caught.append(hook[2]))
     features = encode(vision, {"pixel_values": pixels}, settings=VisionSettings())
@@ -149,7 +147,7 @@ def test_another_image_size_makes_another_number_of_tokens(name: str) -> None:
     pixels = random_pixels(2, vision=name).repeat(1, 1, 2, 2)
     features = features_of(name, pixels, image_size=side)
     assert features.shape[1] == 16 + (name in WITH_CLASS_TOKEN)
-    assert count_image_tokens(VISION_CONFIGS[name](), image_size=side)[0] == features.shape[1]
+    assert measure(VISION_CONFIGS[name](), settings=VisionSettings(side)).num_tokens == features.shape[1]
     # Four copies of one image: with positions stretched over all of it, no copy looks like another.
     first, last = features[:, -16].clone(), features[:, -16 + 2].clone()
     assert (first - last).abs().max() > 1e-3
@@ -157,7 +155,7 @@ def test_another_image_size_makes_another_number_of_tokens(name: str) -> None:
 
 @pytest.mark.parametrize("name", MAPS)
 def test_a_map_encoder_takes_any_size(name: str) -> None:
-    assert count_image_tokens(VISION_CONFIGS[name](), image_size=96)[0] == 9
+    assert measure(VISION_CONFIGS[name](), settings=VisionSettings(96)).num_tokens == 9
     assert features_of(name, torch.randn(1, 3, 96, 96), image_size=96).shape[1] == 9
 
 
@@ -202,13 +200,15 @@ def test_measuring_leaves_no_trace(name: str) -> None:
 
 def test_a_large_encoder_is_measured_without_its_weights() -> None:
     config = hf.CLIPVisionConfig(hidden_size=4096, num_hidden_layers=64, num_attention_heads=32, patch_size=14)
-    assert count_image_tokens(config) == (257, 4096)  # 20 GB of weights, had they been made
+    shape = measure(config, settings=VisionSettings())
+    assert (shape.num_tokens, shape.width) == (257, 4096)  # 20 GB of weights, had they been made
 
 
 def test_the_vision_tower_of_a_two_tower_checkpoint_is_found() -> None:
     assert vision_tower_config(hf.CLIPConfig()).model_type == "clip_vision_model"
     assert vision_tower_config(hf.SiglipConfig()).model_type == "siglip_vision_model"
-    assert count_image_tokens(hf.CLIPConfig()) == count_image_tokens(hf.CLIPVisionConfig())
+    whole, tower = (measure(config, settings=VisionSettings()) for config in (hf.CLIPConfig(), hf.CLIPVisionConfig()))
+    assert whole == tower
 
 
 @pytest.mark.parametrize(("size", "expected"), [(48, 48), ((40, 40), 40), (None, 224)])

@@ -464,7 +464,7 @@ def test_a_mask_of_another_length_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", ["position_ids", "pixel_valeus", "inputs_embeds"])
-def test_an_argument_that_nobody_takes_is_an_error(name: str) -> None:
+def test_an_argument_that_no_part_takes_is_an_error(name: str) -> None:
     with pytest.raises(
         ModelError, match=f"got an argument '{name}', which neither the model nor CLIPVisionModel takes"
     ):

@@ -26,7 +26,7 @@ from visgraft.data.prompt import NAMED_TEMPLATES
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.precision import computing_dtype, pick_device
-from visgraft.model.quantization import in_words
+from visgraft.model.quantization import quantization_name
 from visgraft.model.storage.adapters import adapter_folder
 from visgraft.model.storage.pretrained import load_config
 from visgraft.model.storage.restoring import find_folder, read_config
@@ -179,7 +179,7 @@ def _kept(part: str, config: VisionLanguageConfig) -> str:
         return "with the language"
     described = config.parts[part]
     words = {"none": "named", "some": "named, some weights stored", "all": "stored"}
-    quantized = f", in {in_words(described['quantization'])}" if "quantization" in described else ""
+    quantized = f", in {quantization_name(described['quantization'])}" if "quantization" in described else ""
     return words[described["stored"]] + quantized + (" + LoRA" if described["adapters"] else "")
 
 
@@ -187,7 +187,7 @@ def quantization_of(model: VisionLanguageModel, recipe: Recipe) -> str | None:
     """Say in how many bits the language model of a recipe, or the model it starts from, is kept: 4bit, 8bit, None."""
     stored = model.config.parts.get("language", {}).get("quantization")
     asked = recipe.model.language.quantization if recipe.model.language else None
-    return in_words(stored) if stored else asked
+    return quantization_name(stored) if stored else asked
 
 
 def _with_quantization(rows: list[PartRow], model: VisionLanguageModel, recipe: Recipe) -> list[PartRow]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from visgraft.errors import CheckpointError, ModelError
 from visgraft.model.lora import adapters_of, lora_layers
-from visgraft.model.quantization import dequantize, in_words, is_quantized
+from visgraft.model.quantization import dequantize, is_quantized, quantization_name
 from visgraft.model.storage.restoring import find_folder
 from visgraft.model.storage.saving import STORED_PARTS
 from visgraft.model.storage.weights import read_tensors
@@ -80,7 +80,7 @@ def merge_model(
         raise CheckpointError(f"{src} has no LoRA: nothing to merge")
     if is_quantized(model.language):
         if not dequantize_first:
-            width = in_words(model.config.parts["language"]["quantization"])
+            width = quantization_name(model.config.parts["language"]["quantization"])
             raise MergeRefusedError(
                 f"{src}: its language model is kept in {width}, into "
                 "which LoRA cannot be merged without loss; --dequantize unpacks it first, into a model as large as "

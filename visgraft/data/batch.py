@@ -24,8 +24,7 @@ from torch import Tensor
 
 from visgraft.data.prompt import EncodedDialog
 from visgraft.errors import ConfigError, DataError
-
-PAD, IMAGE, TEXT = 0, 1, 2
+from visgraft.segments import IMAGE, PAD, TEXT
 
 Layout = Literal["shared", "rows"]
 Rows = Sequence[Sequence[int]]  # which samples share a row, as indices
@@ -75,7 +74,7 @@ class Batch(dict[str, Any]):
         num_image_tokens: [N] long, image tokens of each image.
         frame_index: [N] long, index of the image in its sample; -1 where the sample has one image.
         input_ids: [B, S] long, the pad id wherever there is no text.
-        kind: [B, S] long, 0 pad, 1 image, 2 text.
+        kind: [B, S] long, `PAD`, `IMAGE` or `TEXT` of segments.py.
         group: [B, S] long, positions of unlike groups never see each other; -1 at pads.
         segment: [B, S] long, index into the row's segments; -1 at pads.
         position: [B, S] long, logical position: the image counts from 0, each text restarts behind it; 0 at pads.

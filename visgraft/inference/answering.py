@@ -26,9 +26,10 @@ from visgraft.inference.prefix_cache import PrefixCache, read_prefixes
 from visgraft.inference.questions import Question, in_batches, read_questions, read_samples
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.parts import input_embedding
-from visgraft.model.sequence import IMAGE, nothing_read, read_on
+from visgraft.model.sequence import append_segment, empty_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.segments import IMAGE
 
 # The most probable token, whatever settings for chatting the language model brought along.
 GREEDY = {
@@ -160,7 +161,7 @@ def _generate(model: VisionLanguageModel, batch: Sequence[Question], settings: d
     counts = torch.tensor([[question.prefix.num_tokens] for question in batch], device=model.device)
     num_image = int(counts.max())
     is_image = torch.arange(num_image, device=model.device) >= num_image - counts
-    context = read_on(nothing_read(len(batch), device=model.device), is_image, kind=IMAGE)
+    context = append_segment(empty_table(len(batch), device=model.device), is_image, kind=IMAGE)
     cache = PreallocatedCache(capacity=num_image + length + min(limit, _POSITIONS_AT_ONCE))
     copies = max(settings["num_beams"], settings.get("num_return_sequences") or 1)
     if num_image:

@@ -28,9 +28,10 @@ from visgraft.inference.answering import answering
 from visgraft.inference.prefix_cache import PrefixCache, encode, read_pixels, read_prefixes
 from visgraft.inference.questions import room_for_answer
 from visgraft.model.cache import PreallocatedCache
-from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, nothing_read, read_on
+from visgraft.model.sequence import SegmentTable, append_segment, empty_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.segments import IMAGE, TEXT
 
 Normalise = Literal["sum", "token", "character"]
 _TOKENS_AT_ONCE = 512  # candidates' tokens in one forward, so that logits of a large vocabulary fit
@@ -82,15 +83,15 @@ def score_candidates(
         read = PreallocatedCache(
             capacity=prefix.num_tokens + len(prompt) + min(sum(map(len, answers)), _TOKENS_AT_ONCE + longest)
         )
-        context = nothing_read(1, device=model.device)
+        context = empty_table(1, device=model.device)
         if prefix.num_tokens:
             read_prefixes(model, [prefix], cache=cache)
             read.put([prefix.states])
-            context = read_on(context, _all_real(model, prefix.num_tokens), kind=IMAGE)
+            context = append_segment(context, _all_real(model, prefix.num_tokens), kind=IMAGE)
         row = torch.tensor([prompt], device=model.device)
         first = model.read_text(row, context=context, cache=read, logits_to_keep=1).logits
         assert first is not None
-        context = read_on(context, _all_real(model, len(prompt)), kind=TEXT)
+        context = append_segment(context, _all_real(model, len(prompt)), kind=TEXT)
         sums: list[float] = []
         for group in _groups(answers):
             sums += _sum_up(model, group, first[0, -1], context=context, cache=read)

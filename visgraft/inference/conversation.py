@@ -3,7 +3,7 @@
 In: images and prompts as they come. Out: answers piece by piece. What is said about an image stands behind it: an image
 that arrives later is a new segment, which earlier text and earlier answers do not see, and all later turns do; like
 every image it sees itself alone. It takes the next positions, so logical distance is always distance in reading (the
-table is drawn in model/sequence.py, `read_on`).
+table is drawn in model/sequence.py, `append_segment`).
 
     talk = Conversation(model, processor)
     talk.show("cat.jpg")
@@ -30,9 +30,10 @@ from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode,
 from visgraft.inference.questions import positions_taken, room_for_answer
 from visgraft.inference.streaming import stream_pieces
 from visgraft.model.cache import PreallocatedCache
-from visgraft.model.sequence import IMAGE, TEXT, nothing_read, read_on
+from visgraft.model.sequence import append_segment, empty_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.segments import IMAGE, TEXT
 
 _POSITIONS_AT_ONCE = 512  # positions for which room is taken at first; it grows with the conversation
 
@@ -70,7 +71,7 @@ class Conversation:
         self.items: list[Item] = []
         self._prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
         self._cache = PreallocatedCache(capacity=_POSITIONS_AT_ONCE)
-        self._table = nothing_read(1, device=model.device)
+        self._table = empty_table(1, device=model.device)
         self._marks: list[Hashable] = []  # what stands at each position of the cache
 
     @property
@@ -226,7 +227,7 @@ class Conversation:
         if self._table.length == 0:  # as in front of any question, so what is kept of it serves
             read_prefixes(self.model, [shown.prefix], cache=self._prefix_cache)
             self._cache.put([shown.prefix.states])
-            self._table = read_on(self._table, mask, kind=IMAGE)
+            self._table = append_segment(self._table, mask, kind=IMAGE)
         else:
             tokens = shown.prefix.tokens
             if tokens is None:
@@ -239,7 +240,7 @@ class Conversation:
 
     def _note_read(self, ids: Sequence[int]) -> None:
         mask = torch.ones(1, len(ids), dtype=torch.bool, device=self.model.device)
-        self._table = read_on(self._table, mask, kind=TEXT)
+        self._table = append_segment(self._table, mask, kind=TEXT)
         self._marks += ids
 
     def _forget_what_was_read(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from visgraft.model.precision import Precision, computing_dtype, pick_device
-from visgraft.model.storage.checkpoint import find_folder
+from visgraft.model.storage.restoring import find_folder
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor

@@ -25,7 +25,7 @@ from visgraft.data.images.pixels import make_pixels, stack_frames
 from visgraft.data.sample import ImageRef
 from visgraft.errors import ConfigError
 from visgraft.model.cache import KeptStates, PreallocatedCache, rows_of
-from visgraft.model.sequence import nothing_read
+from visgraft.model.sequence import empty_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
@@ -156,7 +156,7 @@ def read_prefixes(model: VisionLanguageModel, prefixes: Sequence[Prefix], *, cac
     tokens = torch.nn.utils.rnn.pad_sequence([p.tokens for p in unread if p.tokens is not None], batch_first=True)
     mask = torch.arange(length, device=model.device) < counts[:, None]
     read = PreallocatedCache(capacity=length)
-    model.read_image(tokens, image_token_mask=mask, context=nothing_read(len(unread), device=model.device), cache=read)
+    model.read_image(tokens, image_token_mask=mask, context=empty_table(len(unread), device=model.device), cache=read)
     for prefix, states in zip(unread, rows_of(read, counts.tolist()), strict=True):
         prefix.states, prefix.tokens = states, None
         cache.put(prefix.key, states)

@@ -79,7 +79,7 @@ def _find_nearest(model: VisionLanguageModel, tokens: Tensor, token_ids: Sequenc
     num_rows = input_embedding(model).shape[0]
     ids = torch.tensor([token for token in token_ids if token < num_rows], device=tokens.device)
     picked = torch.linspace(0, len(ids) - 1, min(NUM_REFERENCES, len(ids)), device=ids.device).long()
-    texts = model.prefix_injection.vocabulary(model.language, ids[picked]).float()
+    texts = model.prefix_injection.embed_tokens(model.language, ids[picked]).float()
     generator = torch.Generator().manual_seed(0)
     chance = torch.randn(NUM_REFERENCES, tokens.shape[1], generator=generator).to(tokens)
     rows = torch.cat([tokens, texts, chance])
@@ -87,7 +87,7 @@ def _find_nearest(model: VisionLanguageModel, tokens: Tensor, token_ids: Sequenc
     dots, norms = torch.empty(len(rows), len(ids), device=rows.device), torch.empty(len(ids), device=rows.device)
     for start in range(0, len(ids), CHUNK):
         part = slice(start, start + CHUNK)
-        words = model.prefix_injection.vocabulary(model.language, ids[part]).float()
+        words = model.prefix_injection.embed_tokens(model.language, ids[part]).float()
         norms[part] = words.norm(dim=1)
         dots[:, part] = rows @ words.T
     cosines = dots / (lengths * norms.clamp(min=1e-12))  # a pad's row of zeros is near nothing

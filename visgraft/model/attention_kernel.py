@@ -1,6 +1,7 @@
 """Which attention kernel the language part computes with, chosen by device in this one place.
 
-In: a joined model and its device. Out: the kernel set, and the attention_spec that hands it the right kind of mask.
+In: a joined model and its device. Out: the kernel set, and the model's `AttentionSpec` with it, so that
+it is given the right kind of mask.
 
     set_attention(model, choose_attention(model.language, device=device, asked=recipe.model.attention))
     with dense_attention(model):                 # generation: a few queries at a time, over a cache
@@ -16,16 +17,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from visgraft.errors import ConfigError
+from visgraft.model.joined import JoinedModel
 from visgraft.model.language import QUIRKS
-
-if TYPE_CHECKING:
-    from visgraft.model.vlm import VisionLanguageModel
 
 FLEX = "flex_attention"
 MIN_HEAD_DIM = 16  # of FlexAttention's GPU kernel
@@ -53,7 +52,7 @@ def choose_attention(language: PreTrainedModel, *, device: torch.device, asked: 
     return "eager" if device.type == "cpu" else None
 
 
-def set_attention(model: VisionLanguageModel, kernel: str | None) -> None:
+def set_attention(model: JoinedModel, kernel: str | None) -> None:
     """Let the language part compute with a kernel; None leaves it as it is.
 
     Raises:
@@ -70,7 +69,7 @@ def set_attention(model: VisionLanguageModel, kernel: str | None) -> None:
 
 
 @contextlib.contextmanager
-def dense_attention(model: VisionLanguageModel) -> Iterator[None]:
+def dense_attention(model: JoinedModel) -> Iterator[None]:
     """Compute with dense masks while the context lasts: what decoding with a cache needs."""
     kernel = model.language.config.get_text_config(decoder=True)._attn_implementation
     set_attention(model, "sdpa" if kernel == FLEX else None)

@@ -32,9 +32,9 @@ class VisionLanguageConfig(PreTrainedConfig):
         keep_class_token: keep the tokens in front of the patches.
         num_frames: frames with a learned temporal embedding; 0 = none.
         projection: `ProjectionSettings` as a dict.
-        prefix_at: where the prefix enters: `embeddings`, or `first_layer` (OPT checkpoints of the ancestors).
+        prefix_at: where the prefix enters: `embeddings`, or `first_layer` (the OPT checkpoints of GIT-LLM).
         parts: where each part came from: {part: {"name", "revision"}}, and in a folder's config.json what it holds of
-            the part: {"stored": "none", "some" or "all", "adapters": their number, "fingerprint": of the weights that
+            the part: {"stored": "none", "some" or "all", "adapters": their number, "checksum": of the weights that
             are not stored, "dtype" and "other_dtypes": the formats that those were trained with}.
     """
 

@@ -1,4 +1,4 @@
-"""Generation: Hugging Face's own `generate`, with its cache, told about the image prefix.
+"""Generation: what Hugging Face's own `generate` needs to know of an image prefix.
 
 In: prompts padded on either side, pixels. Out: the given ids untouched, then the new tokens. Rows are packed as
 [pads][image][text], so that physical distance in the cache equals logical distance and sliding or static caches hold.
@@ -8,7 +8,6 @@ In: prompts padded on either side, pixels. Out: the given ids untouched, then th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,22 +16,14 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
-from visgraft.model.outputs import VisionLanguageOutput
-from visgraft.model.sequence import IMAGE, TEXT, SegmentTable, branch, read_on
+from visgraft.model.joined import JoinedModel
+from visgraft.model.sequence import SegmentTable
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 
 
-class PrefixGenerationMixin(GenerationMixin):
+class PrefixGenerationMixin(JoinedModel, GenerationMixin):
     """Hugging Face's generation for a model whose forward takes `image_embeds` and `image_token_mask`."""
-
-    config: Any  # these are the model's own
-    device: Any
-    prefix_injection: Any
-    image_prefix: Any
-    get_input_embeddings: Any
-    attention_spec: Any
-    _decode: Any
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -130,98 +121,3 @@ class PrefixGenerationMixin(GenerationMixin):
         length += 0 if mask is None else mask.shape[1]
         prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
         return prepare(generation_config, model_kwargs, generation_mode, batch_size, length)
-
-    # --- Reading on: what was read stands in a cache, and a table says what it is
-
-    def read_image(
-        self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
-    ) -> SegmentTable:
-        """Read an image of every row into a cache, behind what the rows hold.
-
-        Args:
-            image_tokens: [B, P, width], as `image_prefix` makes them.
-            image_token_mask: [B, P] bool, True = real.
-            context: what the cache holds, S positions.
-            cache: one that drops nothing (`PreallocatedCache`); it is written to.
-
-        Returns:
-            The table of S + P positions: the context of what is read next.
-
-        Raises:
-            ModelError: a row becomes longer than the language model's positions.
-        """
-        table = read_on(context, image_token_mask, kind=IMAGE)
-        self._check_length(table)
-        width = self.get_input_embeddings().weight.shape[1]
-        embeds = self.get_input_embeddings().weight.new_zeros(*image_token_mask.shape, width)
-        embeds = self.prefix_injection.enter(embeds, image_tokens, image_token_mask)
-        self._decode(embeds, table, cache, 1)
-        return table
-
-    def read_text(
-        self,
-        input_ids: Tensor,
-        *,
-        context: SegmentTable,
-        cache: Cache | None,
-        attention_mask: Tensor | None = None,
-        logits_to_keep: int = 0,
-    ) -> VisionLanguageOutput:
-        """Read a text of every row into a cache, behind what the rows hold; it sees all of that.
-
-        Args:
-            input_ids: [B, Q] long, the tokens that are not in the cache.
-            context: what stands in front of the text: the cache holds that, and maybe the text's beginning.
-            cache: one that drops nothing (`PreallocatedCache`); it is written to.
-            attention_mask: [B, T], 1 = real, over the whole text behind the context, T >= Q; None = all real.
-            logits_to_keep: only the last n positions' logits; 0 = all.
-
-        Returns:
-            `logits` [B, Q or n, V] and the cache.
-
-        Raises:
-            ModelError: a row becomes longer than the language model's positions.
-        """
-        assert cache is not None, "a context stands in a cache"
-        num_text = int(cache.get_seq_length()) - context.length + input_ids.shape[1]
-        if attention_mask is None:
-            attention_mask = torch.ones(input_ids.shape[0], num_text, device=input_ids.device)
-        table = read_on(context, attention_mask.bool(), kind=TEXT)
-        self._check_length(table)
-        logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
-        return VisionLanguageOutput(logits=logits, past_key_values=cache)
-
-    def read_branches(
-        self, input_ids: Tensor, *, lengths: Sequence[int], context: SegmentTable, cache: Cache
-    ) -> Tensor:
-        """Read several texts behind the one row that a cache holds; each sees all of that, and none another.
-
-        Args:
-            input_ids: [T] long, the texts one behind the other.
-            lengths: of each.
-            context: what the cache holds, one row.
-            cache: one that drops nothing (`PreallocatedCache`); it is written to, and is of no use but for its context.
-
-        Returns:
-            Logits [T, V].
-
-        Raises:
-            ModelError: a text ends beyond the language model's positions.
-        """
-        table = branch(context, lengths=lengths)
-        self._check_length(table)
-        logits, _ = self._decode(self.get_input_embeddings()(input_ids[None]), table, cache, 0)
-        row: Tensor = logits[0]
-        return row
-
-    def _check_length(self, table: SegmentTable) -> None:
-        limit = self.attention_spec.max_positions
-        if limit is None or table.length <= limit:
-            return
-        length = int(self.prefix_injection.positions(table).max()) + 1
-        if length > limit:
-            raise ModelError(
-                f"a row of {length} positions (image and text tokens) is longer than the {limit} positions of "
-                f"{self.attention_spec.name}: shorten the text, or make fewer image tokens (model.image_size, "
-                "model.projection.pool)"
-            )

@@ -1,4 +1,4 @@
-"""Japanese StableLM alpha: the one language model of the ancestors that transformers does not have.
+"""Japanese StableLM alpha: the one language model of GIT-LLM and its siblings that transformers does not have.
 
 In: a configuration of `model_type` japanese_stablelm_alpha. Out: a causal LM like any other, known to the Auto classes.
 

@@ -6,6 +6,8 @@ cannot take a mask as it is have one row each in `QUIRKS`.
 
     attention_spec = read_attention_spec(language)
     output = language(inputs_embeds=embeds, **attention_spec.arguments(table, dtype=embeds.dtype))
+
+Axis letters: B rows, S positions of a row, Q of them that are run, K keys that those look at, H heads, D width.
 """
 
 from __future__ import annotations
@@ -24,8 +26,7 @@ from transformers.models.falcon.modeling_falcon import build_alibi_tensor as fal
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_alibi
 
 from visgraft.errors import MaskSizeError, UnsupportedModelError
-from visgraft.model.blocks import block_mask
-from visgraft.model.sequence import SegmentTable, attention_mask
+from visgraft.model.sequence import SegmentTable, attention_mask, block_mask
 
 MAX_MASK_BYTES = 2**30  # of one dense mask; a row of 32,768 positions, or 4,096 rows of 512
 
@@ -83,6 +84,8 @@ class AttentionSpec:
     ) -> dict[str, Any]:
         """Make `attention_mask` (one, or one for each kind of layer) and `position_ids` for the LM's forward.
 
+        A dense mask is [B, 1, Q, K], boolean or additive; with ALiBi it is additive and [B, H, Q, K].
+
         Args:
             table: all positions so far, cached ones included: [B, S].
             dtype: of the hidden states, in which additive masks are made.
@@ -106,12 +109,12 @@ class AttentionSpec:
                 length, offset = _mask_sizes(cache, num_queries, layer_index, table)
                 keys = slice(offset, offset + length)
             self._check_size(table, num_queries, table.length if keys is None else keys.stop - keys.start, dtype)
-            mask = attention_mask(table, num_queries=num_queries, keys=keys, **rules)
+            mask = attention_mask(table, num_queries=num_queries, keys=keys, **rules)  # [B, 1, Q, K] bool
             masks[kind] = self._finish(mask, table, num_queries, keys, dtype)
         single = next(iter(masks.values())) if len(masks) == 1 else None
         arguments: dict[str, Any] = {"attention_mask": masks if single is None else single}
         if self.takes_positions:
-            position = (table.position if positions is None else positions)[:, -num_queries:]
+            position = (table.position if positions is None else positions)[:, -num_queries:]  # [B, Q]
             arguments["position_ids"] = torch.zeros_like(position) if self.zero_positions else position
         return arguments
 
@@ -131,17 +134,18 @@ class AttentionSpec:
     def _finish(
         self, mask: Tensor, table: SegmentTable, num_queries: int, keys: slice | None, dtype: torch.dtype
     ) -> Tensor:
+        """Give a boolean mask [B, 1, Q, K] the form that the LM's kernel takes, with its ALiBi bias."""
         if not self.additive and self.alibi is None:
             return mask
         lowest = torch.finfo(dtype if dtype == torch.float16 else torch.bfloat16).min  # finite in every kernel's dtype
         bias = torch.zeros((), dtype=dtype, device=mask.device)
         if self.alibi is not None:
-            ramp = self.alibi(table.position)
+            ramp = self.alibi(table.position)  # [B, H, S]
             key_ramp = ramp if keys is None else ramp[..., keys]
-            key_ramp = nn.functional.pad(key_ramp, (0, mask.shape[-1] - key_ramp.shape[-1]))
+            key_ramp = nn.functional.pad(key_ramp, (0, mask.shape[-1] - key_ramp.shape[-1]))  # [B, H, K]
             # Only the key's term matters to the softmax; the query's is subtracted to keep the numbers small.
-            bias = (key_ramp[:, :, None, :] - ramp[:, :, -num_queries:, None]).to(dtype)
-        additive = torch.where(mask, bias, lowest)
+            bias = (key_ramp[:, :, None, :] - ramp[:, :, -num_queries:, None]).to(dtype)  # [B, H, Q, K]
+        additive = torch.where(mask, bias, lowest)  # [B, 1 or H, Q, K]
         if self.deliver is not None:
             self.deliver(additive)
             return mask
@@ -158,8 +162,8 @@ def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
     parameters = inspect.signature(language.forward).parameters
     if "attention_mask" not in parameters or "inputs_embeds" not in parameters:
         raise UnsupportedModelError(
-            f"{config.model_type} ({type(language).__name__}) takes no attention_mask or no inputs_embeds: its tokens "
-            "cannot be told what they may see. Choose a causal LM whose layers are all attention"
+            f"{config.model_type} ({type(language).__name__}) takes no attention_mask or no inputs_embeds: "
+            "visgraft cannot set which tokens see each other. Choose a causal LM whose layers are all attention"
         )
     reaches = _reaches(config)
     attention_spec = AttentionSpec(
@@ -286,19 +290,19 @@ class _MptAttentionForward:
         self, hidden_states: Tensor, position_bias: Tensor, past_key_values: Cache | None = None, **_: Any
     ) -> tuple[Tensor, None]:
         own: Any = self.attention
-        mixed = own.Wqkv(hidden_states)
+        mixed = own.Wqkv(hidden_states)  # [B, Q, 3 * D]
         if own.clip_qkv:
             mixed = mixed.clamp(min=-own.clip_qkv, max=own.clip_qkv)
         query, key, value = (
             part.unflatten(-1, (own.n_heads, own.head_dim)).transpose(1, 2) for part in mixed.chunk(3, dim=-1)
-        )
+        )  # each [B, H, Q, D / H]
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, own.layer_idx)
         dropout = own.attn_dropout_p if own.training else 0.0
-        mask = position_bias.to(query.dtype)
+        mask = position_bias.to(query.dtype)  # [B, H, Q, K]
         states = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=own.softmax_scale
-        )
+        )  # [B, H, Q, D / H]
         return own.out_proj(states.transpose(1, 2).flatten(2)), None
 
 

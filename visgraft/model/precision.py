@@ -1,10 +1,10 @@
 """The device and the number format that a model computes in.
 
-In: what a recipe or a person asks for. Out: a device that is there, and the format that its hardware has.
+In: what a recipe or a user asks for. Out: a device that is there, and the format that its hardware has.
 
     device = pick_device(None)
     dtype = computing_dtype("auto", device=device)      # None: float32
-    embeds = wide_states(embeds)                        # under autocast: float32 between the layers
+    embeds = float32_under_autocast(embeds)             # so that it is float32 between the layers
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def has_bf16(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
 
 
-def wide_states(embeds: Tensor) -> Tensor:
+def float32_under_autocast(embeds: Tensor) -> Tensor:
     """Give what enters the language model in float32 under autocast, and as it is elsewhere.
 
     What the layers add up to (the residual stream) then stays in float32 behind bf16 weights, as it does behind float32
@@ -80,7 +80,7 @@ def wide_states(embeds: Tensor) -> Tensor:
     return embeds.float() if torch.is_autocast_enabled(embeds.device.type) else embeds
 
 
-def take_wide_states(language: nn.Module) -> None:
+def let_layer_norms_take_float32(language: nn.Module) -> None:
     """Let LayerNorms behave under the CPU's autocast as they do under CUDA's: float32 in, float32 out.
 
     The CPU's kernel refuses float32 states behind narrow weights.

@@ -3,11 +3,11 @@
 In: token embeddings, image tokens and where they stand. Out: `inputs_embeds` and the positions the LM is given.
 
 `embeddings`: image tokens stand among the token embeddings and take positions like any token. `first_layer`: the prefix
-of the ancestors' OPT, which joins as the input of the first layer, in hidden_size: behind `project_in` (which narrow
+of GIT-LLM's OPT, which enters as the input of the first layer, in hidden_size: behind `project_in` (which narrow
 embeddings have) and without a position; the text then counts its positions alone.
 
     prefix_injection = PrefixInjection(language, at="first_layer")
-    inputs_embeds = prefix_injection.enter(embeds, image_tokens, is_image)
+    inputs_embeds = prefix_injection.inject(embeds, image_tokens, is_image)
     position_ids = prefix_injection.positions(table)
 """
 
@@ -55,8 +55,8 @@ class PrefixInjection:
             # it gives there is the input of the first layer. A hook on the layer would be lost to checkpointing.
             table.register_forward_hook(self._replace_positions)
 
-    def join(self, prefix: Tensor | None, text: Tensor, *, is_image: Tensor, order: Tensor | None) -> Tensor:
-        """Put a prefix in front of texts, as `enter` does, and reorder both as the rows are.
+    def inject_prefix(self, prefix: Tensor | None, text: Tensor, *, is_image: Tensor, order: Tensor | None) -> Tensor:
+        """Put a prefix in front of texts, as `inject` does, and reorder both as the rows are.
 
         Args:
             prefix: [B, P, width], or None.
@@ -68,9 +68,9 @@ class PrefixInjection:
         embeds = _reorder(nn.functional.pad(text, (0, 0, num_image, 0)), order)
         if prefix is None or num_image == 0:
             return embeds
-        return self.enter(embeds, _reorder(nn.functional.pad(prefix, (0, 0, 0, num_text)), order), is_image)
+        return self.inject(embeds, _reorder(nn.functional.pad(prefix, (0, 0, 0, num_text)), order), is_image)
 
-    def enter(self, embeds: Tensor, image_tokens: Tensor, is_image: Tensor) -> Tensor:
+    def inject(self, embeds: Tensor, image_tokens: Tensor, is_image: Tensor) -> Tensor:
         """Put image tokens in; the LM must be run once on what comes back.
 
         Args:
@@ -90,7 +90,7 @@ class PrefixInjection:
         """Give the positions that the LM is given, [B, S] long."""
         return table.position if self.at == "embeddings" else text_positions(table)
 
-    def vocabulary(self, language: PreTrainedModel, ids: Tensor) -> Tensor:
+    def embed_tokens(self, language: PreTrainedModel, ids: Tensor) -> Tensor:
         """Give tokens as vectors of the space in which image tokens enter.
 
         This is what the embedding module gives (Gemma's scale is then in it), not the rows of its table and not the

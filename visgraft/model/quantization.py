@@ -77,7 +77,7 @@ def restored_config(values: dict[str, Any]) -> QuantizationConfigMixin:
     return restored
 
 
-def in_words(values: dict[str, Any]) -> str:
+def quantization_name(values: dict[str, Any]) -> str:
     """Say the width of what `stored_config` wrote down."""
     return "8bit" if values.get("load_in_8bit") else "4bit"
 
@@ -128,10 +128,10 @@ def dequantize(module: PreTrainedModel) -> None:
         del whole.config.quantization_config
 
 
-def settle(module: nn.Module) -> None:
-    """Keep a part that was just loaded from what bitsandbytes does wrong on a CPU.
+def prepare_4bit_for_cpu(module: nn.Module) -> None:
+    """Guard a part that was just loaded against what bitsandbytes does wrong on a CPU.
 
-    In eval mode it lays 4-bit weights out anew on some CPUs, and training goes in and out of that mode.
+    In eval mode it changes the memory layout of 4-bit weights on some CPUs, and training goes in and out of that mode.
 
     Raises:
         ConfigError: a linear is of a width that its CPU kernel for 4 bits unpacks to other values.

@@ -3,7 +3,8 @@
 In: a `SegmentTable`, which says for every position of every row what it is (padding, image or text), to which
 group and segment it belongs and which logical position it has. Out: attention masks and position ids.
 
-    mask = attention_mask(image_then_text(image_mask, text_mask))       # dense; blocks.py makes FlexAttention's
+    mask = attention_mask(image_then_text(image_mask, text_mask))       # dense, [B, 1, S, S]
+    mask = block_mask(table, window=4096)                               # in blocks, for FlexAttention on a GPU
 
 One image with two texts behind it (2 image tokens i, texts a and b of 2 tokens each; the row looks at the column):
 
@@ -15,6 +16,8 @@ One image with two texts behind it (2 image tokens i, texts a and b of 2 tokens 
     a 1 1 1 1 . .
     b 1 1 . . 1 .
     b 1 1 . . 1 1
+
+Axis letters: B rows, S positions of a row, P image tokens, T text tokens, G segments, Q queries, K keys.
 
 No image state depends on any text, so every text behind the prefix computes exactly what it would compute alone
 (GIT, Wang et al. 2022, arXiv:2205.14100, figure 2 and section 3.1: the seq2seq mask of the text decoder).
@@ -28,12 +31,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-PAD, IMAGE, TEXT = 0, 1, 2
+from visgraft.segments import IMAGE, PAD, TEXT
 
 
-class Place(NamedTuple):
-    """The table read at some positions; every field has the same, broadcastable shape."""
+class TableEntries(NamedTuple):
+    """What a table says of some positions; the fields are of one shape, or broadcast to one."""
 
     row: Tensor
     column: Tensor
@@ -49,7 +53,7 @@ class SegmentTable:
 
     Attributes:
         kind: [B, S] long, `PAD`, `IMAGE` or `TEXT`. A pad is never seen by another position.
-        group: [B, S] long; positions of unlike groups never see each other.
+        group: [B, S] long; positions of different groups never see each other.
         segment: [B, S] long, index into `sees`; -1 for filler, which sees nothing but itself.
         position: [B, S] long, logical position: images count from 0, each text goes on from its prefix.
         sees: [B, G, G] bool, whether segment q may see the whole of segment k (q != k).
@@ -85,15 +89,15 @@ class SegmentTable:
         )
         return SegmentTable(kind, group, segment, position, self.sees)
 
-    def at(self, row: Tensor, column: Tensor) -> Place:
+    def at(self, row: Tensor, column: Tensor) -> TableEntries:
         """Read the table at [row, column] (any broadcastable index tensors)."""
         index = (row, column)
-        return Place(row, column, self.kind[index], self.group[index], self.segment[index], self.position[index])
+        return TableEntries(row, column, self.kind[index], self.group[index], self.segment[index], self.position[index])
 
 
 def may_attend(
-    query: Place,
-    key: Place,
+    query: TableEntries,
+    key: TableEntries,
     *,
     sees: Tensor,
     causal_image: bool = False,
@@ -152,15 +156,32 @@ def attention_mask(
     Returns:
         [B, 1, Q, K] bool, True = may attend.
     """
-    rows = torch.arange(table.kind.shape[0], device=table.kind.device)[:, None, None]
-    columns = torch.arange(table.length, device=table.kind.device)
-    query = table.at(rows, (columns if num_queries is None else columns[-num_queries:])[None, :, None])
-    key = table.at(rows, (columns if keys is None else columns[keys])[None, None, :])
-    mask = may_attend(query, key, sees=table.sees, causal_image=causal_image, window=window, chunk=chunk)
+    rows = torch.arange(table.kind.shape[0], device=table.kind.device)[:, None, None]  # [B, 1, 1]
+    columns = torch.arange(table.length, device=table.kind.device)  # [S]
+    query = table.at(rows, (columns if num_queries is None else columns[-num_queries:])[None, :, None])  # [B, Q, 1]
+    key = table.at(rows, (columns if keys is None else columns[keys])[None, None, :])  # [B, 1, K]
+    mask = may_attend(query, key, sees=table.sees, causal_image=causal_image, window=window, chunk=chunk)  # [B, Q, K]
     if keys is not None and keys.stop is not None and keys.stop > table.length:
         beyond = min(keys.stop - table.length, keys.stop - (keys.start or 0))
         mask = torch.nn.functional.pad(mask, (0, beyond), value=False)
     return mask[:, None]
+
+
+def block_mask(
+    table: SegmentTable, *, causal_image: bool = False, window: int | None = None, chunk: int | None = None
+) -> BlockMask:
+    """Make FlexAttention's mask of `may_attend`: which blocks of 128 x 128 positions are seen in whole or in part.
+
+    On a GPU it is made by a compiled kernel, so that no S x S tensor ever is. The arguments are those of `may_attend`.
+    """
+
+    def mask_mod(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        entries = table.at(row, query), table.at(row, key)  # of one pair: scalars, which torch maps over all
+        return may_attend(*entries, sees=table.sees, causal_image=causal_image, window=window, chunk=chunk)
+
+    num_rows, length = table.kind.shape
+    device = table.kind.device
+    return create_block_mask(mask_mod, num_rows, None, length, length, device, _compile=device.type == "cuda")
 
 
 def image_then_text(image_mask: Tensor, text_mask: Tensor) -> SegmentTable:
@@ -176,28 +197,28 @@ def image_then_text(image_mask: Tensor, text_mask: Tensor) -> SegmentTable:
     Returns:
         The table of B rows with S = P + T.
     """
-    num_image, text_mask = image_mask.sum(1, keepdim=True), text_mask.bool()
-    count = text_mask.long().cumsum(1)
-    leading = (count == 0).sum(1, keepdim=True)
-    columns = torch.arange(text_mask.shape[1], device=text_mask.device)[None]
-    text_position = num_image + torch.where(text_mask, count - 1, (columns - leading).clamp(min=0))
-    is_filler = (count == 0) & (num_image == 0)
-    image_position = (image_mask.long().cumsum(1) - 1).clamp(min=0)
-    kind = torch.cat([image_mask.long() * IMAGE, text_mask.long() * TEXT], 1)
-    segment = torch.cat([image_mask.long() - 1, 1 - 2 * is_filler.long()], 1)
-    sees = torch.tensor([[False, False], [True, False]], device=kind.device).expand(kind.shape[0], 2, 2)
+    num_image, text_mask = image_mask.sum(1, keepdim=True), text_mask.bool()  # [B, 1], [B, T]
+    count = text_mask.long().cumsum(1)  # [B, T], the real text tokens so far
+    leading = (count == 0).sum(1, keepdim=True)  # [B, 1], pads in front of the text
+    columns = torch.arange(text_mask.shape[1], device=text_mask.device)[None]  # [1, T]
+    text_position = num_image + torch.where(text_mask, count - 1, (columns - leading).clamp(min=0))  # [B, T]
+    is_filler = (count == 0) & (num_image == 0)  # [B, T]
+    image_position = (image_mask.long().cumsum(1) - 1).clamp(min=0)  # [B, P]
+    kind = torch.cat([image_mask.long() * IMAGE, text_mask.long() * TEXT], 1)  # [B, S]; PAD is 0
+    segment = torch.cat([image_mask.long() - 1, 1 - 2 * is_filler.long()], 1)  # [B, S]; image 0, text 1, filler -1
+    sees = torch.tensor([[False, False], [True, False]], device=kind.device).expand(kind.shape[0], 2, 2)  # [B, 2, 2]
     return SegmentTable(kind, torch.zeros_like(kind), segment, torch.cat([image_position, text_position], 1), sees)
 
 
 def text_positions(table: SegmentTable) -> Tensor:
-    """Count positions as a language model does whose image tokens take none (the ancestors' OPT).
+    """Count positions as a language model does whose image tokens take none (GIT-LLM's OPT).
 
     Returns:
-        [B, S] long: text counts the text tokens before it in its own sequence; image tokens 0 (which nobody reads);
+        [B, S] long: text counts the text tokens before it in its own sequence; image tokens 0 (which is never read);
         pads -1, which is the row of pads in OPT's table.
     """
-    seen = attention_mask(table)[:, 0] & (table.kind == IMAGE)[:, None]
-    position = (table.position - seen.sum(-1)).masked_fill(table.kind == IMAGE, 0)
+    seen = attention_mask(table)[:, 0] & (table.kind == IMAGE)[:, None]  # [B, S, S]: image tokens that each may see
+    position = (table.position - seen.sum(-1)).masked_fill(table.kind == IMAGE, 0)  # [B, S]
     return position.masked_fill(table.kind == PAD, -1)
 
 
@@ -212,7 +233,7 @@ def pads_first(table: SegmentTable) -> tuple[SegmentTable, Tensor]:
     Returns:
         The reordered table and [B, S] long, the old column of each new one.
     """
-    order = (table.kind != PAD).long().argsort(dim=1, stable=True)
+    order = (table.kind != PAD).long().argsort(dim=1, stable=True)  # [B, S]
     kind, group, segment, position = (
         tensor.gather(1, order) for tensor in (table.kind, table.group, table.segment, table.position)
     )
@@ -222,31 +243,31 @@ def pads_first(table: SegmentTable) -> tuple[SegmentTable, Tensor]:
 def shared_prefix(*, num_image_tokens: int, text_lengths: Sequence[int]) -> SegmentTable:
     """Describe one row of one image with several texts behind it, each restarting at position P."""
     lengths = [num_image_tokens, *text_lengths]
-    segment = torch.tensor([index for index, length in enumerate(lengths) for _ in range(length)])[None]
+    segment = torch.tensor([index for index, length in enumerate(lengths) for _ in range(length)])[None]  # [1, S]
     starts = [0, *[num_image_tokens] * len(text_lengths)]
     position = torch.tensor([s + i for s, n in zip(starts, lengths, strict=True) for i in range(n)])[None]
-    sees = torch.zeros(1, len(lengths), len(lengths), dtype=torch.bool)
+    sees = torch.zeros(1, len(lengths), len(lengths), dtype=torch.bool)  # [1, G, G]
     sees[:, 1:, 0] = num_image_tokens > 0
     kind = torch.where(segment == 0, IMAGE, TEXT)
     return SegmentTable(kind, torch.zeros_like(kind), segment, position, sees)
 
 
-def nothing_read(num_rows: int, *, device: torch.device | None = None) -> SegmentTable:
+def empty_table(num_rows: int, *, device: torch.device | None = None) -> SegmentTable:
     """Describe rows before anything is read: S = 0."""
-    empty = torch.zeros(num_rows, 0, dtype=torch.long, device=device)
+    empty = torch.zeros(num_rows, 0, dtype=torch.long, device=device)  # [B, 0]
     return SegmentTable(empty, empty, empty, empty, torch.zeros(num_rows, 0, 0, dtype=torch.bool, device=device))
 
 
-def read_on(context: SegmentTable, mask: Tensor, *, kind: int) -> SegmentTable:
-    """Describe rows of which one segment more is read.
+def append_segment(context: SegmentTable, mask: Tensor, *, kind: int) -> SegmentTable:
+    """Describe rows to which one more segment, an image or a text, is added.
 
     A text sees all that was read before it, and its own past. An image sees itself alone, as everywhere: its states
     depend on no text. Positions go on in either case, so that logical distance is distance in reading; what was read
     before sees nothing of the new segment. An image i, a text a, a later image j and a later text b:
 
-        >>> table = nothing_read(1)
+        >>> table = empty_table(1)
         >>> for kind, length in [(IMAGE, 2), (TEXT, 2), (IMAGE, 2), (TEXT, 2)]:
-        ...     table = read_on(table, torch.ones(1, length, dtype=torch.bool), kind=kind)
+        ...     table = append_segment(table, torch.ones(1, length, dtype=torch.bool), kind=kind)
         >>> print(draw(table, names="iiaajjbb"))
           i i a a j j b b
         i 1 1 . . . . . .
@@ -267,9 +288,9 @@ def read_on(context: SegmentTable, mask: Tensor, *, kind: int) -> SegmentTable:
         The table of B rows with S + Q positions; pads see themselves alone and are never seen.
     """
     context = context.repeat(mask.shape[0] // context.kind.shape[0])
-    position = _next_position(context) + (mask.long().cumsum(1) - 1).clamp(min=0)
-    num_segments = context.sees.shape[1]
-    sees = torch.nn.functional.pad(context.sees, (0, 1, 0, 1))
+    position = _next_position(context) + (mask.long().cumsum(1) - 1).clamp(min=0)  # [B, Q]
+    num_segments = context.sees.shape[1]  # G
+    sees = torch.nn.functional.pad(context.sees, (0, 1, 0, 1))  # [B, G + 1, G + 1]
     sees[:, num_segments, :num_segments] = kind == TEXT
     return SegmentTable(
         kind=torch.cat([context.kind, mask.long() * kind], 1),
@@ -280,10 +301,10 @@ def read_on(context: SegmentTable, mask: Tensor, *, kind: int) -> SegmentTable:
     )
 
 
-def branch(context: SegmentTable, *, lengths: Sequence[int]) -> SegmentTable:
-    """Describe one row behind which several texts are read at once.
+def append_texts(context: SegmentTable, *, lengths: Sequence[int]) -> SegmentTable:
+    """Describe one row to which several texts are added, to be read at once.
 
-    Each sees all that was read before and its own past, and none another; each restarts at the next position.
+    Each sees all that was read before and its own past, and none sees another; each restarts at the next position.
 
     Args:
         context: one row as read so far, S positions.
@@ -294,8 +315,8 @@ def branch(context: SegmentTable, *, lengths: Sequence[int]) -> SegmentTable:
     """
     num_segments, num_texts, device = context.sees.shape[1], len(lengths), context.kind.device
     segment = torch.tensor([index for index, length in enumerate(lengths) for _ in range(length)], device=device)[None]
-    step = torch.tensor([place for length in lengths for place in range(length)], device=device)[None]
-    sees = torch.nn.functional.pad(context.sees, (0, num_texts, 0, num_texts))
+    step = torch.tensor([index for length in lengths for index in range(length)], device=device)[None]  # [1, T]
+    sees = torch.nn.functional.pad(context.sees, (0, num_texts, 0, num_texts))  # [1, G + texts, G + texts]
     sees[:, num_segments:, :num_segments] = True
     return SegmentTable(
         kind=torch.cat([context.kind, torch.full_like(segment, TEXT)], 1),
@@ -308,7 +329,7 @@ def branch(context: SegmentTable, *, lengths: Sequence[int]) -> SegmentTable:
 
 def _next_position(context: SegmentTable) -> Tensor:
     """Give the position behind each row's last real one: [B, 1]."""
-    ends = torch.where(context.kind != PAD, context.position + 1, 0)
+    ends = torch.where(context.kind != PAD, context.position + 1, 0)  # [B, S]
     return torch.nn.functional.pad(ends, (1, 0)).amax(1, keepdim=True)
 
 

@@ -35,7 +35,7 @@ class Trainable:
     Attributes:
         modes: part -> its training mode in words.
         lora_targets: part -> names, inside the part, of the linears that took LoRA.
-        notes: part -> what a person should know of it.
+        notes: part -> what the user should know of it.
         unused: full names of the tensors that were to train but receive no gradient.
     """
 
@@ -87,7 +87,7 @@ def set_trainable(
     notes: dict[Part, list[str]] = {part: [] for part in PARTS}
     targets: dict[Part, tuple[str, ...]] = {}
     if is_tied(model):
-        notes["head"].append(_settle_tied_head(model, complete))
+        notes["head"].append(_resolve_tied_head(model, complete))
     for part, mode in complete.items():
         if mode == "lora":
             settings = (lora or {}).get(part, LoraSettings())
@@ -184,7 +184,7 @@ def _is_below(path: str, other: str) -> bool:
     return path != other and (other == "" or path.startswith(f"{other}."))
 
 
-def _settle_tied_head(model: nn.Module, modes: Mapping[Part, TrainingMode]) -> str:
+def _resolve_tied_head(model: nn.Module, modes: Mapping[Part, TrainingMode]) -> str:
     if modes["language"] == "full":
         return "tied to the input embeddings, which train with the language"
     if modes["head"] == "frozen":

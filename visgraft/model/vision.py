@@ -187,14 +187,6 @@ def measure(config: PreTrainedConfig, *, settings: VisionSettings) -> VisionShap
     return _measured[key]
 
 
-def count_image_tokens(
-    config: PreTrainedConfig, *, image_size: int | None = None, feature_layer: int = -1, keep_class_token: bool = True
-) -> tuple[int, int]:
-    """Give (image tokens of one image, D_vision) of an encoder read with these settings."""
-    shape = measure(config, settings=VisionSettings(image_size, feature_layer, keep_class_token))
-    return shape.num_tokens, shape.width
-
-
 def dummy_inputs(config: PreTrainedConfig, *, image_size: int | None, device: torch.device | str) -> dict[str, Tensor]:
     """Make the inputs of one black image, as the encoder takes them."""
     channels = getattr(config, "num_channels", 3)

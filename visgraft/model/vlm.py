@@ -8,14 +8,20 @@ generated ids. The projected image tokens are a prefix that every text token see
     logits = model(input_ids=ids, pixel_values=pixels).logits        # [B, P + T, V]
     ids = model.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=32)
 
-Axis letters: B batch, F images or frames of one sample, P image tokens, T text tokens, S = P + T, V vocabulary,
-D_vision and D_lm widths, N images in a batch, M supervised tokens.
+Axis letters: B rows of a batch, F images or frames of one sample, P image tokens, T text tokens, S = P + T positions of
+a row, V vocabulary, D_vision and D_lm widths, D the width of what the head takes, N images in a batch, M supervised
+tokens, Q positions that are run behind a cache. `width`, that of an image token, is D_lm (for `first_layer` of
+prefix_injection.py the LM's hidden size).
+
+    pixels [N, 3, H, W] -> vision -> features [N, P, D_vision] -> projection -> image tokens [N, P, width]
+    ids [B, T] -> token embeddings [B, T, D_lm] -> prefix injection, which puts the image tokens in -> [B, S, D_lm]
+    -> language, with the mask and positions that the attention spec makes of a segment table [B, S] -> [B, S, V]
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,24 +39,20 @@ from visgraft.errors import ModelError
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
 from visgraft.model.language import embedding_scale, read_attention_spec
-from visgraft.model.loss import gathered_head, supervised_losses
-from visgraft.model.outputs import VisionLanguageOutput, labels_loss, loss_output
-from visgraft.model.precision import take_wide_states, wide_states
+from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, supervised_loss
+from visgraft.model.parts import input_embedding
+from visgraft.model.precision import float32_under_autocast, let_layer_norms_take_float32
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
-from visgraft.model.sequence import IMAGE, SegmentTable, image_then_text, pads_first
+from visgraft.model.sequence import SegmentTable, append_segment, append_texts, image_then_text, pads_first
 from visgraft.model.storage.checkpoint import CheckpointMixin
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
+from visgraft.segments import IMAGE, TEXT
 
 
 class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
     """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
 
-    config: VisionLanguageConfig
-    vision: PreTrainedModel
-    projection: Projection
-    language: PreTrainedModel
-    config_class = VisionLanguageConfig
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012 (the base class's form)
     supports_gradient_checkpointing = True
@@ -79,7 +81,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             scale=1.0 if language.device.type == "meta" else embedding_scale(language),
         )
         self.attention_spec = read_attention_spec(language)
-        take_wide_states(language)
+        let_layer_norms_take_float32(language)
         self.loaded_checksums = {}
         self.generation_config = language.generation_config
         self.logits_bytes = 256 * 2**20  # beyond this, logits are made and forgotten in checkpointed chunks
@@ -110,10 +112,10 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
     # --- Images
 
     def encode_images(self, vision_inputs: Mapping[str, Tensor], *, frame_index: Tensor | None = None) -> Tensor:
-        """Make image tokens [N, P, D_lm] of N images, or of their `features`, if those are given."""
+        """Make image tokens [N, P, width] of N images, or of their `features`, if those are given."""
         features = vision_inputs.get("features")
         if features is None:
-            features = self.image_features(vision_inputs)
+            features = self.image_features(vision_inputs)  # [N, P, D_vision]
         return self.projection(features, frame_index=frame_index)
 
     def image_features(self, vision_inputs: Mapping[str, Tensor]) -> Tensor:
@@ -133,28 +135,30 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             vision_inputs: what else the encoder takes, with the same leading axes.
 
         Returns:
-            Image tokens [B, P, D_lm] and [B, P] bool, True = real.
+            Image tokens [B, P, width] and [B, P] bool, True = real; P of all F images.
 
         Raises:
             ModelError: the encoder does not take an input, or the mask has another shape.
         """
         check_inputs(self.vision, vision_inputs)
-        flat, mask = flatten_images({"pixel_values": pixel_values, **vision_inputs}, image_mask=image_mask)
+        inputs = {"pixel_values": pixel_values, **vision_inputs}
+        flat, mask = flatten_images(inputs, image_mask=image_mask)  # each [N, ...], [B, F]
         if not mask.any():
             empty = torch.zeros(mask.shape[0], 0, self.prefix_injection.width, device=mask.device)
             return empty, empty[..., 0].bool()
-        order = (mask.long().cumsum(1) - 1)[mask]
-        is_single = (mask.sum(1) == 1).repeat_interleave(mask.sum(1))
-        tokens = self.encode_images(flat, frame_index=torch.where(is_single, -1, order))
-        counts = self._count_image_tokens(flat, tokens)
-        real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
-        prefix = tokens.new_zeros(*mask.shape, *tokens.shape[1:])
+        order = (mask.long().cumsum(1) - 1)[mask]  # [N], which image of its sample each is
+        is_single = (mask.sum(1) == 1).repeat_interleave(mask.sum(1))  # [N]
+        tokens = self.encode_images(flat, frame_index=torch.where(is_single, -1, order))  # [N, p, width]
+        counts = self._count_image_tokens(flat, tokens)  # [N]
+        real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]  # [N, p]
+        prefix = tokens.new_zeros(*mask.shape, *tokens.shape[1:])  # [B, F, p, width]
         prefix[mask] = tokens
-        prefix_mask = torch.zeros(prefix.shape[:3], dtype=torch.bool, device=mask.device)
+        prefix_mask = torch.zeros(prefix.shape[:3], dtype=torch.bool, device=mask.device)  # [B, F, p]
         prefix_mask[mask] = real
-        return prefix.flatten(1, 2), prefix_mask.flatten(1, 2)
+        return prefix.flatten(1, 2), prefix_mask.flatten(1, 2)  # [B, F * p, width], [B, F * p]
 
     def _count_image_tokens(self, vision_inputs: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+        """Count the real image tokens of each image, [N] long; tokens: [N, P, width]."""
         is_reduced = self.projection.settings.pool * self.projection.settings.pixel_shuffle > 1
         if is_reduced:
             return torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
@@ -167,39 +171,35 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         return self(batch=batch)
 
     def _batch_loss(self, batch: Mapping[str, Any]) -> VisionLanguageOutput:
+        """Run whole rows of a batch [B, S] and give the loss of its supervised tokens."""
         table = SegmentTable(batch["kind"], batch["group"], batch["segment"], batch["position"], batch["sees"])
         self._check_length(table)
-        embeds = wide_states(self.get_input_embeddings()(batch["input_ids"]))
+        embeds = float32_under_autocast(self.get_input_embeddings()(batch["input_ids"]))  # [B, S, D_lm]
         vision_inputs = batch["vision_inputs"]
         if vision_inputs:
-            tokens = self.encode_images(vision_inputs, frame_index=batch["frame_index"])
-            counts = batch["num_image_tokens"]
+            tokens = self.encode_images(vision_inputs, frame_index=batch["frame_index"])  # [N, P, width]
+            counts = batch["num_image_tokens"]  # [N]
             if not torch.equal(counts, self._count_image_tokens(vision_inputs, tokens)):
                 raise ModelError(
                     f"the batch counts {counts.unique().tolist()} image tokens an image, the model makes "
                     f"{tokens.shape[1]}: make the Processor with the model's image_size, feature_layer, "
                     "keep_class_token and, where the projection pools, num_image_tokens"
                 )
-            real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
-            is_image = table.kind == IMAGE
-            placed = tokens.new_zeros(*is_image.shape, tokens.shape[-1]).index_put((is_image,), tokens[real])
-            embeds = self.prefix_injection.enter(embeds, placed, is_image)
+            real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]  # [N, P]
+            is_image = table.kind == IMAGE  # [B, S], as many True as in `real`, in the same order
+            placed = tokens.new_zeros(*is_image.shape, tokens.shape[-1])  # [B, S, width]
+            placed = placed.index_put((is_image,), tokens[real])
+            embeds = self.prefix_injection.inject(embeds, placed, is_image)  # [B, S, D_lm]
         elif self.training:
-            # A batch without images still runs the vision path, or processes that wait for its gradients would hang.
+            # A batch without images still runs the vision part, or processes that wait for its gradients would hang.
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        arguments = self.attention_spec.arguments(
-            table,
-            dtype=embeds.dtype,
-            causal_image=self.config.image_attention == "causal",
-            positions=self.prefix_injection.positions(table),
-        )
+        arguments = self._mask_and_positions(embeds, table)
         run = functools.partial(self.language, inputs_embeds=embeds, use_cache=False, **arguments)
-        losses = supervised_losses(
+        return supervised_loss(
             self.language, run, source=batch["source"], target=batch["target"], logits_bytes=self.logits_bytes
         )
-        return loss_output(losses)
 
     # --- Logits
 
@@ -230,7 +230,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
                 is implicit. None = all real.
             labels: [B, T] long, -100 = ignored. Shifted inside the text: CE(logits[:, P:-1], labels[:, 1:]).
             image_mask: [B, F] bool, True = a real image.
-            image_embeds: [B, P, D_lm], a prefix that is ready, instead of pixels; with `image_token_mask` [B, P] bool.
+            image_embeds: [B, P, width], a prefix that is ready, instead of pixels; with `image_token_mask` [B, P] bool.
             image_token_mask: see `image_embeds`.
             past_key_values: a cache, in which rows are packed as [pads][image][text]; later calls give the
                 `image_token_mask` again.
@@ -266,24 +266,44 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config.text_config)
         num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        embeds = self.get_input_embeddings()(input_ids)
+        embeds = self.get_input_embeddings()(input_ids)  # [B, T, D_lm]; with a cache [B, Q, D_lm]
         table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
         if num_cached == 0:
-            embeds = self.prefix_injection.join(image_embeds, embeds, is_image=table.kind == IMAGE, order=order)
-        logits, states = self._decode(embeds, table, past_key_values, logits_to_keep)
+            is_image = table.kind == IMAGE  # [B, S]
+            embeds = self.prefix_injection.inject_prefix(image_embeds, embeds, is_image=is_image, order=order)
+        logits, states = self._decode(embeds, table, past_key_values, logits_to_keep)  # [B, S or n, V], [B, S, D]
         if order is not None and num_cached == 0 and not logits_to_keep:  # back to the order in which they were given
             logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
         result = VisionLanguageOutput() if labels is None else labels_loss(logits, labels)
         result.logits, result.past_key_values = logits, past_key_values
         if past_key_values is None:
-            result.last_hidden_state = states[:, -input_ids.shape[1] :]
+            result.last_hidden_state = states[:, -input_ids.shape[1] :]  # [B, T, D]
         return result
 
     def _decode(
         self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
     ) -> tuple[Tensor, Tensor]:
-        """Run the language model on the last of the table's positions; give logits and the head's input."""
-        arguments = self.attention_spec.arguments(
+        """Run the language model on the last Q of the table's positions.
+
+        Args:
+            embeds: [B, Q, D_lm].
+            table: the rows, S positions with the cached ones.
+            cache: holds the S - Q positions before; it is written to.
+            logits_to_keep: only the last n positions' logits; 0 = all.
+
+        Returns:
+            Logits [B, Q or n, V], and what comes to the head, [B, Q, D].
+        """
+        arguments = self._mask_and_positions(embeds, table, cache)
+        with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
+            output = self.language(
+                inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **arguments
+            )
+        return output.logits, states[-1]
+
+    def _mask_and_positions(self, embeds: Tensor, table: SegmentTable, cache: Cache | None = None) -> dict[str, Any]:
+        """Make `attention_mask` and `position_ids` for the last Q of the table's positions, embeds [B, Q, D_lm]."""
+        return self.attention_spec.arguments(
             table,
             dtype=embeds.dtype,
             num_queries=embeds.shape[1],
@@ -291,11 +311,6 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             causal_image=self.config.image_attention == "causal",
             positions=self.prefix_injection.positions(table),
         )
-        with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
-            output = self.language(
-                inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **arguments
-            )
-        return output.logits, states[-1]
 
     def _rows(
         self,
@@ -305,7 +320,11 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         cache: Cache | None,
         num_cached: int,
     ) -> tuple[SegmentTable, Tensor | None]:
-        """Describe the rows, cached positions included; with a cache they are packed as [pads][image][text]."""
+        """Describe the rows, cached positions included; with a cache they are packed as [pads][image][text].
+
+        Returns:
+            The table of S positions, and [B, S] long, the old column of each new one (None = as they were).
+        """
         num_image = image_token_mask.shape[1]
         num_text = input_ids.shape[1] if num_cached == 0 else num_cached - num_image + input_ids.shape[1]
         if attention_mask is None:  # `generate` drops a mask that is all ones
@@ -320,6 +339,101 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
+
+    # --- Reading piece by piece: what was read stands in a cache, and a table says what it is
+
+    def read_image(
+        self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
+    ) -> SegmentTable:
+        """Read an image of every row into a cache, behind what the rows hold.
+
+        Args:
+            image_tokens: [B, P, width], as `image_prefix` makes them.
+            image_token_mask: [B, P] bool, True = real.
+            context: what the cache holds, S positions.
+            cache: one that drops nothing (`PreallocatedCache`); it is written to.
+
+        Returns:
+            The table of S + P positions: the context of what is read next.
+
+        Raises:
+            ModelError: a row becomes longer than the language model's positions.
+        """
+        table = append_segment(context, image_token_mask, kind=IMAGE)
+        self._check_length(table)
+        embedding = input_embedding(self)  # [V, D_lm]
+        embeds = embedding.new_zeros(*image_token_mask.shape, embedding.shape[1])  # [B, P, D_lm]
+        embeds = self.prefix_injection.inject(embeds, image_tokens, image_token_mask)
+        self._decode(embeds, table, cache, 1)
+        return table
+
+    def read_text(
+        self,
+        input_ids: Tensor,
+        *,
+        context: SegmentTable,
+        cache: Cache | None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> VisionLanguageOutput:
+        """Read a text of every row into a cache, behind what the rows hold; it sees all of that.
+
+        Args:
+            input_ids: [B, Q] long, the tokens that are not in the cache.
+            context: what stands in front of the text: the cache holds that, and maybe the text's beginning.
+            cache: one that drops nothing (`PreallocatedCache`); it is written to.
+            attention_mask: [B, T], 1 = real, over the whole text behind the context, T >= Q; None = all real.
+            logits_to_keep: only the last n positions' logits; 0 = all.
+
+        Returns:
+            `logits` [B, Q or n, V] and the cache.
+
+        Raises:
+            ModelError: a row becomes longer than the language model's positions.
+        """
+        assert cache is not None, "a context stands in a cache"
+        num_text = int(cache.get_seq_length()) - context.length + input_ids.shape[1]
+        if attention_mask is None:
+            attention_mask = torch.ones(input_ids.shape[0], num_text, device=input_ids.device)
+        table = append_segment(context, attention_mask.bool(), kind=TEXT)  # [B, context + T]
+        self._check_length(table)
+        logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
+        return VisionLanguageOutput(logits=logits, past_key_values=cache)
+
+    def read_branches(
+        self, input_ids: Tensor, *, lengths: Sequence[int], context: SegmentTable, cache: Cache
+    ) -> Tensor:
+        """Read several texts behind the one row that a cache holds; each sees all of that, and none another.
+
+        Args:
+            input_ids: [T] long, the texts one behind the other.
+            lengths: of each.
+            context: what the cache holds, one row.
+            cache: one that drops nothing (`PreallocatedCache`); it is written to, and is of no use but for its context.
+
+        Returns:
+            Logits [T, V].
+
+        Raises:
+            ModelError: a text ends beyond the language model's positions.
+        """
+        table = append_texts(context, lengths=lengths)
+        self._check_length(table)
+        logits, _ = self._decode(self.get_input_embeddings()(input_ids[None]), table, cache, 0)  # [1, T, V]
+        row: Tensor = logits[0]
+        return row
+
+    def _check_length(self, table: SegmentTable) -> None:
+        limit = self.attention_spec.max_positions
+        if limit is None or table.length <= limit:
+            return
+        length = int(self.prefix_injection.positions(table).max()) + 1
+        if length > limit:
+            raise ModelError(
+                f"a row of {length} positions (image and text tokens) is longer than the {limit} positions of "
+                f"{self.attention_spec.name}: shorten the text, or make fewer image tokens (model.image_size, "
+                "model.projection.pool)"
+            )
 
 
 AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig, exist_ok=True)

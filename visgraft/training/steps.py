@@ -18,13 +18,14 @@ from itertools import chain
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from visgraft.data.batch import PAD, Batch, EncodedSample, Layout, split_dialogs
+from visgraft.data.batch import Batch, EncodedSample, Layout, split_dialogs
 from visgraft.data.images.feature_cache import FeatureCache
 from visgraft.data.packing import fill_rows, split_by_positions
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample
 from visgraft.errors import BadSampleError
 from visgraft.processor import Processor
+from visgraft.segments import PAD
 from visgraft.training.plan import Planner, Position, StepPlan
 
 

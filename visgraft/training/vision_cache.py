@@ -104,9 +104,9 @@ def why_off(recipe: Recipe, model: VisionLanguageModel) -> str | None:
 
 def cache_name(recipe: Recipe, model: VisionLanguageModel, processor: Processor, *, example: Tensor) -> str:
     """Name the folder after all that the features of an image depend on."""
-    marks = read_checksums(dict(model.vision.state_dict(keep_vars=True)))
+    checksums = read_checksums(dict(model.vision.state_dict(keep_vars=True)))
     facts = {
-        "weights": {name: mark.sums[mark.dtype] for name, mark in sorted(marks.items())},
+        "weights": {name: checksum.sums[checksum.dtype] for name, checksum in sorted(checksums.items())},
         "encoder": model.vision.config.to_dict(),
         "attention": model.vision.config._attn_implementation,
         "reading": str(model.config.vision_settings),

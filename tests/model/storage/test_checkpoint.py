@@ -458,7 +458,7 @@ def test_pushing_refuses_a_part_that_only_this_machine_has(joined: Any, hub: dic
     model = joined()
     for push in (model.push_to_hub, lambda name: model.save_pretrained(tmp_path / name, push_to_hub=True)):
         with pytest.raises(
-            CheckpointError, match=r"vision part is the local folder .*, which nobody else has: push with"
+            CheckpointError, match=r"vision part is the local folder .*, which no one else has: push with"
         ):
             push("mine")
     assert "repo" not in hub  # nothing was made

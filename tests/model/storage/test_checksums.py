@@ -1,4 +1,4 @@
-"""A mark tells training from a cast, and one changed bit from none."""
+"""A checksum distinguishes training from a cast, and one changed bit from none."""
 
 import math
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from visgraft.model.storage.checksums import (
     HALF_FORMATS,
-    and_rounded,
     changed_names,
     checksum_of,
     combine,
     read_checksums,
+    with_rounding,
 )
 
 SHAPES = [(), (0,), (1,), (3,), (5, 7), (2**21 + 3,), (2, 2**21)]
@@ -79,32 +79,32 @@ def test_a_change_too_fine_for_a_lower_format_shows_in_a_wider_one(dtype: torch.
 
 def test_a_weight_that_was_not_there_is_a_change() -> None:
     weights = {"old": random(3), "new": random(3)}
-    marks = read_checksums(weights)
-    assert changed_names(weights, marks, before={"old": marks["old"]}) == ["new"]
+    checksums = read_checksums(weights)
+    assert changed_names(weights, checksums, before={"old": checksums["old"]}) == ["new"]
 
 
-def test_a_fingerprint_outlives_rounding_names_and_order_but_no_change() -> None:
+def test_a_combined_checksum_outlives_rounding_names_and_order_but_no_change() -> None:
     weights = {"a": random(8), "b": random(8, seed=1), "steps": torch.tensor(3)}
-    fingerprint = combine(read_checksums(weights).values())
+    together = combine(read_checksums(weights).values())
     half = {name: weight.bfloat16() if weight.is_floating_point() else weight for name, weight in weights.items()}
-    assert combine(read_checksums(half).values()) == fingerprint
-    assert combine(checksum_of(weights[name]) for name in ("steps", "b", "a")) == fingerprint
-    assert combine(read_checksums({**weights, "b": random(8, seed=2)}).values()) != fingerprint
-    assert combine(read_checksums({**weights, "steps": torch.tensor(4)}).values()) != fingerprint
+    assert combine(read_checksums(half).values()) == together
+    assert combine(checksum_of(weights[name]) for name in ("steps", "b", "a")) == together
+    assert combine(read_checksums({**weights, "b": random(8, seed=2)}).values()) != together
+    assert combine(read_checksums({**weights, "steps": torch.tensor(4)}).values()) != together
 
 
-def test_the_fingerprint_is_the_same_on_every_machine() -> None:
+def test_a_combined_checksum_is_the_same_on_every_machine() -> None:
     weights = {"a": torch.arange(1000) / 7, "b": torch.arange(9)}
     assert combine(read_checksums(weights).values()) == "4058eb7f8e366621be55c38bec078cfc"
 
 
 def test_formats_that_take_something_away_are_remembered_in_order() -> None:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    assert and_rounded((), fp32) == ()
-    assert and_rounded((), bf16) == (bf16,)
-    assert and_rounded((bf16,), bf16) == (bf16,)
-    assert and_rounded((bf16,), fp32) == (bf16,)
-    assert and_rounded((bf16,), fp16) == (bf16, fp16)
+    assert with_rounding((), fp32) == ()
+    assert with_rounding((), bf16) == (bf16,)
+    assert with_rounding((bf16,), bf16) == (bf16,)
+    assert with_rounding((bf16,), fp32) == (bf16,)
+    assert with_rounding((bf16,), fp16) == (bf16, fp16)
     assert checksum_of(random(2).half(), rounded=(bf16,)).rounded == (bf16, fp16)
 
 

@@ -56,6 +56,22 @@ def test_a_frozen_part_that_changed_since_is_refused(slim: Path, part: str, base
         load(slim)
 
 
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_a_named_part_without_a_checksum_is_refused_and_not_taken_unchecked(slim: Path, part: str) -> None:
+    described = parts(slim)
+    checksum = described[part].pop("checksum")
+    edit_config(slim, {"parts": described})
+    with pytest.raises(CheckpointError, match=rf"config\.json: parts\.{part} has no checksum .* with full=True"):
+        load(slim)
+    described[part]["fingerprint"] = checksum  # as older versions wrote it
+    edit_config(slim, {"parts": described})
+    with pytest.raises(CheckpointError, match=r"the key fingerprint: rename that key to checksum"):
+        load(slim)
+    described[part]["checksum"] = described[part].pop("fingerprint")
+    edit_config(slim, {"parts": described})
+    load(slim)
+
+
 def test_a_trained_weight_that_changed_in_the_base_is_no_matter(slim: Path) -> None:
     before = load(slim)
     edit_tensors(slim.parent / "bases" / "llama", **{"model.norm.weight": torch.zeros(32)})

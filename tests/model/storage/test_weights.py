@@ -61,7 +61,7 @@ def test_tensors_of_all_files_are_read_and_a_damaged_one_is_named(tmp_path: Path
         read_tensors(tmp_path)
 
 
-def test_formats_are_described_in_few_words_and_rounded_as_described() -> None:
+def test_formats_are_described_in_few_words_with_rounding_as_described() -> None:
     vision = bare_vision("efficientnet")
     norms = [name for name in own_weights(vision) if "bn" in name or "norm" in name]
     rounded = {name: () if name in norms else (BF16,) for name in own_weights(vision)}
@@ -75,7 +75,7 @@ def test_formats_are_described_in_few_words_and_rounded_as_described() -> None:
         assert torch.equal(weight, before[name] if name in norms else before[name].bfloat16().float())
 
 
-def test_formats_that_are_unlike_the_others_are_named() -> None:
+def test_formats_that_differ_from_the_others_are_named() -> None:
     language = bare_language("llama")
     rounded = dict.fromkeys(own_weights(language), (BF16,))
     rounded |= {"lm_head.weight": (), "model.norm.weight": (BF16, FP16)}

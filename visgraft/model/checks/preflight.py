@@ -1,6 +1,6 @@
 """The check before training: on one real batch, does exactly what may move move, and is there anything to learn?
 
-In: a model and one real batch. Out: the number of supervised tokens and what a person should know, or a PreflightError.
+In: a model and one real batch. Out: the number of supervised tokens and what the user should know, or a PreflightError.
 One row's images and then one of its text tokens are changed; every supervised token must notice exactly when the mask
 lets it, through all layers:
 
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from visgraft.errors import PreflightError
 from visgraft.model.parts import input_embedding
 from visgraft.model.quantization import format_of
-from visgraft.model.sequence import IMAGE, SegmentTable, attention_mask
+from visgraft.model.sequence import SegmentTable, attention_mask
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import IMAGE
 
 # Dense models compute a position bit for bit the same whatever stands in other rows; experts may round otherwise.
 TOLERANCE, TOLERANCE_IN_HALF_PRECISION = 1e-5, 1e-2
@@ -33,7 +34,7 @@ FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")  # 
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """How many tokens of the batch carry loss, and what a person should know."""
+    """How many tokens of the batch carry loss, and what the user should know."""
 
     num_supervised: int
     notes: tuple[str, ...]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self
 
 import torch
 from huggingface_hub import HfApi
@@ -28,25 +28,21 @@ from transformers import GenerationConfig, PreTrainedModel
 from visgraft.errors import CheckpointError
 from visgraft.model.checks.compatibility import check_language
 from visgraft.model.configuration import VisionLanguageConfig
-from visgraft.model.storage.checksums import Checksum, read_checksums
+from visgraft.model.joined import JoinedModel
+from visgraft.model.parts import input_embedding
+from visgraft.model.storage.checksums import read_checksums
 from visgraft.model.storage.model_card import model_card
 from visgraft.model.storage.pretrained import load_language, load_vision
-from visgraft.model.storage.restoring import find_folder as find_folder
-from visgraft.model.storage.restoring import read_config, restore_part, restore_projection
+from visgraft.model.storage.restoring import find_folder, read_config, restore_part, restore_projection
 from visgraft.model.storage.saving import GENERATION_CONFIG, STORED_PARTS, check_portable, save_folder
 from visgraft.model.storage.weights import own_weights
-
-if TYPE_CHECKING:
-    from visgraft.model.vlm import VisionLanguageModel
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 AUTO_CLASS_ARGUMENTS = ("_from_auto", "adapter_kwargs", "trust_remote_code")  # what AutoModel adds; of no use here
 
 
-class CheckpointMixin(PreTrainedModel):
+class CheckpointMixin(JoinedModel):
     """How a model comes to be, from parts or from a folder, and how it is kept."""
-
-    loaded_checksums: dict[str, dict[str, Checksum]]  # part -> checksums of its weights as they were loaded
 
     @classmethod
     def from_parts(
@@ -150,11 +146,11 @@ class CheckpointMixin(PreTrainedModel):
         language = restore_part(folder, "language", config=config, dtype=own, adapter_dtype=wanted, **kwargs)
         check_language(language.module)
         model = cls(config, vision=vision.module, language=language.module)
-        restore_projection(model.get_submodule("projection"), folder, dtype=wanted)
+        restore_projection(model.projection, folder, dtype=wanted)
         _gather_on_one_device(model)
         for part, restored in zip(STORED_PARTS, (vision, language), strict=True):
-            if restored.marks is not None:
-                model.loaded_checksums[part] = restored.marks
+            if restored.checksums is not None:
+                model.loaded_checksums[part] = restored.checksums
         if (folder / GENERATION_CONFIG).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return model.eval()
@@ -181,7 +177,7 @@ class CheckpointMixin(PreTrainedModel):
             hub: for `push_to_hub`.
 
         Raises:
-            CheckpointError: the folder is one that a part is loaded from, nobody else could load it from the Hub, or
+            CheckpointError: the folder is one that a part is loaded from, no one else could load it from the Hub, or
                 the weights given are not the model's.
         """
         if not is_main_process:
@@ -193,7 +189,7 @@ class CheckpointMixin(PreTrainedModel):
         if hub and not push_to_hub:
             raise CheckpointError(f"save_pretrained takes no {', '.join(hub)} without push_to_hub=True")
         folder = Path(save_directory)
-        save_folder(cast("VisionLanguageModel", self), folder, full=full, max_shard_size=max_shard_size)
+        save_folder(self, folder, full=full, max_shard_size=max_shard_size)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), full=full, max_shard_size=max_shard_size, **hub)
 
@@ -219,7 +215,7 @@ class CheckpointMixin(PreTrainedModel):
             revision: branch.
             commit_message: of the upload.
             max_shard_size: of one file of a part, as "5GB".
-            run: the run folder that trained it, whose data and scores the card tells.
+            run: the run folder that trained it, whose data and scores the card reports.
 
         Returns:
             The address of the commit.
@@ -227,7 +223,7 @@ class CheckpointMixin(PreTrainedModel):
         Raises:
             CheckpointError: a part is only named, and its name is a folder on this machine.
         """
-        check_portable(cast("VisionLanguageModel", self), full=full)
+        check_portable(self, full=full)
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
@@ -240,11 +236,11 @@ class CheckpointMixin(PreTrainedModel):
         return str(commit.commit_url)
 
 
-def _gather_on_one_device(model: Any) -> None:
+def _gather_on_one_device(model: JoinedModel) -> None:
     """Bring encoder and projection to where `device_map` put the language model's embeddings."""
-    device = model.language.get_input_embeddings().weight.device
+    device = input_embedding(model).device
     if device.type != "meta":
-        model.vision.to(device)
+        model.vision.to(device)  # type: ignore[arg-type]  # the library's wrapper hides the signature
         model.projection.to(device)
 
 

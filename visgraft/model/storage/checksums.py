@@ -1,11 +1,11 @@
 """Which weights changed since they were loaded, and whether a frozen part is the one that was trained with.
 
-In: weights by name. Out: one mark each, and one fingerprint of many marks. A mark is a checksum over all bits, once as
-they are and once after rounding to each half format, so that a cast alone is told from training.
+In: weights by name. Out: the checksums of each, and one checksum of many weights. Those of a weight are sums over all
+its bits, once as they are and once after rounding to each half format, so that a cast alone does not count as training.
 
-    marks = read_checksums(weights)
-    names = changed_names(weights, read_checksums(weights), before=marks)
-    fingerprint = combine(marks.values())
+    before = read_checksums(weights)
+    names = changed_names(weights, read_checksums(weights), before=before)
+    together = combine(before.values())
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PIECE = 2**21  # weights summed at a time, so that no second copy of a large we
 
 @dataclass(frozen=True)
 class Checksum:
-    """Checksums of one weight.
+    """The checksums of one weight.
 
     Attributes:
         dtype: the weight's own format.
@@ -51,41 +51,41 @@ def checksum_of(tensor: Tensor, *, rounded: tuple[torch.dtype, ...] = ()) -> Che
     sums = dict.fromkeys(formats, 0)
     for index, piece in enumerate(flat.split(_PIECE)):
         for dtype in formats:
-            sums[dtype] += (2 * index + 1) * _checksum(piece.to(dtype))
+            sums[dtype] += (2 * index + 1) * _sum_bits(piece.to(dtype))
     return Checksum(
-        tensor.dtype, {dtype: total % 2**64 for dtype, total in sums.items()}, and_rounded(rounded, tensor.dtype)
+        tensor.dtype, {dtype: total % 2**64 for dtype, total in sums.items()}, with_rounding(rounded, tensor.dtype)
     )
 
 
-def and_rounded(rounded: tuple[torch.dtype, ...], dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+def with_rounding(rounded: tuple[torch.dtype, ...], dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     """Add a format to those that a weight was rounded to, unless it takes nothing away."""
     is_rounding = dtype in HALF_FORMATS and rounded[-1:] != (dtype,)
     return (*rounded, dtype) if is_rounding else rounded
 
 
 def changed_names(
-    weights: Mapping[str, Tensor], marks: Mapping[str, Checksum], *, before: Mapping[str, Checksum]
+    weights: Mapping[str, Tensor], checksums: Mapping[str, Checksum], *, before: Mapping[str, Checksum]
 ) -> list[str]:
     """List the weights whose values are not those of `before`; a cast alone is no change.
 
     Args:
         weights: as they are now.
-        marks: theirs.
-        before: marks of an earlier time; a weight that has none is new, so it counts as changed.
+        checksums: theirs.
+        before: checksums of an earlier time; a weight that has none is new, so it counts as changed.
     """
     return [
         name
         for name, tensor in weights.items()
-        if name not in before or not _is_same(tensor, marks[name], before[name])
+        if name not in before or not _is_same(tensor, checksums[name], before[name])
     ]
 
 
-def combine(marks: Iterable[Checksum]) -> str:
-    """Make one fingerprint of many marks, the same in float32 as after rounding to bfloat16.
+def combine(checksums: Iterable[Checksum]) -> str:
+    """Make one checksum of those of many weights, the same in float32 as after rounding to bfloat16.
 
     Names are left out: in memory they change between versions of transformers.
     """
-    sums = sorted(mark.sums.get(torch.bfloat16, mark.sums[mark.dtype]) for mark in marks)
+    sums = sorted(one.sums.get(torch.bfloat16, one.sums[one.dtype]) for one in checksums)
     return hashlib.sha256(str(sums).encode()).hexdigest()[:32]
 
 
@@ -97,7 +97,7 @@ def _is_same(tensor: Tensor, now: Checksum, before: Checksum) -> bool:
     return checksum_of(narrow).sums == before.sums and torch.equal(narrow.to(tensor.dtype), tensor)
 
 
-def _checksum(piece: Tensor) -> int:
+def _sum_bits(piece: Tensor) -> int:
     """Sum the bits, taken as 64-bit integers, times fixed odd numbers, modulo 2**64: any one changed bit shows."""
     bits = piece.view(torch.uint8)
     if bits.numel() % 8 or bits.storage_offset() % 8:

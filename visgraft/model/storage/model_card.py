@@ -37,7 +37,7 @@ def model_card(folder: str | Path, *, repo_id: str, run: str | Path | None = Non
     Args:
         folder: what `save_pretrained` wrote.
         repo_id: where it will be found.
-        run: the run folder that trained it, which tells data and scores.
+        run: the run folder that trained it, which gives data and scores.
 
     Raises:
         CheckpointError: no such model folder or run folder.

@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.model.hf_logging import quiet_transformers
-from visgraft.model.quantization import settle
+from visgraft.model.quantization import prepare_4bit_for_cpu
 from visgraft.model.storage.weights import cast_weights
 from visgraft.model.vision import dummy_inputs, vision_tower_config
 
@@ -49,10 +49,10 @@ def load_vision(
         tower: Any = name.vision_model if vision_tower_config(name.config) is not name.config else name
         return tower, _origin(None)
     config = vision_tower_config(load_config(name, revision=revision))
-    reading = read_part("vision", name, revision=revision, dtype=dtype, config=config)
-    if reading.missing:
-        raise missing_error(name, reading.missing)
-    return reading.module, _origin(name, revision=revision)
+    loaded = read_part("vision", name, revision=revision, dtype=dtype, config=config)
+    if loaded.missing:
+        raise missing_weights_error(name, loaded.missing)
+    return loaded.module, _origin(name, revision=revision)
 
 
 def load_language(
@@ -87,16 +87,16 @@ def load_language(
     if init == "random":
         with quiet_transformers():
             return AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs).eval(), _origin(None)
-    reading = read_part("language", name, revision=revision, dtype=dtype, config=config, **kwargs)
-    if reading.missing:
-        raise missing_error(name, reading.missing)
-    if reading.unexpected:
+    loaded = read_part("language", name, revision=revision, dtype=dtype, config=config, **kwargs)
+    if loaded.missing:
+        raise missing_weights_error(name, loaded.missing)
+    if loaded.unexpected:
         warnings.warn(
-            f"{name}: {len(reading.unexpected)} weights of the checkpoint are not used by "
-            f"{type(reading.module).__name__}: {_some(reading.unexpected)}",
+            f"{name}: {len(loaded.unexpected)} weights of the checkpoint are not used by "
+            f"{type(loaded.module).__name__}: {_first_few(loaded.unexpected)}",
             stacklevel=3,
         )
-    return reading.module, _origin(name, revision=revision)
+    return loaded.module, _origin(name, revision=revision)
 
 
 def load_config(name: str | Path, *, revision: str | None = None) -> PreTrainedConfig:
@@ -105,12 +105,12 @@ def load_config(name: str | Path, *, revision: str | None = None) -> PreTrainedC
     Raises:
         CheckpointError: nothing there that is a model.
     """
-    with explained(name), quiet_transformers():
-        return AutoConfig.from_pretrained(_place(name), revision=revision)
+    with explain_load_errors(name), quiet_transformers():
+        return AutoConfig.from_pretrained(_expanded(name), revision=revision)
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoadedPart:
     """A part as it was read: names of weights that the checkpoint lacks, and of those that the module lacks."""
 
     module: PreTrainedModel
@@ -126,7 +126,7 @@ def read_part(
     config: PreTrainedConfig,
     revision: str | None = None,
     **kwargs: Any,
-) -> Reading:
+) -> LoadedPart:
     """Read a part and say which weights are unaccounted for.
 
     Weights of an encoder that no feature depends on (a pooler) may be missing; they are set to 0, so that every
@@ -140,33 +140,33 @@ def read_part(
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
     # The bits of a quantized weight depend on the format it is quantized from, so that is always the same one.
     first = torch.float32 if kwargs.get("quantization_config") is not None else dtype
-    with explained(name), quiet_transformers():
-        module, info = auto.from_pretrained(_place(name), revision=revision, dtype=first, config=config, **options)
+    with explain_load_errors(name), quiet_transformers():
+        module, info = auto.from_pretrained(_expanded(name), revision=revision, dtype=first, config=config, **options)
     if info["mismatched_keys"]:
         wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
-        raise CheckpointError(f"{name}: weights of another shape than its config.json says: {_some(wrong)}")
+        raise CheckpointError(f"{name}: weights of another shape than its config.json says: {_first_few(wrong)}")
     missing = set(info["missing_keys"])
     if part == "vision" and missing:
         weights = module.state_dict()
         for unused in missing - _reached(module):
             weights[unused].zero_()
             missing.discard(unused)
-    settle(module)
+    prepare_4bit_for_cpu(module)
     if first != dtype:
         cast_weights(module, dtype)
-    return Reading(module.eval(), frozenset(missing), frozenset(info["unexpected_keys"]))
+    return LoadedPart(module.eval(), frozenset(missing), frozenset(info["unexpected_keys"]))
 
 
-def missing_error(name: str | Path, missing: Collection[str]) -> CheckpointError:
+def missing_weights_error(name: str | Path, missing: Collection[str]) -> CheckpointError:
     """Make the error for a checkpoint that lacks weights."""
     return CheckpointError(
-        f"{name}: the checkpoint lacks {len(missing)} weights that the model needs ({_some(missing)}); they would be "
-        "random. Is it the right kind of model?"
+        f"{name}: the checkpoint lacks {len(missing)} weights that the model needs ({_first_few(missing)}); they would "
+        "be random. Is it the right kind of model?"
     )
 
 
 @contextlib.contextmanager
-def explained(name: str | Path) -> Iterator[None]:
+def explain_load_errors(name: str | Path) -> Iterator[None]:
     """Say what to do when the Hub or the disk does not give a model.
 
     Raises:
@@ -198,11 +198,11 @@ def _explanation(name: str, error: Exception) -> str:
     )
 
 
-def _some(names: Collection[str]) -> str:
+def _first_few(names: Collection[str]) -> str:
     return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _place(name: str | Path) -> str:
+def _expanded(name: str | Path) -> str:
     path = Path(name).expanduser()
     return str(path) if path.is_dir() else str(name)
 
@@ -211,10 +211,10 @@ def _origin(name: str | Path | None, *, revision: str | None = None) -> Origin:
     """Say where a part came from: absolute path of a folder, or Hub name and the commit that was loaded."""
     if name is None:
         return {"name": None, "revision": None}
-    place = _place(name)
-    if Path(place).is_dir():
-        return {"name": str(Path(place).resolve()), "revision": None}
-    return {"name": place, "revision": _commit(place, revision)}
+    expanded = _expanded(name)
+    if Path(expanded).is_dir():
+        return {"name": str(Path(expanded).resolve()), "revision": None}
+    return {"name": expanded, "revision": _commit(expanded, revision)}
 
 
 def _commit(name: str, revision: str | None) -> str | None:

@@ -23,16 +23,21 @@ from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.quantization import restored_config
 from visgraft.model.storage.adapters import adapter_folder, load_adapter
 from visgraft.model.storage.checksums import Checksum, combine, read_checksums
-from visgraft.model.storage.pretrained import Reading, explained, missing_error, read_part
+from visgraft.model.storage.pretrained import LoadedPart, explain_load_errors, missing_weights_error, read_part
 from visgraft.model.storage.weights import cast_weights, disk_names, own_weights, read_tensors, round_weights
 
 
 @dataclass(frozen=True)
-class Restored:
-    """A part as it was trained, and the marks of what a later slim folder need not hold; None = it holds everything."""
+class RestoredPart:
+    """A part as it was trained.
+
+    Attributes:
+        module: the part.
+        checksums: of the weights that a later slim folder need not hold; None = it holds everything.
+    """
 
     module: PreTrainedModel
-    marks: dict[str, Checksum] | None
+    checksums: dict[str, Checksum] | None
 
 
 def find_folder(name: str | Path, **hub: Any) -> Path:
@@ -53,7 +58,7 @@ def find_folder(name: str | Path, **hub: Any) -> Path:
     if path.exists() or path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         what = "holds no config.json" if path.exists() else "does not exist"
         raise CheckpointError(f"{name} {what}: give a run folder, a model folder or a Hub name")
-    with explained(name):
+    with explain_load_errors(name):
         return Path(snapshot_download(str(name), **hub))
 
 
@@ -63,7 +68,7 @@ def read_config(folder: Path) -> VisionLanguageConfig:
     Raises:
         CheckpointError: it is damaged, or that of another kind of model.
     """
-    with explained(folder):
+    with explain_load_errors(folder):
         values, _ = VisionLanguageConfig.get_config_dict(folder)
     if values.get("model_type") != VisionLanguageConfig.model_type or "parts" not in values:
         raise CheckpointError(
@@ -81,7 +86,7 @@ def restore_part(
     dtype: torch.dtype,
     adapter_dtype: torch.dtype | None = None,
     **kwargs: Any,
-) -> Restored:
+) -> RestoredPart:
     """Read one part: its own weights from the folder, the rest from where its name says, and its LoRA.
 
     Raises:
@@ -91,7 +96,7 @@ def restore_part(
     described: Mapping[str, Any] = config.parts[part]
     own_config: PreTrainedConfig = getattr(config, "vision_config" if part == "vision" else "text_config")
     if described["stored"] == "all":
-        restored = Restored(_read_whole(folder / part, part, config=own_config, dtype=dtype, **kwargs), None)
+        restored = RestoredPart(_read_whole(folder / part, part, config=own_config, dtype=dtype, **kwargs), None)
     else:
         restored = _read_named(folder, part, described, config=own_config, dtype=dtype, **kwargs)
     for index in range(described["adapters"]):
@@ -120,11 +125,11 @@ def restore_projection(projection: nn.Module, folder: Path, *, dtype: torch.dtyp
 def _read_whole(folder: Path, part: str, **options: Any) -> PreTrainedModel:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing: the model folder is not complete")
-    reading = read_part(part, folder, **options)
-    unaccounted = sorted(reading.missing | reading.unexpected)
+    loaded = read_part(part, folder, **options)
+    unaccounted = sorted(loaded.missing | loaded.unexpected)
     if unaccounted:
         raise CheckpointError(f"{folder}: weights missing or of no use: {', '.join(unaccounted[:5])}")
-    return reading.module
+    return loaded.module
 
 
 def _read_named(
@@ -135,8 +140,16 @@ def _read_named(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     **kwargs: Any,
-) -> Restored:
+) -> RestoredPart:
     """Load a part from its name, put the stored weights over it and check that the rest is what was trained with."""
+    if not isinstance(described.get("checksum"), str):
+        remedy = "save the model with full=True where it was trained"
+        if "fingerprint" in described:
+            remedy = "older versions wrote it under the key fingerprint: rename that key to checksum"
+        raise CheckpointError(
+            f"{folder / 'config.json'}: parts.{part} has no checksum of the weights that are read from "
+            f"{described['name']}, so nothing shows that they are those that were trained with; {remedy}"
+        )
     formats = {described["dtype"], *described["other_dtypes"].values()}
     stored = described.get("quantization")
     if stored is not None and "quantization_config" not in kwargs:
@@ -147,7 +160,7 @@ def _read_named(
     # Rounding to one half format and then to the other would not give what was trained with.
     is_direct = dtype == torch.bfloat16 and formats <= {"float32", "bfloat16"} and stored is None
     try:
-        reading = read_part(
+        loaded = read_part(
             part,
             described["name"],
             revision=described["revision"],
@@ -157,36 +170,36 @@ def _read_named(
         )
     except CheckpointError as error:
         raise CheckpointError(f"the {part} part of {folder} cannot be loaded: {error}") from error
-    module = reading.module
+    module = loaded.module
     rounded = {}
     if is_as_trained:
         rounded = round_weights(module, dtype=described["dtype"], other_dtypes=described["other_dtypes"])
-    written = _overlay(reading, folder / part) if described["stored"] == "some" else set()
-    lacking = reading.missing - written
+    written = _overlay(loaded, folder / part) if described["stored"] == "some" else set()
+    lacking = loaded.missing - written
     if lacking:
-        raise missing_error(described["name"], lacking)
+        raise missing_weights_error(described["name"], lacking)
     rest = {name: tensor for name, tensor in own_weights(module).items() if name not in written}
     if not is_as_trained or any(tensor.device.type == "meta" for tensor in rest.values()):
-        return Restored(module, {})  # what was read is not in memory as it is on disk
-    marks = read_checksums(rest, rounded=rounded)
-    if combine(marks.values()) != described["fingerprint"]:
+        return RestoredPart(module, {})  # what was read is not in memory as it is on disk
+    checksums = read_checksums(rest, rounded=rounded)
+    if combine(checksums.values()) != described["checksum"]:
         raise CheckpointError(
             f"the {part} part at {described['name']} is not the one that {folder} was trained with (its weights "
             "differ); give the original, or save the model with full=True where the original is"
         )
     cast_weights(module, dtype)
-    return Restored(module, marks)
+    return RestoredPart(module, checksums)
 
 
-def _overlay(reading: Reading, folder: Path) -> set[str]:
+def _overlay(loaded: LoadedPart, folder: Path) -> set[str]:
     """Put a folder's weights over those of the module, and name them as in memory."""
     stored = read_tensors(folder)
-    in_memory = {on_disk: name for name, on_disk in disk_names(reading.module).items()}
-    weights = own_weights(reading.module)
+    in_memory = {on_disk: name for name, on_disk in disk_names(loaded.module).items()}
+    weights = own_weights(loaded.module)
     for on_disk, tensor in stored.items():
         target = weights.get(in_memory.get(on_disk, ""))
         if target is None or target.shape != tensor.shape:
-            raise CheckpointError(f"{folder}: {on_disk} does not fit {type(reading.module).__name__}")
+            raise CheckpointError(f"{folder}: {on_disk} does not fit {type(loaded.module).__name__}")
         if target.device.type == "meta":
             raise CheckpointError(
                 f"{folder}: {on_disk} cannot be set where device_map offloads it: load without device_map, or save "

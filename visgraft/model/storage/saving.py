@@ -1,7 +1,7 @@
 """Write a model folder: what was trained, and the names of the rest.
 
 In: a model and a folder. Out: the files that `checkpoint.py` draws. Weights that are still those of the checkpoint
-they were loaded from are only named, with a fingerprint; everything else is written.
+they were loaded from are only named, with a checksum; everything else is written.
 
     save_folder(model, Path("runs/first/model"))
 """
@@ -13,7 +13,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel
@@ -21,14 +21,12 @@ from transformers import GenerationConfig, PreTrainedModel
 from visgraft.errors import CheckpointError
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.hf_logging import quiet_transformers
+from visgraft.model.joined import JoinedModel
 from visgraft.model.lora import adapters_of
 from visgraft.model.quantization import stored_config
 from visgraft.model.storage.adapters import adapter_folder, save_adapter
-from visgraft.model.storage.checksums import and_rounded, changed_names, combine, read_checksums
+from visgraft.model.storage.checksums import changed_names, combine, read_checksums, with_rounding
 from visgraft.model.storage.weights import Rounded, describe_formats, disk_names, own_weights
-
-if TYPE_CHECKING:
-    from visgraft.model.vlm import VisionLanguageModel
 
 STORED_PARTS = ("vision", "language")
 GENERATION_CONFIG = "generation_config.json"
@@ -41,18 +39,18 @@ class PartPlan:
     Attributes:
         stored: `none` (the part is only named), `some` of its weights, or `all`.
         names: the weights that will be written.
-        fingerprint: of the weights that will not.
+        checksum: of the weights that will not.
         rounded: name -> the half formats that each of those was rounded to.
     """
 
     stored: str
     names: tuple[str, ...] = ()
-    fingerprint: str | None = None
+    checksum: str | None = None
     rounded: Mapping[str, Rounded] = field(default_factory=dict)
 
 
 def save_folder(
-    model: VisionLanguageModel, folder: Path, *, full: bool = False, max_shard_size: int | str | None = None
+    model: JoinedModel, folder: Path, *, full: bool = False, max_shard_size: int | str | None = None
 ) -> None:
     """Write a model folder; config.json comes last, so that a folder without one is known to be incomplete.
 
@@ -72,11 +70,11 @@ def save_folder(
     (folder / "model.safetensors").unlink(missing_ok=True)
     save_file(projection, folder / "model.safetensors", metadata={"format": "pt"})
     if model.generation_config is not None:
-        model.generation_config.to_json_file(folder / GENERATION_CONFIG)  # unlike save_pretrained, refuses nothing
+        model.generation_config.to_json_file(folder / GENERATION_CONFIG)  # save_pretrained refuses some of them
     describe(model, plans).save_pretrained(folder)
 
 
-def plan_save(model: VisionLanguageModel, *, full: bool = False) -> dict[str, PartPlan]:
+def plan_save(model: JoinedModel, *, full: bool = False) -> dict[str, PartPlan]:
     """List which weights of each part a folder will hold.
 
     Raises:
@@ -85,7 +83,7 @@ def plan_save(model: VisionLanguageModel, *, full: bool = False) -> dict[str, Pa
     return {part: _plan_part(model, part, full=full) for part in STORED_PARTS}
 
 
-def describe(model: VisionLanguageModel, plans: dict[str, PartPlan]) -> VisionLanguageConfig:
+def describe(model: JoinedModel, plans: dict[str, PartPlan]) -> VisionLanguageConfig:
     """Make the config of a folder: the model's own, with what is stored of each part and where the rest is from."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
@@ -95,7 +93,7 @@ def describe(model: VisionLanguageModel, plans: dict[str, PartPlan]) -> VisionLa
         described: dict[str, Any] = {"name": _public_name(origin, plan), "revision": origin.get("revision")}
         described |= {"stored": plan.stored, "adapters": len(adapters_of(module))}
         if plan.stored != "all":
-            described["fingerprint"] = plan.fingerprint
+            described["checksum"] = plan.checksum
             described |= describe_formats(module, plan.rounded)
         quantization = stored_config(module)
         own: Any = config.vision_config if part == "vision" else config.text_config
@@ -103,11 +101,11 @@ def describe(model: VisionLanguageModel, plans: dict[str, PartPlan]) -> VisionLa
             described["quantization"] = quantization
             del own.quantization_config  # would say of the checkpoint that it is quantized itself
         config.parts[part] = described
-        own._name_or_path = ""  # would tell the folder it was loaded from; `parts` names what is read from there
+        own._name_or_path = ""  # is the folder it was loaded from; `parts` names what is read from there
     return config
 
 
-def check_portable(model: VisionLanguageModel, *, full: bool) -> None:
+def check_portable(model: JoinedModel, *, full: bool) -> None:
     """See that a folder of this model can be loaded elsewhere.
 
     Raises:
@@ -117,7 +115,7 @@ def check_portable(model: VisionLanguageModel, *, full: bool) -> None:
         name = model.config.parts.get(part, {}).get("name")
         if plan.stored != "all" and is_local(name):
             raise CheckpointError(
-                f"the {part} part is the local folder {name}, which nobody else has: push with full=True, or train "
+                f"the {part} part is the local folder {name}, which no one else has: push with full=True, or train "
                 "from its Hub name"
             )
 
@@ -133,7 +131,7 @@ def _public_name(origin: Mapping[str, Any], plan: PartPlan) -> str | None:
     return None if plan.stored == "all" and is_local(name) else name
 
 
-def _plan_part(model: VisionLanguageModel, part: str, *, full: bool) -> PartPlan:
+def _plan_part(model: JoinedModel, part: str, *, full: bool) -> PartPlan:
     module: PreTrainedModel = getattr(model, part)
     weights = own_weights(module)
     if any(tensor.device.type == "meta" for tensor in weights.values()):
@@ -149,19 +147,19 @@ def _plan_part(model: VisionLanguageModel, part: str, *, full: bool) -> PartPlan
                 "full=True (train.save: slim); `visgraft merge` makes a whole model of it"
             )
         return everything
-    marks = read_checksums(weights)
-    names = changed_names(weights, marks, before=before)
+    checksums = read_checksums(weights)
+    names = changed_names(weights, checksums, before=before)
     on_disk = disk_names(module)
     if len(names) == len(weights) or any(name not in on_disk for name in names):
         return everything  # a checkpoint holds such a weight cut up or merged: it cannot be put over another
     rest = set(weights) - set(names)
-    rounded = {name: and_rounded(before[name].rounded, marks[name].dtype) for name in weights if name in rest}
-    fingerprint = combine(marks[name] for name in rest)
-    return PartPlan("some" if names else "none", tuple(names), fingerprint, rounded)
+    rounded = {name: with_rounding(before[name].rounded, checksums[name].dtype) for name in weights if name in rest}
+    checksum = combine(checksums[name] for name in rest)
+    return PartPlan("some" if names else "none", tuple(names), checksum, rounded)
 
 
 def _save_part(
-    model: VisionLanguageModel, part: str, plan: PartPlan, *, folder: Path, max_shard_size: int | str | None
+    model: JoinedModel, part: str, plan: PartPlan, *, folder: Path, max_shard_size: int | str | None
 ) -> None:
     module: PreTrainedModel = getattr(model, part)
     for index, adapter in enumerate(adapters_of(module)):

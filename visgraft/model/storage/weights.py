@@ -33,7 +33,7 @@ def own_weights(module: nn.Module) -> dict[str, Tensor]:
     """Give parameters and persistent buffers by name, tied ones once, LoRA and quantized weights left out.
 
     `q_proj.base_layer.weight`, as a weight behind LoRA is called, is `q_proj.weight`. Quantized weights never train,
-    and kinds of device round them differently: they are made anew from the checkpoint and never compared.
+    and kinds of device round them differently: they are made from the checkpoint again and never compared.
     """
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
