@@ -12,7 +12,7 @@ import pytest
 
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError
-from visgraft.runs import Run, environment, find_model, whole_folder, write_whole
+from visgraft.runs import Run, environment, find_model
 
 
 @pytest.fixture
@@ -147,33 +147,6 @@ def test_checkpoints_are_listed_by_number_and_pruned_from_the_oldest(recipe: Rec
     assert list(run.checkpoints()) == [9, 20, 100]
     run.prune_checkpoints(keep=5)
     assert list(run.checkpoints()) == [9, 20, 100]
-
-
-def test_a_folder_is_replaced_at_once_and_kept_when_writing_fails(tmp_path: Path) -> None:
-    target = tmp_path / "model"
-    for content in ("old", "new"):
-        with whole_folder(target) as folder:
-            (folder / "file").write_text(content)
-    assert (target / "file").read_text() == "new"
-    with pytest.raises(ValueError, match="no"), whole_folder(target) as folder:
-        raise ValueError("no")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (target / "file").read_text() == "new"
-
-
-def test_a_folder_whose_replacement_was_killed_half_way_comes_back(tmp_path: Path) -> None:
-    (tmp_path / ".model.old").mkdir()
-    (tmp_path / ".model.old" / "file").write_text("old")
-    with pytest.raises(ValueError, match="no"), whole_folder(tmp_path / "model"):
-        raise ValueError("no")
-    assert (tmp_path / "model" / "file").read_text() == "old"
-
-
-def test_a_text_file_is_replaced_at_once(tmp_path: Path) -> None:
-    write_whole(tmp_path / "a.txt", "one")
-    write_whole(tmp_path / "a.txt", "two")
-    assert (tmp_path / "a.txt").read_text() == "two"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_run_stands_for_its_model(recipe: Recipe, tmp_path: Path) -> None:

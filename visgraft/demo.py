@@ -21,6 +21,7 @@ from typing import Any
 import altair
 from PIL import Image
 
+from visgraft.atomic import write_json, write_whole
 from visgraft.config import Recipe, load_recipe
 from visgraft.data.readers import easy_vqa
 from visgraft.data.sample import Sample, Turn
@@ -154,8 +155,8 @@ def run_demo(
         json.dumps({**vars(question), "image": question.image.name, "right": question.is_right}) + "\n"
         for question in questions
     ]
-    (folder / "answers.jsonl").write_text("".join(lines))
-    (folder / "demo.json").write_text(json.dumps({**vars(result), "folder": folder.name}, indent=2) + "\n")
+    write_whole(folder / "answers.jsonl", "".join(lines))
+    write_json(folder / "demo.json", {**vars(result), "folder": folder.name})
     return result
 
 

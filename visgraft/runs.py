@@ -20,7 +20,6 @@ Usage: `run = Run.create(recipe); run.append("metrics", {"step": 1, "loss": 2.3}
 
 import datetime
 import json
-import math
 import os
 import platform
 import re
@@ -33,6 +32,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from visgraft.atomic import append_record, whole_folder, write_json, write_whole
 from visgraft.errors import CheckpointError
 
 Log = Literal["metrics", "samples", "quarantine"]
@@ -84,7 +84,7 @@ class Run:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise CheckpointError(f"{path}: already there and not an empty folder; name another, or remove it")
             path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_json(path / "environment.json", environment())
         write_whole(path / "recipe.yaml", recipe.to_yaml())
         return cls(path)
 
@@ -128,9 +128,7 @@ class Run:
 
         Numbers that are not finite are written as null, so that any JSON reader takes the file.
         """
-        line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
-        with self._log_path(log).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_record(self._log_path(log), record)
 
     def read(self, log: Log) -> list[dict[str, Any]]:
         """Read the records of a log, without those that a resumed run made again; a torn last line is left out."""
@@ -216,49 +214,6 @@ def find_model(path: str | Path) -> str:
     return str(run.model_path)
 
 
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside `target` that takes target's place at once, and only if the block did not raise."""
-    building, outgoing = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if outgoing.exists() and not target.exists():  # stopped between the two renames below
-        outgoing.rename(target)
-    shutil.rmtree(outgoing, ignore_errors=True)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    try:
-        yield building
-        for file in building.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if target.exists():
-            target.rename(outgoing)
-        building.rename(target)
-        _sync(target.parent)
-        shutil.rmtree(outgoing, ignore_errors=True)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old content or the new, never half."""
-    building = path.with_name(f".{path.name}.{os.getpid()}.new")
-    building.write_text(text, encoding="utf-8")
-    _sync(building)
-    building.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def environment() -> dict[str, Any]:
     """Describe where this process runs: Python, platform, versions, commit of the working directory, cores, date."""
     versions: dict[str, str | None] = {}
@@ -290,18 +245,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, (str, int, float, bool, type(None))) and hasattr(value, "item"):
-        value = value.item()  # a number of numpy's or torch's
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _new_folder(parent: Path, *, name: str) -> Path:

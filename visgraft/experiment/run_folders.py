@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import yaml
 
+from visgraft.atomic import write_whole
 from visgraft.config import flatten, load_recipe, recipe_to_dict
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.experiment.planned import Experiment, PlannedRun
-from visgraft.runs import Run, write_whole
+from visgraft.runs import Run
 
 Status = Literal["finished", "begun", "new"]
 RECORD, FAILURE = "experiment.yaml", "failure.txt"

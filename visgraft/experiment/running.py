@@ -20,10 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from visgraft.atomic import write_whole
 from visgraft.experiment.planned import Experiment, PlannedRun
 from visgraft.experiment.process import launch_process
 from visgraft.experiment.run_folders import FAILURE, check_folder, clear_failed_run, status_of, write_record
-from visgraft.runs import write_whole
 
 POLL_S = 0.2
 Device = str | None  # as CUDA_VISIBLE_DEVICES names a GPU; None: whatever is there

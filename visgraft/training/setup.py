@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
 
+from visgraft.atomic import write_whole
 from visgraft.builder.build import apply_modes, build, resolve_starter_names
 from visgraft.config import Recipe, flatten, load_recipe, recipe_to_dict
 from visgraft.data.batch import Batch
@@ -33,7 +34,7 @@ from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import freeze_unused, parts_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
-from visgraft.runs import Run, write_whole
+from visgraft.runs import Run
 from visgraft.training.compiling import compile_blocks
 from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position

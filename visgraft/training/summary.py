@@ -8,15 +8,14 @@ In: a session at its end. Out: plain values.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
 
 import torch
 
+from visgraft.atomic import write_json
 from visgraft.model.parts import full_names, trained_parameters
-from visgraft.runs import write_whole
 from visgraft.training.session import Session
 
 VALIDATION_KEYS = ("step", "validation_loss", "validation_loss_per_character")  # every other key is a score
@@ -47,8 +46,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def write_summary(session: Session) -> None:
     """Write `summary.json`; the last thing that a run does."""
-    text = json.dumps(summarise(session), indent=2, allow_nan=False)
-    write_whole(session.run.summary_path, text + "\n")
+    write_json(session.run.summary_path, summarise(session))
 
 
 def summarise(session: Session) -> dict[str, Any]:
