@@ -12,7 +12,7 @@ import pytest
 
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError
-from visgraft.runs import Run, environment, find_model
+from visgraft.runs import Run, environment, find_model, read_experiment_record
 
 
 @pytest.fixture
@@ -113,6 +113,41 @@ def test_steps_that_a_resumed_run_made_again_count_once(recipe: Recipe) -> None:
     assert [(record["step"], record["loss"]) for record in run.read_metrics()] == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert [record["step"] for record in run.read("samples")] == [1, 2]
     assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 5  # append-only
+
+
+def test_what_state_a_run_is_in_is_read_off_its_folder(recipe: Recipe, tmp_path: Path) -> None:
+    assert Run(tmp_path / "nowhere").status() == "new"
+    run = Run.create(recipe)
+    seen = [run.last_changes()]
+    assert (run.status(), run.read_failure()) == ("unfinished", None)
+    run.failure_path.write_text("no memory\n")
+    seen.append(run.last_changes())
+    assert (run.status(), run.read_failure()) == ("failed", "no memory")
+    run.summary_path.write_text("{}")
+    seen.append(run.last_changes())
+    assert run.status() == "finished"
+    run.resume_from(0)
+    run.failure_path.unlink()
+    assert run.status() == "unfinished"
+    assert len(set(seen)) == 3
+
+
+def test_steps_and_validations_are_told_apart(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    step, validation = {"step": 1, "loss": math.nan}, {"step": 1, "validation_loss": 2.0, "exact_match": 0.5}
+    for record in (step, validation, {"step": 1, "note": "neither"}):
+        run.append("metrics", record)
+    assert (run.steps(), run.validations()) == ([{"step": 1, "loss": None}], [validation])
+
+
+def test_the_record_of_an_experiment_names_folder_and_variant_of_each_run(tmp_path: Path) -> None:
+    assert read_experiment_record(tmp_path) is None
+    (tmp_path / "experiment.yaml").write_text("name: a\nruns: [{folder: x-seed0, variant: x}]\n")
+    assert read_experiment_record(tmp_path) == {"name": "a", "runs": [{"folder": "x-seed0", "variant": "x"}]}
+    for broken in ("runs: 3", "runs: [{folder: x}]", "[", "a: \xff"):
+        (tmp_path / "experiment.yaml").write_bytes(broken.encode("latin-1"))
+        with pytest.raises(CheckpointError, match=r"experiment\.yaml: cannot be read as the record of an experiment"):
+            read_experiment_record(tmp_path)
 
 
 def test_a_checkpoint_appears_whole_or_not_at_all(recipe: Recipe) -> None:

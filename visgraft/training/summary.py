@@ -51,10 +51,9 @@ def write_summary(session: Session) -> None:
 
 def summarise(session: Session) -> dict[str, Any]:
     """Gather what `summary.json` holds."""
-    state, device, records = session.state, session.accelerator.device, session.run.read_metrics()
-    steps = [record for record in records if "loss" in record]
+    state, device, steps = session.state, session.accelerator.device, session.run.steps()
     step = state.best_step if state.best_step is not None else state.step
-    validations = [r for r in records if "validation_loss" in r and r["step"] == step]
+    validations = [record for record in session.run.validations() if record["step"] == step]
     validation = validations[-1] if validations else {}
     parts, trained = full_names(session.model), trained_parameters(session.model)
     seconds = sum(record["seconds"] for record in steps)
