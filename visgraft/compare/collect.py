@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from visgraft.compare.curves import Curve, training_curve, validation_curve
-from visgraft.compare.differences import data_key, flatten, without_seed
+from visgraft.compare.differences import all_settings, data_key, without_seed
 from visgraft.compare.names import variant_names
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError, ConfigError
@@ -32,7 +32,7 @@ class RunData:
         variant: name of the variant it belongs to.
         seed: of its weights and order.
         recipe: as it ran.
-        settings: dotted key -> value, defaults included.
+        settings: dotted key -> value, defaults included; without what is of effect on the disk alone.
         training: loss over steps, samples and minutes.
         validation: the same of the held-out data.
         scores: name -> values over the same validations, None where one was not measured.
@@ -229,7 +229,7 @@ def read_run(folder: Path, *, variant: str | None = None) -> RunData:
         variant=variant or "",
         seed=recipe.train.seed,
         recipe=recipe,
-        settings=flatten(recipe),
+        settings=all_settings(recipe),
         training=training,
         validation=validation,
         scores=scores,

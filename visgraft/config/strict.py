@@ -195,7 +195,7 @@ def find_beside(path: str, *, folder: Path | None) -> str:
     """
     try:
         expanded = Path(path).expanduser()
-    except RuntimeError as error:  # "~name" of nobody
+    except RuntimeError as error:  # "~name" of no user
         raise ConfigError(f"got the path {path!r}: {error}; write the folder in full") from error
     for base in [folder, Path.cwd()]:
         if base is not None and (base / expanded).exists():

@@ -15,20 +15,13 @@ from typing import Literal
 import yaml
 
 from visgraft.atomic import write_whole
-from visgraft.config import flatten, load_recipe, recipe_to_dict
+from visgraft.config import Recipe, effect_of, flatten, load_recipe, recipe_to_dict
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.experiment.planned import Experiment, PlannedRun
 from visgraft.runs import EXPERIMENT_FILE, Run, read_experiment_record
 
 Action = Literal["skip", "resume", "start"]
 OF_A_FAILED_RUN = {"failure.txt", "environment.json"}  # what may be there although no recipe is
-
-# Settings in which a run that is there may differ: they change how it runs, not what it is.
-INDIFFERENT = {
-    *("output", "name", "train.num_workers", "train.micro_batch_rows", "train.logits_chunk"),
-    *("train.gradient_checkpointing", "train.keep_checkpoints", "train.checkpoint_every_steps"),
-    *("train.cache_vision", "train.cache_vision_max_gb"),
-}
 
 
 def action_for(folder: Path) -> Action:
@@ -46,7 +39,7 @@ def check_folder(experiment: Experiment) -> None:
     """Check that the runs that are there are those of this experiment.
 
     Raises:
-        ConfigError: one was made with another setting.
+        ConfigError: one was made with another setting that affects its result.
         CheckpointError: something else is in a run's place.
     """
     for run in experiment.runs:
@@ -66,7 +59,7 @@ def _is_something_else(path: Path) -> bool:
 def _check_same(run: PlannedRun, folder: Path) -> None:
     there, now = (flatten(recipe_to_dict(recipe)) for recipe in (load_recipe(folder), run.recipe))
     for key in sorted(there.keys() | now.keys()):
-        if there.get(key) != now.get(key) and key not in INDIFFERENT:
+        if there.get(key) != now.get(key) and effect_of(Recipe, key).affects == "result":
             raise ConfigError(
                 f"{folder}: was run with {key} {there.get(key, 'at its default')}, but now it is "
                 f"{now.get(key, 'at its default')}; name another --output, or remove that folder to run it again"
