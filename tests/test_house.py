@@ -138,6 +138,8 @@ def test_every_public_name_is_there() -> None:
     assert set(visgraft.__all__) <= set(dir(visgraft))
     with pytest.raises(AttributeError, match="module 'visgraft' has no attribute 'Visgraft'; it has Batch, "):
         _ = visgraft.Visgraft
+    with pytest.raises(AttributeError, match=r"visgraft\.import_ancestor is called visgraft\.import_git_llm today"):
+        _ = visgraft.import_ancestor
 
 
 def test_every_dependency_is_pinned() -> None:

@@ -7,7 +7,15 @@ Usage: `from visgraft.config import Recipe, load_recipe`
 from visgraft.config.effects import Effect, changeable_keys, effect_of
 from visgraft.config.hints import unknown_key
 from visgraft.config.plain_values import flatten
-from visgraft.config.recipe import apply_override, load_recipe, read_yaml, recipe_to_dict, recipe_to_yaml, set_key
+from visgraft.config.recipe import (
+    apply_override,
+    load_recipe,
+    read_recipe,
+    read_yaml,
+    recipe_to_dict,
+    recipe_to_yaml,
+    set_key,
+)
 from visgraft.config.settings import (
     PARTS,
     AugmentSettings,
@@ -50,6 +58,7 @@ __all__ = [
     "effect_of",
     "flatten",
     "load_recipe",
+    "read_recipe",
     "read_yaml",
     "recipe_to_dict",
     "recipe_to_yaml",

@@ -14,6 +14,7 @@ import yaml
 from visgraft.config.effects import setting
 from visgraft.config.hints import Bound, LocalPath
 from visgraft.config.plain_values import to_plain
+from visgraft.config.renamed import VERSION
 from visgraft.errors import ConfigError
 
 Part = Literal["vision", "projection", "language", "head"]
@@ -327,5 +328,5 @@ class Recipe:
         return "-".join(Path(part).name for part in parts if part) or "run"
 
     def to_yaml(self) -> str:
-        """Write what differs from the defaults as YAML that loads back to an equal recipe."""
-        return yaml.safe_dump(to_plain(self), sort_keys=False, allow_unicode=True, width=120)
+        """Write its version and what differs from the defaults as YAML that loads back to an equal recipe."""
+        return yaml.safe_dump({"version": VERSION, **to_plain(self)}, sort_keys=False, allow_unicode=True, width=120)
