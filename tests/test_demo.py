@@ -70,12 +70,8 @@ def test_the_report_marks_wrong_answers_and_needs_no_network(data, tmp_path):
     (run / "environment.json").write_text(json.dumps({"date": "2026-01-02"}))
     scores = demo.score(questions)
     result = DemoResult(run, scores, baseline=scores, counts=dict.fromkeys(scores, 1), train_seconds=90.0)
-    log = [
-        {"step": 1, "loss": 2.0, "samples": 8},
-        {"step": 1, "validation_loss": 1.0},
-        {"step": 2, "loss": 1.0, "samples": 8},
-    ]
-    text = demo.write_report(result, questions=questions, log=log).read_text()
+    steps = [{"step": 1, "loss": 2.0, "samples": 8}, {"step": 2, "loss": 1.0, "samples": 8}]
+    text = demo.write_report(result, questions=questions, steps=steps).read_text()
     assert text.count('class="card wrong"') == 1
     assert "&lt;red&gt;" in text
     assert "<red>" not in text

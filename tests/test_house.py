@@ -20,8 +20,8 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors"], 0),
-    **dict.fromkeys(["disk_cache", "segments"], 0),
+    **dict.fromkeys(["errors", "atomic", "segments"], 0),
+    "disk_cache": 0.5,  # writes through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
     **dict.fromkeys(["data", "model"], 2),
@@ -34,7 +34,7 @@ LAYERS = {
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PIL"}
-LIGHT = ("errors", "config", "reporting", "runs", "cli")  # what starts before torch is wanted
+LIGHT = ("errors", "atomic", "config", "reporting", "runs", "cli")  # what starts before torch is wanted
 FORBIDDEN_STEMS = ("util", "helper", "common", "misc", "base", "manager")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -138,6 +138,8 @@ def test_every_public_name_is_there() -> None:
     assert set(visgraft.__all__) <= set(dir(visgraft))
     with pytest.raises(AttributeError, match="module 'visgraft' has no attribute 'Visgraft'; it has Batch, "):
         _ = visgraft.Visgraft
+    with pytest.raises(AttributeError, match=r"visgraft\.import_ancestor is called visgraft\.import_git_llm today"):
+        _ = visgraft.import_ancestor
 
 
 def test_every_dependency_is_pinned() -> None:

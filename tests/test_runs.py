@@ -12,7 +12,7 @@ import pytest
 
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError
-from visgraft.runs import Run, environment, find_model, whole_folder, write_whole
+from visgraft.runs import Run, environment, find_model, read_experiment_record
 
 
 @pytest.fixture
@@ -115,6 +115,41 @@ def test_steps_that_a_resumed_run_made_again_count_once(recipe: Recipe) -> None:
     assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 5  # append-only
 
 
+def test_what_state_a_run_is_in_is_read_off_its_folder(recipe: Recipe, tmp_path: Path) -> None:
+    assert Run(tmp_path / "nowhere").status() == "new"
+    run = Run.create(recipe)
+    seen = [run.last_changes()]
+    assert (run.status(), run.read_failure()) == ("unfinished", None)
+    run.failure_path.write_text("no memory\n")
+    seen.append(run.last_changes())
+    assert (run.status(), run.read_failure()) == ("failed", "no memory")
+    run.summary_path.write_text("{}")
+    seen.append(run.last_changes())
+    assert run.status() == "finished"
+    run.resume_from(0)
+    run.failure_path.unlink()
+    assert run.status() == "unfinished"
+    assert len(set(seen)) == 3
+
+
+def test_steps_and_validations_are_told_apart(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    step, validation = {"step": 1, "loss": math.nan}, {"step": 1, "validation_loss": 2.0, "exact_match": 0.5}
+    for record in (step, validation, {"step": 1, "note": "neither"}):
+        run.append("metrics", record)
+    assert (run.steps(), run.validations()) == ([{"step": 1, "loss": None}], [validation])
+
+
+def test_the_record_of_an_experiment_names_folder_and_variant_of_each_run(tmp_path: Path) -> None:
+    assert read_experiment_record(tmp_path) is None
+    (tmp_path / "experiment.yaml").write_text("name: a\nruns: [{folder: x-seed0, variant: x}]\n")
+    assert read_experiment_record(tmp_path) == {"name": "a", "runs": [{"folder": "x-seed0", "variant": "x"}]}
+    for broken in ("runs: 3", "runs: [{folder: x}]", "[", "a: \xff"):
+        (tmp_path / "experiment.yaml").write_bytes(broken.encode("latin-1"))
+        with pytest.raises(CheckpointError, match=r"experiment\.yaml: cannot be read as the record of an experiment"):
+            read_experiment_record(tmp_path)
+
+
 def test_a_checkpoint_appears_whole_or_not_at_all(recipe: Recipe) -> None:
     run = Run.create(recipe)
     with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
@@ -147,33 +182,6 @@ def test_checkpoints_are_listed_by_number_and_pruned_from_the_oldest(recipe: Rec
     assert list(run.checkpoints()) == [9, 20, 100]
     run.prune_checkpoints(keep=5)
     assert list(run.checkpoints()) == [9, 20, 100]
-
-
-def test_a_folder_is_replaced_at_once_and_kept_when_writing_fails(tmp_path: Path) -> None:
-    target = tmp_path / "model"
-    for content in ("old", "new"):
-        with whole_folder(target) as folder:
-            (folder / "file").write_text(content)
-    assert (target / "file").read_text() == "new"
-    with pytest.raises(ValueError, match="no"), whole_folder(target) as folder:
-        raise ValueError("no")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (target / "file").read_text() == "new"
-
-
-def test_a_folder_whose_replacement_was_killed_half_way_comes_back(tmp_path: Path) -> None:
-    (tmp_path / ".model.old").mkdir()
-    (tmp_path / ".model.old" / "file").write_text("old")
-    with pytest.raises(ValueError, match="no"), whole_folder(tmp_path / "model"):
-        raise ValueError("no")
-    assert (tmp_path / "model" / "file").read_text() == "old"
-
-
-def test_a_text_file_is_replaced_at_once(tmp_path: Path) -> None:
-    write_whole(tmp_path / "a.txt", "one")
-    write_whole(tmp_path / "a.txt", "two")
-    assert (tmp_path / "a.txt").read_text() == "two"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_run_stands_for_its_model(recipe: Recipe, tmp_path: Path) -> None:

@@ -47,6 +47,10 @@ __all__ = sorted([*_MODULE_OF, "VisgraftError"])
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
+        from visgraft.config.renamed import PACKAGE_NAMES
+
+        if name in PACKAGE_NAMES:
+            raise AttributeError(f"visgraft.{name} is called visgraft.{PACKAGE_NAMES[name]} today")
         raise AttributeError(f"module 'visgraft' has no attribute {name!r}; it has {', '.join(__all__)}")
     if name in _REGISTERED:  # transformers' Auto classes then know both, whichever was touched
         for module in _REGISTERED.values():

@@ -21,6 +21,7 @@ from typing import Any
 import altair
 from PIL import Image
 
+from visgraft.atomic import write_json, write_whole
 from visgraft.config import Recipe, load_recipe
 from visgraft.data.readers import easy_vqa
 from visgraft.data.sample import Sample, Turn
@@ -141,21 +142,21 @@ def run_demo(
     data = Path(resolve_name("starter:easy_vqa", progress=progress.say))
     questions = ask_questions(folder, pick_questions(data, number=number), progress=progress)
     blind = blind_answers(data, questions)
-    log = Run.open(folder).read_metrics()
+    steps = Run.open(folder).steps()
     result = DemoResult(
         folder=folder,
         scores=score(questions),
         baseline=score([replace(q, answer=text) for q, text in zip(questions, blind, strict=True)]),
         counts={kind: len(chosen) for kind, chosen in by_kind(questions).items()},
-        train_seconds=sum(line.get("seconds", 0.0) for line in log),
+        train_seconds=sum(step["seconds"] for step in steps),
     )
-    write_report(result, questions=questions, log=log)
+    write_report(result, questions=questions, steps=steps)
     lines = [
         json.dumps({**vars(question), "image": question.image.name, "right": question.is_right}) + "\n"
         for question in questions
     ]
-    (folder / "answers.jsonl").write_text("".join(lines))
-    (folder / "demo.json").write_text(json.dumps({**vars(result), "folder": folder.name}, indent=2) + "\n")
+    write_whole(folder / "answers.jsonl", "".join(lines))
+    write_json(folder / "demo.json", {**vars(result), "folder": folder.name})
     return result
 
 
@@ -213,7 +214,7 @@ def score(questions: Sequence[DemoQuestion]) -> dict[str, float]:
     }
 
 
-def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], log: Sequence[dict[str, Any]]) -> Path:
+def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], steps: Sequence[dict[str, Any]]) -> Path:
     """Write `report.html` into the run folder."""
     environment = json.loads((result.folder / "environment.json").read_text())
     page = Page(
@@ -231,7 +232,7 @@ def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], log: 
             }
         ),
     )
-    page.add("How it learned", page.chart(loss_chart(log), alt="training loss over samples"))
+    page.add("How it learned", page.chart(loss_chart(steps), alt="training loss over samples"))
     rows = [
         [kind, result.counts[kind], f"{result.scores[kind]:.1%}", f"{result.baseline[kind]:.1%}"]
         for kind in ("all", "what", "yes/no")
@@ -253,9 +254,8 @@ def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], log: 
     return page.write(result.folder / "report.html")
 
 
-def loss_chart(log: Sequence[dict[str, Any]]) -> altair.LayerChart:
+def loss_chart(steps: Sequence[dict[str, Any]]) -> altair.LayerChart:
     """Draw the training loss over samples, raw and smoothed."""
-    steps = [line for line in log if "loss" in line]
     points: list[dict[str, float]] = []
     samples = 0
     for index, line in enumerate(steps):

@@ -14,10 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+
+from visgraft.atomic import whole_file
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -45,8 +46,6 @@ def keep_arrays(make: Callable[[], Arrays], *, fingerprint: str | None) -> Array
     start = monotonic()
     arrays = make()
     if monotonic() - start >= _WORTH_KEEPING_S:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.stem}.{uuid4().hex}.npz")
-        np.savez(part, **arrays)  # type: ignore[arg-type]
-        part.replace(path)
+        with whole_file(path) as building, building.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type]
     return arrays

@@ -1,26 +1,28 @@
-"""A run on disk: one folder that holds everything a training did, readable without torch and without visgraft.
+"""A run on disk: one folder that holds everything a training did, and what state it is in.
 
-In: a recipe, then records, checkpoints and a model as they come. Out: a folder whose files are whole at every moment.
+In: a recipe, then records, checkpoints and a model as they come. Out: a folder whose files are whole at every moment,
+readable without torch and without visgraft.
 
     runs/20260102-030405-name/
       recipe.yaml          the recipe as it ran: `load_recipe(run.folder)`
       environment.json     versions, machine, commit, date
       metrics.jsonl        one object a line, append-only: step, loss, ...
-      samples.jsonl        answers to the probe images
-      sample_prompts/              the probe images, small
+      samples.jsonl        answers to the sample prompts
+      sample_prompts/      their images, small
       quarantine.jsonl     bad inputs: source, index, reason
       checkpoints/step-N/  what `--resume` needs; whole or not there
       model/               what `visgraft ask` takes; whole or not there
       summary.json         what the run cost and how good its model is; there once the run is finished
+      failure.txt          why it failed, of a run of an experiment; gone as soon as it is run again
 
-    docs/runs.md says what is in each.
+The folder of an experiment holds such folders, and `experiment.yaml`: which run is which variant. docs/runs.md says
+what is in each file.
 
-Usage: `run = Run.create(recipe); run.append("metrics", {"step": 1, "loss": 2.3})`
+Usage: `run = Run.create(recipe); run.append("metrics", {"step": 1, "loss": 2.3}); run.status()`
 """
 
 import datetime
 import json
-import math
 import os
 import platform
 import re
@@ -33,9 +35,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import yaml
+
+from visgraft.atomic import append_record, whole_folder, write_json, write_whole
 from visgraft.errors import CheckpointError
 
 Log = Literal["metrics", "samples", "quarantine"]
+Status = Literal["new", "unfinished", "failed", "finished"]  # unfinished: it trains now, or was interrupted
+EXPERIMENT_FILE = "experiment.yaml"
 LIBRARIES = (
     "visgraft",
     "torch",
@@ -84,7 +91,7 @@ class Run:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise CheckpointError(f"{path}: already there and not an empty folder; name another, or remove it")
             path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_json(path / "environment.json", environment())
         write_whole(path / "recipe.yaml", recipe.to_yaml())
         return cls(path)
 
@@ -111,6 +118,30 @@ class Run:
         """Where the summary of a finished run is, or will be."""
         return self.folder / "summary.json"
 
+    @property
+    def failure_path(self) -> Path:
+        """Where the reason stands why a run of an experiment failed."""
+        return self.folder / "failure.txt"
+
+    def status(self) -> Status:
+        """Say what state the run is in; its folder need not be there yet. The summary is the last that a run writes."""
+        if self.summary_path.is_file():
+            return "finished"
+        if self.failure_path.is_file():
+            return "failed"
+        return "unfinished" if (self.folder / "recipe.yaml").is_file() else "new"
+
+    def last_changes(self) -> tuple[float, ...]:
+        """Give the times at which what tells its state last changed, in seconds; 0 of what is not there."""
+        told_by = (self._log_path("metrics"), self.summary_path, self.failure_path)
+        return tuple(path.stat().st_mtime if path.exists() else 0.0 for path in told_by)
+
+    def read_failure(self) -> str | None:
+        """Read why the run failed; None of one that did not."""
+        if not self.failure_path.is_file():
+            return None
+        return self.failure_path.read_text(encoding="utf-8", errors="replace").strip()
+
     def read_summary(self) -> dict[str, Any] | None:
         """Read what the run cost and how good its model is; None of a run that is not finished. See docs/runs.md."""
         if not self.summary_path.is_file():
@@ -119,7 +150,7 @@ class Run:
             summary: dict[str, Any] = json.loads(self.summary_path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(
-                f"{self.summary_path}: is not JSON: {error}; remove it and resume the run, which writes it anew"
+                f"{self.summary_path}: is not JSON: {error}; remove it and resume the run, which writes it again"
             ) from error
         return summary
 
@@ -128,9 +159,7 @@ class Run:
 
         Numbers that are not finite are written as null, so that any JSON reader takes the file.
         """
-        line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
-        with self._log_path(log).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_record(self._log_path(log), record)
 
     def read(self, log: Log) -> list[dict[str, Any]]:
         """Read the records of a log, without those that a resumed run made again; a torn last line is left out."""
@@ -155,6 +184,14 @@ class Run:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read `metrics.jsonl` as `read` does."""
         return self.read("metrics")
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Read the records of the optimizer steps: step, loss, ..."""
+        return [record for record in self.read_metrics() if "loss" in record]
+
+    def validations(self) -> list[dict[str, Any]]:
+        """Read the records of the validations: step, validation_loss, ...; a loss that was not finite is None."""
+        return [record for record in self.read_metrics() if "validation_loss" in record]
 
     def resume_from(self, step: int) -> None:
         """Prepare the logs for going on after a checkpoint: whatever was logged after its step no longer counts."""
@@ -203,7 +240,7 @@ class Run:
 
 
 def find_model(path: str | Path) -> str:
-    """Turn what a person calls a model into what can be loaded: a run folder gives its model, the rest stays as it is.
+    """Turn what a user calls a model into what can be loaded: a run folder gives its model, the rest stays as it is.
 
     Raises CheckpointError for a run that has no model yet.
     """
@@ -216,47 +253,23 @@ def find_model(path: str | Path) -> str:
     return str(run.model_path)
 
 
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside `target` that takes target's place at once, and only if the block did not raise."""
-    building, outgoing = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if outgoing.exists() and not target.exists():  # stopped between the two renames below
-        outgoing.rename(target)
-    shutil.rmtree(outgoing, ignore_errors=True)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
+def read_experiment_record(folder: Path) -> dict[str, Any] | None:
+    """Read `experiment.yaml`: `name`, and `runs`, each with `folder` and `variant`; None where there is none.
+
+    Raises CheckpointError for a file that is something else.
+    """
+    path = folder / EXPERIMENT_FILE
+    if not path.is_file():
+        return None
     try:
-        yield building
-        for file in building.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if target.exists():
-            target.rename(outgoing)
-        building.rename(target)
-        _sync(target.parent)
-        shutil.rmtree(outgoing, ignore_errors=True)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old content or the new, never half."""
-    building = path.with_name(f".{path.name}.{os.getpid()}.new")
-    building.write_text(text, encoding="utf-8")
-    _sync(building)
-    building.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        record: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _ = [(entry["folder"], entry["variant"]) for entry in record["runs"]]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as the record of an experiment: need `runs`, each with folder and variant; "
+            "remove it and run the experiment again, or name the run folders themselves"
+        ) from error
+    return record
 
 
 def environment() -> dict[str, Any]:
@@ -290,18 +303,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, (str, int, float, bool, type(None))) and hasattr(value, "item"):
-        value = value.item()  # a number of numpy's or torch's
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _new_folder(parent: Path, *, name: str) -> Path:

@@ -18,7 +18,7 @@ from visgraft.cli.experiment import _devices
 from visgraft.errors import ConfigError
 from visgraft.experiment import load_experiment, run_experiment
 from visgraft.experiment.process import ProcessJob, launch_process
-from visgraft.experiment.run_folders import status_of
+from visgraft.experiment.run_folders import action_for
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "experiments").glob("*.yaml"))
 NOWHERE = {
@@ -109,7 +109,7 @@ def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(visgraft: Visgraft,
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "stopped; what was done is kept, and the same command goes on"
     assert "lora-seed0: stopping after this step, then saving; Ctrl-C again stops at once" in err
-    assert status_of(run) == "begun"
+    assert action_for(run) == "resume"
     assert not (run.parent / "later-seed0").exists()
     refused = visgraft("experiment", path, "--set", "train.max_steps=3")
     assert refused.status == 2

@@ -51,6 +51,8 @@ def test_the_version_is_printed(visgraft: Visgraft) -> None:
     ("args", "message"),
     [
         (["trian"], "error: No such command 'trian'. Did you mean 'train'? See `visgraft --help`.\n"),
+        (["fit", "a.yaml"], "error: No such command 'fit': it is called 'estimate' today. See `visgraft --help`.\n"),
+        (["words"], "error: No such command 'words': it is called 'inspect' today. See `visgraft --help`.\n"),
         (["ask", "run"], "error: Missing argument 'IMAGE'. See `visgraft ask --help`.\n"),
         (["ask", "--jsno"], "error: No such option: --jsno (Possible options: --json). See `visgraft ask --help`.\n"),
         (["init"], "error: Missing option '--data'. See `visgraft init --help`.\n"),

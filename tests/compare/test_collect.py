@@ -32,13 +32,14 @@ def test_a_folder_of_runs_needs_no_experiment_file(tmp_path: Path) -> None:
     assert [found.folder.name for found in find_runs([tmp_path / "runs"])] == ["20260102-030405-a"]
 
 
-def test_a_run_that_stopped_early_is_unfinished_and_a_failed_one_says_so(tmp_path: Path) -> None:
+def test_a_run_without_a_summary_is_unfinished_and_a_failed_one_says_so(tmp_path: Path) -> None:
     save_run(tmp_path / "half", num_steps=10, planned_steps=20)
     failed = save_run(tmp_path / "failed", name="b", num_steps=10, planned_steps=20)
     (failed / "failure.txt").write_text("out of memory")
-    older = save_run(tmp_path / "older", name="c", num_steps=10, with_summary=False)
-    assert [run.status for run in collect([tmp_path / "half", failed, older]).runs] == [
-        "unfinished", "failed", "finished",
+    nearly = save_run(tmp_path / "nearly", name="c", num_steps=10, with_summary=False)
+    whole = save_run(tmp_path / "whole", name="d", num_steps=10)
+    assert [run.status for run in collect([tmp_path / "half", failed, nearly, whole]).runs] == [
+        "unfinished", "failed", "unfinished", "finished",
     ]  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="its recipe cannot be read: modell"):
         collect([run])
     (tmp_path / "experiment.yaml").write_text("runs: 3\n")
-    with pytest.raises(CheckpointError, match=r"experiment\.yaml: cannot be read: need `runs`"):
+    with pytest.raises(CheckpointError, match=r"experiment\.yaml: cannot be read as the record .*: need `runs`"):
         collect([tmp_path])
 
 

@@ -52,6 +52,9 @@ def test_runs_are_followed_until_all_are_over(tmp_path: Path) -> None:
         file.write('{"step": 21, "lo')  # torn: it is being written
     os.utime(run / "metrics.jsonl", (time.time() + 5, time.time() + 5))
     watched.read()
+    assert not watched.is_over  # its model is being written
+    (run / "summary.json").write_text("{}")
+    watched.read()
     assert watched.is_over
     assert watched.lines()[0].endswith("finished")
     assert any("step 20" in line for line in drawn(watched))

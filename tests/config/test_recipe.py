@@ -19,6 +19,7 @@ from visgraft.config import (
     recipe_to_yaml,
     set_key,
 )
+from visgraft.config.renamed import VERSION
 from visgraft.errors import ConfigError
 
 
@@ -215,7 +216,7 @@ def test_a_path_of_an_unknown_user_is_refused(recipe_values: dict[str, Any]) -> 
 
 def test_yaml_holds_only_what_differs_from_the_defaults(recipe_values: dict[str, Any]) -> None:
     recipe = load_recipe(recipe_values, overrides=["train.epochs=1", "train.seed=3"])
-    assert yaml.safe_load(recipe_to_yaml(recipe)) == {**recipe_values, "train": {"seed": 3}}
+    assert yaml.safe_load(recipe_to_yaml(recipe)) == {"version": VERSION, **recipe_values, "train": {"seed": 3}}
 
 
 @pytest.mark.parametrize(

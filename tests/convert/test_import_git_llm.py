@@ -311,7 +311,7 @@ def test_a_tied_head_that_differs_is_refused_and_a_lost_copy_is_found(tmp_path: 
 def test_folders_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
     values, state = make("git_llama")
     source = write(tmp_path / "src", values, state)
-    with pytest.raises(CheckpointError, match="is the source itself"):
+    with pytest.raises(CheckpointError, match="is the model itself"):
         visgraft.import_git_llm(source, source)
     with pytest.raises(ConfigError, match="image_attention: got 'both'"):
         visgraft.import_git_llm(source, tmp_path / "dst", image_attention="both")

@@ -55,7 +55,7 @@ def test_an_interrupted_call_goes_on_with_the_shards_that_are_missing(tmp_path, 
 
     def stop_after_two(path, *args, **kwargs):
         if len(written) == 2:
-            (path.parent / f"{path.name}.1234.part").write_bytes(b"cut off")
+            (path.parent / f".{path.name}.1234.new").write_bytes(b"cut off")
             raise KeyboardInterrupt
         written.append(path)
         return write_parquet(path, *args, **kwargs)

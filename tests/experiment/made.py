@@ -13,7 +13,7 @@ import yaml
 from tests.training.tiny import tiny_recipe
 from visgraft.errors import VisgraftError
 from visgraft.experiment import Outcome, PlannedRun
-from visgraft.experiment.run_folders import status_of
+from visgraft.experiment.run_folders import action_for
 from visgraft.training.loop import train
 from visgraft.training.progress import make_progress
 
@@ -67,7 +67,7 @@ class Done:
 
 def run_here(run: PlannedRun, folder: Path, device: str | None, say: Callable[[str], None]) -> Done:
     """Train in this process, as the program would in another."""
-    resume = folder if status_of(folder) == "begun" else None
+    resume = folder if action_for(folder) == "resume" else None
     try:
         train(run.recipe, resume=resume, folder=None if resume else folder, progress=make_progress(show=False))
     except VisgraftError as error:

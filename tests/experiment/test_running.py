@@ -10,9 +10,9 @@ import yaml
 from tests.experiment.made import Done, Told, run_here, write_experiment
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.experiment import PlannedRun, load_experiment, run_experiment
-from visgraft.experiment.run_folders import read_record, status_of
+from visgraft.experiment.run_folders import action_for
 from visgraft.experiment.variant_results import as_table, as_values, results_of
-from visgraft.runs import Run
+from visgraft.runs import Run, read_experiment_record
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
 from visgraft.training.progress import TrainProgress, make_progress
@@ -34,7 +34,7 @@ def test_every_run_is_made_once_with_the_same_probes(tmp_path: Path) -> None:
     assert asked[0] and all(each == asked[0] for each in asked)
     trained = [Run.open(outcome.folder).read_summary() or {} for outcome in outcomes]
     assert [bool(summary["trainable_parameters"]["language"]) for summary in trained] == [False, False, True, True]
-    record = read_record(experiment.folder)
+    record = read_experiment_record(experiment.folder) or {}
     assert record["name"] == "tiny"
     assert record["runs"][2] == {"folder": "lora-seed0", "variant": "lora", "seed": 0, "changes": {}}
     again = Told()
@@ -50,7 +50,7 @@ def test_a_begun_run_is_gone_on_with_and_ends_as_if_never_stopped(tmp_path: Path
     [run] = experiment.runs
     with pytest.raises(Interrupted):
         train(run.recipe, folder=experiment.folder_of(run), progress=quiet, stop=lambda step: step == 1)
-    assert status_of(experiment.folder_of(run)) == "begun"
+    assert action_for(experiment.folder_of(run)) == "resume"
     told = Told()
     run_experiment(experiment, launch=run_here, progress=told)
     assert told.lines[1] == "lora-seed0 resumed on None"
@@ -58,7 +58,7 @@ def test_a_begun_run_is_gone_on_with_and_ends_as_if_never_stopped(tmp_path: Path
     assert first["validation_loss"] == second["validation_loss"]
 
 
-def test_what_stopped_before_its_first_checkpoint_is_made_anew(tmp_path: Path) -> None:
+def test_what_stopped_before_its_first_checkpoint_is_made_again(tmp_path: Path) -> None:
     experiment = load_experiment(write_experiment(tmp_path, variants={"lora": {}}))
     [run] = experiment.runs
     Run.create(run.recipe, folder=experiment.folder_of(run)).append("metrics", {"step": 1, "loss": 1.0})
@@ -132,9 +132,12 @@ def test_a_record_keeps_what_other_calls_ran_and_a_broken_one_is_said(tmp_path: 
     for experiment in experiments:
         run_experiment(experiment, launch=lambda *_: Done(0, ""), progress=Told())
     folder = experiments[0].folder
-    assert [entry["variant"] for entry in read_record(folder)["runs"]] == ["lora", "projection"]
+    assert [entry["variant"] for entry in (read_experiment_record(folder) or {})["runs"]] == ["lora", "projection"]
     (folder / "experiment.yaml").write_text(yaml.safe_dump(["no", "record"]))
-    with pytest.raises(CheckpointError, match="cannot be read as the record of an experiment; remove it"):
+    with pytest.raises(
+        CheckpointError,
+        match="record of an experiment: need `runs`, each with folder and variant; remove it",
+    ):
         run_experiment(experiments[0], launch=run_here, progress=Told())
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from visgraft.disk_cache import cache_folder
 from visgraft.errors import ConfigError, MissingAssetError
-from visgraft.starter import assets, cache_folder, easy_vqa_folder, resolve_name
+from visgraft.starter import assets, easy_vqa_folder, resolve_name
 from visgraft.starter.assets import Asset, fetch_wheel
 
 

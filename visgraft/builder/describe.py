@@ -248,9 +248,8 @@ def _in_words(source: SourceSettings) -> str:
 
 def _progress_of_run(run: Run) -> dict[str, Any]:
     """Read off a run folder how far it is and how good."""
-    records = run.read_metrics()
-    steps = [record for record in records if "loss" in record]
-    validated = [record for record in records if record.get("validation_loss") is not None]
+    steps = run.steps()
+    validated = [record for record in run.validations() if record["validation_loss"] is not None]
     best = min(validated, key=lambda record: float(record["validation_loss"]), default={})
     return {
         "steps": steps[-1]["step"] if steps else 0,

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from visgraft.atomic import write_whole
 from visgraft.cli.hub import go_offline_without_network, names_of_model
 from visgraft.cli.options import AsJson, Device, MaxNewTokens
 from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries, tell
@@ -124,9 +125,7 @@ def _print(
     from visgraft.compare.results_table import results
 
     if markdown:
-        path = markdown.expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(as_markdown(comparison, questions, shown=shown), encoding="utf-8")
+        write_whole(markdown.expanduser(), as_markdown(comparison, questions, shown=shown))
     if as_json:
         print_json(as_values(comparison, questions))
         return

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from visgraft.atomic import write_whole
 from visgraft.cli.hub import go_offline_without_network, names_of_model
 from visgraft.cli.options import AsJson, Model
 from visgraft.cli.terminal import note, print_error, print_json, print_line, quiet_libraries
@@ -102,8 +103,7 @@ def _import_recipe(source: str, target: Path | None) -> None:
     if target is None:
         print_line(converted.to_yaml().rstrip())
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(converted.to_yaml(), encoding="utf-8")
+    write_whole(target, converted.to_yaml())
     for line in converted.notes:
         print_line(f"note: {line}")
     print_line(f"{target}: next, visgraft show {target}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,7 +21,7 @@ from rich.text import Text
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson
 from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries, tell
-from visgraft.config import Recipe, load_recipe, recipe_to_yaml
+from visgraft.config import Recipe, load_recipe, recipe_to_dict
 
 if TYPE_CHECKING:
     from visgraft.data.check import SourceReport
@@ -109,7 +110,8 @@ def prepare(
         sources = _open(settings, part)
         if not len(sources):
             continue
-        fingerprint = recipe_to_yaml(Recipe(data=settings.data))
+        values = recipe_to_dict(Recipe(data=settings.data))
+        fingerprint = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
         with _progress(f"writing {part}", total=len(sources)) as advance:
             shards = write_shards(sources, folder, split=part, fingerprint=fingerprint, progress=advance)
         for shard in shards:

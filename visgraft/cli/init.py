@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
+from visgraft.atomic import write_whole
 from visgraft.cli.terminal import note, print_line
 from visgraft.config import SourceSettings, load_recipe
 from visgraft.config.plain_values import to_plain
@@ -56,8 +57,7 @@ def init(
         data={key: _source_line(source) for key, source in _sources(found, size).items()},
         output=output,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    write_whole(output, text)
     load_recipe(output)
     print_line(f"{output}: {found.format}, {size}")
     print_line(f"next: visgraft show {output}, then visgraft train {output}")

@@ -29,6 +29,7 @@ from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, print_error
 from visgraft.cli.train import train
 from visgraft.cli.watch import watch
+from visgraft.config.renamed import COMMANDS
 from visgraft.errors import VisgraftError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -44,7 +45,7 @@ EPILOG = (
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program on the process's arguments, or on those given, and return its exit status.
 
-    Errors that a person can act on become one line; anything else is a mistake of ours and keeps its traceback.
+    Errors that a user can act on become one line; anything else is a mistake of ours and keeps its traceback.
     """
     given = _debug_first(list(sys.argv[1:] if args is None else args)) or ["--help"]
     is_debug = given[:1] == ["--debug"]
@@ -53,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
             status = app(given, prog_name="visgraft", standalone_mode=False)
         except (KeyboardInterrupt, typer.Abort):
             return INTERRUPTED
-        except SystemExit:  # typer's way to end where whoever reads the output stopped early, as `head` does
+        except SystemExit:  # typer's way to end where the reader of its output stopped early, as `head` does
             return 0
         except (VisgraftError, UsageError, OSError) as error:
             if is_debug:
@@ -76,6 +77,9 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, UsageError):
         usage: Any = error
         text = str(usage.format_message()).replace("Value error, ", "").rstrip(".")
+        for old, new in COMMANDS.items():
+            if text.startswith(f"No such command '{old}'"):
+                text = f"No such command '{old}': it is called '{new}' today"
         command = usage.ctx.command_path if usage.ctx else "visgraft"
         return f"{text}{'' if text.endswith('?') else '.'} See `{command} --help`."
     if isinstance(error, OSError) and error.strerror:

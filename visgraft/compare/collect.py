@@ -15,16 +15,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from visgraft.compare.curves import Curve, training_curve, validation_curve
-from visgraft.compare.differences import data_key, flatten, without_seed
+from visgraft.compare.differences import all_settings, data_key, without_seed
 from visgraft.compare.names import variant_names
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError, ConfigError
-from visgraft.runs import Run
-
-EXPERIMENT_FILE = "experiment.yaml"  # what `visgraft experiment` writes: which run is which variant
+from visgraft.runs import Run, Status, read_experiment_record
 
 
 @dataclass(frozen=True)
@@ -36,13 +32,13 @@ class RunData:
         variant: name of the variant it belongs to.
         seed: of its weights and order.
         recipe: as it ran.
-        settings: dotted key -> value, defaults included.
+        settings: dotted key -> value, defaults included; without what is of effect on the disk alone.
         training: loss over steps, samples and minutes.
         validation: the same of the held-out data.
         scores: name -> values over the same validations, None where one was not measured.
         summary: what `summary.json` holds; empty of a run that has none.
         sample_answers: the lines of `samples.jsonl`.
-        status: `finished`, `unfinished` or `failed`.
+        status: as `Run.status` says.
     """
 
     folder: Path
@@ -55,7 +51,7 @@ class RunData:
     scores: Mapping[str, Sequence[float | None]]
     summary: Mapping[str, Any]
     sample_answers: Sequence[Mapping[str, Any]]
-    status: str
+    status: Status
 
 
 @dataclass(frozen=True)
@@ -209,22 +205,14 @@ def find_runs(paths: Sequence[str | Path]) -> list[FoundRun]:
 
 def _listed(folder: Path) -> list[FoundRun]:
     """List the runs of an experiment in its own order, those that were not begun too."""
-    path = folder / EXPERIMENT_FILE
-    if not path.is_file():
-        return []
-    try:
-        runs = yaml.safe_load(path.read_text(encoding="utf-8"))["runs"]
-        return [FoundRun(folder / run["folder"], is_named=False, variant=str(run["variant"])) for run in runs]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: need `runs`, each with folder and variant; name the run folders instead"
-        ) from error
+    record = read_experiment_record(folder) or {"runs": []}
+    return [FoundRun(folder / run["folder"], is_named=False, variant=str(run["variant"])) for run in record["runs"]]
 
 
 def num_waiting(paths: Sequence[str | Path]) -> int:
     """Count the runs of experiments that were neither begun nor failed before they began."""
     listed = [run for path in paths for run in _listed(Path(path).expanduser().absolute())]
-    return sum(not run.is_begun and not (run.folder / "failure.txt").is_file() for run in listed)
+    return sum(Run(run.folder).status() == "new" for run in listed)
 
 
 def read_run(folder: Path, *, variant: str | None = None) -> RunData:
@@ -234,41 +222,26 @@ def read_run(folder: Path, *, variant: str | None = None) -> RunData:
         recipe = load_recipe(run.folder)
     except ConfigError as error:
         raise ConfigError(f"{folder}: its recipe cannot be read: {error}") from error
-    records = run.read_metrics()
-    training = training_curve(records)
-    validation, scores = validation_curve(records, training)
+    training = training_curve(run.steps())
+    validation, scores = validation_curve(run.validations(), training)
     return RunData(
         folder=run.folder,
         variant=variant or "",
         seed=recipe.train.seed,
         recipe=recipe,
-        settings=flatten(recipe),
+        settings=all_settings(recipe),
         training=training,
         validation=validation,
         scores=scores,
         summary=run.read_summary() or {},
         sample_answers=run.read("samples"),
-        status=status_of(run, recipe, records),
+        status=run.status(),
     )
 
 
-def status_of(run: Run, recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> str:
-    """Say whether a run is finished, unfinished or failed; its model may have been cleared away."""
-    if run.summary_path.is_file() or run.model_path.is_dir():
-        return "finished"
-    if (run.folder / "failure.txt").is_file():
-        return "failed"
-    last: Mapping[str, Any] = next((record for record in reversed(records) if "loss" in record), {})
-    limit = recipe.train.max_steps
-    is_over = last.get("epoch", 0) >= recipe.train.epochs or (limit is not None and last.get("step", 0) >= limit)
-    return "finished" if is_over else "unfinished"
-
-
 def _why_empty(folder: Path) -> str:
-    failure = folder / "failure.txt"
-    if failure.is_file():
-        return f"failed before its first step: {failure.read_text(encoding='utf-8', errors='replace').strip()}"
-    return "not begun yet"
+    failure = Run(folder).read_failure()
+    return "not begun yet" if failure is None else f"failed before its first step: {failure}"
 
 
 def _group(runs: Sequence[RunData]) -> tuple[Variant, ...]:

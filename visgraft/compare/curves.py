@@ -2,7 +2,7 @@
 
 In: the records of `metrics.jsonl`. Out: `Curve`, numbers side by side; means with lowest and highest.
 
-    curve = training_curve(run.read_metrics())
+    curve = training_curve(run.steps())
     average([curve, other], axis="samples")        # x, mean, lowest, highest
 """
 
@@ -64,9 +64,8 @@ def _array(values: Sequence[Any]) -> Array:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def training_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
-    """Read the steps of a run; samples and minutes are counted up."""
-    steps = [record for record in records if "loss" in record]
+def training_curve(steps: Sequence[Mapping[str, Any]]) -> Curve:
+    """Draw the steps of a run (`Run.steps`); samples and minutes are counted up."""
     return Curve(
         steps=_array([record["step"] for record in steps]),
         samples=_array([record.get("samples", 0) for record in steps]).cumsum(),
@@ -78,10 +77,9 @@ def training_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
 
 
 def validation_curve(
-    records: Sequence[Mapping[str, Any]], training: Curve
+    found: Sequence[Mapping[str, Any]], training: Curve
 ) -> tuple[Curve, dict[str, list[float | None]]]:
-    """Read the validations of a run, placed by the steps in front of them, and the scores measured with each."""
-    found = [record for record in records if "validation_loss" in record]
+    """Draw the validations of a run, placed by the steps in front of them, and the scores measured with each."""
     steps = _array([record["step"] for record in found])
     place = np.searchsorted(training.steps, steps, side="right")
 

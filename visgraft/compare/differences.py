@@ -15,19 +15,18 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visgraft.config import PARTS, Recipe
+from visgraft.config import PARTS, Recipe, effect_of
 from visgraft.config.plain_values import to_plain
 
 if TYPE_CHECKING:
     from visgraft.compare.collect import RunData, Variant
 
-NOT_SETTINGS = ("output", "name")  # of no effect on what is learned
 ABSENT = "—"  # a key that the recipe does not have
 
 
-def flatten(recipe: Recipe) -> dict[str, Any]:
-    """Give every setting of a recipe, defaults included, by its dotted key."""
-    return {key: value for key, value in _flat(recipe, "").items() if key not in NOT_SETTINGS}
+def all_settings(recipe: Recipe) -> dict[str, Any]:
+    """Give every setting of a recipe by its dotted key, defaults included; where files are kept is of no interest."""
+    return {key: value for key, value in _flat(recipe, "").items() if effect_of(Recipe, key).affects != "disk"}
 
 
 def _flat(value: Any, key: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from visgraft.compare.collect import RunData, find_runs, num_waiting, read_run
 from visgraft.compare.curves import Array, smooth
+from visgraft.runs import Run
 
 COLORS = ("bright_blue", "yellow", "green", "magenta", "cyan", "red", "bright_magenta", "bright_green")
 QUIET_AFTER_S = 300  # a run that wrote nothing for so long may have died
@@ -40,8 +41,7 @@ class Watch:
         """Read what is new."""
         self.runs = []
         for found in find_runs(self.paths):
-            files = [found.folder / name for name in ("metrics.jsonl", "summary.json", "failure.txt", "model")]
-            stamp = tuple(file.stat().st_mtime if file.exists() else 0.0 for file in files)
+            stamp = Run(found.folder).last_changes()
             if self._read.get(found.folder, ((),))[0] != stamp:
                 self._read[found.folder] = (stamp, read_run(found.folder, variant=found.variant))
             self.runs.append(self._read[found.folder][1])

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from visgraft.atomic import write_whole
 from visgraft.compare.answers import Given, SamplePrompt, text_quality
 from visgraft.compare.charts import AXIS_WORDS, Panel, Styles, live_chart, panels, rows_of, still_chart
 from visgraft.compare.collect import Comparison, Variant
@@ -87,8 +88,7 @@ def write_picture(comparison: Comparison, path: Path, *, shown: Sequence[str]) -
     chart, rows = still_chart(panels(comparison.variants), styles, shown=shown)
     spec = spec_of(chart, data=rows)
     spec["config"]["background"] = "white"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(vl_convert.vegalite_to_png(json.dumps(spec), scale=2))
+    write_whole(path, vl_convert.vegalite_to_png(json.dumps(spec), scale=2))
     return path
 
 

@@ -4,9 +4,18 @@ In: a YAML file, a dict, overrides. Out: a frozen `Recipe`. No torch is imported
 Usage: `from visgraft.config import Recipe, load_recipe`
 """
 
+from visgraft.config.effects import Effect, changeable_keys, effect_of
 from visgraft.config.hints import unknown_key
 from visgraft.config.plain_values import flatten
-from visgraft.config.recipe import apply_override, load_recipe, read_yaml, recipe_to_dict, recipe_to_yaml, set_key
+from visgraft.config.recipe import (
+    apply_override,
+    load_recipe,
+    read_recipe,
+    read_yaml,
+    recipe_to_dict,
+    recipe_to_yaml,
+    set_key,
+)
 from visgraft.config.settings import (
     PARTS,
     AugmentSettings,
@@ -30,6 +39,7 @@ __all__ = [
     "PARTS",
     "AugmentSettings",
     "DataSettings",
+    "Effect",
     "LanguageSettings",
     "LastLayers",
     "LoraSettings",
@@ -44,8 +54,11 @@ __all__ = [
     "TrainSettings",
     "TrainingMode",
     "apply_override",
+    "changeable_keys",
+    "effect_of",
     "flatten",
     "load_recipe",
+    "read_recipe",
     "read_yaml",
     "recipe_to_dict",
     "recipe_to_yaml",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from visgraft.config.effects import takes_the_rest
 from visgraft.errors import ConfigError
 
 
@@ -41,10 +42,6 @@ class LocalPath:
     """A mark for text that may name a file or folder, which is then looked for beside the recipe."""
 
 
-#: metadata of the one field of a dataclass that takes every key which is no field
-TAKES_THE_REST = {"takes_the_rest": True}
-
-
 def shorthand_of(settings: type) -> str | None:
     """Name the field that a bare text stands for: `language: NAME` is short for `language: {name: NAME}`."""
     return getattr(settings, "SHORTHAND", None)
@@ -52,7 +49,7 @@ def shorthand_of(settings: type) -> str | None:
 
 def rest_field(settings: type) -> Field[Any] | None:
     """Find the field that takes the keys which are no field of the dataclass."""
-    return next((f for f in fields(settings) if f.metadata.get("takes_the_rest")), None)
+    return next((f for f in fields(settings) if takes_the_rest(f)), None)
 
 
 def unknown_key(key: str, *, allowed: Iterable[str], path: str = "", elsewhere: Iterable[str] = ()) -> ConfigError:
@@ -95,7 +92,7 @@ def describe(hint: Any) -> str:
         return f"{{{', '.join(f'{key}: {describe(sub)}' for key, sub in subs.items())}}}"
     if is_dataclass(hint):
         short = "text or " if isinstance(hint, type) and shorthand_of(hint) else ""
-        return f"{short}{{{', '.join(f.name for f in fields(hint) if not f.metadata)}}}"
+        return f"{short}{{{', '.join(f.name for f in fields(hint) if not takes_the_rest(f))}}}"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null"}
     return words.get(hint, "any value")
 

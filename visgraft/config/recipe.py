@@ -15,6 +15,7 @@ import yaml
 
 from visgraft.config.hints import got
 from visgraft.config.plain_values import to_plain
+from visgraft.config.renamed import take_version, use_new_keys
 from visgraft.config.settings import PARTS, Recipe
 from visgraft.config.strict import Strict
 from visgraft.errors import ConfigError
@@ -40,17 +41,19 @@ def load_recipe(
 ) -> Recipe:
     """Load and check a recipe.
 
-    `source` is a YAML file, a run folder, a dict of the same form, or a Recipe. Relative paths of sources and models
-    are looked for beside the file (of a dict in `folder`), then in the working directory. Raises ConfigError.
+    `source` is a YAML file, a run folder, a dict of the same form, or a Recipe. What says no `version` is of today's
+    form, but that of a run folder may be older. Relative paths of sources and models are looked for beside the file (of
+    a dict in `folder`), then in the working directory. Raises ConfigError.
     """
     if isinstance(source, Recipe):
         values = recipe_to_dict(source)
     elif isinstance(source, Mapping):
         values = copy.deepcopy(dict(source))
+        take_version(values)
     else:
         path = Path(source).expanduser()
         path = path / "recipe.yaml" if path.is_dir() else path
-        values, folder = read_yaml(path), path.absolute().parent
+        values, folder = read_recipe(path), path.absolute().parent
     for override in overrides:
         apply_override(values, override)
     recipe: Recipe = Strict(Recipe, folder=folder).convert(values, Recipe, "")
@@ -58,9 +61,18 @@ def load_recipe(
     return recipe
 
 
-def read_yaml(
+def read_recipe(
     path: Path, *, what: str = "recipe", need: str = "a YAML file or a run folder that holds recipe.yaml"
 ) -> dict[str, Any]:
+    """Read the values of a recipe's file, unchecked; those of a run's recipe get today's keys. Raises ConfigError."""
+    values = read_yaml(path, what=what, need=need)
+    version = take_version(values)
+    if (path.parent / "environment.json").is_file():  # written into each run folder
+        use_new_keys(values, version=version)
+    return values
+
+
+def read_yaml(path: Path, *, what: str, need: str) -> dict[str, Any]:
     """Read a mapping from a YAML file. Raises ConfigError, which says what the file was to be."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such {what}; need {need}")
@@ -172,5 +184,5 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """Write what differs from the defaults as YAML that loads back to an equal recipe."""
+    """Write its version and what differs from the defaults as YAML that loads back to an equal recipe."""
     return recipe.to_yaml()

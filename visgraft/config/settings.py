@@ -1,6 +1,7 @@
-"""Every setting of a recipe: frozen dataclasses, one line of documentation each.
+"""Every setting of a recipe: frozen dataclasses; each field with its documentation, and what it affects.
 
 In: values already converted (see strict.py). Out: `Recipe`, the one object that training, showing and comparing read.
+What a field affects, and whether a resumed run may change it (else it is fixed when a run begins): see effects.py.
 Usage: `Recipe(model=ModelSettings(vision="google/vit-base-patch16-224", language=LanguageSettings("gpt2")))`
 """
 
@@ -10,8 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import yaml
 
-from visgraft.config.hints import TAKES_THE_REST, Bound, LocalPath
+from visgraft.config.effects import setting
+from visgraft.config.hints import Bound, LocalPath
 from visgraft.config.plain_values import to_plain
+from visgraft.config.renamed import VERSION
 from visgraft.errors import ConfigError
 
 Part = Literal["vision", "projection", "language", "head"]
@@ -46,9 +49,11 @@ class LanguageSettings:
 
     SHORTHAND: ClassVar[str] = "name"
 
-    name: NameOrFolder  # Hub name or local folder of a causal language model
-    init: Literal["pretrained", "random"] = "pretrained"  # random: its architecture and tokenizer, fresh weights
-    quantization: Literal["8bit", "4bit"] | None = None  # keep its frozen linears so (bitsandbytes); null: do not
+    name: NameOrFolder = setting("result")  # Hub name or local folder of a causal language model
+    # random: its architecture and tokenizer, fresh weights
+    init: Literal["pretrained", "random"] = setting("result", "pretrained")
+    # keep its frozen linears so (bitsandbytes); null: do not
+    quantization: Literal["8bit", "4bit"] | None = setting("result", None)
 
     def __post_init__(self) -> None:
         if self.quantization and self.init == "random":
@@ -62,28 +67,34 @@ class LanguageSettings:
 class ProjectionSettings:
     """What turns patch features into image tokens."""
 
-    type: Literal["linear", "mlp"] = "linear"  # linear + LayerNorm as GIT has it, or two layers
-    pool: PositiveInt = 1  # average each square of N x N patches into one image token
-    pixel_shuffle: PositiveInt = 1  # lay each square of N x N patches side by side into one wide image token
+    type: Literal["linear", "mlp"] = setting("result", "linear")  # linear + LayerNorm as GIT has it, or two layers
+    pool: PositiveInt = setting("result", 1)  # average each square of N x N patches into one image token
+    # lay each square of N x N patches side by side into one wide image token
+    pixel_shuffle: PositiveInt = setting("result", 1)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     """Which parts are joined, and how."""
 
-    vision: NameOrFolder | None = None  # Hub name or local folder of a vision encoder, or of what holds one (CLIP)
-    language: LanguageSettings | None = None  # the causal language model
-    start_from: NameOrFolder | None = None  # a run or model folder to continue from; it brings its own parts
-    image_attention: Literal["bidirectional", "causal"] = "bidirectional"  # how image tokens see each other
-    image_size: PositiveInt | None = None  # side in pixels; null: the encoder's own
-    feature_layer: int = -1  # which hidden state of the encoder is taken, as an index (-1: the last)
-    keep_class_token: bool = True  # whether the encoder's class token becomes an image token
-    num_frames: Count = 0  # frames that get a learned temporal embedding; 0: none
+    # Hub name or local folder of a vision encoder, or of what holds one (CLIP)
+    vision: NameOrFolder | None = setting("result", None)
+    language: LanguageSettings | None = setting("result", None)  # the causal language model
+    # a run or model folder to continue from; it brings its own parts
+    start_from: NameOrFolder | None = setting("result", None)
+    # how image tokens see each other
+    image_attention: Literal["bidirectional", "causal"] = setting("result", "bidirectional")
+    image_size: PositiveInt | None = setting("result", None)  # side in pixels; null: the encoder's own
+    feature_layer: int = setting("result", -1)  # which hidden state of the encoder is taken, as an index (-1: the last)
+    keep_class_token: bool = setting("result", True)  # whether the encoder's class token becomes an image token
+    num_frames: Count = setting("result", 0)  # frames that get a learned temporal embedding; 0: none
     projection: ProjectionSettings = field(default_factory=ProjectionSettings)  # patch features to image tokens
-    template: str | None = None  # prompt template: plain, question, chat, or text with {prompt}; null: question
-    vision_revision: str | None = None  # branch, tag or commit on the Hub
-    language_revision: str | None = None  # branch, tag or commit on the Hub
-    attention: str | None = None  # kernel of the language model (sdpa, eager, flex_attention); null: by device
+    # prompt template: plain, question, chat, or text with {prompt}; null: question
+    template: str | None = setting("result", None)
+    vision_revision: str | None = setting("result", None)  # branch, tag or commit on the Hub
+    language_revision: str | None = setting("result", None)  # branch, tag or commit on the Hub
+    # kernel of the language model (sdpa, eager, flex_attention); null: by device
+    attention: str | None = setting("speed", None, may_change=True)
 
     def __post_init__(self) -> None:
         if self.projection.pool > 1 and self.projection.pixel_shuffle > 1:
@@ -97,54 +108,75 @@ class ModelSettings:
 class LoraSettings:
     """Low-rank adapters (peft), always inside one part."""
 
-    r: PositiveInt = 8  # rank
-    lora_alpha: PositiveFloat = 32.0  # the adapter's output is scaled by lora_alpha / r
-    lora_dropout: Fraction = 0.0  # dropout before the adapter
-    target_modules: tuple[str, ...] | None = None  # names of linear layers; null: every linear of the attention blocks
+    r: PositiveInt = setting("result", 8)  # rank
+    lora_alpha: PositiveFloat = setting("result", 32.0)  # the adapter's output is scaled by lora_alpha / r
+    lora_dropout: Fraction = setting("result", 0.0)  # dropout before the adapter
+    # names of linear layers; null: every linear of the attention blocks
+    target_modules: tuple[str, ...] | None = setting("result", None)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """What trains, for how long, how fast, and what is written on the way."""
 
-    vision: TrainingMode = "frozen"  # frozen, full, lora, {last_layers: k} or {patterns: [...]}
-    projection: TrainingMode = "full"  # the same choices
-    language: TrainingMode = "frozen"  # the same choices
-    head: TrainingMode = "frozen"  # the output embeddings of the language model; the same choices
-    lora: LoraSettings | dict[Part, LoraSettings] = field(default_factory=LoraSettings)  # one for all, or one per part
+    vision: TrainingMode = setting("result", "frozen")  # frozen, full, lora, {last_layers: k} or {patterns: [...]}
+    projection: TrainingMode = setting("result", "full")  # the same choices
+    language: TrainingMode = setting("result", "frozen")  # the same choices
+    head: TrainingMode = setting("result", "frozen")  # the output embeddings of the language model; the same choices
+    lora: LoraSettings | dict[Part, LoraSettings] = setting("result", make=LoraSettings)  # one for all, or one per part
 
-    epochs: PositiveFloat = 1.0  # passes over the training data
-    max_steps: PositiveInt | None = None  # stop after this many optimizer steps, whatever epochs says
-    learning_rate: PositiveFloat | dict[Part, PositiveFloat] = 1e-4  # one for all, or one per part
-    weight_decay: NonNegativeFloat = 0.0  # AdamW's; never on norms and biases
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # AdamW's
-    warmup_steps: Count = 0  # steps over which the rate rises from 0
-    schedule: Literal["constant", "linear", "cosine"] = "linear"  # how the rate falls to 0 after the warm-up
-    clip_norm: PositiveFloat | None = 1.0  # largest norm of the gradient; null: no clipping
+    epochs: PositiveFloat = setting("result", 1.0, may_change=True)  # passes over the training data
+    # stop after this many optimizer steps, whatever epochs says
+    max_steps: PositiveInt | None = setting("result", None, may_change=True)
+    learning_rate: PositiveFloat | dict[Part, PositiveFloat] = setting("result", 1e-4)  # one for all, or one per part
+    weight_decay: NonNegativeFloat = setting("result", 0.0)  # AdamW's; never on norms and biases
+    betas: tuple[Fraction, Fraction] = setting("result", (0.9, 0.999))  # AdamW's
+    warmup_steps: Count = setting("result", 0)  # steps over which the rate rises from 0
+    # how the rate falls to 0 after the warm-up
+    schedule: Literal["constant", "linear", "cosine"] = setting("result", "linear")
+    clip_norm: PositiveFloat | None = setting("result", 1.0)  # largest norm of the gradient; null: no clipping
 
-    text_tokens_per_step: PositiveInt = 2048  # budget of one optimizer step: prompt and answer, not image tokens
-    micro_batch_rows: PositiveInt | None = None  # rows computed at once; null: the whole step
-    micro_batch_positions: PositiveInt | None = None  # in positions, halved if memory is short; null: by device
-    row_positions: PositiveInt | None = None  # rows are filled with whole samples up to this length; null: by device
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
-    layout: Literal["shared", "rows"] = "shared"  # dialogs of an image behind one prefix, or a row each
-    logits_chunk: PositiveInt = 1024  # supervised positions whose logits are made at once, where memory asks for it
-    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
-    compile: bool = False  # torch.compile the blocks of encoder and language model; the first steps then take minutes
-    cache_vision: Literal["disk"] | None = None  # keep what the frozen encoder makes of each image; null: do not
-    cache_vision_max_gb: PositiveFloat = 50.0  # largest cache of one encoder, in 10^9 bytes
-    num_workers: Count = 0  # processes that decode images; 0: the main process
-    seed: Count = 0  # of weights, order and dropout
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # what a loss that is no finite number does to the run
+    # budget of one optimizer step: prompt and answer, not image tokens
+    text_tokens_per_step: PositiveInt = setting("result", 2048)
+    # rows computed at once; null: the whole step
+    micro_batch_rows: PositiveInt | None = setting("speed", None, may_change=True)
+    # in positions, halved if memory is short; null: by device
+    micro_batch_positions: PositiveInt | None = setting("speed", None, may_change=True)
+    # rows are filled with whole samples up to this length; null: by device
+    row_positions: PositiveInt | None = setting("speed", None, may_change=True)
+    # auto: bf16 where the hardware has it
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("result", "auto")
+    # dialogs of an image behind one prefix, or a row each
+    layout: Literal["shared", "rows"] = setting("speed", "shared", may_change=True)
+    # supervised positions whose logits are made at once, where memory asks for it
+    logits_chunk: PositiveInt = setting("speed", 1024, may_change=True)
+    # compute activations twice instead of keeping them
+    gradient_checkpointing: bool = setting("speed", False, may_change=True)
+    # torch.compile the blocks of encoder and language model; the first steps then take minutes
+    compile: bool = setting("speed", False, may_change=True)
+    # keep what the frozen encoder makes of each image; null: do not
+    cache_vision: Literal["disk"] | None = setting("speed", None, may_change=True)
+    # largest cache of one encoder, in 10^9 bytes
+    cache_vision_max_gb: PositiveFloat = setting("disk", 50.0, may_change=True)
+    num_workers: Count = setting("speed", 0, may_change=True)  # processes that decode images; 0: the main process
+    seed: Count = setting("result", 0)  # of weights, order and dropout
+    # what a loss that is no finite number does to the run
+    on_nonfinite: Literal["stop", "skip"] = setting("result", "stop", may_change=True)
 
-    report_to: tuple[str, ...] = ()  # trackers that are sent the metrics too: tensorboard, wandb, mlflow, ...
-    save: Literal["slim", "full"] = "slim"  # of model/: what was trained and the names of the rest, or everything
-    keep_checkpoints: PositiveInt = 2  # the newest kept; older ones are removed
-    checkpoint_every_steps: PositiveInt | None = None  # null: at the end of each epoch
-    validate_every_steps: PositiveInt | None = None  # null: at the end of each epoch
-    sample_every_steps: PositiveInt | None = None  # answer the sample prompts; null: at the end of each epoch
-    exact_match_samples: Count = 0  # validation dialogs answered by generation and compared whole; 0: none
-    max_new_tokens: PositiveInt = 32  # longest answer that is generated
+    # trackers that are sent the metrics too: tensorboard, wandb, mlflow, ...
+    report_to: tuple[str, ...] = setting("disk", (), may_change=True)
+    # of model/: what was trained and the names of the rest, or everything
+    save: Literal["slim", "full"] = setting("disk", "slim", may_change=True)
+    keep_checkpoints: PositiveInt = setting("disk", 2, may_change=True)  # the newest kept; older ones are removed
+    # null: at the end of each epoch
+    checkpoint_every_steps: PositiveInt | None = setting("disk", None, may_change=True)
+    # null: at the end of each epoch
+    validate_every_steps: PositiveInt | None = setting("result", None, may_change=True)
+    # answer the sample prompts; null: at the end of each epoch
+    sample_every_steps: PositiveInt | None = setting("result", None, may_change=True)
+    # validation dialogs answered by generation and compared whole; 0: none
+    exact_match_samples: Count = setting("result", 0, may_change=True)
+    max_new_tokens: PositiveInt = setting("result", 32, may_change=True)  # longest answer that is generated
 
     def mode_of(self, part: Part) -> TrainingMode:
         """Return the training mode of a part."""
@@ -176,16 +208,21 @@ class HeldOut(TypedDict):
 class SourceSettings:
     """One source of samples; keys that are no field here are the reader's own `options`."""
 
-    source: str  # name of the reader: easy_vqa, coco, folder, ...
-    path: NameOrFolder | None = None  # folder or file; looked for beside the recipe, then in the working directory
-    split: str | HeldOut = "train"  # which part; {validation: 2%}: train without 2 % of its images, which validate
-    limit: PositiveInt | None = None  # take only the first so many samples
-    weight: PositiveFloat = 1.0  # how often its texts come in an epoch
-    group: Literal["auto", "path", "content", "none"] = "auto"  # by what texts are told to be about the same image
-    dialogs: Literal["as_given", "independent", "conversation"] = "as_given"  # a dialog per turn, or one per image
-    num_frames: PositiveInt = 8  # frames taken of a video, or of a folder of frames
-    frame_spacing_s: PositiveFloat | None = None  # seconds between frames; null: spread over the whole video
-    options: dict[str, Any] = field(default_factory=dict, metadata=TAKES_THE_REST)  # keys that the reader declares
+    source: str = setting("result")  # name of the reader: easy_vqa, coco, folder, ...
+    # folder or file; looked for beside the recipe, then in the working directory
+    path: NameOrFolder | None = setting("result", None)
+    # which part; {validation: 2%}: train without 2 % of its images, which validate
+    split: str | HeldOut = setting("result", "train")
+    limit: PositiveInt | None = setting("result", None)  # take only the first so many samples
+    weight: PositiveFloat = setting("result", 1.0)  # how often its texts come in an epoch
+    # by what texts are told to be about the same image
+    group: Literal["auto", "path", "content", "none"] = setting("result", "auto")
+    # a dialog per turn, or one per image
+    dialogs: Literal["as_given", "independent", "conversation"] = setting("result", "as_given")
+    num_frames: PositiveInt = setting("result", 8)  # frames taken of a video, or of a folder of frames
+    # seconds between frames; null: spread over the whole video
+    frame_spacing_s: PositiveFloat | None = setting("result", None)
+    options: dict[str, Any] = setting("result", make=dict, takes_the_rest=True)  # keys that the reader declares
 
     def __post_init__(self) -> None:
         if isinstance(self.split, dict):
@@ -210,17 +247,20 @@ class SourceSettings:
 class SamplePromptSettings:
     """An image of one's own that is asked the same prompts during a run; it has no truth and is not learned from."""
 
-    image: NameOrFolder  # image file; looked for beside the recipe, then in the working directory
-    prompts: tuple[str, ...] = ("",)  # what it is asked; an empty prompt asks for a caption
+    # image file; looked for beside the recipe, then in the working directory
+    image: NameOrFolder = setting("result", may_change=True)
+    # what it is asked; an empty prompt asks for a caption
+    prompts: tuple[str, ...] = setting("result", ("",), may_change=True)
 
 
 @dataclass(frozen=True)
 class AugmentSettings:
     """How training images are changed at random; everything is off by default."""
 
-    crop: tuple[Fraction, Fraction] | None = None  # random crop of this share of the area, [0.5, 1.0], say
-    flip: Fraction = 0.0  # how often left and right change places
-    colour: Fraction = 0.0  # brightness, contrast and saturation vary by up to this share
+    # random crop of this share of the area, [0.5, 1.0], say
+    crop: tuple[Fraction, Fraction] | None = setting("result", None)
+    flip: Fraction = setting("result", 0.0)  # how often left and right change places
+    colour: Fraction = setting("result", 0.0)  # brightness, contrast and saturation vary by up to this share
 
     @property
     def is_on(self) -> bool:
@@ -232,18 +272,25 @@ class AugmentSettings:
 class DataSettings:
     """Where samples come from and what is done when they are bad."""
 
-    train: tuple[SourceSettings, ...] = ()  # sources to learn from
-    validation: tuple[SourceSettings, ...] = ()  # sources to measure on, never learned from
-    sample_prompts: tuple[SamplePromptSettings, ...] = ()  # own images asked during the run too
-    max_dialogs_per_prefix: PositiveInt = 8  # dialogs behind one image prefix; more go behind another
-    max_text_tokens: PositiveInt = 512  # longest text of one dialog; what is longer is cut and counted
-    max_bad_fraction: Fraction = 0.01  # bad samples that a source may have before the run stops
-    max_pixels: PositiveInt = 100_000_000  # larger images are refused
-    exact_pixels: bool = True  # false: resize quicker, which changes some bytes by 1 of 255
-    allow_remote_images: bool = False  # whether images are downloaded where the data names web addresses
-    group_across_sources: bool = False  # whether texts about one image are gathered from all sources
-    mixing_temperature: PositiveFloat = 1.0  # 1: sources as large as they are; larger: more and more alike
-    stream_window: PositiveInt = 2048  # rows of streams that are held, gathered by image and shuffled at a time
+    train: tuple[SourceSettings, ...] = setting("result", ())  # sources to learn from
+    validation: tuple[SourceSettings, ...] = setting("result", ())  # sources to measure on, never learned from
+    # own images asked during the run too
+    sample_prompts: tuple[SamplePromptSettings, ...] = setting("result", (), may_change=True)
+    # dialogs behind one image prefix; more go behind another
+    max_dialogs_per_prefix: PositiveInt = setting("result", 8)
+    # longest text of one dialog; what is longer is cut and counted
+    max_text_tokens: PositiveInt = setting("result", 512)
+    # bad samples that a source may have before the run stops
+    max_bad_fraction: Fraction = setting("result", 0.01, may_change=True)
+    max_pixels: PositiveInt = setting("result", 100_000_000)  # larger images are refused
+    exact_pixels: bool = setting("result", True)  # false: resize quicker, which changes some bytes by 1 of 255
+    # whether images are downloaded where the data names web addresses
+    allow_remote_images: bool = setting("result", False)
+    group_across_sources: bool = setting("result", False)  # whether texts about one image are gathered from all sources
+    # 1: sources as large as they are; larger: more and more alike
+    mixing_temperature: PositiveFloat = setting("result", 1.0)
+    # rows of streams that are held, gathered by image and shuffled at a time
+    stream_window: PositiveInt = setting("result", 2048)
     augment: AugmentSettings = field(default_factory=AugmentSettings)  # random changes to training images
 
     def __post_init__(self) -> None:
@@ -266,8 +313,9 @@ class Recipe:
     model: ModelSettings = field(default_factory=ModelSettings)  # which parts are joined
     train: TrainSettings = field(default_factory=TrainSettings)  # what trains, and how
     data: DataSettings = field(default_factory=DataSettings)  # where samples come from
-    output: str = "runs"  # folder in which the run folder is made
-    name: str | None = None  # last part of the run folder's name; null: made from the parts
+    output: str = setting("disk", "runs", may_change=True)  # folder in which the run folder is made
+    # last part of the run folder's name; null: made from the parts
+    name: str | None = setting("disk", None, may_change=True)
 
     @property
     def title(self) -> str:
@@ -280,5 +328,5 @@ class Recipe:
         return "-".join(Path(part).name for part in parts if part) or "run"
 
     def to_yaml(self) -> str:
-        """Write what differs from the defaults as YAML that loads back to an equal recipe."""
-        return yaml.safe_dump(to_plain(self), sort_keys=False, allow_unicode=True, width=120)
+        """Write its version and what differs from the defaults as YAML that loads back to an equal recipe."""
+        return yaml.safe_dump({"version": VERSION, **to_plain(self)}, sort_keys=False, allow_unicode=True, width=120)

@@ -30,6 +30,7 @@ from visgraft.config.hints import (
     takes_text,
     unknown_key,
 )
+from visgraft.config.renamed import new_key
 from visgraft.errors import ConfigError
 
 
@@ -109,6 +110,8 @@ class Strict:
         declared = {f.name: f for f in fields(settings) if f is not rest}
         extra = {key: value[key] for key in value if key not in declared}
         if extra and rest is None:
+            if (new := new_key(join(path, next(iter(extra))))) is not None:
+                raise ConfigError(f"{join(path, next(iter(extra)))}: is called {new} today; rename it")
             raise unknown_key(next(iter(extra)), allowed=declared, path=path, elsewhere=dotted_keys(self.root))
         arguments = {
             name: self.convert(value[name], hints[name], join(path, name)) for name in declared if name in value
@@ -195,7 +198,7 @@ def find_beside(path: str, *, folder: Path | None) -> str:
     """
     try:
         expanded = Path(path).expanduser()
-    except RuntimeError as error:  # "~name" of nobody
+    except RuntimeError as error:  # "~name" of no user
         raise ConfigError(f"got the path {path!r}: {error}; write the folder in full") from error
     for base in [folder, Path.cwd()]:
         if base is not None and (base / expanded).exists():

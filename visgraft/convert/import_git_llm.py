@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, PreTrainedModel
 
+from visgraft.atomic import whole_folder, write_json
 from visgraft.config import LoraSettings
 from visgraft.convert.git_llm_checkpoint import GitLlmCheckpoint, read_git_llm_checkpoint
 from visgraft.convert.git_llm_processors import import_processor
+from visgraft.convert.merge import check_target
 from visgraft.errors import CheckpointError
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.hf_logging import quiet_transformers
@@ -85,25 +87,24 @@ def import_git_llm(
         ConfigError: `image_attention` or `template` is none.
     """
     source, folder = find_folder(src), Path(dst).expanduser()
-    if folder.resolve() == source.resolve():
-        raise CheckpointError(f"{dst}: is the source itself, which would be overwritten; give another folder")
+    check_target(folder, source=source)
     ancestor = read_git_llm_checkpoint(source)
     model = build_model(ancestor, lora_alpha=lora_alpha, image_attention=image_attention, vision_heads=vision_heads)
-    model.save_pretrained(folder, full=True)
-    notes = import_processor(source, folder, model=model, template=template or ancestor.family.template)
-    config = model.config
-    report = ImportReport(
-        folder=str(folder),
-        model_type=ancestor.values["model_type"],
-        image_attention=config.image_attention,
-        num_image_tokens=model.projection.num_tokens,
-        num_frames=config.num_frames,
-        lora=_describe_lora(model),
-        dead=tuple(ancestor.dead),
-        notes=tuple(notes),
-    )
-    text = json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n"
-    (folder / REPORT_FILE).write_text(text, encoding="utf-8")
+    with whole_folder(folder) as building:
+        model.save_pretrained(building, full=True)
+        notes = import_processor(source, building, model=model, template=template or ancestor.family.template)
+        config = model.config
+        report = ImportReport(
+            folder=str(folder),
+            model_type=ancestor.values["model_type"],
+            image_attention=config.image_attention,
+            num_image_tokens=model.projection.num_tokens,
+            num_frames=config.num_frames,
+            lora=_describe_lora(model),
+            dead=tuple(ancestor.dead),
+            notes=tuple(notes),
+        )
+        write_json(building / REPORT_FILE, asdict(report))
     return report
 
 

@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from visgraft.atomic import whole_folder
 from visgraft.convert.merge import check_target, fold_lora, probe_inputs
 from visgraft.data.prompt import CHAT, PromptTemplate
 from visgraft.data.sample import Turn
@@ -36,7 +37,7 @@ from visgraft.model.storage.restoring import find_folder
 from visgraft.model.vision import native_image_size
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
-from visgraft.runs import find_model, whole_folder
+from visgraft.runs import find_model
 
 IMAGE_TOKEN = "<image>"
 TOLERANCE = 1e-4  # of the largest logit

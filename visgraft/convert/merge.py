@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visgraft.atomic import whole_folder
 from visgraft.errors import CheckpointError, ModelError
 from visgraft.model.lora import adapters_of, lora_layers
 from visgraft.model.quantization import dequantize, is_quantized, quantization_name
@@ -25,7 +26,7 @@ from visgraft.model.storage.weights import read_tensors
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vision import dummy_inputs
 from visgraft.model.vlm import VisionLanguageModel
-from visgraft.runs import find_model, whole_folder
+from visgraft.runs import find_model
 
 # How far logits may move, relative to the largest, by rounding the folded weights to a format.
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -13,11 +13,12 @@ import ast
 import json
 from pathlib import Path
 
+from visgraft.atomic import whole_folder, write_json, write_whole
 from visgraft.convert.merge import check_target, copy_missing
 from visgraft.errors import CheckpointError
 from visgraft.model.storage.restoring import find_folder
 from visgraft.model.vlm import VisionLanguageModel
-from visgraft.runs import find_model, whole_folder
+from visgraft.runs import find_model
 
 PACKAGE = "visgraft"
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +70,7 @@ def make_portable(folder: str | Path) -> list[str]:
     _check_parts(folder)
     modules = needed_modules([_module_of(name) for names in AUTO_MAP.values() for name in names.values()])
     for module in modules:
-        (folder / f"{flat_name(module)}.py").write_text(rewritten(module), encoding="utf-8")
+        write_whole(folder / f"{flat_name(module)}.py", rewritten(module))
     for file, names in AUTO_MAP.items():
         path = folder / file
         if path.is_file():
@@ -77,7 +78,7 @@ def make_portable(folder: str | Path) -> list[str]:
             values["auto_map"] = {
                 auto: f"{flat_name(_module_of(name))}.{name.rpartition('.')[2]}" for auto, name in names.items()
             }
-            path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(path, values)
     return [f"{flat_name(module)}.py" for module in modules]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from visgraft.atomic import append_record, write_json
 from visgraft.data.grouping import Grouped, sample_key
 from visgraft.data.images.opening import open_image
 from visgraft.data.images.references import decode_base64, decode_text
@@ -103,10 +105,9 @@ def _begin(folder: Path, *, split: str, fingerprint: str) -> None:
             f"{folder}: was begun with other data for {split} (another recipe, or files that changed since); "
             "name a new folder, or remove this one"
         )
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    for part in (folder / "data").glob("*.part"):  # of a call that was killed
-        part.unlink()
-    state_file.write_text(json.dumps({**state, split: fingerprint}, indent=2) + "\n", encoding="utf-8")
+    for unfinished in (folder / "data").glob(".*.new"):  # of a call that was killed
+        unfinished.unlink()
+    write_json(state_file, {**state, split: fingerprint})
 
 
 def _gather(sources: Sources) -> Sources:
@@ -122,13 +123,9 @@ def _quarantine(folder: Path, sources: Sources) -> Quarantine:
     path = folder / "quarantine.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
-    def write(record: dict[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
     known = [BadSample(**json.loads(line)) for line in lines]
     share = sources.settings.max_bad_fraction
-    return Quarantine(num_samples=len(sources), max_bad_fraction=share, known=known, write=write)
+    return Quarantine(num_samples=len(sources), max_bad_fraction=share, known=known, write=partial(append_record, path))
 
 
 def _rows(sources: Sources, indices: range, quarantine: Quarantine) -> Iterator[dict[str, Any]]:

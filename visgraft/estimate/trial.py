@@ -68,7 +68,7 @@ def try_out(recipe: Recipe, *, num_steps: int = 2, progress: Callable[[str], Non
                 break
             say(f"step {number + 1} of {num_steps + 1}")
             train_step(session, steps)
-        seconds = tuple(record["seconds"] for record in session.run.read_metrics())
+        seconds = tuple(record["seconds"] for record in session.run.steps())
     return Trial(str(device), seconds[1:] or seconds, peak_bytes(device, before=before))
 
 

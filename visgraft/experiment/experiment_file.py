@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from visgraft.config import Recipe, Strict, read_yaml
+from visgraft.config import Recipe, Strict, read_recipe, read_yaml
 from visgraft.config.hints import Bound
+from visgraft.config.renamed import take_version
 from visgraft.errors import ConfigError
 
 
@@ -52,14 +53,13 @@ def read_experiment(path: str | Path) -> tuple[ExperimentSettings, dict[str, Any
     file = Path(path).expanduser()
     values = read_yaml(file, what="experiment", need="a YAML file, such as recipes/experiments/modules.yaml")
     settings: ExperimentSettings = Strict(ExperimentSettings).convert(values, ExperimentSettings, "")
-    folder, recipe = file.absolute().parent, settings.recipe
+    folder, recipe = file.absolute().parent, dict(settings.recipe)
+    take_version(recipe)
     if settings.base is not None:
         base = Path(settings.base).expanduser()
         base = base if base.is_absolute() else folder / base
-        recipe, folder = (
-            _merged(read_yaml(base, what="base recipe", need="a YAML file beside this one"), recipe),
-            base.parent,
-        )
+        below = read_recipe(base, what="base recipe", need="a YAML file beside this one")
+        recipe, folder = _merged(below, recipe), base.parent
     if not recipe:
         raise ConfigError(f"{path}: names no recipe; give base (a recipe's file), recipe (its settings), or both")
     try:

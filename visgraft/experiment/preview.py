@@ -19,7 +19,7 @@ from visgraft.config import PARTS, Recipe, recipe_to_dict
 from visgraft.data.sources import open_sources
 from visgraft.errors import CheckpointError, DataError, MissingAssetError, VisgraftError
 from visgraft.experiment.planned import Experiment, PlannedRun
-from visgraft.experiment.run_folders import status_of
+from visgraft.experiment.run_folders import action_for
 from visgraft.training.plan import Planner, Position
 
 NUM_GROUPS = 2_000  # looked at to count a run's steps; a longer run is reckoned from them
@@ -87,7 +87,7 @@ def _with_known_parts(experiment: Experiment, run: PlannedRun) -> Recipe:
     """Return a run's recipe; where it starts from a run that is not finished, with the parts of that run's recipe."""
     by_name = {each.folder_name: each for each in experiment.runs}
     recipe = run.recipe
-    while run.starts_from is not None and status_of(experiment.folder / run.starts_from) != "finished":
+    while run.starts_from is not None and action_for(experiment.folder / run.starts_from) != "skip":
         run = by_name[run.starts_from]
         recipe = replace(recipe, model=run.recipe.model)
     return recipe

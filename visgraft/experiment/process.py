@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from visgraft.experiment.planned import PlannedRun
-from visgraft.experiment.run_folders import status_of
+from visgraft.experiment.run_folders import action_for
 
 NUM_LINES = 200  # of what a run said last, that are kept
 PROGRAM = (sys.executable, "-m", "visgraft")
@@ -92,6 +92,6 @@ def launch_process(
     """Start a run in a folder, or go on with it where it was begun; `device` is the one GPU that it sees."""
     with tempfile.NamedTemporaryFile("w", prefix="visgraft-", suffix=".yaml", delete=False, encoding="utf-8") as file:
         file.write(run.recipe.to_yaml())
-    place = ["--resume" if status_of(folder) == "begun" else "--output", str(folder)]
+    place = ["--resume" if action_for(folder) == "resume" else "--output", str(folder)]
     command = [*program, "train", file.name, *place]
     return ProcessJob(command, recipe=Path(file.name), device=device, say=say)

@@ -1,56 +1,50 @@
-"""The folder of an experiment: how far each of its runs is, and what was recorded of the whole.
+"""The folder of an experiment: what is left to do for each of its runs, and the record of the whole.
 
-In: an experiment. Out: `experiment.yaml`, and of each run whether it is finished, begun or new.
+In: an experiment. Out: `experiment.yaml`, and of each run whether it is skipped, resumed or started.
 
     check_folder(experiment)              # or say which run there was made with other settings
-    status_of(experiment.folder_of(run))
+    action_for(experiment.folder_of(run))
 """
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
-from visgraft.config import flatten, load_recipe, recipe_to_dict
+from visgraft.atomic import write_whole
+from visgraft.config import Recipe, effect_of, flatten, load_recipe, recipe_to_dict
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.experiment.planned import Experiment, PlannedRun
-from visgraft.runs import Run, write_whole
+from visgraft.runs import EXPERIMENT_FILE, Run, read_experiment_record
 
-Status = Literal["finished", "begun", "new"]
-RECORD, FAILURE = "experiment.yaml", "failure.txt"
-OF_A_FAILED_RUN = {FAILURE, "environment.json"}  # what may be there although no recipe is
-
-# Settings in which a run that is there may differ: they change how it runs, not what it is.
-INDIFFERENT = {
-    *("output", "name", "train.num_workers", "train.micro_batch_rows", "train.logits_chunk"),
-    *("train.gradient_checkpointing", "train.keep_checkpoints", "train.checkpoint_every_steps"),
-    *("train.cache_vision", "train.cache_vision_max_gb"),
-}
+Action = Literal["skip", "resume", "start"]
+OF_A_FAILED_RUN = {"failure.txt", "environment.json"}  # what may be there although no recipe is
 
 
-def status_of(folder: Path) -> Status:
-    """Say whether a run is finished, begun (it can be gone on with), or has to be made from the start."""
-    if not (folder / "recipe.yaml").is_file():
-        return "new"
-    run = Run.open(folder)
-    if run.summary_path.is_file() and run.model_path.is_dir():
-        return "finished"
-    return "begun" if run.checkpoints() else "new"
+def action_for(folder: Path) -> Action:
+    """Say what an experiment does with a run: others may start from its model, so it is skipped only if that is there.
+
+    A run is resumed from its newest checkpoint; without one it starts again.
+    """
+    run = Run(folder)
+    if run.status() == "finished" and run.model_path.is_dir():
+        return "skip"
+    return "resume" if (folder / "recipe.yaml").is_file() and run.checkpoints() else "start"
 
 
 def check_folder(experiment: Experiment) -> None:
     """Check that the runs that are there are those of this experiment.
 
     Raises:
-        ConfigError: one was made with another setting.
+        ConfigError: one was made with another setting that affects its result.
         CheckpointError: something else is in a run's place.
     """
     for run in experiment.runs:
         folder = experiment.folder_of(run)
-        if status_of(folder) != "new":
+        if action_for(folder) != "start":
             _check_same(run, folder)
         elif _is_something_else(folder):
             raise CheckpointError(f"{folder}: is in the way of the run of that name and no run; move it elsewhere")
@@ -65,10 +59,10 @@ def _is_something_else(path: Path) -> bool:
 def _check_same(run: PlannedRun, folder: Path) -> None:
     there, now = (flatten(recipe_to_dict(recipe)) for recipe in (load_recipe(folder), run.recipe))
     for key in sorted(there.keys() | now.keys()):
-        if there.get(key) != now.get(key) and key not in INDIFFERENT:
+        if there.get(key) != now.get(key) and effect_of(Recipe, key).affects == "result":
             raise ConfigError(
                 f"{folder}: was run with {key} {there.get(key, 'at its default')}, but now it is "
-                f"{now.get(key, 'at its default')}; name another --output, or remove that folder to run it anew"
+                f"{now.get(key, 'at its default')}; name another --output, or remove that folder to run it again"
             )
 
 
@@ -80,9 +74,7 @@ def clear_failed_run(folder: Path) -> None:
 
 def write_record(experiment: Experiment) -> None:
     """Write `experiment.yaml`; runs that an earlier call made and this one leaves out keep their place in it."""
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    path = experiment.folder / RECORD
-    listed = read_record(experiment.folder)["runs"] if path.is_file() else []
+    listed = (read_experiment_record(experiment.folder) or {"runs": []})["runs"]
     own = [
         {"folder": run.folder_name, "variant": run.variant, "seed": run.seed, "changes": dict(run.changes)}
         for run in experiment.runs
@@ -90,18 +82,6 @@ def write_record(experiment: Experiment) -> None:
     names = {entry["folder"]: entry for entry in own}
     kept = [names.pop(entry["folder"], entry) for entry in listed]
     record = {"name": experiment.name, "runs": [*kept, *names.values()]}
-    write_whole(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read `experiment.yaml`. Raises CheckpointError where it is no such file."""
-    path = folder / RECORD
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _ = [entry["folder"] for entry in record["runs"]]
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as the record of an experiment; remove it, and run again"
-        ) from error
-    assert isinstance(record, dict)
-    return record
+    write_whole(
+        experiment.folder / EXPERIMENT_FILE, yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120)
+    )

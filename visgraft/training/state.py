@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from visgraft.atomic import write_json
 from visgraft.errors import CheckpointError
 from visgraft.training.plan import Position
 from visgraft.training.sharding import share, share_moments
@@ -85,7 +86,7 @@ def save_state(
     states = {"optimizer": dict(moments), "scaler": None if scaler is None else scaler.state_dict()}
     torch.save(states, folder / "optimizer.pt")
     torch.save(list(random_states), folder / "random.pt")
-    (folder / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "state.json", asdict(state))
 
 
 def load_state(

@@ -8,15 +8,14 @@ In: a session at its end. Out: plain values.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
 
 import torch
 
+from visgraft.atomic import write_json
 from visgraft.model.parts import full_names, trained_parameters
-from visgraft.runs import write_whole
 from visgraft.training.session import Session
 
 VALIDATION_KEYS = ("step", "validation_loss", "validation_loss_per_character")  # every other key is a score
@@ -47,16 +46,14 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def write_summary(session: Session) -> None:
     """Write `summary.json`; the last thing that a run does."""
-    text = json.dumps(summarise(session), indent=2, allow_nan=False)
-    write_whole(session.run.summary_path, text + "\n")
+    write_json(session.run.summary_path, summarise(session))
 
 
 def summarise(session: Session) -> dict[str, Any]:
     """Gather what `summary.json` holds."""
-    state, device, records = session.state, session.accelerator.device, session.run.read_metrics()
-    steps = [record for record in records if "loss" in record]
+    state, device, steps = session.state, session.accelerator.device, session.run.steps()
     step = state.best_step if state.best_step is not None else state.step
-    validations = [r for r in records if "validation_loss" in r and r["step"] == step]
+    validations = [record for record in session.run.validations() if record["step"] == step]
     validation = validations[-1] if validations else {}
     parts, trained = full_names(session.model), trained_parameters(session.model)
     seconds = sum(record["seconds"] for record in steps)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from visgraft.atomic import whole_file
 from visgraft.config import DataSettings
 from visgraft.data.images.opening import open_image
 from visgraft.data.sample import Sample, Turn
@@ -128,10 +129,10 @@ def _keep_picture(session: Session, sample: Sample, *, number: int) -> str | Non
         return None
     path = session.run.folder / "sample_prompts" / f"{number}.jpg"
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         image = open_image(sample.images[0], max_pixels=session.recipe.data.max_pixels)
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        image.save(path, quality=90)
+        with whole_file(path) as building:
+            image.save(building, format="JPEG", quality=90)
     return f"sample_prompts/{path.name}"
 
 

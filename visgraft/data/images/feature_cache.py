@@ -13,7 +13,6 @@ the version of its image and a checksum. Of two records of one image that of the
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visgraft.atomic import put_in_place, write_whole
 from visgraft.data.images.references import KEY_BYTES, image_key, is_web_address, looks_like_base64, short_digest
 from visgraft.data.sample import ImageRef, StoredImage
 from visgraft.errors import BadSampleError
@@ -155,7 +155,7 @@ class FeatureCache:
         return self._files[name]
 
     def _remove_left_over(self) -> None:
-        for path in self.folder.glob("*.part"):
+        for path in (*self.folder.glob("*.part"), *self.folder.glob(".*.new")):
             if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
                 path.unlink(missing_ok=True)
 
@@ -176,13 +176,9 @@ class _Pair:
         self.size_bytes += len(record)
 
     def close(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
         self.file.close()
-        index = self.stem.with_suffix(".index.part")
-        index.write_bytes(np.array(self.entries, _INDEX).tobytes())
-        self.stem.with_suffix(".features.part").replace(self.stem.with_suffix(".features"))
-        index.replace(self.stem.with_suffix(".index"))
+        put_in_place(self.stem.with_suffix(".features.part"), self.stem.with_suffix(".features"))
+        write_whole(self.stem.with_suffix(".index"), np.array(self.entries, _INDEX).tobytes())
 
 
 def _holds_its_content(text: str | Path) -> bool:

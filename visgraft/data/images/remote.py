@@ -12,8 +12,8 @@ import urllib.request
 from dataclasses import dataclass
 from hashlib import sha256
 from http.client import HTTPException
-from uuid import uuid4
 
+from visgraft.atomic import write_whole
 from visgraft.disk_cache import cache_folder
 from visgraft.errors import BadSampleError
 
@@ -34,10 +34,7 @@ class RemoteImage:
         if kept.is_file():
             return kept.read_bytes()
         data = self._download()
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f"{kept.name}.{uuid4().hex}")
-        part.write_bytes(data)
-        part.replace(kept)
+        write_whole(kept, data)
         return data
 
     def _download(self) -> bytes:

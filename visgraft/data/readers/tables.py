@@ -14,11 +14,11 @@ from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visgraft.atomic import whole_file
 from visgraft.data.readers.rows import Row, stamp
 from visgraft.data.row_streams import StreamedRow
 from visgraft.errors import BadSampleError, DataError
@@ -160,20 +160,15 @@ def write_parquet(path: Path, rows: Iterable[Row], *, schema: pa.Schema | None =
 
     Row groups are small, so that any row is quick to reach. schema: None = that of the first rows.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     writer, num_rows, left = None, 0, iter(rows)
-    try:
+    with whole_file(path) as building:
         while chunk := list(islice(left, ROWS_PER_GROUP)):
             table = pa.Table.from_pylist(chunk, schema=schema)
             schema = table.schema
-            writer = writer or pq.ParquetWriter(part, schema, use_dictionary=False)
+            writer = writer or pq.ParquetWriter(building, schema, use_dictionary=False)
             writer.write_table(table)
             num_rows += len(chunk)
         if writer is None:
-            writer = pq.ParquetWriter(part, schema or pa.schema([]))
+            writer = pq.ParquetWriter(building, schema or pa.schema([]))
         writer.close()
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return num_rows

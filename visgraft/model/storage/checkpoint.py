@@ -25,6 +25,7 @@ from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from visgraft.atomic import write_whole
 from visgraft.errors import CheckpointError
 from visgraft.model.checks.compatibility import check_language
 from visgraft.model.configuration import VisionLanguageConfig
@@ -229,7 +230,7 @@ class CheckpointMixin(JoinedModel):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, full=full, max_shard_size=max_shard_size)
             card = model_card(folder, repo_id=repo, run=run)
-            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            write_whole(Path(folder) / "README.md", card)
             commit = api.upload_folder(
                 folder_path=folder, repo_id=repo, revision=revision, commit_message=commit_message
             )

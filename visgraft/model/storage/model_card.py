@@ -107,7 +107,7 @@ def _about_run(run: Run) -> list[str]:
     for key in ("train", "validation"):
         sources = [entry["source"] for entry in (recipe.get("data") or {}).get(key) or []]
         paragraphs.append(f"{key}: {', '.join(sources) or 'none'}")
-    scored = [record for record in run.read_metrics() if record.get("validation_loss") is not None]
+    scored = [record for record in run.validations() if record["validation_loss"] is not None]
     if scored:
         best = min(scored, key=lambda record: record["validation_loss"])
         rows = ["| score | value |", "|---|---|"]
