@@ -8,13 +8,12 @@ In: a recipe. Out: model and processor; the report of what trains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from visgraft.config import PARTS, Recipe, SourceSettings, TrainSettings
+from visgraft.config import PARTS, Recipe, TrainSettings
 from visgraft.errors import ConfigError
 from visgraft.model.activation_checkpointing import checkpoint_activations
 from visgraft.model.attention_kernel import FLEX
@@ -24,30 +23,6 @@ from visgraft.model.trainable import Trainable, set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import find_model
-from visgraft.starter import resolve_name
-
-
-def resolve_starter_names(recipe: Recipe, *, progress: Callable[[str], None] | None = None) -> Recipe:
-    """Put folders in the place of `starter:` names; what is not there yet is fetched, and `progress` told so.
-
-    Raises:
-        MissingAssetError: it can be neither found nor fetched.
-        ConfigError: there is no such starter.
-    """
-
-    def resolve(name: str | None) -> str | None:
-        return None if name is None else resolve_name(name, progress=progress)
-
-    def with_folders(entries: Sequence[SourceSettings]) -> tuple[SourceSettings, ...]:
-        return tuple(replace(entry, path=resolve(entry.path)) for entry in entries)
-
-    model, data = recipe.model, recipe.data
-    language = model.language and replace(model.language, name=resolve_name(model.language.name, progress=progress))
-    return replace(
-        recipe,
-        model=replace(model, vision=resolve(model.vision), language=language),
-        data=replace(data, train=with_folders(data.train), validation=with_folders(data.validation)),
-    )
 
 
 def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:

@@ -19,7 +19,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from visgraft.builder.build import apply_modes, build_processor, join_settings, resolve_starter_names
+from visgraft.builder.build import apply_modes, build_processor, join_settings
 from visgraft.builder.shapes import Stage, shapes_of, stages_of
 from visgraft.config import PARTS, Recipe, SourceSettings, recipe_to_dict
 from visgraft.data.prompt import NAMED_TEMPLATES
@@ -35,6 +35,7 @@ from visgraft.model.vision import vision_tower_config
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, find_model
+from visgraft.starter import resolve
 
 SOURCED_PARTS = ("vision", "language")  # those that come from somewhere
 
@@ -68,7 +69,7 @@ def describe_recipe(
         ConfigError: a setting that the parts cannot take, a pattern or LoRA target that matches nothing.
         UnsupportedModelError: the language model does not follow the mask.
     """
-    local = resolve_starter_names(recipe, progress=progress)
+    local = resolve(recipe, progress=progress)
     processor = build_processor(local)
     model = empty_model(local, image_size=processor.image_size)
     dtype = computing_dtype(recipe.train.precision, device=pick_device(None))

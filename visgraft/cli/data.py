@@ -128,9 +128,9 @@ def _load(recipe: str, overrides: Sequence[str] | None) -> "tuple[Recipe, Proces
 
 def _with_folders(settings: Recipe) -> Recipe:
     quiet_libraries()
-    from visgraft.builder.build import resolve_starter_names
+    from visgraft.starter import resolve
 
-    return resolve_starter_names(settings, progress=note)
+    return resolve(settings, progress=note)
 
 
 def _open(settings: Recipe, part: str) -> "Sources":

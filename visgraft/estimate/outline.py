@@ -17,7 +17,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from visgraft.builder.build import apply_modes, build_processor, resolve_starter_names
+from visgraft.builder.build import apply_modes, build_processor
 from visgraft.builder.describe import empty_model, quantization_of
 from visgraft.config import Recipe
 from visgraft.data.batch import Batch, EncodedSample, collate
@@ -27,6 +27,7 @@ from visgraft.model.attention_kernel import FLEX, choose_attention, set_attentio
 from visgraft.model.vision import dummy_inputs, measure
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.starter import resolve
 from visgraft.training.plan import Position
 from visgraft.training.setup import loader_settings, open_planner
 from visgraft.training.steps import make_batches, micro_batches
@@ -81,7 +82,7 @@ def outline_run(
         ConfigError: a setting that the parts cannot take.
         UnsupportedModelError: the language model does not follow the mask.
     """
-    local = resolve_starter_names(recipe, progress=progress)
+    local = resolve(recipe, progress=progress)
     processor, assumptions = _processor_or_reason(local)
     try:
         model = empty_model(local, image_size=processor.image_size if processor else local.model.image_size)

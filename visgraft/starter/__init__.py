@@ -9,5 +9,5 @@ from visgraft.starter.assets import Progress as Progress
 from visgraft.starter.assets import StarterPair as StarterPair
 from visgraft.starter.assets import cache_folder as cache_folder
 from visgraft.starter.assets import easy_vqa_folder as easy_vqa_folder
-from visgraft.starter.assets import resolve_name as resolve_name
+from visgraft.starter.assets import resolve as resolve
 from visgraft.starter.assets import starter_pair as starter_pair

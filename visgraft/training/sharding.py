@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from visgraft.builder.build import apply_modes, build, resolve_starter_names
+from visgraft.builder.build import apply_modes, build
 from visgraft.config import Recipe
 from visgraft.errors import ConfigError
 from visgraft.model.precision import computing_dtype
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.starter import resolve
 
 WHY_NOT_DEEPSPEED = (
     ". DeepSpeed takes the optimizer's step inside the backward pass, before the rate of the step is set and the loss "
@@ -116,7 +117,7 @@ def whole_model(
     tensors = whole(dict(trained))
     if not accelerator.is_main_process:
         return model
-    built, _ = build(resolve_starter_names(recipe))
+    built, _ = build(resolve(recipe))
     frozen_dtype = computing_dtype(recipe.train.precision, device=accelerator.device)
     apply_modes(built, recipe.train, frozen_dtype=frozen_dtype)
     own = dict(built.named_parameters())
