@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "words_alone.json")
     arguments = parser.parse_args()
-    data = resolve(load_experiment(FILE).runs[0].recipe, progress=console.print).data
+    data = resolve(load_experiment(FILE).runs[0].recipe, say=console.print).data
     samples = open_sources(data.validation, key="data.validation", settings=data)
     questions = [
         DemoQuestion(Path(str(sample.images[0])), turn.prompt, turn.answer)

@@ -70,11 +70,11 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_the_first_call_downloads_and_prepares_and_the_second_does_neither(tiny: Asset, tmp_path: Path):
     said: list[str] = []
-    folder = resolve("starter:easy_vqa", cache=tmp_path / "cache", progress=said.append)
+    folder = resolve("starter:easy_vqa", cache=tmp_path / "cache", say=said.append)
     assert said == ["downloading tiny-asset 1.0 (0.1 MB)", "preparing tiny (once)"]
     assert (Path(folder) / "greeting.txt").read_text() == "hello"
     assert {path.name for path in Path(folder).iterdir()} == {"greeting.txt", "starter.json"}
-    assert easy_vqa_folder(cache=tmp_path / "cache", progress=said.append) == Path(folder)
+    assert easy_vqa_folder(cache=tmp_path / "cache", say=said.append) == Path(folder)
     assert len(said) == 2
 
 

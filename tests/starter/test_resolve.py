@@ -43,7 +43,7 @@ def test_in_a_recipe_starter_names_become_folders_and_other_names_stay(cache: Pa
         "data": {"train": [{"source": "easy_vqa", "path": "starter:easy_vqa"}, {"source": "easy_vqa"}]},
     }
     said: list[str] = []
-    recipe = resolve(load_recipe(values), progress=said.append)
+    recipe = resolve(load_recipe(values), say=said.append)
     assert recipe.model.vision == str(cache / "efficientnet-lite2")
     assert recipe.model.language is not None and recipe.model.language.name == "some/language"
     assert [entry.path for entry in recipe.data.train] == [str(cache / "easy-vqa"), None]

@@ -26,7 +26,17 @@ from visgraft.runs import find_model
 
 
 def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
-    """Load or make what `recipe.model` names (no `starter:` names); nothing is cast and nothing set to train.
+    """Load or make what `recipe.model` names: `build_processor`, then `build_model`."""
+    processor = build_processor(recipe)
+    return build_model(recipe, image_size=processor.image_size), processor
+
+
+def build_model(recipe: Recipe, *, image_size: int | None) -> VisionLanguageModel:
+    """Load or make the model that `recipe.model` names; nothing is cast and nothing set to train.
+
+    Args:
+        recipe: says which parts are joined, and how.
+        image_size: side of the pixels that its processor makes; None = as the encoder takes them.
 
     Raises:
         CheckpointError: a part or a model to start from cannot be loaded.
@@ -34,24 +44,22 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
         ConfigError: a setting that the parts cannot take.
     """
     settings = recipe.model
-    processor = build_processor(recipe)
     is_chosen_later = settings.attention in (None, FLEX)  # by device, once the model is on it
     loading: dict[str, Any] = {} if is_chosen_later else {"attn_implementation": settings.attention}
     if settings.start_from is not None:
-        return VisionLanguageModel.from_pretrained(find_model(settings.start_from), **loading), processor
+        return VisionLanguageModel.from_pretrained(find_model(settings.start_from), **loading)
     assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
     if settings.language.quantization is not None:
         loading["quantization_config"] = quantization_config(settings.language.quantization)
-    model = VisionLanguageModel.from_parts(
+    return VisionLanguageModel.from_parts(
         settings.vision,
         settings.language.name,
         language_init=settings.language.init,
         vision_revision=settings.vision_revision,
         language_revision=settings.language_revision,
-        **join_settings(recipe, image_size=processor.image_size),
+        **join_settings(recipe, image_size=image_size),
         **loading,
     )
-    return model, processor
 
 
 def join_settings(recipe: Recipe, *, image_size: int | None) -> dict[str, Any]:
@@ -63,7 +71,7 @@ def join_settings(recipe: Recipe, *, image_size: int | None) -> dict[str, Any]:
 
 
 def build_processor(recipe: Recipe) -> Processor:
-    """Load or make the processor of what `recipe.model` names (no `starter:` names); no weights are read.
+    """Load or make the processor of what `recipe.model` names; no weights are read.
 
     Raises:
         CheckpointError: a part lacks its image processor, its config or its tokenizer.

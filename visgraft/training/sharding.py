@@ -2,7 +2,7 @@
 
 In: a model that accelerate has sharded. Out: whole tensors, the same in every process; a share of a whole one.
 
-    trained = current_parameters(model, trained)           # sharding puts new parameters in the place of the old
+    trained = current_parameters(model, names)             # sharding puts new parameters in the place of the old
     tensors = {name: whole(p) for name, p in trained.items()}         # every process must call it
     p.copy_(share(tensor, like=p))
 
@@ -12,7 +12,7 @@ al. 2020, arXiv:1910.02054; FSDP2 is torch's `fully_shard`.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,10 +57,10 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def current_parameters(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Look parameters up again by name, after `accelerator.prepare`."""
+def current_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Look parameters up by name, after `accelerator.prepare`."""
     now = dict(model.named_parameters())
-    return {name: now[name] for name in trained}
+    return {name: now[name] for name in names}
 
 
 @contextmanager
