@@ -1,4 +1,4 @@
-"""How many files and functions of visgraft run as it opens a run, trains a step, computes a loss, reads a sample, answers.
+"""How many files and functions run in five acts: opening a run, a training step, a loss, a sample, an answer.
 
     python bench/acts.py                          # a small table
     python bench/acts.py --json > acts.json       # every file and function by name

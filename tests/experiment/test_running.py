@@ -58,7 +58,7 @@ def test_a_begun_run_is_gone_on_with_and_ends_as_if_never_stopped(tmp_path: Path
     assert first["validation_loss"] == second["validation_loss"]
 
 
-def test_what_stopped_before_its_first_checkpoint_is_made_anew(tmp_path: Path) -> None:
+def test_what_stopped_before_its_first_checkpoint_is_made_again(tmp_path: Path) -> None:
     experiment = load_experiment(write_experiment(tmp_path, variants={"lora": {}}))
     [run] = experiment.runs
     Run.create(run.recipe, folder=experiment.folder_of(run)).append("metrics", {"step": 1, "loss": 1.0})
@@ -150,7 +150,7 @@ class Slow:
         return None if self.looks > 0 else 0
 
     def interrupt(self) -> None:
-        raise AssertionError("nobody told it to stop")
+        raise AssertionError("no one asked it to stop")
 
     kill = interrupt
 

@@ -19,7 +19,7 @@ from visgraft.training.trackers import check_trackers
 
 
 class Watched(GeneralTracker):
-    """A tracker of one's own."""
+    """A tracker that is not of accelerate."""
 
     name = "watched"
     requires_logging_directory = True

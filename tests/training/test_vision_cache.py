@@ -167,7 +167,7 @@ def test_damaged_features_are_computed_again(
     assert not any("are damaged" in line for line in said)
 
 
-def test_a_changed_image_and_another_reading_are_computed_anew(
+def test_a_changed_image_and_another_reading_are_computed_again(
     tmp_path: Path, quiet: TrainProgress, cache: Path
 ) -> None:
     recipe = cached(tiny_recipe(tmp_path))

@@ -1,6 +1,6 @@
 """What a recipe would train, or what a run or a model is, read off configurations alone: no weights are loaded.
 
-In: a recipe, a run, or the name of a model. Out: the rows of the table of parts, and facts for people and programs.
+In: a recipe, a run, or the name of a model. Out: the rows of the table of parts, and facts for users and programs.
 
     described = describe_recipe(load_recipe("recipe.yaml"), name="recipe.yaml")
     described.rows, described.facts

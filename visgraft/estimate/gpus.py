@@ -29,7 +29,7 @@ class Gpu:
     """Where a recipe may run.
 
     Attributes:
-        name: for people.
+        name: as it is shown.
         memory_bytes: what programs can have.
         tflops: dense, in the format that it trains in; None where only the memory is known.
         dtype: what `precision: auto` means there; None is float32.

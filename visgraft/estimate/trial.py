@@ -35,7 +35,7 @@ class Trial:
         device: where.
         seconds: of every step but the first, which warms up.
         peak_bytes: the most that the steps held: of a GPU, allocated by torch; of a CPU, the process's largest resident
-            set less that before the model was loaded. None where the system does not tell.
+            set less that before the model was loaded. None where the system does not say.
     """
 
     device: str
@@ -87,7 +87,7 @@ def _is_here(name: str) -> bool:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to look for the largest memory anew."""
+    """Begin again to look for the largest memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_REFS.exists():

@@ -70,14 +70,18 @@ def open_session(
         VisgraftError: the run cannot begin; no run folder is made then.
     """
     started = time.monotonic()
+
+    # Check: what can be refused before anything is read.
     check_before_loading(recipe, resume=resume)
     accelerator = make_accelerator(recipe)
     is_main = accelerator.is_main_process
     local = resolve(recipe, say=progress.say)
 
+    # Data: opened and tried before any weight is loaded.
     processor = build_processor(local)
     data = open_training_data(local, processor, accelerator=accelerator)
 
+    # Model: built, set to train, tried on a batch; what passes gets a run folder.
     set_seed(recipe.train.seed)  # new weights are drawn from it
     model = build_model(local, image_size=processor.image_size)
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
@@ -90,6 +94,7 @@ def open_session(
         cache = fill_vision_cache(local, model, planners, accelerator=accelerator, progress=progress)
         loader = replace(loader, vision_cache=cache)
 
+    # Optimizer: over what trains; then the processes join.
     by_part = trained_parameters(model)
     optimizer = build_optimizer(by_part, recipe.train)
     if recipe.train.compile:
@@ -98,6 +103,7 @@ def open_session(
     names = [name for inside in by_part.values() for name in inside]
     trained = current_parameters(model, names)
 
+    # Restore: where a stopped run was, or the start of a new one.
     set_seed(recipe.train.seed, device_specific=True)  # dropout
     state = TrainState() if resume is None else restore(run, trained, optimizer=optimizer, accelerator=accelerator)
     return Session(
@@ -105,7 +111,7 @@ def open_session(
         optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation, loader=loader,
         quarantine=open_quarantine(recipe, run, data.planner, is_main=is_main), filler=data.filler,
         sample_prompts=data.sample_prompts, questions=data.questions, state=state, progress=progress,
-        counted_until=started, trackers=Trackers(recipe, run.folder) if is_main else None,
+        counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
 
 
@@ -132,7 +138,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         ConfigError: the device lacks the recipe's precision, or the processes share weights in a way that the loop
             does not know.
     """
-    # Unless told that there is only a CPU, accelerate takes each process of several on it for one on its own.
+    # Without cpu=True, accelerate takes each of several processes on a CPU for one on its own.
     cpu = torch.accelerator.current_accelerator(check_available=True) is None
     dtype = computing_dtype(recipe.train.precision, device=PartialState(cpu=cpu).device)
     words = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
