@@ -30,10 +30,9 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from visgraft.config import Recipe, load_recipe
-from visgraft.estimate.estimate import estimate_run
-from visgraft.estimate.outline import outline_run
+from visgraft.estimate.estimate import estimate
+from visgraft.estimate.gpus import this_computer
 from visgraft.estimate.trial import try_out
-from visgraft.model.precision import computing_dtype
 
 NUM_IMAGES, TEXTS_PER_IMAGE = 64, 5
 GIVE_BACK_AT_ONCE = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -150,11 +149,9 @@ def make_recipe(folder: Path, data: Path, *, mode: str) -> Recipe:
     )
 
 
-def estimate(recipe: Recipe, sender: Any) -> None:
+def estimate_case(recipe: Recipe, sender: Any) -> None:
     """Estimate a case from its recipe and send the bytes by part."""
-    dtype = computing_dtype(recipe.train.precision, device=torch.device("cpu"))
-    outline = outline_run(recipe, dtype=dtype, device=torch.device("cpu"))
-    sizes = estimate_run(outline.model, outline.micro_batches, dtype=dtype, on_gpu=False).sizes
+    sizes = estimate(recipe, gpu=this_computer(), measure=False).cost.sizes
     sender.send({part: size for part, size in sizes.items() if part != "framework"})
 
 
@@ -182,7 +179,7 @@ def run_case(pair: str, mode: str, scratch: Path) -> dict[str, Any]:
     """Estimate and measure one pair in one training mode."""
     recipes = {name: make_recipe(scratch / pair / name, scratch / "data", mode=mode) for name in ("tiny", "pair")}
     assert not list(scratch.rglob("*.safetensors")), "the estimate is made without weights"
-    sizes = in_fresh_process(estimate, recipes["pair"])
+    sizes = in_fresh_process(estimate_case, recipes["pair"])
     for name in recipes:
         in_fresh_process(write_weights, scratch / pair / name)
     found = in_fresh_process(measure, list(recipes.values()))

@@ -49,8 +49,8 @@ from visgraft.model.precision import pick_device
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.segments import PAD
 from visgraft.training.compiling import compile_blocks
-from visgraft.training.setup import MICRO_BATCH_POSITIONS, ROW_POSITIONS
 from visgraft.training.steps import LoaderSettings, make_batches, micro_batches
+from visgraft.training.training_data import MICRO_BATCH_POSITIONS, ROW_POSITIONS
 
 RUNGS = ("bf16", "supervised", "unpadded", "shared", "filled", "blocks", "compile", "cached")
 EAGER = ("bf16", "supervised")

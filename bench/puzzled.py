@@ -27,6 +27,7 @@ from visgraft.experiment import Experiment, PlannedRun, load_experiment, run_exp
 from visgraft.experiment.display import ExperimentProgress
 from visgraft.experiment.process import ProcessJob, launch_process
 from visgraft.experiment.variant_results import as_table, results_of
+from visgraft.reporting.progress import error_console
 
 FILE = Path(__file__).parent.parent / "recipes" / "experiments" / "easy_vqa_puzzled.yaml"
 PADDED_LENGTH = 32  # tokens; the texts have about 8
@@ -122,7 +123,7 @@ def main() -> int:
     experiment = load_experiment(
         FILE, only=given.only or (), seeds=given.seeds, overrides=given.set, output=given.output
     )
-    with ExperimentProgress(Console(stderr=True)) as progress:
+    with ExperimentProgress(error_console()) as progress:
         outcomes = run_experiment(with_causes(experiment), launch=launch, progress=progress)
     Console().print(as_table(results_of(outcomes)))
     return int(any(outcome.reason is not None for outcome in outcomes))

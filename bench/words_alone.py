@@ -14,11 +14,10 @@ from pathlib import Path
 
 from harness import console, machine, write
 
-from visgraft.builder.build import resolve_starter_names
 from visgraft.data.sources import open_sources
 from visgraft.demo import DemoQuestion, blind_answers, by_kind, score
 from visgraft.experiment import load_experiment
-from visgraft.starter import resolve_name
+from visgraft.starter import resolve
 
 FILE = Path(__file__).parent.parent / "recipes" / "experiments" / "easy_vqa_modules.yaml"
 
@@ -28,14 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "words_alone.json")
     arguments = parser.parse_args()
-    data = resolve_starter_names(load_experiment(FILE).runs[0].recipe, progress=console.print).data
+    data = resolve(load_experiment(FILE).runs[0].recipe, say=console.print).data
     samples = open_sources(data.validation, key="data.validation", settings=data)
     questions = [
         DemoQuestion(Path(str(sample.images[0])), turn.prompt, turn.answer)
         for sample in (samples[index] for index in range(len(samples)))
         for [turn] in sample.dialogs
     ]
-    answers = blind_answers(Path(resolve_name("starter:easy_vqa")), questions)
+    answers = blind_answers(Path(resolve("starter:easy_vqa")), questions)
     told = [replace(question, answer=answer) for question, answer in zip(questions, answers, strict=True)]
     result = {
         "what": "share of the held-out questions that are right by their words alone",

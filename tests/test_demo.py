@@ -95,7 +95,7 @@ def test_the_demo_trains_as_the_shipped_recipe_does():
 
 @pytest.mark.starter
 def test_a_quick_demo_runs_from_weights_to_report(tmp_path):
-    from visgraft.training.progress import make_progress
+    from visgraft.reporting.progress import make_progress
 
     result = demo.run_demo(progress=make_progress(show=False), quick=True, folder=tmp_path / "run")
     assert (result.folder / "report.html").is_file()

@@ -34,7 +34,7 @@ LAYERS = {
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PIL"}
-LIGHT = ("errors", "atomic", "config", "reporting", "runs", "cli")  # what starts before torch is wanted
+LIGHT = ("errors", "atomic", "segments", "config", "reporting", "runs", "cli")  # what starts before torch is wanted
 FORBIDDEN_STEMS = ("util", "helper", "common", "misc", "base", "manager")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 ARCHITECTURE = ROOT / "docs" / "architecture.md"

@@ -28,10 +28,10 @@ from visgraft.data.sample import Sample, Turn
 from visgraft.inference import answer, load
 from visgraft.metrics.metrics import exact_match
 from visgraft.reporting.page import Page, escape, image_tag, numbers, table
+from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
-from visgraft.starter import resolve_name
+from visgraft.starter import resolve
 from visgraft.training.loop import train
-from visgraft.training.progress import TrainProgress
 
 NUM_QUESTIONS = 2_000  # of the 9,673 official test questions
 NUM_SHOWN = 24
@@ -139,7 +139,7 @@ def run_demo(
     """
     folder = train(demo_recipe(quick=quick, seed=seed, overrides=overrides), folder=folder, progress=progress)
     number = 64 if quick else None if all_questions else NUM_QUESTIONS
-    data = Path(resolve_name("starter:easy_vqa", progress=progress.say))
+    data = Path(resolve("starter:easy_vqa", say=progress.say))
     questions = ask_questions(folder, pick_questions(data, number=number), progress=progress)
     blind = blind_answers(data, questions)
     steps = Run.open(folder).steps()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.training.tiny import tiny_recipe
-from visgraft.builder.build import apply_modes, build, resolve_starter_names
+from visgraft.builder.build import apply_modes, build
 from visgraft.config import load_recipe
 from visgraft.errors import ConfigError
 
@@ -60,16 +60,3 @@ def test_gradient_checkpointing_that_a_part_does_not_know_is_an_error(
         ConfigError, match=r"train\.gradient_checkpointing: CLIPVisionModel does not know it; say false"
     ):
         apply_modes(model, recipe.train)
-
-
-def test_starter_names_become_folders_and_other_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "visgraft.builder.build.resolve_name", lambda name, progress: name.replace("starter:", "/cache/")
-    )
-    values = tiny_recipe(tmp_path)
-    values["model"] = {"vision": "starter:vision", "language": "some/language"}
-    values["data"]["train"] = [{"source": "easy_vqa", "path": "starter:easy_vqa"}, {"source": "easy_vqa"}]
-    recipe = resolve_starter_names(load_recipe(values))
-    assert recipe.model.vision == "/cache/vision"
-    assert recipe.model.language is not None and recipe.model.language.name == "some/language"
-    assert [entry.path for entry in recipe.data.train] == ["/cache/easy_vqa", None]

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Visgraft
-from visgraft.cli import terminal
 from visgraft.cli.caption import find_images
-from visgraft.cli.terminal import counting
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import BadSampleError
 from visgraft.inference import answer, load
@@ -62,12 +60,3 @@ def test_where_there_is_nothing_to_caption_it_is_said(visgraft: Visgraft, folder
     assert f"{tmp_path}: the folder holds no image (.jpg, .jpeg, .png" in outcome.err
     with pytest.raises(BadSampleError, match=r"\*\.jpg: no file fits this pattern"):
         find_images([str(tmp_path / "*.jpg")])
-
-
-def test_long_work_is_told_in_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(terminal, "PLAIN_EVERY_S", 0.0)
-    with counting(9, what="images", is_shown=True) as count:
-        count(4)
-    with counting(9, what="images", is_shown=False) as count:
-        count(5)
-    assert capsys.readouterr().err == "4 of 9 images\n"

@@ -1,4 +1,4 @@
-"""What `fit` says of recipes that fit and of those that do not."""
+"""What `estimate` says of recipes that fit and of those that do not."""
 
 import json
 from pathlib import Path
@@ -120,8 +120,9 @@ def test_the_shipped_recipe_says_what_is_missing_offline(visgraft: Visgraft, mon
 def test_a_computer_that_cannot_read_the_weights_is_too_small(
     visgraft: Visgraft, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visgraft.estimate.gpus.local_gpu", lambda: Gpu("this computer", 10, dtype=None, is_gpu=False))
-    monkeypatch.setattr("visgraft.estimate.estimate.FRAMEWORK_BYTES", {"cpu": -(2**40)})
+    small = Gpu("this computer", 10, dtype=None, is_gpu=False)
+    monkeypatch.setattr("visgraft.estimate.estimate.local_gpu", lambda: small)
+    monkeypatch.setattr("visgraft.estimate.step_cost.FRAMEWORK_BYTES", {"cpu": -(2**40)})
     outcome = visgraft("estimate", recipe)
     assert outcome.status == 1
     assert "it does not fit: reading the weights takes 0.00 GiB" in outcome.out

@@ -88,7 +88,7 @@ def test_ctrl_c_while_data_are_checked_ends_it(recipe: Path, tmp_path: Path, wor
     for number in range(20_000):
         (tmp_path / f"{number}.png").symlink_to(recipe.parent / "train" / "0.png")
     source = f"data.train=[{{source: folder, path: {tmp_path}}}]"
-    often = "import visgraft.cli.data; visgraft.cli.data.PLAIN_EVERY_S = 0.0"
+    often = "import visgraft.reporting.progress; visgraft.reporting.progress.LINE_EVERY_S = 0.0"
     process = start("data", "check", recipe, "--workers", workers, "--set", source, setting=often)
     told = wait_for(process.stderr, ["reading train"])
     assert re.search(r"reading train: [\d,]+ of 20,000", told)

@@ -18,10 +18,10 @@ from visgraft.compare.results_table import best_validation, loss_unit, results
 from visgraft.errors import BadSampleError, CheckpointError
 from visgraft.inference import answer, load
 from visgraft.metrics.metrics import exact_match
+from visgraft.reporting.progress import make_progress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
-from visgraft.training.progress import make_progress
 
 
 def other_language(folder: Path) -> str:

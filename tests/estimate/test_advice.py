@@ -6,16 +6,16 @@ import pytest
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import ConfigError
 from visgraft.estimate.advice import Change, advise
-from visgraft.estimate.estimate import Estimate
 from visgraft.estimate.gpus import Gpu
+from visgraft.estimate.step_cost import StepCost
 
-WHOLE = Estimate(
+WHOLE = StepCost(
     {"weights": 400, "gradients": 100, "optimizer": 200, "activations": 1000, "logits": 100},
     {}, loading_bytes=0, num_positions=1600, flops_per_position=1.0,
 )  # fmt: skip
 
 
-def estimate_of(recipe: Recipe) -> Estimate:
+def cost_of(recipe: Recipe) -> StepCost:
     """A stand-in whose memory follows the settings as real memory does."""
     sizes, train = dict(WHOLE.sizes), recipe.train
     positions = train.micro_batch_positions or WHOLE.num_positions
@@ -32,7 +32,7 @@ def estimate_of(recipe: Recipe) -> Estimate:
 
 def changes(memory: int, **train: object) -> list[Change]:
     recipe = load_recipe({"model": {"vision": "eye", "language": "tongue"}, "train": {"language": "full", **train}})
-    return list(advise(recipe, estimate_of(recipe), gpu=Gpu("gpu", memory), estimate_of=estimate_of))
+    return list(advise(recipe, cost_of(recipe), gpu=Gpu("gpu", memory), cost_of=cost_of))
 
 
 def test_what_fits_needs_no_change() -> None:
@@ -64,7 +64,7 @@ def test_a_small_change_that_makes_it_fit_is_kept() -> None:
     recipe = load_recipe({"model": {"vision": "eye", "language": "tongue"}, "train": settings})
     smaller = replace(small, sizes={**small.sizes, "activations": 900}, num_positions=100)
     gpu = Gpu("gpu", smaller.total_bytes)
-    [only] = advise(recipe, small, gpu=gpu, estimate_of=lambda _: smaller)
+    [only] = advise(recipe, small, gpu=gpu, cost_of=lambda _: smaller)
     assert only.saved_bytes == 100
 
 
@@ -77,14 +77,14 @@ def test_what_is_done_already_is_not_proposed_again() -> None:
 
 
 def test_a_change_that_the_parts_cannot_take_is_left_out() -> None:
-    def without_pooling(recipe: Recipe) -> Estimate:
+    def without_pooling(recipe: Recipe) -> StepCost:
         if recipe.model.projection.pool > 1:
             raise ConfigError("a grid of 7 x 7")
-        return estimate_of(recipe)
+        return cost_of(recipe)
 
     recipe = load_recipe({"model": {"vision": "eye", "language": "tongue"}})
     gpu = Gpu("gpu", 1)
-    found = list(advise(recipe, WHOLE, gpu=gpu, estimate_of=without_pooling))
+    found = list(advise(recipe, WHOLE, gpu=gpu, cost_of=without_pooling))
     assert found
     assert not any("pool" in change.setting for change in found)
 

@@ -1,54 +1,56 @@
-import torch
+"""The one function that says whether a recipe fits, how long it takes, and what to change."""
 
-from tests.tiny import batch, fresh, samples
-from visgraft.estimate.estimate import FRAMEWORK_BYTES, UTILISATION, Estimate, estimate_run
-from visgraft.estimate.gpus import Gpu
-from visgraft.model.trainable import set_trainable
+from pathlib import Path
+from typing import Any
 
+import pytest
 
-def estimated(*of: list, on_gpu: bool = False) -> Estimate:  # type: ignore[type-arg]
-    model = fresh("llama")
-    set_trainable(model, modes={"projection": "full", "language": "lora"}, frozen_dtype=torch.bfloat16)
-    return estimate_run(model, [batch(part) for part in of], dtype=torch.bfloat16, on_gpu=on_gpu)
-
-
-def test_the_total_is_the_sum_of_the_parts() -> None:
-    estimate = estimated(samples())
-    assert set(estimate.sizes) == {
-        *("weights", "gradients", "optimizer", "activations", "logits", "batch", "framework"),
-    }
-    assert estimate.total_bytes == sum(estimate.sizes.values())
-    assert sum(estimate.weights.values()) == estimate.sizes["weights"]
+from tests.training.tiny import tiny_recipe
+from visgraft.errors import ConfigError
+from visgraft.estimate.estimate import estimate
+from visgraft.estimate.gpus import GPUS, this_computer
 
 
-def test_the_largest_micro_batch_counts_and_the_others_wait_beside_it() -> None:
-    one, three = estimated(samples()), estimated(samples()[:1], samples(), samples()[:1])
-    assert three.num_positions == one.num_positions
-    assert three.sizes["batch"] > one.sizes["batch"]
-    assert three.sizes["activations"] == one.sizes["activations"]
-    assert three.sizes["gradients"] >= one.sizes["gradients"]
+def test_a_gpu_is_given_by_its_name_or_as_it_is(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    named = estimate(recipe, gpu="rtx4090")
+    assert named == estimate(recipe, gpu=GPUS["rtx4090"])
+    assert named.fits and named.changes == [] and named.trial is None
+    assert named.seconds_per_step is not None and named.num_steps is not None
+    assert named.seconds == round(named.seconds_per_step * named.num_steps, 1)
+    with pytest.raises(ConfigError, match="got 'rtx409'; did you mean rtx4090"):
+        estimate(recipe, gpu="rtx409")
 
 
-def test_a_gpu_holds_a_context() -> None:
-    assert estimated(samples(), on_gpu=True).sizes["framework"] == FRAMEWORK_BYTES["gpu"]
+def test_where_only_the_memory_is_known_there_is_no_time(tmp_path: Path) -> None:
+    found = estimate(tiny_recipe(tmp_path), gpu="24GB")
+    assert found.seconds_per_step is None and found.seconds is None
+    assert "name a GPU" in found.basis
 
 
-def test_time_is_arithmetic_over_the_rate_at_a_stated_share() -> None:
-    estimate = estimated(samples())
-    seconds = estimate.seconds_per_step(num_positions=1000, tflops=100)
-    assert seconds == 1000 * estimate.flops_per_position / (100e12 * UTILISATION)
-    assert estimate.seconds_per_step(num_positions=1000, tflops=200) == seconds / 2
+def test_changes_are_tried_where_it_does_not_fit_and_reported_as_they_are_found(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, language="full", text_tokens_per_step=4000)
+    total = estimate(recipe, gpu="24GB").cost.total_bytes
+    said: list[str] = []
+    found = estimate(recipe, gpu=f"{(total - 1000) / 0.98 / 2**30:.9f}GB", say=said.append)
+    assert not found.fits
+    assert found.changes[0].setting.startswith("train.micro_batch_positions=")
+    assert [line for line in said if line.startswith("with ")] == [
+        f"with {change.setting} {change.total_bytes / 2**30:.2f} GiB" for change in found.changes
+    ]
 
 
-def test_weights_are_read_in_fp32() -> None:
-    model = fresh("llama")
-    number = sum(p.numel() for p in model.parameters())
-    set_trainable(model, modes={"projection": "full"}, frozen_dtype=torch.bfloat16)
-    assert estimate_run(model, [batch(samples())], dtype=None, on_gpu=True).loading_bytes == 4 * number
+def test_the_values_for_programs_say_the_same(tmp_path: Path) -> None:
+    found = estimate(tiny_recipe(tmp_path), gpu=this_computer(), measure=False)
+    values: dict[str, Any] = found.as_json()
+    assert values["fits"] is found.fits
+    assert values["total_bytes"] == sum(values["parts"].values()) == found.cost.total_bytes
+    assert values["time"]["steps"] == found.num_steps
+    assert values["measured"] is None
 
 
-def test_a_computer_must_also_hold_the_weights_while_they_are_read() -> None:
-    estimate = Estimate({"weights": 10}, {}, loading_bytes=20, num_positions=1, flops_per_position=1.0)
-    assert estimate.fits(Gpu("gpu", 15))
-    assert not estimate.fits(Gpu("computer", 15, is_gpu=False))
-    assert estimate.fits(Gpu("computer", 20, is_gpu=False))
+def test_on_request_steps_are_measured_here(tmp_path: Path) -> None:
+    found = estimate(tiny_recipe(tmp_path), gpu=this_computer(), measure=True)
+    assert found.trial is not None
+    assert found.basis == "measured here, 2 steps on cpu"
+    assert found.seconds_per_step in (*found.trial.seconds, sum(found.trial.seconds) / 2)

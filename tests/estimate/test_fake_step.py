@@ -146,7 +146,7 @@ def test_what_is_decided_by_numbers_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         return forward(features, **more) * (2.0 if float(features.sum()) > 0 else 1.0)
 
     monkeypatch.setattr(model.projection, "forward", reads_numbers)
-    with pytest.raises(UnsupportedModelError, match=r"decides by computed numbers.*--probe"):
+    with pytest.raises(UnsupportedModelError, match=r"decides by computed numbers.*--measure"):
         run_fake_step(model, batch(samples()), dtype=None)
 
 

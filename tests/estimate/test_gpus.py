@@ -37,7 +37,7 @@ def test_what_is_no_card_is_refused(text: str, hint: str) -> None:
         find_gpu(text)
 
 
-def test_every_card_leaves_programs_less_than_its_name_says() -> None:
+def test_every_gpu_leaves_programs_less_than_its_name_says() -> None:
     for key, gpu in GPUS.items():
         promised = key.rpartition("-")[2].removesuffix("gb")
         assert gpu.tflops is not None
@@ -45,7 +45,7 @@ def test_every_card_leaves_programs_less_than_its_name_says() -> None:
             assert 0.9 * int(promised) * GIB < gpu.memory_bytes < int(promised) * GIB
 
 
-def test_without_a_gpu_the_computer_is_the_card() -> None:
+def test_without_a_gpu_the_computer_takes_its_place() -> None:
     if torch.accelerator.is_available():
         pytest.skip("there is an accelerator")
     gpu = local_gpu()

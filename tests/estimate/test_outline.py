@@ -10,8 +10,8 @@ from visgraft.config import load_recipe
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.estimate.outline import ASSUMED_TOKENS, outline_run
 from visgraft.training.plan import Position
-from visgraft.training.setup import loader_settings, open_planner
 from visgraft.training.steps import StepDataset
+from visgraft.training.training_data import loader_settings, open_planner
 
 CPU = torch.device("cpu")
 

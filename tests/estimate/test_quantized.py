@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from tests.tiny import batch, fresh, samples
-from visgraft.estimate.estimate import estimate_run
 from visgraft.estimate.quantized import HollowQuantizedLinear, quantize_hollow
+from visgraft.estimate.step_cost import estimate_step
 from visgraft.model.trainable import set_trainable
 
 
@@ -39,7 +39,9 @@ def test_a_quantized_language_model_takes_less_and_trains_the_same() -> None:
     for width in (None, "8bit", "4bit"):
         model = fresh("llama")
         set_trainable(model, modes={"projection": "full", "language": "lora"}, frozen_dtype=torch.bfloat16)
-        estimates.append(estimate_run(model, [batch(samples())], dtype=torch.bfloat16, on_gpu=True, quantization=width))
+        estimates.append(
+            estimate_step(model, [batch(samples())], dtype=torch.bfloat16, on_gpu=True, quantization=width)
+        )
     plain, eight, four = estimates
     assert plain.weights["language"] > eight.weights["language"] > four.weights["language"]
     assert plain.sizes["optimizer"] == eight.sizes["optimizer"] == four.sizes["optimizer"] > 0

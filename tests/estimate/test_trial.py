@@ -15,7 +15,7 @@ ON_LINUX = Path("/proc/self/clear_refs").exists()
 def test_a_trial_measures_steps_and_keeps_nothing(tmp_path: Path) -> None:
     recipe = load_recipe({**tiny_recipe(tmp_path), "output": str(tmp_path / "runs")})
     said: list[str] = []
-    trial = try_out(recipe, num_steps=2, progress=said.append)
+    trial = try_out(recipe, num_steps=2, say=said.append)
     assert len(trial.seconds) == 2
     assert all(seconds > 0 for seconds in trial.seconds)
     assert trial.device == "cpu"

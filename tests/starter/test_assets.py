@@ -9,7 +9,7 @@ import pytest
 
 from visgraft.disk_cache import cache_folder
 from visgraft.errors import ConfigError, MissingAssetError
-from visgraft.starter import assets, easy_vqa_folder, resolve_name
+from visgraft.starter import assets, easy_vqa_folder, resolve
 from visgraft.starter.assets import Asset, fetch_wheel
 
 
@@ -49,13 +49,13 @@ def use(monkeypatch: pytest.MonkeyPatch, asset: Asset) -> None:
 
 
 def test_a_name_that_is_no_starter_name_comes_back_unchanged():
-    assert resolve_name("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
-    assert resolve_name("/opt/models/starter") == "/opt/models/starter"
+    assert resolve("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
+    assert resolve("/opt/models/starter") == "/opt/models/starter"
 
 
 def test_an_unknown_starter_name_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"got 'starter:audio', need one of starter:vision, starter:language"):
-        resolve_name("starter:audio")
+        resolve("starter:audio")
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -71,11 +71,11 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_the_first_call_downloads_and_prepares_and_the_second_does_neither(tiny: Asset, tmp_path: Path):
     said: list[str] = []
-    folder = resolve_name("starter:easy_vqa", cache=tmp_path / "cache", progress=said.append)
+    folder = resolve("starter:easy_vqa", cache=tmp_path / "cache", say=said.append)
     assert said == ["downloading tiny-asset 1.0 (0.1 MB)", "preparing tiny (once)"]
     assert (Path(folder) / "greeting.txt").read_text() == "hello"
     assert {path.name for path in Path(folder).iterdir()} == {"greeting.txt", "starter.json"}
-    assert easy_vqa_folder(cache=tmp_path / "cache", progress=said.append) == Path(folder)
+    assert easy_vqa_folder(cache=tmp_path / "cache", say=said.append) == Path(folder)
     assert len(said) == 2
 
 
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_names_the_variable_to_set(tiny: Asset, t
 
 
 def test_names_are_resolved_without_importing_torch():
-    code = "import sys, visgraft.starter as s; s.resolve_name('a'); sys.exit('torch' in sys.modules)"
+    code = "import sys, visgraft.starter as s; s.resolve('a'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -8,13 +8,12 @@ In: a recipe. Out: model and processor; the report of what trains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from visgraft.config import PARTS, Recipe, SourceSettings, TrainSettings
+from visgraft.config import PARTS, Recipe, TrainSettings
 from visgraft.errors import ConfigError
 from visgraft.model.activation_checkpointing import checkpoint_activations
 from visgraft.model.attention_kernel import FLEX
@@ -24,34 +23,20 @@ from visgraft.model.trainable import Trainable, set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import find_model
-from visgraft.starter import resolve_name
-
-
-def resolve_starter_names(recipe: Recipe, *, progress: Callable[[str], None] | None = None) -> Recipe:
-    """Put folders in the place of `starter:` names; what is not there yet is fetched, and `progress` told so.
-
-    Raises:
-        MissingAssetError: it can be neither found nor fetched.
-        ConfigError: there is no such starter.
-    """
-
-    def resolve(name: str | None) -> str | None:
-        return None if name is None else resolve_name(name, progress=progress)
-
-    def with_folders(entries: Sequence[SourceSettings]) -> tuple[SourceSettings, ...]:
-        return tuple(replace(entry, path=resolve(entry.path)) for entry in entries)
-
-    model, data = recipe.model, recipe.data
-    language = model.language and replace(model.language, name=resolve_name(model.language.name, progress=progress))
-    return replace(
-        recipe,
-        model=replace(model, vision=resolve(model.vision), language=language),
-        data=replace(data, train=with_folders(data.train), validation=with_folders(data.validation)),
-    )
 
 
 def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
-    """Load or make what `recipe.model` names (no `starter:` names); nothing is cast and nothing set to train.
+    """Load or make what `recipe.model` names: `build_processor`, then `build_model`."""
+    processor = build_processor(recipe)
+    return build_model(recipe, image_size=processor.image_size), processor
+
+
+def build_model(recipe: Recipe, *, image_size: int | None) -> VisionLanguageModel:
+    """Load or make the model that `recipe.model` names; nothing is cast and nothing set to train.
+
+    Args:
+        recipe: says which parts are joined, and how.
+        image_size: side of the pixels that its processor makes; None = as the encoder takes them.
 
     Raises:
         CheckpointError: a part or a model to start from cannot be loaded.
@@ -59,24 +44,22 @@ def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
         ConfigError: a setting that the parts cannot take.
     """
     settings = recipe.model
-    processor = build_processor(recipe)
     is_chosen_later = settings.attention in (None, FLEX)  # by device, once the model is on it
     loading: dict[str, Any] = {} if is_chosen_later else {"attn_implementation": settings.attention}
     if settings.start_from is not None:
-        return VisionLanguageModel.from_pretrained(find_model(settings.start_from), **loading), processor
+        return VisionLanguageModel.from_pretrained(find_model(settings.start_from), **loading)
     assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
     if settings.language.quantization is not None:
         loading["quantization_config"] = quantization_config(settings.language.quantization)
-    model = VisionLanguageModel.from_parts(
+    return VisionLanguageModel.from_parts(
         settings.vision,
         settings.language.name,
         language_init=settings.language.init,
         vision_revision=settings.vision_revision,
         language_revision=settings.language_revision,
-        **join_settings(recipe, image_size=processor.image_size),
+        **join_settings(recipe, image_size=image_size),
         **loading,
     )
-    return model, processor
 
 
 def join_settings(recipe: Recipe, *, image_size: int | None) -> dict[str, Any]:
@@ -88,7 +71,7 @@ def join_settings(recipe: Recipe, *, image_size: int | None) -> dict[str, Any]:
 
 
 def build_processor(recipe: Recipe) -> Processor:
-    """Load or make the processor of what `recipe.model` names (no `starter:` names); no weights are read.
+    """Load or make the processor of what `recipe.model` names; no weights are read.
 
     Raises:
         CheckpointError: a part lacks its image processor, its config or its tokenizer.

@@ -1,6 +1,6 @@
 """What a recipe would train, or what a run or a model is, read off configurations alone: no weights are loaded.
 
-In: a recipe, a run, or the name of a model. Out: the rows of the table of parts, and facts for people and programs.
+In: a recipe, a run, or the name of a model. Out: the rows of the table of parts, and facts for users and programs.
 
     described = describe_recipe(load_recipe("recipe.yaml"), name="recipe.yaml")
     described.rows, described.facts
@@ -19,7 +19,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from visgraft.builder.build import apply_modes, build_processor, join_settings, resolve_starter_names
+from visgraft.builder.build import apply_modes, build_processor, join_settings
 from visgraft.builder.shapes import Stage, shapes_of, stages_of
 from visgraft.config import PARTS, Recipe, SourceSettings, recipe_to_dict
 from visgraft.data.prompt import NAMED_TEMPLATES
@@ -35,6 +35,7 @@ from visgraft.model.vision import vision_tower_config
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, find_model
+from visgraft.starter import resolve
 
 SOURCED_PARTS = ("vision", "language")  # those that come from somewhere
 
@@ -59,16 +60,17 @@ class Description:
 
 
 def describe_recipe(
-    recipe: Recipe, *, name: str, run: Run | None = None, progress: Callable[[str], None] | None = None
+    recipe: Recipe, *, name: str, run: Run | None = None, say: Callable[[str], None] | None = None
 ) -> Description:
-    """Describe what a recipe trains; `run` is the run that has it as its recipe, `progress` is told of downloads.
+    """Describe what a recipe trains; `run` is the run that has it as its recipe, `say` gets a line for each
+    download.
 
     Raises:
         CheckpointError: the configuration of a part cannot be read.
         ConfigError: a setting that the parts cannot take, a pattern or LoRA target that matches nothing.
         UnsupportedModelError: the language model does not follow the mask.
     """
-    local = resolve_starter_names(recipe, progress=progress)
+    local = resolve(recipe, say=say)
     processor = build_processor(local)
     model = empty_model(local, image_size=processor.image_size)
     dtype = computing_dtype(recipe.train.precision, device=pick_device(None))

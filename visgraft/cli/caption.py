@@ -13,8 +13,9 @@ import typer
 
 from visgraft.cli.ask import load_model, open_named
 from visgraft.cli.options import AsJson, Device, MaxNewTokens, Model, Precision
-from visgraft.cli.terminal import counting, note, print_error, print_json, print_line
+from visgraft.cli.terminal import note, print_error, print_json, print_line
 from visgraft.errors import BadSampleError
+from visgraft.reporting.progress import working
 
 if TYPE_CHECKING:
     from visgraft.data.sample import Sample
@@ -48,10 +49,11 @@ def caption(
     loaded = load_model(model, device=device, precision=precision)
     records: list[dict[str, Any]] = []
     start = time.perf_counter()
-    with counting(len(paths), what="images", is_shown=as_json or not sys.stdout.isatty()) as count:
+    is_alone = as_json or not sys.stdout.isatty()  # else the captions in the same terminal show how far it is
+    with working("captioning", total=len(paths), unit="images", is_shown=is_alone) as advance:
         for record in _captions(loaded, paths, prompt, max_new_tokens=max_new_tokens, batch_size=batch_size):
             records.append(record)
-            count(len(records))
+            advance(1)
             if "error" in record:
                 print_error(record["error"])
             elif not as_json:

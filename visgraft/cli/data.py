@@ -5,23 +5,19 @@ Usage: `visgraft data check recipe.yaml --json`
 """
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson
-from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries, tell
-from visgraft.config import Recipe, load_recipe, recipe_to_dict
+from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries
+from visgraft.config import Recipe, load_recipe, recipe_to_yaml
+from visgraft.reporting.progress import working
 
 if TYPE_CHECKING:
     from visgraft.data.check import SourceReport
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
     from visgraft.processor import Processor
 
 BUDGET_BROKEN = 1
-PLAIN_EVERY_S = 10.0  # between two lines of progress where there is no terminal
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe, or a run folder.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
@@ -56,13 +51,13 @@ def check(
     for part in ("train", "validation"):
         streams = _open_streams(settings, part)
         if streams is not None:
-            with _progress(f"reading {part}", total=None) as advance:
+            with working(f"reading {part}", total=None, unit="samples") as advance:
                 reports += check_streams(streams, processor, part=part, num_workers=number, progress=advance)
             continue
         sources = _open(settings, part)
         if not len(sources):
             continue
-        with _progress(f"reading {part}", total=len(sources)) as advance:
+        with working(f"reading {part}", total=len(sources), unit="samples") as advance:
             reports += check_sources(sources, processor, part=part, num_workers=number, progress=advance)
     is_good = is_within_budget(reports)
     if as_json:
@@ -86,7 +81,7 @@ def show(
 
     streams = _open_streams(settings, part)  # of a stream, its first window
     sources = _open(settings, part) if streams is None else streams.window(seed=None, epoch=0, place=None).sources
-    with _progress("drawing", total=min(number, len(sources))) as advance:
+    with working("drawing", total=min(number, len(sources)), unit="samples") as advance:
         write_contact_sheet(output, sources, processor, number=number, title=f"{recipe}: {part} data", progress=advance)
     print_line(str(output))
 
@@ -110,9 +105,8 @@ def prepare(
         sources = _open(settings, part)
         if not len(sources):
             continue
-        values = recipe_to_dict(Recipe(data=settings.data))
-        fingerprint = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
-        with _progress(f"writing {part}", total=len(sources)) as advance:
+        fingerprint = recipe_to_yaml(Recipe(data=settings.data))
+        with working(f"writing {part}", total=len(sources), unit="samples") as advance:
             shards = write_shards(sources, folder, split=part, fingerprint=fingerprint, progress=advance)
         for shard in shards:
             print_line(str(shard))
@@ -130,9 +124,9 @@ def _load(recipe: str, overrides: Sequence[str] | None) -> "tuple[Recipe, Proces
 
 def _with_folders(settings: Recipe) -> Recipe:
     quiet_libraries()
-    from visgraft.builder.build import resolve_starter_names
+    from visgraft.starter import resolve
 
-    return resolve_starter_names(settings, progress=note)
+    return resolve(settings, say=note)
 
 
 def _open(settings: Recipe, part: str) -> "Sources":
@@ -149,26 +143,6 @@ def _open_streams(settings: Recipe, part: str) -> "Streams | None":
 
     entries = settings.data.train if part == "train" else settings.data.validation
     return open_streams(entries, key=f"data.{part}", settings=settings.data)
-
-
-@contextmanager
-def _progress(what: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error; where that is no terminal, a plain line now and then."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        done, told_at = 0, time.monotonic()
-
-        def advance(number: int) -> None:
-            nonlocal done, told_at
-            bar.advance(task, number)
-            done += number
-            if not console.is_terminal and time.monotonic() - told_at >= PLAIN_EVERY_S:
-                told_at = time.monotonic()
-                tell(f"{what}: {done:,}" + ("" if total is None else f" of {total:,}"))
-
-        yield advance
 
 
 def _print(reports: "Sequence[SourceReport]", *, is_good: bool) -> None:

@@ -3,11 +3,8 @@
 In: a recipe. Out: a table of memory by part and the time, or JSON. Usage: `visgraft estimate recipe.yaml --gpu 24GB`
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -16,14 +13,7 @@ from rich.text import Text
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson
 from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
-from visgraft.config import Recipe, load_recipe
-
-if TYPE_CHECKING:
-    from visgraft.estimate.advice import Change
-    from visgraft.estimate.estimate import Estimate
-    from visgraft.estimate.gpus import Gpu
-    from visgraft.estimate.outline import Outline
-    from visgraft.estimate.trial import Trial
+from visgraft.config import load_recipe
 
 GIB = 2**30
 TIGHT = 0.87  # of the memory: above it, an estimate that is 15 % off decides
@@ -59,95 +49,15 @@ def estimate(
     go_offline_without_network(names_of_recipe(loaded))
     note(f"reading {recipe}")
     quiet_libraries()
-    from visgraft.estimate.advice import advise
-    from visgraft.estimate.gpus import find_gpu, local_gpu
+    from visgraft.estimate.estimate import estimate as estimate_recipe
 
-    wanted = local_gpu() if gpu is None else find_gpu(gpu)
-    outline, found = _estimate(loaded, wanted)
-    changes: list[Change] = []
-    for change in advise(loaded, found, gpu=wanted, estimate_of=lambda changed: _estimate(changed, wanted)[1]):
-        note(f"with {change.setting} {_gib(change.total_bytes)}")
-        changes.append(change)
-    is_wanted = measure if measure is not None else gpu is None and wanted.is_gpu and found.fits(wanted)
-    trial = _try_out(outline, is_asked=bool(measure)) if is_wanted else None
-    values = _as_values(str(recipe), wanted, outline, found, changes, trial)
+    found = estimate_recipe(loaded, gpu=gpu, measure=measure, say=note)
+    values = {"recipe": str(recipe), **found.as_json()}
     if as_json:
         print_json(values)
     else:
         _print(values)
-    return 0 if values["fits"] else 1
-
-
-def _estimate(recipe: Recipe, gpu: "Gpu") -> "tuple[Outline, Estimate]":
-    import torch
-
-    from visgraft.estimate.estimate import estimate_run
-    from visgraft.estimate.outline import outline_run
-    from visgraft.model.precision import DTYPES
-
-    precision = recipe.train.precision
-    dtype = gpu.dtype if precision == "auto" else DTYPES[precision]
-    device = torch.device("cuda" if gpu.is_gpu else "cpu")
-    outline = outline_run(recipe, dtype=dtype, device=device, progress=note)
-    note("running a step without numbers")
-    estimate = estimate_run(
-        outline.model,
-        outline.micro_batches,
-        dtype=dtype,
-        on_gpu=gpu.is_gpu,
-        has_block_masks=outline.has_block_masks,
-        quantization=outline.quantization,
-    )
-    return outline, estimate
-
-
-def _try_out(outline: "Outline", *, is_asked: bool) -> "Trial | None":
-    """Measure, if a person asked for it or if nothing has to be fetched for it."""
-    from visgraft.estimate.trial import has_weights, try_out
-
-    is_ready = outline.num_steps is not None and has_weights(outline.recipe)
-    return try_out(outline.recipe, progress=note) if is_asked or is_ready else None
-
-
-def _as_values(
-    name: str,
-    gpu: "Gpu",
-    outline: "Outline",
-    estimate: "Estimate",
-    changes: Sequence["Change"],
-    trial: "Trial | None",
-) -> dict[str, Any]:
-    """Gather what is printed."""
-    seconds, basis = _seconds_per_step(gpu, outline, estimate, trial)
-    run = None if seconds is None or outline.num_steps is None else round(seconds * outline.num_steps, 1)
-    return {
-        "recipe": name,
-        "gpu": gpu.name,
-        "memory_bytes": gpu.memory_bytes,
-        "total_bytes": estimate.total_bytes,
-        "loading_bytes": estimate.loading_bytes,
-        "fits": estimate.fits(gpu),
-        "parts": dict(estimate.sizes),
-        "weights": dict(estimate.weights),
-        "time": {"seconds_per_step": seconds, "steps": outline.num_steps, "seconds": run, "basis": basis},
-        "measured": None if trial is None else asdict(trial),
-        "changes": [asdict(change) for change in changes],
-        "assumptions": list(outline.assumptions),
-    }
-
-
-def _seconds_per_step(
-    gpu: "Gpu", outline: "Outline", estimate: "Estimate", trial: "Trial | None"
-) -> tuple[float | None, str]:
-    """Say how long a step takes, and by what that is known."""
-    from visgraft.estimate.estimate import UTILISATION
-
-    if trial is not None:
-        return median(trial.seconds), f"measured here, {len(trial.seconds)} steps on {trial.device}"
-    if gpu.tflops is None:
-        return None, "unknown: name a GPU, such as --gpu rtx4090, or measure here with --measure"
-    seconds = estimate.seconds_per_step(num_positions=outline.num_positions, tflops=gpu.tflops)
-    return round(seconds, 4), f"from its arithmetic, at {UTILISATION:.0%} of {gpu.tflops:g} TFLOP/s"
+    return 0 if found.fits else 1
 
 
 def _print(values: dict[str, Any]) -> None:

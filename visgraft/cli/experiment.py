@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson
-from visgraft.cli.terminal import PLAIN_WIDTH, note, print_json, print_line, print_rich, quiet_libraries, tell
+from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries, tell
 from visgraft.errors import ConfigError
+from visgraft.reporting.progress import error_console
 
 if TYPE_CHECKING:
     from visgraft.experiment import Experiment, Outcome
@@ -113,11 +113,8 @@ def _run(planned: "Experiment", *, gpus: str | None, as_json: bool) -> int:
     from visgraft.experiment.running import run_experiment
     from visgraft.experiment.variant_results import as_table, as_values, results_of
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
     try:
-        with ExperimentProgress(console) as progress:
+        with ExperimentProgress(error_console()) as progress:
             outcomes = run_experiment(planned, devices=_devices(gpus), progress=progress)
     except KeyboardInterrupt as error:
         if str(error):

@@ -52,7 +52,7 @@ def show(
 
     if is_recipe:
         run = Run.open(path) if path.is_dir() else None
-        described = describe_recipe(recipe, name=target, run=run, progress=note)
+        described = describe_recipe(recipe, name=target, run=run, say=note)
     else:
         described = describe_model(target)
     if as_json:

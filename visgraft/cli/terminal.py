@@ -2,26 +2,25 @@
 
 In: texts, tables, values. Out: colours and columns in a terminal, plain lines elsewhere.
 
-    note("loading runs/my-run")         # in a terminal only: a person waits, a program does not
+    note("loading runs/my-run")         # in a terminal only: a user waits, a program does not
     print_json({"answer": "a cat"})
 """
 
 import json
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from visgraft.reporting.progress import Display, error_console
+
 PLAIN_WIDTH = 160  # columns of what is piped into a file
-PLAIN_EVERY_S = 10.0  # between two lines about long work
 _debug: ContextVar[bool] = ContextVar("debug", default=False)
 
 
@@ -55,45 +54,14 @@ def quiet_libraries() -> None:
 
 
 def note(text: str) -> None:
-    """Tell a person who waits at a terminal what the program does."""
+    """Tell a user who waits at a terminal what the program does."""
     if sys.stderr.isatty():
         Console(stderr=True).print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def tell(text: str) -> None:
     """Say something on standard error, in a terminal or not."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def counting(total: int, *, what: str, is_shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show on standard error how much of long work is done: a bar in a terminal, elsewhere a line every 10 seconds.
-
-    Args:
-        total: of the work.
-        what: is counted (images).
-        is_shown: False where the work's own lines in the same terminal show it.
-
-    Yields:
-        A function that is told how much is done.
-    """
-    if not is_shown:
-        yield lambda done: None
-    elif sys.stderr.isatty():
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(what, total=total)
-            yield lambda done: progress.update(task, completed=done)
-    else:
-        said = time.monotonic()
-
-        def say(done: int) -> None:
-            nonlocal said
-            if time.monotonic() - said >= PLAIN_EVERY_S:
-                said = time.monotonic()
-                tell(f"{done} of {total} {what}")
-
-        yield say
+    Display(error_console()).say(text)
 
 
 def print_error(text: str) -> None:

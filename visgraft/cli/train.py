@@ -18,7 +18,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="RECIPE", help="Recipe (YAML), or a run folder to train its recipe anew.", show_default=False
+            metavar="RECIPE", help="Recipe (YAML), or a run folder to train its recipe again.", show_default=False
         ),
     ] = None,
     overrides: Annotated[

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from visgraft.data.sources import epoch_order, open_sources
 from visgraft.errors import BadSampleError, VisgraftError
 from visgraft.metrics.metrics import exact_match
 from visgraft.metrics.text_quality import TextQuality, text_quality_of
-from visgraft.starter import resolve_name
+from visgraft.starter import resolve
 
 MAX_LOOKED_AT = 2_000  # samples that are read at most to find the question images again; questions stand at the front
 
@@ -168,7 +168,7 @@ def _open(question: SamplePrompt, image: Any) -> None:
 def _images_of_data(recipe: Recipe, ids: set[str]) -> dict[str, Any]:
     """Read the first image of the samples with these ids, looking where training picks its questions."""
     entries = recipe.data.validation or recipe.data.train
-    local = [replace(entry, path=entry.path and resolve_name(entry.path)) for entry in entries]
+    local = [resolve(entry) for entry in entries]
     key = "data.validation" if recipe.data.validation else "data.train"
     sources = open_sources(local, key=key, settings=recipe.data)
     found: dict[str, Any] = {}

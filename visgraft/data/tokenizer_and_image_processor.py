@@ -1,7 +1,7 @@
 """Load what prepares a part's inputs: an encoder's image processor, a language model's tokenizer.
 
-In: a Hub name, a folder, or a module that was loaded from one. Out: the object of transformers, or an error that says
-which file is missing.
+In: a Hub name, a folder, a `starter:` name, or a module that was loaded from one. Out: the object of transformers, or
+an error that says which file is missing.
 
     image_processor = load_image_processor("openai/clip-vit-base-patch16")
     tokenizer = load_tokenizer("facebook/opt-350m")
@@ -23,13 +23,14 @@ from transformers import (
 )
 
 from visgraft.errors import CheckpointError
+from visgraft.starter import resolve
 
 
 def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> BaseImageProcessor:
     """Load the image processor of an encoder.
 
     Args:
-        source: Hub name, local folder, or an encoder loaded from one.
+        source: Hub name, local folder, `starter:` name, or an encoder loaded from one.
         **hub: where to look on the Hub (`revision`, `cache_dir`, `token`, ...).
 
     Raises:
@@ -61,7 +62,8 @@ def load_tokenizer(
     """Load the tokenizer of a language model.
 
     Args:
-        source: Hub name, local folder, or a language model loaded from one; a tokenizer is given back as it is.
+        source: Hub name, local folder, `starter:` name, or a language model loaded from one; a tokenizer is given
+            back as it is.
         **hub: where to look on the Hub (`revision`, `cache_dir`, `token`, ...).
 
     Raises:
@@ -103,7 +105,7 @@ def _load_pil_class(checkpoint: str, **hub: Any) -> BaseImageProcessor:
 
 def _name_of(source: str | Path | PreTrainedModel, *, needs: str) -> str:
     if not isinstance(source, PreTrainedModel):
-        return str(source)
+        return resolve(str(source))
     if not source.name_or_path:
         raise CheckpointError(
             f"a {type(source).__name__} that was not loaded from a folder or the Hub has no {needs}; "

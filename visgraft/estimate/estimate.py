@@ -1,104 +1,155 @@
-"""Add up what a run holds at its fullest instant, by part, and how long a step takes.
+"""Whether a recipe fits a GPU, how long it takes there, and what to change where it does not fit.
 
-In: a model without weights and the micro-batches of a step. Out: an `Estimate`.
+In: a recipe; a GPU by its name, by its memory, or the one that is here. Out: an `Estimate`. No weights are read, unless
+steps are to be measured on this machine.
 
-    estimate = estimate_run(outline.model, outline.micro_batches, dtype=torch.bfloat16, on_gpu=True)
-    estimate.sizes         # {"weights": ..., "gradients": ..., "optimizer": ..., "activations": ..., ...} in bytes
+    found = estimate("recipe.yaml", gpu="24GB")
+    found.fits, found.cost.sizes, found.seconds, found.changes
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 
-from visgraft.config import Part
-from visgraft.data.batch import Batch
-from visgraft.estimate.fake_step import run_fake_step, size_of
-from visgraft.estimate.gpus import Gpu
-from visgraft.estimate.quantized import quantize_hollow
-from visgraft.model.vlm import VisionLanguageModel
-
-MIB = 2**20
-# What a process holds beside its tensors. On a GPU: the context, cuBLAS's workspaces, blocks that the allocator keeps.
-FRAMEWORK_BYTES = {"gpu": 700 * MIB, "cpu": 600 * MIB}
-UTILISATION = 0.4  # of a GPU's dense rate, over whole steps
+from visgraft.config import Recipe, load_recipe
+from visgraft.estimate.advice import Change, advise
+from visgraft.estimate.gpus import GIB, Gpu, find_gpu, local_gpu
+from visgraft.estimate.outline import Outline, outline_run
+from visgraft.estimate.step_cost import UTILISATION, StepCost, estimate_step
+from visgraft.estimate.trial import Trial, has_weights, try_out
+from visgraft.model.precision import DTYPES
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run is estimated to take.
+    """What a recipe takes on a GPU.
 
     Attributes:
-        sizes: bytes at the fullest instant of a step by what they hold: weights, gradients, optimizer, activations,
-            logits, batch, framework.
-        weights: bytes of weights by part.
-        loading_bytes: of the computer's memory while the weights are read, which is in fp32.
-        num_positions: of the largest micro-batch, pads included.
-        flops_per_position: floating-point operations of a step, by its positions.
+        gpu: where it would run.
+        cost: memory by what it holds, and arithmetic, of a step.
+        seconds_per_step: None where neither the GPU's rate is known nor a step was measured.
+        basis: how that is known, in words.
+        num_steps: of the whole run; None where the data cannot be read.
+        changes: what would make it fit, each on top of those before it; none where it fits.
+        assumptions: what could not be read, and what is taken instead.
+        trial: what was measured on this machine.
     """
 
-    sizes: Mapping[str, int]
-    weights: Mapping[Part, int]
-    loading_bytes: int
-    num_positions: int
-    flops_per_position: float
+    gpu: Gpu
+    cost: StepCost
+    seconds_per_step: float | None
+    basis: str
+    num_steps: int | None
+    changes: Sequence[Change]
+    assumptions: Sequence[str]
+    trial: Trial | None
 
     @property
-    def total_bytes(self) -> int:
-        """Everything together."""
-        return sum(self.sizes.values())
+    def fits(self) -> bool:
+        """Whether the GPU holds it."""
+        return self.cost.fits(self.gpu)
 
-    def fits(self, gpu: Gpu) -> bool:
-        """Say whether a GPU holds it; on the computer itself the weights have to be read, too."""
-        return max(self.total_bytes, 0 if gpu.is_gpu else self.loading_bytes) <= gpu.memory_bytes
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of the whole run."""
+        is_known = self.seconds_per_step is not None and self.num_steps is not None
+        return round(self.seconds_per_step * self.num_steps, 1) if is_known else None  # type: ignore[operator]
 
-    def seconds_per_step(self, *, num_positions: int, tflops: float) -> float:
-        """Estimate how long a step of so many positions takes at `UTILISATION` of a rate in TFLOP/s."""
-        return self.flops_per_position * num_positions / (UTILISATION * tflops * 1e12)
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            "gpu": self.gpu.name,
+            "memory_bytes": self.gpu.memory_bytes,
+            "total_bytes": self.cost.total_bytes,
+            "loading_bytes": self.cost.loading_bytes,
+            "fits": self.fits,
+            "parts": dict(self.cost.sizes),
+            "weights": dict(self.cost.weights),
+            "time": {
+                "seconds_per_step": self.seconds_per_step,
+                "steps": self.num_steps,
+                "seconds": self.seconds,
+                "basis": self.basis,
+            },
+            "measured": None if self.trial is None else asdict(self.trial),
+            "changes": [asdict(change) for change in self.changes],
+            "assumptions": list(self.assumptions),
+        }
 
 
-def estimate_run(
-    model: VisionLanguageModel,
-    micro_batches: Sequence[Batch],
+def estimate(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
-    dtype: torch.dtype | None,
-    on_gpu: bool,
-    has_block_masks: bool = False,
-    quantization: str | None = None,
+    gpu: Gpu | str | None = None,
+    measure: bool | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Estimate:
-    """Estimate the memory of a step; the largest micro-batch counts.
+    """Estimate what a recipe takes, and try changes where it does not fit.
 
     Args:
-        model: on the meta device; of no use afterwards.
-        micro_batches: of one step; all of them are on the device while it lasts.
-        dtype: the autocast format; None is float32 throughout.
-        on_gpu: whether it will run on a GPU.
-        has_block_masks: its attention keeps no mask (FlexAttention).
-        quantization: of the language model's linears: `4bit`, `8bit` or None.
+        recipe: a path, a dict or a Recipe; of its parts the configurations are enough.
+        gpu: 24GB, rtx4090, ...; None is the GPU that is here, or else this computer.
+        measure: train a few steps on this machine; None does so where no GPU was named, one is here, the recipe fits
+            it, and weights and data are here.
+        say: called with a line before each piece of long work.
 
     Raises:
-        UnsupportedModelError: what the model computes depends on numbers that only real weights give.
+        ConfigError: there is no such GPU, or a setting that the parts cannot take.
+        CheckpointError: the configuration of a part cannot be read.
+        UnsupportedModelError: the language model does not follow the mask.
     """
-    if quantization is not None:
-        quantize_hollow(model.language, quantization)
-    loading = sum(p.numel() * (1 if p.dtype == torch.uint8 else torch.float32.itemsize) for p in model.parameters())
-    largest = max(micro_batches, key=lambda batch: batch.kind.numel())
-    done = run_fake_step(
-        model,
-        largest,
-        dtype=dtype,
-        on_gpu=on_gpu,
-        has_block_masks=has_block_masks,
-        holds_gradients=len(micro_batches) > 1,
+    wanted = local_gpu() if gpu is None else find_gpu(gpu) if isinstance(gpu, str) else gpu
+    recipe = load_recipe(recipe)
+    outline, cost = _outline_and_cost(recipe, wanted, say=say)
+    changes: list[Change] = []
+    for change in advise(recipe, cost, gpu=wanted, cost_of=lambda other: _outline_and_cost(other, wanted, say=say)[1]):
+        say(f"with {change.setting} {change.total_bytes / GIB:.2f} GiB")
+        changes.append(change)
+    is_measured = measure
+    if measure is None:
+        is_here = outline.num_steps is not None and has_weights(outline.recipe)
+        is_measured = gpu is None and wanted.is_gpu and cost.fits(wanted) and is_here
+    trial = try_out(outline.recipe, say=say) if is_measured else None
+    seconds_per_step, basis = _seconds_per_step(wanted, outline, cost, trial)
+    return Estimate(
+        gpu=wanted,
+        cost=cost,
+        seconds_per_step=seconds_per_step,
+        basis=basis,
+        num_steps=outline.num_steps,
+        changes=changes,
+        assumptions=outline.assumptions,
+        trial=trial,
     )
-    waiting = sum(size_of(batch) for batch in micro_batches if batch is not largest)
-    sizes = {
-        **{kind: done.sizes.get(kind, 0) for kind in ("weights", "gradients")},
-        "optimizer": done.optimizer,
-        **{kind: done.sizes.get(kind, 0) for kind in ("activations", "logits")},
-        "batch": done.sizes.get("batch", 0) + waiting,
-        "framework": FRAMEWORK_BYTES["gpu" if on_gpu else "cpu"],
-    }
-    return Estimate(sizes, done.weights, loading, done.num_positions, done.num_flops / done.num_positions)
+
+
+def _outline_and_cost(recipe: Recipe, gpu: Gpu, *, say: Callable[[str], None]) -> tuple[Outline, StepCost]:
+    precision = recipe.train.precision
+    dtype = gpu.dtype if precision == "auto" else DTYPES[precision]
+    outline = outline_run(recipe, dtype=dtype, device=torch.device("cuda" if gpu.is_gpu else "cpu"), say=say)
+    say("running a step without numbers")
+    cost = estimate_step(
+        outline.model,
+        outline.micro_batches,
+        dtype=dtype,
+        on_gpu=gpu.is_gpu,
+        has_block_masks=outline.has_block_masks,
+        quantization=outline.quantization,
+    )
+    return outline, cost
+
+
+def _seconds_per_step(gpu: Gpu, outline: Outline, cost: StepCost, trial: Trial | None) -> tuple[float | None, str]:
+    """Say how long a step takes, and by what that is known."""
+    if trial is not None:
+        return median(trial.seconds), f"measured here, {len(trial.seconds)} steps on {trial.device}"
+    if gpu.tflops is None:
+        return None, "unknown: name a GPU, such as --gpu rtx4090, or measure here with --measure"
+    seconds = cost.seconds_per_step(num_positions=outline.num_positions, tflops=gpu.tflops)
+    return round(seconds, 4), f"from its arithmetic, at {UTILISATION:.0%} of {gpu.tflops:g} TFLOP/s"

@@ -1,6 +1,6 @@
 """The GPUs that a recipe may be meant for: their memory and their rate.
 
-In: what a person calls a GPU, or an amount of memory. Out: a `Gpu`.
+In: what the user calls a GPU, or an amount of memory. Out: a `Gpu`.
 
     find_gpu("rtx4090"), find_gpu("24GB"), local_gpu()
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import torch
@@ -29,7 +29,7 @@ class Gpu:
     """Where a recipe may run.
 
     Attributes:
-        name: for people.
+        name: as it is shown.
         memory_bytes: what programs can have.
         tflops: dense, in the format that it trains in; None where only the memory is known.
         dtype: what `precision: auto` means there; None is float32.
@@ -100,7 +100,13 @@ def local_gpu() -> Gpu:
         properties = torch.cuda.get_device_properties(device)
         known = [gpu for key, gpu in GPUS.items() if _plain(key.partition("-")[0]) in _plain(properties.name)]
         return Gpu(properties.name, int(properties.total_memory), known[0].tflops if known else None, dtype)
+    return replace(this_computer(), dtype=dtype)
+
+
+def this_computer() -> Gpu:
+    """Describe this machine without its GPU."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    dtype = computing_dtype("auto", device=torch.device("cpu"))
     return Gpu("this computer", memory, dtype=dtype, is_gpu=False)
 
 

@@ -17,7 +17,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from visgraft.builder.build import apply_modes, build_processor, resolve_starter_names
+from visgraft.builder.build import apply_modes, build_processor
 from visgraft.builder.describe import empty_model, quantization_of
 from visgraft.config import Recipe
 from visgraft.data.batch import Batch, EncodedSample, collate
@@ -27,9 +27,10 @@ from visgraft.model.attention_kernel import FLEX, choose_attention, set_attentio
 from visgraft.model.vision import dummy_inputs, measure
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.starter import resolve
 from visgraft.training.plan import Position
-from visgraft.training.setup import loader_settings, open_planner
 from visgraft.training.steps import make_batches, micro_batches
+from visgraft.training.training_data import loader_settings, open_planner
 from visgraft.training.vision_cache import why_off
 
 NUM_STEPS = 16  # planned to find a large one
@@ -66,7 +67,7 @@ def outline_run(
     *,
     dtype: torch.dtype | None,
     device: torch.device,
-    progress: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Outline:
     """Outline a run from its recipe alone; no weights and no images are read.
 
@@ -74,14 +75,14 @@ def outline_run(
         recipe: parts by name or folder; of a folder, config.json is enough.
         dtype: the format of frozen weights; None is float32.
         device: where it will run; a kind of device that is not here will do.
-        progress: told of downloads.
+        say: called with a line at each download.
 
     Raises:
         CheckpointError: the configuration of a part cannot be read.
         ConfigError: a setting that the parts cannot take.
         UnsupportedModelError: the language model does not follow the mask.
     """
-    local = resolve_starter_names(recipe, progress=progress)
+    local = resolve(recipe, say=say)
     processor, assumptions = _processor_or_reason(local)
     try:
         model = empty_model(local, image_size=processor.image_size if processor else local.model.image_size)

@@ -19,8 +19,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from visgraft.config import Recipe
+from visgraft.reporting.progress import make_progress
 from visgraft.training.loop import train_step
-from visgraft.training.progress import make_progress
 from visgraft.training.setup import open_session
 from visgraft.training.steps import load_steps
 
@@ -35,7 +35,7 @@ class Trial:
         device: where.
         seconds: of every step but the first, which warms up.
         peak_bytes: the most that the steps held: of a GPU, allocated by torch; of a CPU, the process's largest resident
-            set less that before the model was loaded. None where the system does not tell.
+            set less that before the model was loaded. None where the system does not say.
     """
 
     device: str
@@ -43,13 +43,12 @@ class Trial:
     peak_bytes: int | None
 
 
-def try_out(recipe: Recipe, *, num_steps: int = 2, progress: Callable[[str], None] | None = None) -> Trial:
+def try_out(recipe: Recipe, *, num_steps: int = 2, say: Callable[[str], None] = lambda text: None) -> Trial:
     """Train a warm-up step and `num_steps` more.
 
     Raises:
         VisgraftError: what a run raises that cannot begin.
     """
-    say = progress or (lambda text: None)
     # Nothing that takes long before the first step and is no part of one.
     recipe = replace(
         recipe,
@@ -88,7 +87,7 @@ def _is_here(name: str) -> bool:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to look for the largest memory anew."""
+    """Begin again to look for the largest memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_REFS.exists():

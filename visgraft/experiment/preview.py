@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from visgraft.builder.build import build_processor, resolve_starter_names
+from visgraft.builder.build import build_processor
 from visgraft.builder.describe import describe_recipe
 from visgraft.config import PARTS, Recipe, recipe_to_dict
 from visgraft.data.sources import open_sources
 from visgraft.errors import CheckpointError, DataError, MissingAssetError, VisgraftError
 from visgraft.experiment.planned import Experiment, PlannedRun
 from visgraft.experiment.run_folders import action_for
+from visgraft.starter import resolve
 from visgraft.training.plan import Planner, Position
 
 NUM_GROUPS = 2_000  # looked at to count a run's steps; a longer run is reckoned from them
@@ -147,7 +148,7 @@ def measure_length(recipe: Recipe) -> Length:
     Raises:
         VisgraftError: its tokenizer or its data cannot be read.
     """
-    local = resolve_starter_names(recipe)
+    local = resolve(recipe)
     processor = build_processor(local)
     sources = open_sources(local.data.train, key="data.train", settings=local.data)
     settings = recipe.train

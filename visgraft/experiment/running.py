@@ -47,7 +47,7 @@ class Job(Protocol):
 
 
 class Watcher(Protocol):
-    """What is told of everything that happens."""
+    """Whoever hears what happens."""
 
     def begin(self, *, total: int, finished: int) -> None:
         """Hear how many runs there are, and how many of them are finished already."""
@@ -86,7 +86,7 @@ def run_experiment(
     Args:
         experiment: its folder may hold finished and begun runs.
         devices: one run at a time on each.
-        progress: is told what happens.
+        progress: hears what happens.
         launch: starts a run in a folder, on a device, and passes on what it says.
 
     Raises:
@@ -195,13 +195,13 @@ def _interrupts() -> Iterator[Callable[[], int]]:
     """Count Ctrl-C and SIGTERM, which end nothing by themselves meanwhile; yield what says how many came."""
     came: list[int] = []
 
-    def tell(number: int, _: FrameType | None) -> None:
+    def note(number: int, _: FrameType | None) -> None:
         came.append(number)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield came.__len__
         return
-    before = {each: signal.signal(each, tell) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield came.__len__
     finally:

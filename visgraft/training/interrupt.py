@@ -1,6 +1,6 @@
 """Ctrl-C in the middle of a run: the step is finished and saved; a second Ctrl-C stops at once.
 
-In: the signal. Out: an answer to "was I told to stop?", and the exception that says how to go on.
+In: the signal. Out: an answer to "is the run to stop?", and the exception that says how to go on.
 Usage: `with interrupts(say=print) as is_interrupted: ...`
 """
 
@@ -25,18 +25,18 @@ class Interrupted(KeyboardInterrupt):
 @contextmanager
 def interrupts(*, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into True from the function that is yielded; the second is an ordinary one."""
-    told = threading.Event()
+    interrupted = threading.Event()
 
-    def tell(_: int, __: FrameType | None) -> None:
-        told.set()
+    def note(_: int, __: FrameType | None) -> None:
+        interrupted.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         say("stopping after this step, then saving; Ctrl-C again stops at once")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield told.is_set
+        yield interrupted.is_set
         return
-    before = signal.signal(signal.SIGINT, tell)
+    before = signal.signal(signal.SIGINT, note)
     try:
-        yield told.is_set
+        yield interrupted.is_set
     finally:
         signal.signal(signal.SIGINT, before)

@@ -8,6 +8,9 @@ In: a recipe (a path, a dict or a Recipe), or a run to go on with. Out: the run 
 One step is a budget of text tokens. Every process takes every n-th group of the step, goes through its share in
 micro-batches, and adds up gradients of the summed loss divided by the number of supervised tokens of all processes: so
 neither the number of processes nor the size of micro-batches changes what is computed.
+
+A step from here on: plan.py says which samples form it, steps.py makes its batches (data/batch.py), gradients.py runs
+them forward (model/vlm.py, which asks model/sequence.py who sees whom) and backward, `update` below moves the weights.
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ from accelerate.utils import gather_object
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import ConfigError, ModelError
+from visgraft.reporting.progress import TrainProgress, make_progress
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.training.interrupt import Interrupted as Interrupted
 from visgraft.training.interrupt import interrupts
 from visgraft.training.optimizer import rate_factor, set_learning_rates
-from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 from visgraft.training.sharding import is_sharded, whole, whole_model
@@ -53,7 +56,7 @@ def train(
         recipe: a path, a dict or a Recipe; None resumes a run under its own.
         resume: a run folder to go on with from its newest checkpoint, as if it had never stopped.
         folder: where to make the run folder; None names one by date in the recipe's `output`.
-        progress: what a person sees; None shows it on standard error.
+        progress: what the user sees; None shows it on standard error.
         stop: given the number of steps done, after each; True stops the run as Ctrl-C does.
 
     Raises:
@@ -73,8 +76,8 @@ def train(
                 after_step(session)  # what a stopped run still owes its last step
             while not session.is_over:
                 train_step(session, steps)
-                told_to_stop = is_interrupted() or (stop is not None and stop(session.state.step))
-                if any(session.sum([told_to_stop])):  # one process was told: all stop here
+                is_to_stop = is_interrupted() or (stop is not None and stop(session.state.step))
+                if any(session.sum([is_to_stop])):  # in one process, and all stop here
                     save_checkpoint(session)
                     raise Interrupted(session.run.folder)
                 after_step(session)

@@ -37,7 +37,7 @@ class Position(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A sample that nobody can read again by its number, with what its line in quarantine.jsonl would say."""
+    """A sample that cannot be read again by its number, with what its line in quarantine.jsonl would say."""
 
     sample: Sample
     origin: BadSample

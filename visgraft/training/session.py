@@ -20,9 +20,9 @@ from visgraft.data.sample import Sample
 from visgraft.data.sources import Quarantine
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training.plan import Planner
-from visgraft.training.progress import TrainProgress
 from visgraft.training.state import TrainState
 from visgraft.training.steps import LoaderSettings, Step
 from visgraft.training.trackers import Trackers
@@ -46,12 +46,12 @@ class Session:
         loader: how this process makes batches.
         quarantine: the bad samples so far.
         filler: a small batch of real samples, run at weight 0 where a process has nothing to do.
-        sample_prompts: fixed questions that are answered on the way, for a person to read.
+        sample_prompts: fixed questions that are answered on the way, for the user to read.
         questions: fixed validation questions that are answered and scored.
         state: how far the run is.
-        progress: what a person sees.
+        progress: what the user sees.
         counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
-        trackers: where the metrics are sent too; only the first process has any.
+        trackers: where the metrics are sent too; None without `train.report_to`, and in every process but the first.
         proven_positions: the largest micro-batch, in positions, that went through the model on every process.
     """
 
@@ -91,7 +91,7 @@ class Session:
     def fraction_done(self) -> float:
         """The part of the run that is done, 0 to 1: of its epochs, or of its steps if those end first.
 
-        Of streams, whose length nobody knows, it is of the steps alone.
+        Of streams, whose length is not known, it is of the steps alone.
         """
         settings = self.recipe.train
         epochs = self.planner.epochs_done(self.state.position)
@@ -110,9 +110,8 @@ class Session:
         texts, totals = self.state.texts, dict[str, int | None](self.planner.sources.num_texts)
         if not self.planner.has_known_length:
             totals = dict.fromkeys(totals)
-        alone = (
-            sum(step.num_texts.values()) if len(totals) == 1 else 0
-        )  # gathered texts keep the names of their sources
+        # Gathered texts keep the names of their sources, so one source alone gets all of them.
+        alone = sum(step.num_texts.values()) if len(totals) == 1 else 0
         added = self.sum([alone or step.num_texts.get(name, 0) for name in totals])
         for name, number in zip(totals, added, strict=True):
             texts[name] = texts.get(name, 0) + int(number)

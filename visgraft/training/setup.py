@@ -1,6 +1,6 @@
-"""Everything that a run needs before its first step, built, checked and, where it is resumed, restored.
+"""Everything that a run needs before its first step: checked, its data opened, its model built, and restored.
 
-In: a recipe, and perhaps a run to go on with. Out: a `Session`.
+In: a recipe, and perhaps a run to go on with. Out: a `Session`. `open_session` is readable top to bottom.
 
     session = open_session(recipe, resume=None, progress=make_progress())
 """
@@ -8,7 +8,7 @@ In: a recipe, and perhaps a run to go on with. Out: a `Session`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,110 +17,127 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
-from torch import Tensor
+from rich.table import Table
+from torch import Tensor, nn
 
 from visgraft.atomic import write_whole
-from visgraft.builder.build import apply_modes, build, resolve_starter_names
+from visgraft.builder.build import apply_modes, build_model, build_processor
 from visgraft.config import Recipe, changeable_keys, effect_of, flatten, load_recipe, recipe_to_dict
 from visgraft.data.batch import Batch
-from visgraft.data.sample import Sample
-from visgraft.data.sources import BadSample, Quarantine, open_sources
-from visgraft.data.windows import open_streams
-from visgraft.errors import ConfigError, DataError
+from visgraft.data.sources import BadSample, Quarantine
+from visgraft.errors import ConfigError
 from visgraft.model.attention_kernel import choose_attention, set_attention
 from visgraft.model.checks.preflight import preflight
 from visgraft.model.parts import trained_parameters
 from visgraft.model.precision import computing_dtype
-from visgraft.model.trainable import freeze_unused, parts_table
+from visgraft.model.trainable import PartRow, freeze_unused, parts_table
 from visgraft.model.vlm import VisionLanguageModel
-from visgraft.processor import Processor
+from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
+from visgraft.starter import resolve
 from visgraft.training.compiling import compile_blocks
 from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
-from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
 from visgraft.training.sharding import check_strategy, current_parameters
 from visgraft.training.state import TrainState, load_state, set_random_state
-from visgraft.training.steps import LoaderSettings, StepDataset
-from visgraft.training.stream_plan import StreamPlanner
 from visgraft.training.trackers import Trackers, check_trackers
-from visgraft.training.validate import own_sample_prompts, pick_questions
+from visgraft.training.training_data import open_training_data
 from visgraft.training.vision_cache import fill_vision_cache
-
-NUM_SAMPLE_PROMPTS = 8  # questions answered on the way, each about another sample
-NUM_FILLER_SAMPLES = 2
-# By device, where the recipe does not say. A dense mask makes long rows dear, so elsewhere rows are short.
-ROW_POSITIONS = {"cuda": 4096}
-MICRO_BATCH_POSITIONS = {"cuda": 32_768}
 
 
 def open_session(
     recipe: Recipe, *, resume: str | Path | None = None, folder: str | Path | None = None, progress: TrainProgress
 ) -> Session:
-    """Build and check a run, make its folder (or open it again) and restore its state."""
+    """Open a run: check, data, model, optimizer, restore.
+
+    Args:
+        recipe: of the run; `starter:` names become folders.
+        resume: the run to go on with.
+        folder: where to make the run folder; None names one by date.
+        progress: shows what will train, and what takes long.
+
+    Raises:
+        VisgraftError: the run cannot begin; no run folder is made then.
+    """
     started = time.monotonic()
-    if resume is not None:
-        check_resumable(load_recipe(Run.open(resume).folder), recipe)
-        Run.open(resume).latest_checkpoint()  # or say at once that there is none
-    check_trackers(recipe.train.report_to)
+
+    # Check: what can be refused before anything is read.
+    check_before_loading(recipe, resume=resume)
     accelerator = make_accelerator(recipe)
-    check_strategy(accelerator)
+    is_main = accelerator.is_main_process
+    local = resolve(recipe, say=progress.say)
+
+    # Data: opened and tried before any weight is loaded.
+    processor = build_processor(local)
+    data = open_training_data(local, processor, accelerator=accelerator)
+
+    # Model: built, set to train, tried on a batch; what passes gets a run folder.
     set_seed(recipe.train.seed)  # new weights are drawn from it
-    local = resolve_starter_names(recipe, progress=progress.say)
-    model, processor = build(local)
-    planner, validation, sample_prompts, questions = _open_data(local, processor)
-    loader = loader_settings(
-        recipe,
-        device=accelerator.device.type,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    filler = processor.finish(first_batch(planner, loader).to(accelerator.device))
-    by_part, rows, notes = _prepare_model(recipe, model, filler, accelerator)
-    run = _open_run(recipe, accelerator, resume=resume, folder=folder)
-    if accelerator.is_main_process:
-        progress.begin(run.folder, rows=rows, notes=notes)
+    model = build_model(local, image_size=processor.image_size)
+    rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
+    run = open_run(recipe, accelerator, resume=resume, folder=folder)
+    if is_main:
+        progress.begin(run.folder, table=parts_as_table(rows), notes=notes)
+    loader = data.loader
+    if recipe.train.cache_vision is not None:
+        planners = [planner for planner in (data.planner, data.validation) if planner is not None]
+        cache = fill_vision_cache(local, model, planners, accelerator=accelerator, progress=progress)
+        loader = replace(loader, vision_cache=cache)
+
+    # Optimizer: over what trains; then the processes join.
+    by_part = trained_parameters(model)
     optimizer = build_optimizer(by_part, recipe.train)
-    trained = {name: parameter for inside in by_part.values() for name, parameter in inside.items()}
-    planners = [planner] if validation is None else [planner, validation]
-    cache = fill_vision_cache(local, model, planners, accelerator=accelerator, say=progress.say)
-    loader = replace(loader, vision_cache=cache)
     if recipe.train.compile:
         compile_blocks(model)
     network, prepared = accelerator.prepare(model, optimizer)
-    trained = current_parameters(model, trained)
-    state = TrainState()
+    names = [name for inside in by_part.values() for name in inside]
+    trained = current_parameters(model, names)
+
+    # Restore: where a stopped run was, or the start of a new one.
     set_seed(recipe.train.seed, device_specific=True)  # dropout
-    if resume is not None:
-        step, checkpoint = run.latest_checkpoint()
-        state, random_states = load_state(checkpoint, trained=trained, optimizer=optimizer, scaler=accelerator.scaler)
-        if accelerator.process_index < len(random_states):
-            set_random_state(random_states[accelerator.process_index], device=accelerator.device)
-        if accelerator.is_main_process:
-            run.resume_from(step)
+    state = TrainState() if resume is None else restore(run, trained, optimizer=optimizer, accelerator=accelerator)
     return Session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
-        optimizer=prepared, trained=trained, planner=planner, validation=validation, loader=loader,
-        quarantine=_open_quarantine(recipe, run, planner, is_main=accelerator.is_main_process), filler=filler,
-        sample_prompts=sample_prompts, questions=questions, state=state, progress=progress, counted_until=started,
-        trackers=Trackers(recipe, run.folder) if accelerator.is_main_process else None,
+        optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation, loader=loader,
+        quarantine=open_quarantine(recipe, run, data.planner, is_main=is_main), filler=data.filler,
+        sample_prompts=data.sample_prompts, questions=data.questions, state=state, progress=progress,
+        counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
+
+
+# --- Check
+
+
+def check_before_loading(recipe: Recipe, *, resume: str | Path | None) -> None:
+    """Refuse, before anything is read, what cannot work.
+
+    Raises:
+        ConfigError: another recipe than that of the run to resume; a tracker that is not there.
+        CheckpointError: the run to resume has no checkpoint.
+    """
+    if resume is not None:
+        check_resumable(load_recipe(Run.open(resume).folder), recipe)
+        Run.open(resume).latest_checkpoint()
+    check_trackers(recipe.train.report_to)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Make the accelerator of a run; under torchrun or `accelerate launch` it joins the other processes.
 
     Raises:
-        ConfigError: the device lacks the recipe's precision.
+        ConfigError: the device lacks the recipe's precision, or the processes share weights in a way that the loop
+            does not know.
     """
-    # Unless told that there is only a CPU, accelerate takes each process of several on it for one on its own.
+    # Without cpu=True, accelerate takes each of several processes on a CPU for one on its own.
     cpu = torch.accelerator.current_accelerator(check_available=True) is None
     dtype = computing_dtype(recipe.train.precision, device=PartialState(cpu=cpu).device)
     words = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
     if AcceleratorState._shared_state:  # one program may train one run in bf16 and the next in fp32
         AcceleratorState._reset_state()
-    return Accelerator(cpu=cpu, mixed_precision=words[dtype])
+    accelerator = Accelerator(cpu=cpu, mixed_precision=words[dtype])
+    check_strategy(accelerator)
+    return accelerator
 
 
 def check_resumable(before: Recipe, now: Recipe) -> None:
@@ -139,80 +156,21 @@ def check_resumable(before: Recipe, now: Recipe) -> None:
             )
 
 
-def first_batch(planner: Planner, loader: LoaderSettings) -> Batch:
-    """Make a small batch of the first samples that can be used, those with an image and several dialogs first.
+# --- Model
+
+
+def prepare_model(
+    model: VisionLanguageModel, recipe: Recipe, *, filler: Batch, accelerator: Accelerator
+) -> tuple[list[PartRow], Sequence[str]]:
+    """Set what trains, move the model to its device and check it on a real batch.
+
+    Returns:
+        The rows of the table of parts, and what the check has to say.
 
     Raises:
-        DataError: no sample of the first step can be used.
+        ConfigError: nothing trains, or a setting that the parts cannot take.
+        PreflightError: the model does not compute what it should.
     """
-    plan = next(planner.steps(Position(0, 0), epochs=1.0))
-    encoded, bad = StepDataset(planner, replace(loader, process_index=0, num_processes=1)).encode(plan)
-    if not encoded:
-        reason = [*plan.bad, *bad][0].reason
-        raise DataError(f"data.train: no sample of the first step can be used; the first is bad: {reason}")
-    encoded.sort(key=lambda sample: (not sample.num_image_tokens, len(sample.dialogs) == 1))  # stable
-    chosen = encoded[:NUM_FILLER_SAMPLES]  # in one row, so that the preflight sees whether the mask keeps them apart
-    rows = [list(range(len(chosen)))] if loader.layout == "shared" else None
-    return planner.processor.collate(chosen, layout=loader.layout, rows=rows)
-
-
-def _open_data(
-    recipe: Recipe, processor: Processor
-) -> tuple[Planner, Planner | None, Sequence[Sample], Sequence[Sample]]:
-    planner = open_planner(recipe, "train", processor)
-    if not planner.has_known_length and recipe.train.max_steps is None:
-        raise ConfigError(
-            "data.train: holds streams, and nobody knows how long they are; set train.max_steps: N, which the "
-            "learning rate follows (and train.epochs to how often they may be read at most)"
-        )
-    if not recipe.data.validation:
-        sample_prompts = pick_questions(planner.sources, processor, number=NUM_SAMPLE_PROMPTS)
-        return planner, None, [*sample_prompts, *own_sample_prompts(recipe.data)], []
-    validation = open_planner(recipe, "validation", processor, shuffle=False)
-    if validation.has_known_length and validation.num_groups(0) == 0:  # said now, not when it is first measured on
-        raise DataError(
-            f"data.validation: got {len(validation.sources)} samples and none can be used; name another split, or "
-            "leave data.validation out"
-        )
-    number = max(NUM_SAMPLE_PROMPTS, recipe.train.exact_match_samples)
-    questions = pick_questions(validation.sources, processor, number=number)
-    sample_prompts = [*questions[:NUM_SAMPLE_PROMPTS], *own_sample_prompts(recipe.data)]
-    return planner, validation, sample_prompts, questions[: recipe.train.exact_match_samples]
-
-
-def open_planner(recipe: Recipe, part: str, processor: Processor, *, shuffle: bool = True) -> Planner:
-    """Plan the steps over the training data of a recipe (`train`), or over what validates (`validation`)."""
-    settings: dict[str, Any] = {
-        "seed": recipe.train.seed,
-        "max_dialogs": recipe.data.max_dialogs_per_prefix,
-        "text_tokens_per_step": recipe.train.text_tokens_per_step,
-        "shuffle": shuffle,
-    }
-    entries = recipe.data.train if part == "train" else recipe.data.validation
-    streams = open_streams(entries, key=f"data.{part}", settings=recipe.data)
-    if streams is not None:
-        return StreamPlanner(streams, processor, **settings)
-    return Planner(open_sources(entries, key=f"data.{part}", settings=recipe.data), processor, **settings)
-
-
-def loader_settings(recipe: Recipe, *, device: str, process_index: int = 0, num_processes: int = 1) -> LoaderSettings:
-    """Say how a process of a run on that kind of device makes its batches."""
-    return LoaderSettings(
-        layout=recipe.train.layout,
-        micro_batch_rows=recipe.train.micro_batch_rows,
-        micro_batch_positions=recipe.train.micro_batch_positions or MICRO_BATCH_POSITIONS.get(device),
-        row_positions=recipe.train.row_positions or ROW_POSITIONS.get(device),
-        max_pixels=recipe.data.max_pixels,
-        exact_pixels=recipe.data.exact_pixels,
-        num_workers=recipe.train.num_workers,
-        process_index=process_index,
-        num_processes=num_processes,
-        pin_memory=device == "cuda",
-    )
-
-
-def _prepare_model(recipe: Recipe, model: VisionLanguageModel, filler: Batch, accelerator: Accelerator) -> Any:
-    """Set what trains, move the model to its device and check it on a real batch."""
     frozen_dtype = computing_dtype(recipe.train.precision, device=accelerator.device)
     report = apply_modes(model, recipe.train, frozen_dtype=frozen_dtype)
     model.to(accelerator.device)
@@ -222,9 +180,9 @@ def _prepare_model(recipe: Recipe, model: VisionLanguageModel, filler: Batch, ac
         model.train()
         report = freeze_unused(model, report, loss=lambda: _loss(model, filler))
         checked = preflight(model.train(), filler)
-    by_part = trained_parameters(model)
-    rates = {part: recipe.train.learning_rate_of(part) for part, inside in by_part.items() if inside}
-    return by_part, parts_table(model, report, learning_rate=rates), checked.notes
+    trained = trained_parameters(model)
+    rates = {part: recipe.train.learning_rate_of(part) for part, inside in trained.items() if inside}
+    return parts_table(model, report, learning_rate=rates), checked.notes
 
 
 def _loss(model: VisionLanguageModel, batch: Batch) -> Tensor:
@@ -233,8 +191,24 @@ def _loss(model: VisionLanguageModel, batch: Batch) -> Tensor:
     return loss
 
 
-def _open_run(recipe: Recipe, accelerator: Accelerator, *, resume: str | Path | None, folder: str | Path | None) -> Run:
-    """Make or open the run folder in the first process and tell the others where it is."""
+def parts_as_table(rows: Sequence[PartRow]) -> Table:
+    """Draw the table of parts."""
+    table = Table(box=None, pad_edge=False)
+    for name, justify in [("part", "left"), ("trains", "left"), ("parameters", "right"), ("trained", "right"),
+                          ("dtype", "left"), ("learning rate", "right"), ("notes", "left")]:  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
+        counts = (f"{row.num_parameters:,}", f"{row.num_trainable:,}")
+        table.add_row(row.part, row.mode, *counts, row.dtype, rate, "\n".join(row.notes))
+    return table
+
+
+# --- Run folder, and what it remembers
+
+
+def open_run(recipe: Recipe, accelerator: Accelerator, *, resume: str | Path | None, folder: str | Path | None) -> Run:
+    """Make or open the run folder in the first process; the others are sent its path."""
     where: list[Any] = [None]
     if accelerator.is_main_process:
         run = Run.create(recipe, folder=folder) if resume is None else Run.open(resume)
@@ -245,7 +219,25 @@ def _open_run(recipe: Recipe, accelerator: Accelerator, *, resume: str | Path | 
     return Run.open(where[0])
 
 
-def _open_quarantine(recipe: Recipe, run: Run, planner: Planner, *, is_main: bool) -> Quarantine:
+def restore(
+    run: Run, trained: Mapping[str, nn.Parameter], *, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> TrainState:
+    """Read the newest checkpoint into weights, optimizer and random states; forget what was logged after it.
+
+    Raises:
+        CheckpointError: it is not of this model, or incomplete.
+    """
+    step, checkpoint = run.latest_checkpoint()
+    state, random_states = load_state(checkpoint, trained=trained, optimizer=optimizer, scaler=accelerator.scaler)
+    if accelerator.process_index < len(random_states):
+        set_random_state(random_states[accelerator.process_index], device=accelerator.device)
+    if accelerator.is_main_process:
+        run.resume_from(step)
+    return state
+
+
+def open_quarantine(recipe: Recipe, run: Run, planner: Planner, *, is_main: bool) -> Quarantine:
+    """Open the list of bad samples: those that the run knows, and those that cannot even be read."""
     names = [field.name for field in fields(BadSample)]
     known = [BadSample(**{name: record[name] for name in names}) for record in run.read("quarantine")]
     quarantine = Quarantine(

@@ -2,7 +2,7 @@
 
 In: a model that accelerate has sharded. Out: whole tensors, the same in every process; a share of a whole one.
 
-    trained = current_parameters(model, trained)           # sharding puts new parameters in the place of the old
+    trained = current_parameters(model, names)             # sharding puts new parameters in the place of the old
     tensors = {name: whole(p) for name, p in trained.items()}         # every process must call it
     p.copy_(share(tensor, like=p))
 
@@ -12,7 +12,7 @@ al. 2020, arXiv:1910.02054; FSDP2 is torch's `fully_shard`.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from visgraft.builder.build import apply_modes, build, resolve_starter_names
+from visgraft.builder.build import apply_modes, build
 from visgraft.config import Recipe
 from visgraft.errors import ConfigError
 from visgraft.model.precision import computing_dtype
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.starter import resolve
 
 WHY_NOT_DEEPSPEED = (
     ". DeepSpeed takes the optimizer's step inside the backward pass, before the rate of the step is set and the loss "
@@ -56,10 +57,10 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def current_parameters(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Look parameters up again by name, after `accelerator.prepare`."""
+def current_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Look parameters up by name, after `accelerator.prepare`."""
     now = dict(model.named_parameters())
-    return {name: now[name] for name in trained}
+    return {name: now[name] for name in names}
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def whole_model(
     tensors = whole(dict(trained))
     if not accelerator.is_main_process:
         return model
-    built, _ = build(resolve_starter_names(recipe))
+    built, _ = build(resolve(recipe))
     frozen_dtype = computing_dtype(recipe.train.precision, device=accelerator.device)
     apply_modes(built, recipe.train, frozen_dtype=frozen_dtype)
     own = dict(built.named_parameters())

@@ -177,7 +177,7 @@ def micro_batches(encoded: Sequence[EncodedSample], *, settings: LoaderSettings)
 
 
 def cut_finer(step: Step, processor: Processor, *, settings: LoaderSettings) -> Step:
-    """Make a step's batches anew where one of them is larger than `settings` allow now, and could be smaller."""
+    """Make a step's batches again where one of them is larger than `settings` allow now, and could be smaller."""
     limit = settings.micro_batch_positions
     if limit is None or all(batch.kind.numel() <= limit or num_groups(batch) == 1 for batch in step.batches):
         return step

@@ -67,7 +67,7 @@ class StreamPlanner(Planner):
         return replace(group.held.origin, reason=reason)
 
     def _check_not_empty(self) -> None:
-        """Leave it to the first step: only the end of a stream tells that nothing is in it."""
+        """Leave it to the first step: only the end of a stream shows that nothing is in it."""
 
     def _take(self, position: Position) -> tuple[Group | None, Sequence[BadSample], Position]:
         window, planner = self._plan(position)

@@ -5,7 +5,7 @@ In: names of `train.report_to`, and each record of the metrics. Out: the same nu
     trackers = Trackers(recipe, run.folder)
     trackers.log({"step": 1, "loss": 2.3, "learning_rate": {"projection": 1e-4}})
 
-They are those of accelerate; a class of one's own takes part once it is in `accelerate.tracking.LOGGER_TYPE_TO_CLASS`.
+They are those of accelerate; your own class takes part once it is in `accelerate.tracking.LOGGER_TYPE_TO_CLASS`.
 Trackers that write files write them into the run folder, under `trackers/`.
 """
 
@@ -27,10 +27,10 @@ PROJECT = "visgraft"  # under which trackers that have projects file their runs
 
 
 class Trackers:
-    """The trackers of one run; without any, nothing is done."""
+    """The trackers of one run."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
-        """Start them and tell them the recipe.
+        """Start them and hand them the recipe.
 
         Raises:
             ConfigError: what `check_trackers` raises.

@@ -10,22 +10,16 @@ random state, so a run that validates more often is the same run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from random import Random
 from typing import Any
 
 import torch
 
 from visgraft.atomic import whole_file
-from visgraft.config import DataSettings
 from visgraft.data.images.opening import open_image
-from visgraft.data.sample import Sample, Turn
-from visgraft.data.sources import Sources, epoch_order
-from visgraft.errors import BadSampleError, ConfigError
+from visgraft.data.sample import Sample
 from visgraft.inference import answer
 from visgraft.metrics.metrics import exact_match
 from visgraft.model.attention_kernel import dense_attention
-from visgraft.processor import Processor
 from visgraft.training.compiling import uncompiled
 from visgraft.training.plan import Position
 from visgraft.training.session import Session
@@ -33,41 +27,6 @@ from visgraft.training.sharding import gathered, is_sharded
 from visgraft.training.steps import load_steps
 
 PICTURE_SIDE = 320  # pixels, of the longer side of a sample image that a run keeps
-
-
-def pick_questions(sources: Sources, processor: Processor, *, number: int) -> list[Sample]:
-    """Pick a fixed number of questions: one dialog each of samples that can be used, the same in every run."""
-    questions: list[Sample] = []
-    for index in epoch_order(len(sources), seed=0, epoch=0).tolist():
-        if len(questions) == number:
-            break
-        try:
-            sample = sources[index]
-            chosen = replace(sample, dialogs=[Random(index).choice(sample.dialogs)])
-            processor.encode(chosen)
-        except BadSampleError:
-            continue  # the training or validation loss meets it too, and reports it
-        questions.append(chosen)
-    return questions
-
-
-def own_sample_prompts(settings: DataSettings) -> list[Sample]:
-    """Make a question of each prompt about each image of one's own; it has no truth.
-
-    Raises:
-        ConfigError: an image cannot be used.
-    """
-    questions: list[Sample] = []
-    for number, own in enumerate(settings.sample_prompts):
-        try:
-            open_image(own.image, max_pixels=settings.max_pixels)
-        except BadSampleError as error:
-            raise ConfigError(
-                f"data.sample_prompts.{number}.image: {own.image}: {error}; name an image file"
-            ) from error
-        for prompt in own.prompts:
-            questions.append(Sample(images=[own.image], dialogs=[[Turn(prompt, "")]], id=f"own:{own.image}"))
-    return questions
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 In: a prepared model, the planners of a run and its recipe. Out: a full `FeatureCache`, or None with the reason said.
 
-    cache = fill_vision_cache(recipe, model, planners, accelerator=accelerator, say=progress.say)
+    cache = fill_vision_cache(recipe, model, planners, accelerator=accelerator, progress=progress)
 
 The folder is named after all that features depend on: the encoder's weights and config, how it is read, the image
 processor's settings, the number format, the kind of device and the versions. Runs that share these share the features.
@@ -13,8 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -35,10 +34,10 @@ from visgraft.model.storage.checksums import read_checksums
 from visgraft.model.vision import dummy_inputs
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.reporting.progress import Display
 from visgraft.training.plan import Planner
 
 BATCH = 32  # images that are encoded at once
-SAY_EVERY_S = 10.0
 GB = 10**9
 
 
@@ -48,17 +47,16 @@ def fill_vision_cache(
     planners: Sequence[Planner],
     *,
     accelerator: Accelerator,
-    say: Callable[[str], None],
+    progress: Display,
 ) -> FeatureCache | None:
-    """Encode every image of a run that is not yet in the cache; without `train.cache_vision`, or where it cannot be
-    used, do nothing.
+    """Encode every image of a run that is not yet in the cache; where it cannot be used, do nothing.
 
     Args:
-        recipe: says whether, and how much the cache may hold.
+        recipe: says how much the cache may hold.
         model: on its device, cast and set to train as the run will.
         planners: of the training data and, if there are any, of the validation data.
         accelerator: its autocast, and which of the processes of this machine this is.
-        say: told what is estimated, how far it is, and why the cache is off.
+        progress: shows what is estimated, how far it is, and why the cache is off.
 
     Returns:
         The cache; None = encode in every step.
@@ -66,33 +64,31 @@ def fill_vision_cache(
     Raises:
         ConfigError: the features would be larger than `train.cache_vision_max_gb`, or than the disk.
     """
-    if recipe.train.cache_vision is None:
-        return None
     reason = why_off(recipe, model)
     if not all(planner.has_known_length for planner in planners):
-        reason = "the data are streams, whose images nobody can list first"
+        reason = "the data are streams, whose images cannot be listed first"
     if reason is not None:
-        say(f"train.cache_vision is OFF: {reason}; the encoder runs in every step")
+        progress.say(f"train.cache_vision is OFF: {reason}; the encoder runs in every step")
         return None
     processor = planners[0].processor
     example = _encode(model, dummy_inputs(model.vision.config, image_size=model.config.image_size, device="cpu"),
                       accelerator=accelerator)  # fmt: skip
     folder = cache_folder() / "vision" / cache_name(recipe, model, processor, example=example)
     cache = FeatureCache(folder, shape=(example.shape[1], example.shape[2]), dtype=example.dtype)
-    missing = find_missing(cache, planners, say=say)
+    missing = find_missing(cache, planners, progress=progress, is_shown=accelerator.is_main_process)
     if accelerator.is_main_process:
-        say(check_size(recipe, cache, num_missing=len(missing)))
+        progress.say(check_size(recipe, cache, num_missing=len(missing)))
     accelerator.wait_for_everyone()
     state = PartialState()
     mine = list(missing.items())[state.local_process_index :: _processes_here(accelerator)]
-    _fill(recipe, model, processor, cache, mine, accelerator=accelerator, say=say)
+    _fill(recipe, model, processor, cache, mine, accelerator=accelerator, progress=progress)
     accelerator.wait_for_everyone()
     cache.refresh()
     return cache
 
 
 def why_off(recipe: Recipe, model: VisionLanguageModel) -> str | None:
-    """Say what makes the features of an image change from step to step, or of unlike size; None: nothing."""
+    """Say what makes the features of an image change from step to step, or of different size; None: nothing."""
     if any(parameter.requires_grad for parameter in model.vision.parameters()):
         return f"the encoder trains (train.vision: {recipe.train.vision})"
     if recipe.data.augment.is_on:
@@ -122,26 +118,25 @@ def cache_name(recipe: Recipe, model: VisionLanguageModel, processor: Processor,
 
 
 def find_missing(
-    cache: FeatureCache, planners: Sequence[Planner], *, say: Callable[[str], None] = lambda _: None
+    cache: FeatureCache, planners: Sequence[Planner], *, progress: Display, is_shown: bool = True
 ) -> dict[bytes, ImageRef]:
     """List the images of a run whose features are not there or damaged, each once."""
     missing: dict[bytes, ImageRef] = {}
     whole: set[bytes] = set()
-    num_damaged, said = 0, time.monotonic()
-    for number, image in enumerate(_images(planners)):
-        version = _version(image)
-        if version is None or version in whole or version in missing:
-            continue
-        if cache.get(version) is not None:
-            whole.add(version)
-        else:
-            missing[version] = image
-            num_damaged += cache.has(version)
-        if time.monotonic() - said > SAY_EVERY_S:
-            said = time.monotonic()
-            say(f"vision cache: looked for {number + 1:,} images")
+    num_damaged = 0
+    with progress.work("vision cache: looking for features", total=None, unit="images", is_shown=is_shown) as advance:
+        for image in _images(planners):
+            advance(1)
+            version = _version(image)
+            if version is None or version in whole or version in missing:
+                continue
+            if cache.get(version) is not None:
+                whole.add(version)
+            else:
+                missing[version] = image
+                num_damaged += cache.has(version)
     if num_damaged:
-        say(f"vision cache: {num_damaged:,} features in {cache.folder} are damaged and are computed again")
+        progress.say(f"vision cache: {num_damaged:,} features in {cache.folder} are damaged and are computed again")
     return missing
 
 
@@ -180,7 +175,7 @@ def _fill(
     missing: list[tuple[bytes, ImageRef]],
     *,
     accelerator: Accelerator,
-    say: Callable[[str], None],
+    progress: Display,
 ) -> None:
     """Encode images and write their features; bad ones are left out, and the step that meets them says so."""
     if not missing:
@@ -192,8 +187,11 @@ def _fill(
         num_workers=recipe.train.num_workers,
         generator=torch.Generator(),
     )
-    done, said = 0, time.monotonic()
-    with cache.writer() as add:
+    is_main = accelerator.is_main_process
+    with (
+        cache.writer() as add,
+        progress.work("vision cache: encoding", total=len(missing), unit="images", is_shown=is_main) as advance,
+    ):
         for loaded in loader:
             made = [(version, pixels) for version, pixels in loaded if pixels is not None]
             if made:
@@ -201,10 +199,7 @@ def _fill(
                 features = _encode(model, inputs, accelerator=accelerator)
                 for (version, _), own in zip(made, features.cpu(), strict=True):
                     add(version, own)
-            done += len(loaded)
-            if accelerator.is_main_process and (time.monotonic() - said > SAY_EVERY_S or done == len(missing)):
-                said = time.monotonic()
-                say(f"vision cache: {done:,} of {len(missing):,} images")
+            advance(len(loaded))
 
 
 class _Pixels(Dataset[tuple[bytes, dict[str, Tensor] | None]]):

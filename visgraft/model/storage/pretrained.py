@@ -27,6 +27,7 @@ from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.quantization import prepare_4bit_for_cpu
 from visgraft.model.storage.weights import cast_weights
 from visgraft.model.vision import dummy_inputs, vision_tower_config
+from visgraft.starter import resolve
 
 Origin = dict[str, Any]  # {"name": str | None, "revision": str | None}
 LANGUAGE_INIT = ("pretrained", "random")
@@ -38,7 +39,7 @@ def load_vision(
     """Load an encoder; of a checkpoint that also holds a text tower (CLIP, SigLIP), the vision tower.
 
     Args:
-        name: Hub name, local folder, or a loaded module.
+        name: Hub name, local folder, `starter:` name, or a loaded module.
         revision: branch, tag or commit on the Hub.
         dtype: of the weights; a loaded module keeps its own.
 
@@ -66,7 +67,7 @@ def load_language(
     """Load a causal language model, unmodified.
 
     Args:
-        name: Hub name, local folder, or a loaded module.
+        name: Hub name, local folder, `starter:` name, or a loaded module.
         revision: branch, tag or commit on the Hub.
         dtype: of the weights; a loaded module keeps its own.
         init: `pretrained`, or `random` to take only its configuration (as GIT itself began).
@@ -203,8 +204,9 @@ def _first_few(names: Collection[str]) -> str:
 
 
 def _expanded(name: str | Path) -> str:
-    path = Path(name).expanduser()
-    return str(path) if path.is_dir() else str(name)
+    place = resolve(str(name))
+    path = Path(place).expanduser()
+    return str(path) if path.is_dir() else place
 
 
 def _origin(name: str | Path | None, *, revision: str | None = None) -> Origin:

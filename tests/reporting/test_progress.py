@@ -1,4 +1,4 @@
-"""A person sees where a run stands: live in a terminal, in plain lines elsewhere."""
+"""The user sees where a run stands: live in a terminal, in plain lines elsewhere."""
 
 import io
 from pathlib import Path
@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from visgraft.model.trainable import PartRow
-from visgraft.training import progress as progress_module
-from visgraft.training.progress import TrainProgress, make_progress
+from visgraft.reporting import progress as progress_module
+from visgraft.reporting.progress import Display, TrainProgress, make_progress, working
+from visgraft.training.setup import parts_as_table
 
 ROWS = [
     PartRow("vision", "frozen", 1234567, 0, "bfloat16", None, ()),
@@ -31,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_plain_lines_tell_step_loss_speed_and_time_left(clock: list[float]) -> None:
     out = io.StringIO()
     with TrainProgress(Console(file=out, width=120)) as progress:
-        progress.begin(Path("runs/one"), rows=ROWS, notes=["a note"])
+        progress.begin(Path("runs/one"), table=parts_as_table(ROWS), notes=["a note"])
         for step in range(1, 31):
             progress.step(record(step), fraction=step / 60)
             clock[0] += 1.0
@@ -85,3 +86,46 @@ def test_show_false_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         progress.say("unseen")
         progress.step(record(1), fraction=1.0)
     assert capsys.readouterr() == ("", "")
+
+
+# --- Work that is counted
+
+
+def test_long_work_is_reported_in_plain_lines_now_and_then(clock: list[float]) -> None:
+    out = io.StringIO()
+    with Display(Console(file=out, width=120)) as display:
+        with display.work("reading train", total=5000, unit="samples") as advance:
+            for _ in range(25):
+                clock[0] += 1.0
+                advance(100)
+        with display.work("reading a stream", total=None, unit="samples") as advance:
+            clock[0] += 10.0
+            advance(7)
+    assert out.getvalue().splitlines() == [
+        "reading train: 1,000 of 5,000 samples",
+        "reading train: 2,000 of 5,000 samples",
+        "reading a stream: 7 samples",
+    ]
+
+
+def test_a_terminal_counts_beside_a_bar_that_goes_away() -> None:
+    out = io.StringIO()
+    with Display(Console(file=out, width=120, force_terminal=True, color_system=None)) as display:
+        with display.work("captioning", total=9, unit="images") as advance:
+            advance(4)
+            display.bars.refresh()
+        display.bars.refresh()
+        assert display.bars.tasks == []
+    assert "captioning" in out.getvalue()
+    assert "4/9 images" in out.getvalue()
+
+
+def test_work_that_another_shows_is_silent(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_module, "LINE_EVERY_S", 0.0)
+    with working("captioning", total=9, unit="images") as advance:
+        advance(4)
+    with working("captioning", total=9, unit="images", is_shown=False) as advance:
+        advance(5)
+    assert capsys.readouterr().err == "captioning: 4 of 9 images\n"

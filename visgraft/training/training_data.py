@@ -1,0 +1,169 @@
+"""The data of a run, opened: the steps over them, how batches are made, and what is asked on the way.
+
+In: a recipe and a processor. Out: `TrainingData`. Nothing here draws from a random state of the run.
+
+    data = open_training_data(recipe, processor, accelerator=accelerator)
+    planner = open_planner(recipe, "train", processor)              # the steps alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from accelerate import Accelerator
+
+from visgraft.config import DataSettings, Recipe
+from visgraft.data.batch import Batch
+from visgraft.data.images.opening import open_image
+from visgraft.data.sample import Sample, Turn
+from visgraft.data.sources import Sources, epoch_order, open_sources
+from visgraft.data.windows import open_streams
+from visgraft.errors import BadSampleError, ConfigError, DataError
+from visgraft.processor import Processor
+from visgraft.training.plan import Planner, Position
+from visgraft.training.steps import LoaderSettings, StepDataset
+from visgraft.training.stream_plan import StreamPlanner
+
+NUM_SAMPLE_PROMPTS = 8  # questions answered on the way, each about another sample
+NUM_FILLER_SAMPLES = 2
+# By device, where the recipe does not say. A dense mask makes long rows expensive, so elsewhere rows are short.
+ROW_POSITIONS = {"cuda": 4096}
+MICRO_BATCH_POSITIONS = {"cuda": 32_768}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data of a run; the fields are those of `Session` of the same names."""
+
+    planner: Planner
+    validation: Planner | None
+    loader: LoaderSettings
+    filler: Batch
+    sample_prompts: Sequence[Sample]
+    questions: Sequence[Sample]
+
+
+def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Accelerator) -> TrainingData:
+    """Open all data of a recipe (no `starter:` names), and see that they can be trained and validated on.
+
+    Raises:
+        DataError: they cannot be read, or no sample can be used.
+        ConfigError: a stream without a number of steps; an image of `data.sample_prompts` that cannot be used.
+    """
+    planner = open_planner(recipe, "train", processor)
+    if not planner.has_known_length and recipe.train.max_steps is None:
+        raise ConfigError(
+            "data.train: holds streams, whose length is not known; set train.max_steps: N, which the "
+            "learning rate follows (and train.epochs to how often they may be read at most)"
+        )
+    validation = None
+    if recipe.data.validation:
+        validation = open_planner(recipe, "validation", processor, shuffle=False)
+        if validation.has_known_length and validation.num_groups(0) == 0:  # said now, not when it is first measured on
+            raise DataError(
+                f"data.validation: got {len(validation.sources)} samples and none can be used; name another split, or "
+                "leave data.validation out"
+            )
+    num_scored = recipe.train.exact_match_samples if validation is not None else 0
+    asked_of = (planner if validation is None else validation).sources
+    questions = pick_questions(asked_of, processor, number=max(NUM_SAMPLE_PROMPTS, num_scored))
+    loader = loader_settings(
+        recipe,
+        device=accelerator.device.type,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    return TrainingData(
+        planner=planner,
+        validation=validation,
+        loader=loader,
+        filler=processor.finish(first_batch(planner, loader).to(accelerator.device)),
+        sample_prompts=[*questions[:NUM_SAMPLE_PROMPTS], *own_sample_prompts(recipe.data)],
+        questions=questions[:num_scored],
+    )
+
+
+def open_planner(recipe: Recipe, part: str, processor: Processor, *, shuffle: bool = True) -> Planner:
+    """Plan the steps over the training data of a recipe (`train`), or over what validates (`validation`)."""
+    settings: dict[str, Any] = {
+        "seed": recipe.train.seed,
+        "max_dialogs": recipe.data.max_dialogs_per_prefix,
+        "text_tokens_per_step": recipe.train.text_tokens_per_step,
+        "shuffle": shuffle,
+    }
+    entries = recipe.data.train if part == "train" else recipe.data.validation
+    streams = open_streams(entries, key=f"data.{part}", settings=recipe.data)
+    if streams is not None:
+        return StreamPlanner(streams, processor, **settings)
+    return Planner(open_sources(entries, key=f"data.{part}", settings=recipe.data), processor, **settings)
+
+
+def loader_settings(recipe: Recipe, *, device: str, process_index: int = 0, num_processes: int = 1) -> LoaderSettings:
+    """Say how a process of a run on that kind of device makes its batches."""
+    return LoaderSettings(
+        layout=recipe.train.layout,
+        micro_batch_rows=recipe.train.micro_batch_rows,
+        micro_batch_positions=recipe.train.micro_batch_positions or MICRO_BATCH_POSITIONS.get(device),
+        row_positions=recipe.train.row_positions or ROW_POSITIONS.get(device),
+        max_pixels=recipe.data.max_pixels,
+        exact_pixels=recipe.data.exact_pixels,
+        num_workers=recipe.train.num_workers,
+        process_index=process_index,
+        num_processes=num_processes,
+        pin_memory=device == "cuda",
+    )
+
+
+def first_batch(planner: Planner, loader: LoaderSettings) -> Batch:
+    """Make a small batch of the first samples that can be used, those with an image and several dialogs first.
+
+    Raises:
+        DataError: no sample of the first step can be used.
+    """
+    plan = next(planner.steps(Position(0, 0), epochs=1.0))
+    encoded, bad = StepDataset(planner, replace(loader, process_index=0, num_processes=1)).encode(plan)
+    if not encoded:
+        reason = [*plan.bad, *bad][0].reason
+        raise DataError(f"data.train: no sample of the first step can be used; the first is bad: {reason}")
+    encoded.sort(key=lambda sample: (not sample.num_image_tokens, len(sample.dialogs) == 1))  # stable
+    chosen = encoded[:NUM_FILLER_SAMPLES]  # in one row, so that the preflight sees whether the mask keeps them apart
+    rows = [list(range(len(chosen)))] if loader.layout == "shared" else None
+    return planner.processor.collate(chosen, layout=loader.layout, rows=rows)
+
+
+def pick_questions(sources: Sources, processor: Processor, *, number: int) -> list[Sample]:
+    """Pick a fixed number of questions: one dialog each of samples that can be used, the same in every run."""
+    questions: list[Sample] = []
+    for index in epoch_order(len(sources), seed=0, epoch=0).tolist():
+        if len(questions) == number:
+            break
+        try:
+            sample = sources[index]
+            chosen = replace(sample, dialogs=[Random(index).choice(sample.dialogs)])
+            processor.encode(chosen)
+        except BadSampleError:
+            continue  # the training or validation loss meets it too, and reports it
+        questions.append(chosen)
+    return questions
+
+
+def own_sample_prompts(settings: DataSettings) -> list[Sample]:
+    """Make a question of each prompt about each image of `data.sample_prompts`; it has no expected answer.
+
+    Raises:
+        ConfigError: an image cannot be used.
+    """
+    questions: list[Sample] = []
+    for number, own in enumerate(settings.sample_prompts):
+        try:
+            open_image(own.image, max_pixels=settings.max_pixels)
+        except BadSampleError as error:
+            raise ConfigError(
+                f"data.sample_prompts.{number}.image: {own.image}: {error}; name an image file"
+            ) from error
+        for prompt in own.prompts:
+            questions.append(Sample(images=[own.image], dialogs=[[Turn(prompt, "")]], id=f"own:{own.image}"))
+    return questions
