@@ -10,13 +10,13 @@ Out: Sources: samples by number, ids unique; the order of an epoch; chunks of a 
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
-from importlib import import_module
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
@@ -37,20 +37,20 @@ from visgraft.data.row_streams import SampleStream
 from visgraft.data.sample import Sample, Source
 from visgraft.errors import BadSampleError, ConfigError, DataError
 
-# The one table of formats; a reader's module is loaded when a recipe asks for it.
+# The one table of readers: a function each, whose module is loaded when a recipe asks for it.
 READERS = {
-    "coco": "visgraft.data.readers.coco",
-    "easy_vqa": "visgraft.data.readers.easy_vqa",
-    "folder": "visgraft.data.readers.folder",
-    "hf": "visgraft.data.readers.hf",
-    "karpathy": "visgraft.data.readers.karpathy",
-    "llava": "visgraft.data.readers.llava",
-    "m3it": "visgraft.data.readers.m3it",
-    "messages": "visgraft.data.readers.messages",
-    "parquet": "visgraft.data.readers.parquet",
-    "prompt_completion": "visgraft.data.readers.prompt_completion",
-    "texts": "visgraft.data.readers.texts",
-    "webdataset": "visgraft.data.readers.webdataset",
+    "coco": "visgraft.data.readers.coco:read",
+    "easy_vqa": "visgraft.data.readers.easy_vqa:read",
+    "folder": "visgraft.data.readers.folder:read",
+    "hf": "visgraft.data.readers.hf:read",
+    "karpathy": "visgraft.data.readers.karpathy:read",
+    "llava": "visgraft.data.readers.parquet:read_one_format",
+    "m3it": "visgraft.data.readers.m3it:read",
+    "messages": "visgraft.data.readers.parquet:read_one_format",
+    "parquet": "visgraft.data.readers.parquet:read",
+    "prompt_completion": "visgraft.data.readers.parquet:read_one_format",
+    "texts": "visgraft.data.readers.parquet:read_one_format",
+    "webdataset": "visgraft.data.readers.webdataset:read",
 }
 
 
@@ -127,18 +127,17 @@ def reader_of(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
         near = get_close_matches(entry.source, READERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(READERS))}"
         raise ConfigError(f"{key}.source: no reader is named {entry.source!r}; {hint}")
-    read = import_module(READERS[entry.source]).read
+    read = pkgutil.resolve_name(READERS[entry.source])
     hints = get_type_hints(read, include_extras=True)
-    parameters = inspect.signature(read).parameters.values()
-    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "split"]
+    parameters = inspect.signature(read).parameters
+    options = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in ("split", "reader")]
     for name in entry.options:
         if name not in options:
             settings = [field.name for field in fields(SourceSettings) if field.name != "options"]
             raise unknown_key(name, allowed=[*options, *settings], path=key)
     strict = Strict(SourceSettings)
-    return partial(
-        read, **{name: strict.convert(value, hints[name], f"{key}.{name}") for name, value in entry.options.items()}
-    )
+    given = {name: strict.convert(value, hints[name], f"{key}.{name}") for name, value in entry.options.items()}
+    return partial(read, **given, **({"reader": entry.source} if "reader" in parameters else {}))
 
 
 @dataclass(frozen=True)
