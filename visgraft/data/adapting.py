@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.grouping import Grouped, sample_key
-from visgraft.data.images.references import is_web_address
+from visgraft.data.images.opening import is_web_address
 from visgraft.data.images.remote import RemoteImage
 from visgraft.data.images.video import frames_of
 from visgraft.data.mixing import hold_out

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from visgraft.data.grouping import ReadRow
-from visgraft.data.images.references import image_refs
+from visgraft.data.images.opening import image_refs
 from visgraft.data.readers.rows import Row
 from visgraft.data.sample import Sample
 from visgraft.errors import BadSampleError

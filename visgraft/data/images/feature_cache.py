@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visgraft.data.images.references import KEY_BYTES, image_key, is_web_address, looks_like_base64, short_digest
+from visgraft.data.images.opening import KEY_BYTES, image_key, is_web_address, looks_like_base64, short_digest
 from visgraft.data.sample import ImageRef, StoredImage
 from visgraft.errors import BadSampleError
 

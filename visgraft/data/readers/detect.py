@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from visgraft.config import SourceSettings
-from visgraft.data.images.references import image_ref
+from visgraft.data.images.opening import image_ref
 from visgraft.data.readers import karpathy
 from visgraft.data.readers.files import ALL_SUFFIXES, find_split, open_files
 from visgraft.data.readers.folder import METADATA

@@ -17,8 +17,8 @@ relative to the option `images`, else to the file.
     messages: one dialog a row, as trl and the chat models write it
         {"images": ["a.jpg"], "messages": [{"role": "user", "content": "What is it?"},
                                            {"role": "assistant", "content": "A cat."}]}
-        content is a text or a list of {"type": "text", "text": ...} and {"type": "image"} (the next of `images`, or with
-        its own "image", "url", "path" or "base64"). An opening system message is the first turn's instruction.
+        content is a text or a list of {"type": "text", "text": ...} and {"type": "image"} (the next of `images`, or
+        with its own "image", "url", "path" or "base64"). An opening system message is the first turn's instruction.
     prompt_completion: one dialog a row, as trl writes it; prompt and completion are texts, or lists of messages
         {"images": ["a.jpg"], "prompt": "What is it?", "completion": "A cat."}
     texts: each text is a dialog of its own, as The Cauldron and FineVision hold it; `dialogs: conversation` joins them

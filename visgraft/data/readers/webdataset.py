@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from visgraft.data.grouping import RowSource
-from visgraft.data.images.references import FilePart
+from visgraft.data.images.opening import FilePart
 from visgraft.data.readers.row_formats import Content, content_of_row
 from visgraft.data.readers.rows import Row
 from visgraft.data.readers.tars import TarRows, TarStream, expand_paths
