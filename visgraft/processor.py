@@ -30,7 +30,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from visgraft.data.batch import Batch, EncodedSample, Layout, Rows, collate
+from visgraft.data.batch import Batch, EncodedSample, Layout, RowPlan, collate
 from visgraft.data.images.opening import DEFAULT_MAX_PIXELS, open_image
 from visgraft.data.images.pixels import finish_pixels, made_image_size, make_pixels, stack_frames, with_image_size
 from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
@@ -196,7 +196,7 @@ class Processor(ProcessorMixin):
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
 
     def collate(
-        self, samples: Sequence[Sample | EncodedSample], *, layout: Layout = "shared", rows: Rows | None = None
+        self, samples: Sequence[Sample | EncodedSample], *, layout: Layout = "shared", rows: RowPlan | None = None
     ) -> Batch:
         """Make one batch of at least one sample, encoding those that are not yet encoded.
 

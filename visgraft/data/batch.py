@@ -28,7 +28,7 @@ from visgraft.errors import ConfigError, DataError
 PAD, IMAGE, TEXT = 0, 1, 2
 
 Layout = Literal["shared", "rows"]
-Rows = Sequence[Sequence[int]]  # which samples share a row, as indices
+RowPlan = Sequence[Sequence[int]]  # which samples share a row, as indices
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ def split_dialogs(samples: Sequence[EncodedSample]) -> list[EncodedSample]:
     return [replace(sample, dialogs=(dialog,)) for sample in samples for dialog in sample.dialogs]
 
 
-def collate(samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: int, rows: Rows | None = None) -> Batch:
+def collate(
+    samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: int, rows: RowPlan | None = None
+) -> Batch:
     """Lay samples out as the rows of one batch.
 
     Args:
