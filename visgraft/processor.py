@@ -54,6 +54,7 @@ class Processor(ProcessorMixin):
         num_image_tokens: image tokens that one image becomes behind the projection.
         image_size: side of the pixels; None where the encoder takes images in their own resolution.
         template: name or text of the prompt template, as a recipe writes it.
+        prompt_template: that template.
         max_text_tokens: longest text of one dialog; None = no limit.
     """
 
@@ -72,7 +73,7 @@ class Processor(ProcessorMixin):
         self.image_size = image_size
         self.template = template
         self.max_text_tokens = max_text_tokens
-        self._template = PromptTemplate.from_spec(template)
+        self.prompt_template = PromptTemplate(template)
         tokenizer.padding_side = "left"  # not saved with every tokenizer, so set it wherever one is taken in
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token  # pads are masked by place, so any id will do
@@ -167,7 +168,7 @@ class Processor(ProcessorMixin):
         if not sample.dialogs:
             raise BadSampleError("no dialog")
         return tuple(
-            encode_dialog(self.tokenizer, self._template, dialog, max_text_tokens=self.max_text_tokens)
+            encode_dialog(self.tokenizer, self.prompt_template, dialog, max_text_tokens=self.max_text_tokens)
             for dialog in sample.dialogs
         )
 
@@ -219,7 +220,7 @@ class Processor(ProcessorMixin):
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Encode what the model is given to answer the last turn; that turn's own answer is ignored."""
-        return encode_prompt(self.tokenizer, self._template, turns)
+        return encode_prompt(self.tokenizer, self.prompt_template, turns)
 
     def __call__(
         self,
@@ -295,7 +296,9 @@ class Processor(ProcessorMixin):
             raise ConfigError(f"apply_chat_template: the last message must be {whose}")
         if not is_begun:
             return self.prompt(turns)
-        return list(encode_dialog(self.tokenizer, self._template, turns).input_ids[:-1])  # all but its end-of-text
+        return list(
+            encode_dialog(self.tokenizer, self.prompt_template, turns).input_ids[:-1]
+        )  # all but its end-of-text
 
     def _inputs(
         self, ids: list[list[int]], groups: list[list[ImageRef]], *, padding: bool | str, return_tensors: str

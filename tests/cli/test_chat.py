@@ -12,7 +12,7 @@ from visgraft.cli.chat import Chat
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import BadSampleError, ConfigError, ModelError
 from visgraft.inference import answer, load, num_prompt_positions
-from visgraft.inference.conversation import ShownImage
+from visgraft.inference.conversation import ConversationImage
 
 if TYPE_CHECKING:
     from visgraft import Processor, VisionLanguageModel
@@ -70,9 +70,9 @@ def test_a_line_that_fails_in_a_pipe_makes_status_2_and_the_chat_goes_on(
 def test_commands_change_what_the_model_sees_and_remembers(chat: Chat, photo: Path) -> None:
     chat.say("What is it?")
     assert chat.command(f'/image "{photo}"')
-    assert [type(item) for item in chat.talk.items] == [Turn, ShownImage]
+    assert [type(item) for item in chat.talk.items] == [Turn, ConversationImage]
     assert chat.command("/reset")
-    assert [type(item) for item in chat.talk.items] == [ShownImage]
+    assert [type(item) for item in chat.talk.items] == [ConversationImage]
     assert chat.command("/help")
     assert not chat.command("/exit")
     with pytest.raises(ConfigError, match="/dance: no such command; /image PATH shows another image at this place"):

@@ -119,7 +119,7 @@ class Chat:
         Raises:
             ModelError: the prompt alone is too long for the language model.
         """
-        num_forgotten = self.talk.make_room(prompt, max_new_tokens=self.max_new_tokens)
+        num_forgotten = self.talk.forget_oldest(prompt, max_new_tokens=self.max_new_tokens)
         if num_forgotten:
             limit = self.talk.model.attention_spec.max_positions
             note(f"the oldest {num_forgotten} turns are forgotten: the language model has {limit} positions")

@@ -43,7 +43,7 @@ def import_processor(source: Path, folder: Path, *, model: VisionLanguageModel, 
     Raises:
         ConfigError: no such template.
     """
-    PromptTemplate.from_spec(template)
+    PromptTemplate(template)
     missing = []
     if not (source / "preprocessor_config.json").is_file():
         missing.append("no image processor (preprocessor_config.json)")

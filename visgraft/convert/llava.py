@@ -194,7 +194,7 @@ def chat_template(template: str, *, start: str, end: str) -> str | None:
     """Write a prompt template as a chat template: images first, then the start token, then the turns."""
     if template == CHAT:
         return None
-    before, _, after = PromptTemplate.from_spec(template).fill(Turn(_MARK, "")).partition(_MARK)
+    before, _, after = PromptTemplate(template).fill(Turn(_MARK, "")).partition(_MARK)
     return (
         "{%- for m in messages %}{% if m['content'] is not string %}{% for part in m['content'] %}"
         "{% if part['type'] == 'image' %}" + IMAGE_TOKEN + "{% endif %}{% endfor %}{% endif %}{% endfor %}"

@@ -112,7 +112,7 @@ class Prefix:
 Pixels = Mapping[str, Tensor]  # of one group of images, each [F, ...]
 
 
-def read_pixels(processor: Processor, images: Sequence[ImageRef]) -> Pixels:
+def open_pixels(processor: Processor, images: Sequence[ImageRef]) -> Pixels:
     """Open a group of images and make its pixels, as training does.
 
     Raises:
@@ -121,7 +121,7 @@ def read_pixels(processor: Processor, images: Sequence[ImageRef]) -> Pixels:
     return make_pixels(processor.image_processor, [open_image(image) for image in images])
 
 
-def encode(
+def encode_prefixes(
     model: VisionLanguageModel, groups: Sequence[Pixels], *, cache: PrefixCache, batch_size: int
 ) -> list[Prefix]:
     """Make the prefix of each group, one for all groups that are equal: from the cache, or its image tokens."""
