@@ -22,7 +22,7 @@ from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import Sources, epoch_order
 from visgraft.errors import BadSampleError, ConfigError
 from visgraft.inference import answer
-from visgraft.metrics.metrics import exact_match
+from visgraft.metrics.text_match import exact_match
 from visgraft.model.attention_kernel import dense_attention
 from visgraft.processor import Processor
 from visgraft.training.compiling import uncompiled
