@@ -166,7 +166,7 @@ def test_a_tokenizer_that_tokenises_a_text_differently_with_its_special_tokens_i
         encode_prompt(Moody(), PromptTemplate("plain"), TURNS)
 
 
-def test_the_ancestors_template_puts_instruction_and_question_where_it_did():
+def test_the_template_of_git_llm_puts_instruction_and_question_where_it_did():
     turn = Turn("What {instruction}?", "A cat.", instruction="Answer the question.")
     template = PromptTemplate("git-llm")
     assert template.fill(turn) == "##Instruction: Answer the question. ##Question: What {instruction}? ##Answer:"

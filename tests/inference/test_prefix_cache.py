@@ -1,4 +1,4 @@
-"""An image is read once for all that is asked about it, and what is kept is what computing anew would give."""
+"""An image is read once for all that is asked about it, and what is kept is what computing again would give."""
 
 from pathlib import Path
 from typing import Any

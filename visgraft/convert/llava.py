@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from visgraft.convert.merge import check_target, fold_lora, probe_inputs
+from visgraft.convert.merge import check_target, fold_lora, trial_inputs
 from visgraft.data.prompt import CHAT, PromptTemplate
 from visgraft.data.sample import Turn
 from visgraft.errors import ModelError
@@ -143,8 +143,8 @@ def to_llava(model: VisionLanguageModel, *, image_token_id: int) -> LlavaForCond
 
 @torch.no_grad()
 def _compare(model: VisionLanguageModel, llava: Any) -> float:
-    """Say how far logits are from ours, relative to the largest, on a probe."""
-    inputs = probe_inputs(model)
+    """Say how far logits are from ours, relative to the largest, on `trial_inputs`."""
+    inputs = trial_inputs(model)
     ids: Tensor = inputs.pop("input_ids")
     ours = model(input_ids=ids, **inputs).logits.float()
     image = torch.full((ids.shape[0], model.projection.num_tokens), llava.config.image_token_index, device=ids.device)

@@ -76,7 +76,7 @@ class Batch(dict[str, Any]):
         frame_index: [N] long, index of the image in its sample; -1 where the sample has one image.
         input_ids: [B, S] long, the pad id wherever there is no text.
         kind: [B, S] long, 0 pad, 1 image, 2 text.
-        group: [B, S] long, positions of unlike groups never see each other; -1 at pads.
+        group: [B, S] long, positions of different groups never see each other; -1 at pads.
         segment: [B, S] long, index into the row's segments; -1 at pads.
         position: [B, S] long, logical position: the image counts from 0, each text restarts behind it; 0 at pads.
         sees: [B, G, G] bool, whether segment q may see the whole of segment k (k != q).
@@ -155,7 +155,7 @@ def collate(
 
     Raises:
         ConfigError: the layout is unknown, or rows are given for the layout "rows".
-        DataError: there is no sample, a sample has no dialog, or images of unlike shapes cannot be stacked.
+        DataError: there is no sample, a sample has no dialog, or images of different shapes cannot be stacked.
     """
     if layout not in get_args(Layout):
         raise ConfigError(f"layout: got {layout!r}, allowed are {', '.join(map(repr, get_args(Layout)))}")

@@ -126,7 +126,7 @@ def check_sources(
     num_workers: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[SourceReport]:
-    """Read, decode and encode every sample; progress is told of how many, as they are done."""
+    """Read, decode and encode every sample; progress gets how many are done, as they are."""
     budget = budget_of(len(sources), max_bad_fraction=sources.settings.max_bad_fraction)
     reports = {
         entry.name: SourceReport(

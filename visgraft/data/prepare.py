@@ -71,8 +71,8 @@ def prepare(
 ) -> list[Path]:
     """Write what is missing of a split and return all its shards.
 
-    fingerprint: what the data depends on; a folder that was begun with another one is refused. progress: told of
-    samples as they are done, those of finished shards too.
+    fingerprint: what the data depends on; a folder that was begun with another one is refused. progress: gets
+    the number of samples as they are done, those of finished shards too.
     Raises ConfigError for a folder that holds something else, DataError for too many bad samples.
     """
     _begin(folder, split=split, fingerprint=fingerprint)

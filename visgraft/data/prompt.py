@@ -172,7 +172,7 @@ def _encode_turns(
         if answer.startswith(" ") and _puts_space_in_front(tokenizer):
             answer = answer[1:]
         answer_ids = _ids(tokenizer, answer)
-        if end_id in answer_ids:  # somebody wrote it into the text; it must not teach the model to stop there
+        if end_id in answer_ids:  # it is written in the text; it must not teach the model to stop there
             answer_ids = _ids(tokenizer, answer, split_special_tokens=True)
         yield prompt_ids, [*answer_ids, end_id]
 

@@ -29,7 +29,7 @@ class StreamedRow(NamedTuple):
     Attributes:
         row: what it holds; the reason where it cannot be read.
         number: names it in the stream, the same in every epoch.
-        where: where a person finds it.
+        where: where a user finds it.
         after: the place behind it.
     """
 

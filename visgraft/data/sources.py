@@ -325,7 +325,7 @@ class Sources:
         return replace(sample, id=f"{entry.name}:{inner if sample.id is None else sample.id}", source=entry.name)
 
     def where(self, index: int) -> str:
-        """Say where a person finds that sample."""
+        """Say where a user finds that sample."""
         entry, inner = self.find(index)
         return entry.samples.where(inner)
 

@@ -147,7 +147,7 @@ def open_streams(entries: Sequence[SourceSettings], *, key: str, settings: DataS
         for setting, is_set in {"weight": entry.weight != 1.0, "split": not isinstance(entry.split, str)}.items():
             if is_set:
                 raise ConfigError(
-                    f"{key}.{number}.{setting}: got {getattr(entry, setting)}, which a stream cannot have, as nobody "
+                    f"{key}.{number}.{setting}: got {getattr(entry, setting)}, which a stream cannot have, as no one "
                     f"knows how much it holds; leave it out, or read the source without streaming"
                 )
         read = reader_of(entry, key=f"{key}.{number}")

@@ -222,7 +222,7 @@ def _encode_prompts(
 
 
 def _in_batches(prompts: Sequence[EncodedPrompt], *, batch_size: int) -> Iterator[list[EncodedPrompt]]:
-    """Cut prompts into batches: those of similar length together, and those about the same images next to each other."""
+    """Cut prompts into batches: those of similar length together, those about the same images next to each other."""
     group: dict[int, tuple[int, int]] = {}  # length of the longest row, place of the first prompt
     for prompt in prompts:
         length, first = group.get(id(prompt.prefix), (0, prompt.index))

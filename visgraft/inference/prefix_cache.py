@@ -2,7 +2,7 @@
 
 In: images. Out: a `Prefix` for each group of images, its keys and values from the cache where they are known. The key
 is the pixels' own checksum, so it does not matter how an image came; a cache belongs to one model, and forgets
-everything when a weight or the number format changes, so what comes out is always what computing anew would give.
+everything when a weight or the number format changes, so what comes out is always what computing again would give.
 
     cache = PrefixCache(max_bytes=2**30)
     texts = answer(model, processor, samples, prefix_cache=cache)       # and again, for other questions

@@ -1,4 +1,4 @@
-"""Every format that people bring is known by what lies in its folder, and what is found can be read."""
+"""Every usual format is known by what lies in its folder, and what is found can be read."""
 
 import io
 import json

@@ -33,7 +33,7 @@ DEFAULT_MAX_PIXELS = 89_478_485
 # Not every format that Pillow knows: some run other programs (EPS) or hold no picture.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO", "TGA")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-# The first characters of a JPEG, PNG, GIF, WebP or TIFF file in base64; nobody names a folder so.
+# The first characters of a JPEG, PNG, GIF, WebP or TIFF file in base64; no one names a folder so.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 _SHORTEST_BASE64 = 64
 _WEB_STARTS = ("http://", "https://")

@@ -140,8 +140,8 @@ def stack_frames(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         samples: B samples as `make_pixels` made them, F images each, which may differ.
 
     Returns:
-        {} where nobody has an image; each input [B, ...] where everybody has one; else [B, F, ...] with zeros in the
-        missing places, and `image_mask` [B, F] bool, True = a real image.
+        {} where no sample has an image; each input [B, ...] where every sample has one; else [B, F, ...] with zeros in
+        the missing places, and `image_mask` [B, F] bool, True = a real image.
     """
     counts = [len(next(iter(sample.values()), ())) for sample in samples]
     first = next((sample for sample in samples if sample), {})

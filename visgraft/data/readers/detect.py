@@ -1,6 +1,6 @@
 """Find out which format a folder of data is in, by what lies in it.
 
-In:  a folder, or a file, that somebody has. Out: the sources that read it, as a recipe writes them.
+In:  a folder, or a file. Out: the sources that read it, as a recipe writes them.
 
     found = detect(Path("~/coco"))
     found.train            # SourceSettings(source="coco", path="/home/me/coco", split="train")
