@@ -246,7 +246,7 @@ class Processor(ProcessorMixin):
 
         Raises:
             BadSampleError: an image cannot be used.
-            ConfigError: the numbers of prompts and images differ, or another form of output is asked for.
+            ConfigError: the numbers of prompts and images differ, or another kind of output is asked for.
         """
         prompts, groups = pair_prompts(text, images=images)
         ids = [self.prompt([Turn(prompt, "")]) for prompt in prompts]
@@ -276,7 +276,7 @@ class Processor(ProcessorMixin):
 
         Raises:
             BadSampleError: an image cannot be used.
-            ConfigError: the messages are of another form, or another form of output is asked for.
+            ConfigError: the messages are in another format, or another kind of output is asked for.
         """
         if not tokenize or not (add_generation_prompt or continue_final_message):
             raise ConfigError(

@@ -9,7 +9,6 @@ turns) and the images of each sample.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -114,4 +113,4 @@ def _read_image(part: Mapping[str, Any]) -> ImageRef:
             f"messages: an image part holds {sorted(set(part) - {'type'}) or 'nothing'}, need one of "
             f"{', '.join(_IMAGE_KEYS)}"
         )
-    return base64.b64decode(part[key]) if key == "base64" else part[key]
+    return {"base64": part[key]} if key == "base64" else part[key]

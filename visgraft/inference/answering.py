@@ -42,7 +42,7 @@ GREEDY = {
 }
 OTHER_CACHES = ("cache_implementation", "past_key_values")  # of `generate`, which this module makes itself
 _BATCHES_AT_ONCE = 4  # prompts are sorted by length among so many batches
-_POSITIONS_AT_ONCE = 256  # new tokens for which room is taken at first; longer answers are rare
+_NEW_TOKENS_AT_FIRST = 256  # for which the cache has room; longer answers are rare
 
 T = TypeVar("T")
 
@@ -252,7 +252,7 @@ def _generate(model: VisionLanguageModel, batch: Sequence[EncodedPrompt], settin
     num_image = int(counts.max())
     is_image = torch.arange(num_image, device=model.device) >= num_image - counts
     context = read_on(nothing_read(len(batch), device=model.device), is_image, kind=IMAGE)
-    cache = PreallocatedCache(capacity=num_image + length + min(limit, _POSITIONS_AT_ONCE))
+    cache = PreallocatedCache(capacity=num_image + length + min(limit, _NEW_TOKENS_AT_FIRST))
     copies = max(settings["num_beams"], settings.get("num_return_sequences") or 1)
     if num_image:
         cache.put([prompt.prefix.states for prompt in batch for _ in range(copies)])

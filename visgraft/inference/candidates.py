@@ -91,7 +91,7 @@ def score_candidates(
         assert first is not None
         context = read_on(context, _all_real(model, len(prompt)), kind=TEXT)
         sums: list[float] = []
-        for group in _groups(answers):
+        for group in _in_groups(answers):
             sums += _sum_up(model, group, first[0, -1], context=context, cache=read)
     if normalise == "sum":
         return sums
@@ -105,7 +105,7 @@ def _answer_ids(processor: Processor, dialog: Sequence[Turn], candidate: str, nu
     return list(encode_dialog(processor.tokenizer, processor.prompt_template, turns).input_ids[num_prompt:])
 
 
-def _groups(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+def _in_groups(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     """Cut candidates into groups of about so many tokens."""
     group: list[list[int]] = []
     for answer in answers:

@@ -33,7 +33,7 @@ from visgraft.model.sequence import IMAGE, TEXT, nothing_read, read_on
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
-_POSITIONS_AT_ONCE = 512  # positions for which room is taken at first; it grows with the conversation
+_POSITIONS_AT_FIRST = 512  # for which the cache has room; it grows with the conversation
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class Conversation:
         self.processor = processor
         self.items: list[Item] = []
         self._prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
-        self._cache = PreallocatedCache(capacity=_POSITIONS_AT_ONCE)
+        self._cache = PreallocatedCache(capacity=_POSITIONS_AT_FIRST)
         self._table = nothing_read(1, device=model.device)
         self._cached_keys: list[Hashable] = []  # of every position of the cache
 
@@ -243,7 +243,7 @@ class Conversation:
         self._cached_keys += ids
 
     def _reset_cache(self) -> None:
-        self._cache = PreallocatedCache(capacity=_POSITIONS_AT_ONCE)
+        self._cache = PreallocatedCache(capacity=_POSITIONS_AT_FIRST)
         self._table, self._cached_keys = self._table.cut(0), []
 
 

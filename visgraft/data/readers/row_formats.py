@@ -19,7 +19,7 @@ The formats, known by their keys (the first that fits):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -212,12 +212,8 @@ def _captions(row: Row, *, prompt: str) -> list[list[Turn]]:
     value = next(row[key] for key in _CAPTIONS if key in row)
     captions = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     references = row.get("references") or ()
-    return [[turn_from_row(prompt, caption, references=references)] for caption in _strings(captions)]
-
-
-def _strings(captions: Sequence[Any]) -> Iterator[Any]:
-    for caption in captions:
-        yield caption.get("raw", caption.get("caption")) if isinstance(caption, Mapping) else caption
+    texts = [each.get("raw", each.get("caption")) if isinstance(each, Mapping) else each for each in captions]
+    return [[turn_from_row(prompt, text, references=references)] for text in texts]
 
 
 def _listed(value: Any, reason: str) -> Sequence[Any]:
