@@ -1,4 +1,4 @@
-"""What callers ask: every usual form of prompts, images and chat messages, and what is refused."""
+"""What callers ask: every usual way to write prompts, images and chat messages, and what is refused."""
 
 import pytest
 

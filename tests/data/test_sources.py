@@ -9,6 +9,7 @@ from PIL import Image
 
 from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.images.remote import RemoteImage
+from visgraft.data.readers.row_formats import ROW_FORMATS
 from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import (
     READERS,
@@ -59,6 +60,10 @@ def test_every_reader_of_the_table_takes_a_path_and_a_split():
         assert [p.name for p in parameters[:2]] == ["path", "split"]
         assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
         assert all(p.default is not p.empty for p in parameters[2:])
+
+
+def test_every_row_format_names_a_reader_that_exists():
+    assert {row_format.reader for row_format in ROW_FORMATS.values()} <= set(READERS)
 
 
 def test_sources_lie_one_behind_the_other_with_unique_ids(tmp_path):

@@ -1,4 +1,4 @@
-"""Read what a caller asks: prompts and images in their usual forms, or chat messages.
+"""Read what a caller asks: prompts and images in every usual way, or chat messages.
 
 In: one prompt or many with their images, or the messages of a chat as the field writes them. Out: the prompt (or the
 turns) and the images of each sample.
@@ -31,7 +31,7 @@ def pair_prompts(text: str | Sequence[str] | None, *, images: Images | None) -> 
     Args:
         text: one prompt, to which all images of a plain list belong; or a list, each with its own image or list of
             images; or None, an empty prompt for each image.
-        images: in any form that `Images` names.
+        images: in any way that `Images` names.
 
     Raises:
         ConfigError: there is neither text nor image, or there are not as many of one as of the other.

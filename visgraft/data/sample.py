@@ -1,4 +1,4 @@
-"""The words a dataset is made of: a sample holds images and the dialogs about them.
+"""What a dataset is made of: a sample holds images and the dialogs about them.
 
 In:  whatever a reader or a program has at hand (paths, bytes, PIL images, strings).
 Out: Turn and Sample, frozen, and what a Source of them looks like; no image is opened here.
