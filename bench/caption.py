@@ -28,7 +28,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import GREEDY, answer_each
-from visgraft.inference.answering import answering
+from visgraft.inference.answering import eval_mode
 from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
@@ -85,7 +85,7 @@ def main() -> None:
 
         def loop() -> None:
             for path in paths:
-                with answering(model):
+                with eval_mode(model):
                     inputs = processor(images=Image.open(path).convert("RGB"), text="").to(model.device)
                     ids = model.generate(**inputs, **settings)
                 processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

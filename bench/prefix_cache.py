@@ -28,8 +28,8 @@ from harness import interleave, machine, positive, ratio, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
-from visgraft.inference.answering import answering
-from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode, read_prefixes
+from visgraft.inference.answering import eval_mode
+from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode_prefixes, read_prefixes
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.precision import computing_dtype
 from visgraft.model.sequence import append_segment, empty_table
@@ -86,15 +86,15 @@ def measure(model: VisionLanguageModel, *, rounds: int, clock: Callable[[], floa
     image: dict[str, Any] = {}
 
     def ask(*, with_encoder: bool, is_second: bool) -> None:
-        with answering(model):
+        with eval_mode(model):
             if is_second:
-                [prefix] = encode(model, [image["pixels"]], cache=kept, batch_size=1)
+                [prefix] = encode_prefixes(model, [image["pixels"]], cache=kept, batch_size=1)
                 assert prefix.states is not None, "the second question must find the image"
             elif with_encoder:
                 pixels: Pixels = {
                     "pixel_values": torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(next(seeds)))
                 }
-                [prefix] = encode(model, [pixels], cache=kept, batch_size=1)
+                [prefix] = encode_prefixes(model, [pixels], cache=kept, batch_size=1)
                 image.update(pixels=pixels, tokens=prefix.tokens)
             else:
                 prefix = Prefix(image["tokens"].shape[0], key=f"again {next(seeds)}", tokens=image["tokens"])

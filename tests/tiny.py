@@ -15,7 +15,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from visgraft.data.batch import Batch, EncodedSample, Layout, Rows, collate
+from visgraft.data.batch import Batch, EncodedSample, Layout, RowPlan, collate
 from visgraft.data.prompt import EncodedDialog
 from visgraft.model.sequence import SegmentTable
 from visgraft.model.vlm import VisionLanguageModel
@@ -200,7 +200,7 @@ def samples(vision: str = "clip", *, images: Sequence[int] = (1, 1, 0)) -> list[
     return [sample(*own, images=count, vision=vision) for own, count in zip(lengths, images, strict=True)]
 
 
-def batch(of: Sequence[EncodedSample], *, layout: Layout = "shared", rows: Rows | None = None) -> Batch:
+def batch(of: Sequence[EncodedSample], *, layout: Layout = "shared", rows: RowPlan | None = None) -> Batch:
     """Collate with pad id 0, which is an ordinary token id of these models."""
     return collate(of, layout=layout, pad_token_id=0, rows=rows)
 

@@ -26,7 +26,7 @@ from visgraft.config import Recipe, load_recipe
 from visgraft.data.readers import easy_vqa
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import answer, load
-from visgraft.metrics.metrics import exact_match
+from visgraft.metrics.text_match import exact_match
 from visgraft.reporting.page import Page, escape, image_tag, numbers, table
 from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run

@@ -30,7 +30,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from visgraft.data.batch import Batch, EncodedSample, Layout, Rows, collate
+from visgraft.data.batch import Batch, EncodedSample, Layout, RowPlan, collate
 from visgraft.data.images.opening import DEFAULT_MAX_PIXELS, open_image
 from visgraft.data.images.pixels import finish_pixels, made_image_size, make_pixels, stack_frames, with_image_size
 from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
@@ -54,6 +54,7 @@ class Processor(ProcessorMixin):
         num_image_tokens: image tokens that one image becomes behind the projection.
         image_size: side of the pixels; None where the encoder takes images in their own resolution.
         template: name or text of the prompt template, as a recipe writes it.
+        prompt_template: that template.
         max_text_tokens: longest text of one dialog; None = no limit.
     """
 
@@ -72,7 +73,7 @@ class Processor(ProcessorMixin):
         self.image_size = image_size
         self.template = template
         self.max_text_tokens = max_text_tokens
-        self._template = PromptTemplate.from_spec(template)
+        self.prompt_template = PromptTemplate(template)
         tokenizer.padding_side = "left"  # not saved with every tokenizer, so set it wherever one is taken in
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token  # pads are masked by place, so any id will do
@@ -167,7 +168,7 @@ class Processor(ProcessorMixin):
         if not sample.dialogs:
             raise BadSampleError("no dialog")
         return tuple(
-            encode_dialog(self.tokenizer, self._template, dialog, max_text_tokens=self.max_text_tokens)
+            encode_dialog(self.tokenizer, self.prompt_template, dialog, max_text_tokens=self.max_text_tokens)
             for dialog in sample.dialogs
         )
 
@@ -196,7 +197,7 @@ class Processor(ProcessorMixin):
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
 
     def collate(
-        self, samples: Sequence[Sample | EncodedSample], *, layout: Layout = "shared", rows: Rows | None = None
+        self, samples: Sequence[Sample | EncodedSample], *, layout: Layout = "shared", rows: RowPlan | None = None
     ) -> Batch:
         """Make one batch of at least one sample, encoding those that are not yet encoded.
 
@@ -219,7 +220,7 @@ class Processor(ProcessorMixin):
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Encode what the model is given to answer the last turn; that turn's own answer is ignored."""
-        return encode_prompt(self.tokenizer, self._template, turns)
+        return encode_prompt(self.tokenizer, self.prompt_template, turns)
 
     def __call__(
         self,
@@ -245,7 +246,7 @@ class Processor(ProcessorMixin):
 
         Raises:
             BadSampleError: an image cannot be used.
-            ConfigError: the numbers of prompts and images differ, or another form of output is asked for.
+            ConfigError: the numbers of prompts and images differ, or another kind of output is asked for.
         """
         prompts, groups = pair_prompts(text, images=images)
         ids = [self.prompt([Turn(prompt, "")]) for prompt in prompts]
@@ -275,7 +276,7 @@ class Processor(ProcessorMixin):
 
         Raises:
             BadSampleError: an image cannot be used.
-            ConfigError: the messages are of another form, or another form of output is asked for.
+            ConfigError: the messages are in another format, or another kind of output is asked for.
         """
         if not tokenize or not (add_generation_prompt or continue_final_message):
             raise ConfigError(
@@ -295,7 +296,9 @@ class Processor(ProcessorMixin):
             raise ConfigError(f"apply_chat_template: the last message must be {whose}")
         if not is_begun:
             return self.prompt(turns)
-        return list(encode_dialog(self.tokenizer, self._template, turns).input_ids[:-1])  # all but its end-of-text
+        return list(
+            encode_dialog(self.tokenizer, self.prompt_template, turns).input_ids[:-1]
+        )  # all but its end-of-text
 
     def _inputs(
         self, ids: list[list[int]], groups: list[list[ImageRef]], *, padding: bool | str, return_tensors: str

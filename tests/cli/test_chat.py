@@ -12,7 +12,7 @@ from visgraft.cli.chat import Chat
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import BadSampleError, ConfigError, ModelError
 from visgraft.inference import answer, load, num_prompt_positions
-from visgraft.inference.conversation import ShownImage
+from visgraft.inference.conversation import ConversationImage
 
 if TYPE_CHECKING:
     from visgraft import Processor, VisionLanguageModel
@@ -35,7 +35,8 @@ def photo(folder: Path) -> Path:
 
 def expected(chat: Chat, photo: Path | None, *turns: Turn) -> str:
     images = [] if photo is None else [photo]
-    [text] = answer(chat.talk.model, chat.talk.processor, [Sample(images=images, dialogs=[turns])], max_new_tokens=4)
+    pair = chat.conversation.model, chat.conversation.processor
+    [text] = answer(*pair, [Sample(images=images, dialogs=[turns])], max_new_tokens=4)
     return text
 
 
@@ -49,10 +50,10 @@ def test_a_pipe_is_answered_line_by_line(
     outcome = visgraft("chat", folder / "run", photo, *model)
     first = expected(chat, photo, Turn("Which colour?", ""))
     second = expected(chat, photo, Turn("Which colour?", first), Turn("And what is it?", ""))
-    chat.talk.show(photo)
-    chat.talk.items += [Turn("Which colour?", first), Turn("And what is it?", second)]
-    chat.talk.show(other)  # at the turn where it arrives, and nothing is forgotten
-    third = "".join(chat.talk.say("Which colour?", max_new_tokens=4))
+    chat.conversation.show(photo)
+    chat.conversation.items += [Turn("Which colour?", first), Turn("And what is it?", second)]
+    chat.conversation.show(other)  # at the turn where it arrives, and nothing is forgotten
+    third = "".join(chat.conversation.say("Which colour?", max_new_tokens=4))
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out == f"{first}\n{second}\n{third}\n"
 
@@ -70,9 +71,9 @@ def test_a_line_that_fails_in_a_pipe_makes_status_2_and_the_chat_goes_on(
 def test_commands_change_what_the_model_sees_and_remembers(chat: Chat, photo: Path) -> None:
     chat.say("What is it?")
     assert chat.command(f'/image "{photo}"')
-    assert [type(item) for item in chat.talk.items] == [Turn, ShownImage]
+    assert [type(item) for item in chat.conversation.items] == [Turn, ConversationImage]
     assert chat.command("/reset")
-    assert [type(item) for item in chat.talk.items] == [ShownImage]
+    assert [type(item) for item in chat.conversation.items] == [ConversationImage]
     assert chat.command("/help")
     assert not chat.command("/exit")
     with pytest.raises(ConfigError, match="/dance: no such command; /image PATH shows another image at this place"):
@@ -81,11 +82,11 @@ def test_commands_change_what_the_model_sees_and_remembers(chat: Chat, photo: Pa
         chat.command("/image")
     with pytest.raises(BadSampleError, match=r"nowhere\.png: image file is missing"):
         chat.command("/image nowhere.png")
-    assert len(chat.talk.items) == 1
+    assert len(chat.conversation.items) == 1
 
 
 def test_the_oldest_turns_are_forgotten_where_the_positions_end(chat: Chat) -> None:
-    talk = chat.talk
+    talk = chat.conversation
     talk.items[:] = [Turn("What is it?", "a cat and a dog " * 12), Turn("Why?", "because " * 3), Turn("Who?", "I.")]
     chat.say("Is it red?" + " really" * 5)
     assert [turn.prompt for turn in talk.turns[:-1]] in (["Why?", "Who?"], ["Who?"])
@@ -106,7 +107,7 @@ def test_ctrl_c_stops_an_answer_in_a_terminal_and_a_pipe_ends(
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.write", lambda text: interrupt(text) if text.strip() else write(text))
     chat.say("What is it?")
-    [turn] = chat.talk.turns
+    [turn] = chat.conversation.turns
     assert turn.prompt == "What is it?"
     assert turn.answer  # what was said before it was stopped
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)

@@ -15,7 +15,7 @@ from visgraft.convert import merge
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     values, state = make("git_llama", lora=True)
-    return write(tmp_path / "ancestor", values, state)
+    return write(tmp_path / "checkpoint", values, state)
 
 
 def test_import_says_what_it_found(visgraft: Visgraft, checkpoint: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from visgraft.compare.report import write_report
 from visgraft.compare.results_table import best_validation, loss_unit, results
 from visgraft.errors import BadSampleError, CheckpointError
 from visgraft.inference import answer, load
-from visgraft.metrics.metrics import exact_match
+from visgraft.metrics.text_match import exact_match
 from visgraft.reporting.progress import make_progress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted

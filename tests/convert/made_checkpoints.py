@@ -1,7 +1,7 @@
-"""Make random checkpoints in the ancestors' layout, of every family and variant, and write them in every form.
+"""Make random checkpoints in the layout of GIT-LLM and heron, of every architecture and variant, in every file format.
 
-In: a family and what is special. Out: config values and a state dict with plain names, or a folder with the names that
-the ancestors' trainers wrote. Every parameter is random, none is zero or one.
+In: an architecture and what is special. Out: config values and a state dict with plain names, or a folder with the
+names that their trainers wrote. Every parameter is random, none is zero or one.
 Usage: `values, state = make("git_opt", post_norm=True); write(folder, values, state, form="bin", wrapped="heron")`
 """
 
@@ -205,7 +205,7 @@ def _mpt() -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         shapes |= {f"{layer}attn.Wqkv.weight": (3 * D, D), f"{layer}attn.out_proj.weight": (D, D)}
         shapes |= {f"{layer}ffn.up_proj.weight": (4 * D, D), f"{layer}ffn.down_proj.weight": (D, 4 * D)}
     values = {"d_model": D, "n_heads": HEADS, "n_layers": LAYERS, "max_seq_len": 64}
-    # ignored in the ancestors' day, honoured by later libraries
+    # ignored in GIT-LLM's day, honoured by later libraries
     attention = {"clip_qkv": 0.01, "alibi_bias_max": 16, "softmax_scale": None, "attn_pdrop": 0}
     return {**values, "attn_config": attention, "logit_scale": 3.0, "expansion_ratio": 2}, shapes
 

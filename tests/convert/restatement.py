@@ -1,6 +1,6 @@
-"""What the ancestors compute, restated in plain torch from tensors alone; imports neither transformers nor visgraft.
+"""What GIT-LLM and heron compute, restated in plain torch from tensors; imports neither transformers nor visgraft.
 
-In: an ancestor's config values, its state dict with plain names (LoRA included), ids and pixels. Out: logits of every
+In: a checkpoint's config values, its state dict with plain names (LoRA included), ids and pixels. Out: logits of every
 position, the loss and greedy tokens by repeated full forward: an independent way to every number of an import.
 Usage: `logits = forward(values, state, ids, pixels=pixels, mask=mask)`
 """
@@ -125,12 +125,12 @@ def forward(
     scaling: float = 4.0,
 ) -> Tensor:
     """Give logits [B, P + T, V]."""
-    family = values["model_type"]
+    model_type = values["model_type"]
     mask = torch.ones_like(ids) if mask is None else mask
     prefix = None if pixels is None else image_prefix(values, state, pixels, scaling=scaling)
-    causal_image = family in CAUSAL_IMAGE if causal_image is None else causal_image
+    causal_image = model_type in CAUSAL_IMAGE if causal_image is None else causal_image
     allowed = attend_allowed(0 if prefix is None else prefix.shape[1], mask, causal_image=causal_image)
-    return ARCHITECTURES[family](values, state, ids, prefix, allowed, mask, scaling)
+    return ARCHITECTURES[model_type](values, state, ids, prefix, allowed, mask, scaling)
 
 
 def with_prefix(prefix: Tensor | None, text: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The ancestors' YAML files become recipes that load, with notes on what is left out."""
+"""YAML files of GIT-LLM and heron become recipes that load, with notes on what is left out."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_the_restatement_of_the_tests_is_right(case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["exact", "landscape", "portrait", "small", "square", "wide"])
-def test_pixels_are_those_of_the_ancestors(name: str) -> None:
+def test_pixels_are_those_of_the_original(name: str) -> None:
     io = load_file(GOLDEN / "preprocess" / "io.safetensors")
     image = Image.fromarray(io[f"{name}.image_u8_hwc"].numpy())
     pixels = make_pixels(load_image_processor(GOLDEN / "preprocess"), [image])["pixel_values"][0]

@@ -1,4 +1,4 @@
-"""Made-up checkpoints of every family, variant and form import exactly; what cannot be accounted for is refused."""
+"""Made-up checkpoints of every architecture and file format import exactly; what is not accounted for is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def imported(tmp_path: Path, values: dict[str, Any], state: dict[str, Tensor], *
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_an_import_computes_what_the_ancestor_did(name: str, tmp_path: Path) -> None:
+def test_an_import_computes_what_the_original_did(name: str, tmp_path: Path) -> None:
     variant = VARIANTS[name]
     values, state = make(**variant)
     model = imported(tmp_path, values, state)
@@ -96,7 +96,7 @@ def assert_same_gradients(
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_an_import_says_what_the_ancestor_said(name: str, tmp_path: Path) -> None:
+def test_an_import_says_what_the_original_said(name: str, tmp_path: Path) -> None:
     values, state = make(**VARIANTS[name])
     model = imported(tmp_path, values, state)
     pixels = pixels_for(VARIANTS[name].get("frames", 0), rows=2)
@@ -291,9 +291,7 @@ def test_a_checkpoint_that_cannot_be_accounted_for_is_refused(what: str, tmp_pat
 def test_opt_without_its_own_positions_is_refused(tmp_path: Path) -> None:
     values, state = make("git_opt")
     state.pop("model.embed_positions.weight")
-    with pytest.raises(
-        CheckpointError, match=r"model\.embed_positions\.weight is missing, which the ancestor computes"
-    ):
+    with pytest.raises(CheckpointError, match=r"model\.embed_positions\.weight is missing, which GIT-LLM computes"):
         visgraft.import_git_llm(write(tmp_path / "src", values, state), tmp_path / "dst")
 
 

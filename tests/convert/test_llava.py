@@ -1,4 +1,4 @@
-"""A model that LLaVA can hold becomes a plain folder of transformers; others are told why not."""
+"""A model that LLaVA can hold becomes a plain folder of transformers; others are refused with the reasons."""
 
 from __future__ import annotations
 

@@ -80,5 +80,5 @@ def test_every_import_of_the_package_is_flat() -> None:
 def test_a_folder_that_only_names_its_parts_is_refused(tmp_path: Path) -> None:
     vision, language = save_parts(tmp_path)
     VisionLanguageModel.from_parts(vision, language).save_pretrained(tmp_path / "slim")
-    with pytest.raises(CheckpointError, match=r"is only named, as the local folder .*, which nobody else has; write a"):
+    with pytest.raises(CheckpointError, match=r"is only named, as the local folder .*, which no one else has; write a"):
         make_portable(tmp_path / "slim")

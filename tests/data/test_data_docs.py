@@ -3,8 +3,8 @@
 import inspect
 import json
 import re
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 import yaml
 
@@ -26,7 +26,7 @@ def test_every_entry_names_a_reader_and_options_that_exist():
     assert {entry["source"] for entry in entries()} >= set(READERS) - {"easy_vqa"}
     for entry in entries():
         settings = Strict(SourceSettings).convert(entry, SourceSettings, "")
-        options = inspect.signature(import_module(READERS[settings.source]).read).parameters
+        options = inspect.signature(resolve_name(READERS[settings.source])).parameters
         assert set(settings.options) <= set(options), entry
 
 

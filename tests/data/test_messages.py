@@ -1,6 +1,4 @@
-"""What callers ask: every usual form of prompts, images and chat messages, and what is refused."""
-
-import base64
+"""What callers ask: every usual way to write prompts, images and chat messages, and what is refused."""
 
 import pytest
 
@@ -58,7 +56,7 @@ def test_a_chat_becomes_turns_and_its_images_the_prefix():
                 "content": [
                     {"type": "image", "path": "a.jpg"},
                     {"type": "text", "text": "What is it?"},
-                    {"type": "image", "base64": base64.b64encode(b"png").decode()},
+                    {"type": "image", "base64": "cG5n"},
                 ],
             },
             {"role": "assistant", "content": "A cat."},
@@ -74,7 +72,7 @@ def test_a_chat_becomes_turns_and_its_images_the_prefix():
         ]
     )
     assert turns == [Turn("What is it?", "A cat."), Turn("And\nnow?", "")]
-    assert images == ["a.jpg", b"png", "b.jpg", "c.jpg"]
+    assert images == ["a.jpg", {"base64": "cG5n"}, "b.jpg", "c.jpg"]
 
 
 def test_an_image_alone_asks_for_a_caption():

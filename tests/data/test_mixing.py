@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from visgraft.data.mixing import hold_out, mixed_order, temper
+from visgraft.data.mixing import is_held_out, mixed_order, temper
 
 
 def texts_seen(order, counts):
@@ -45,9 +45,9 @@ def test_temperature_draws_sources_nearer_to_each_other_and_keeps_the_epoch_as_l
 
 def test_a_share_is_held_out_by_key_whatever_the_order():
     keys = [f"image {i // 2}".encode() for i in range(2000)]
-    held = hold_out(keys, share=0.02)
+    held = is_held_out(keys, share=0.02)
     assert held.sum() == 40 and all(held[0::2] == held[1::2])
     order = np.random.default_rng(0).permutation(2000)
-    assert (hold_out([keys[i] for i in order], share=0.02) == held[order]).all()
-    assert hold_out(keys, share=0.0001).sum() == 2 and hold_out(keys, share=0.9999).sum() == 1998
-    assert not hold_out([b"one", b"one"], share=0.5).any()
+    assert (is_held_out([keys[i] for i in order], share=0.02) == held[order]).all()
+    assert is_held_out(keys, share=0.0001).sum() == 2 and is_held_out(keys, share=0.9999).sum() == 1998
+    assert not is_held_out([b"one", b"one"], share=0.5).any()

@@ -8,6 +8,7 @@ from visgraft.config import DataSettings, SourceSettings
 from visgraft.data import prepare as module
 from visgraft.data.images.opening import open_image
 from visgraft.data.prepare import prepare
+from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import open_sources
 from visgraft.errors import ConfigError, DataError
 
@@ -88,12 +89,12 @@ def test_too_many_bad_samples_stop_it(tmp_path):
     assert len((tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()) == 6
 
 
-def test_what_is_no_file_becomes_a_png():
+def test_what_is_no_file_becomes_a_png_and_a_file_keeps_its_bytes():
     image = Image.new("RGB", (3, 2), (1, 2, 3))
-    assert open_image(module._as_png(image)).getpixel((0, 0)) == (1, 2, 3)
-    assert module._bytes_of(image) is None and module._bytes_of(b"x") == b"x"
     buffer = BytesIO()
-    image.save(buffer, "PNG")
-    assert module._bytes_of({"bytes": buffer.getvalue(), "path": None}) == buffer.getvalue()
-    with pytest.raises(DataError, match="an image is given as int"):
-        module._bytes_of(3)
+    image.save(buffer, "JPEG")
+    dialogs = [[Turn("", "a square")]]
+    row = module._row(Sample([image, {"bytes": buffer.getvalue(), "path": None}], dialogs), max_pixels=100)
+    png, jpeg = (stored["bytes"] for stored in row["images"])
+    assert png.startswith(b"\x89PNG") and open_image(png).getpixel((0, 0)) == (1, 2, 3)
+    assert jpeg == buffer.getvalue()

@@ -38,7 +38,7 @@ def tokenizers():
 def test_a_chat_template_holds_to_the_same_rules(tokenizers, name, chat_template, turns):
     tokenizer = tokenizers[name]
     tokenizer.chat_template = chat_template
-    template = PromptTemplate.named("chat")
+    template = PromptTemplate("chat")
     encoded = encode_dialog(tokenizer, template, turns)
     end = tokenizer.eos_token if chat_template == LLAMA2 else "<|im_end|>"
     assert [text.removeprefix(" ") for text in answers_of(tokenizer, encoded)] == [t.answer + end for t in turns]
@@ -57,13 +57,13 @@ def test_a_chat_prompt_is_the_template_rendering_token_by_token(tokenizers, chat
         {"role": "user", "content": "Which colour?"},
     ]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert encode_prompt(tokenizer, PromptTemplate.named("chat"), TURNS) == ids
+    assert encode_prompt(tokenizer, PromptTemplate("chat"), TURNS) == ids
 
 
 def test_a_chat_template_that_strips_still_gives_the_text_it_renders(tokenizers):
     tokenizer = tokenizers["gpt2"]
     tokenizer.chat_template = LLAMA2
-    encoded = encode_dialog(tokenizer, PromptTemplate.named("chat"), [Turn("What is it?", " A cat on a sofa. ")])
+    encoded = encode_dialog(tokenizer, PromptTemplate("chat"), [Turn("What is it?", " A cat on a sofa. ")])
     assert tokenizer.decode(encoded.input_ids) == "</s>[INST] What is it? [/INST] A cat on a sofa.</s>"
 
 
@@ -73,7 +73,7 @@ def test_a_chat_template_without_a_closing_token_ends_with_end_of_text(tokenizer
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    encoded = encode_dialog(tokenizer, PromptTemplate.named("chat"), TURNS)
+    encoded = encode_dialog(tokenizer, PromptTemplate("chat"), TURNS)
     assert tokenizer.decode(encoded.input_ids) == (
         "user: What is it?\nassistant: A cat on a sofa.</s>\nuser: Which colour?\nassistant: Red, I think.</s>"
     )
@@ -83,24 +83,24 @@ def test_the_longest_closing_token_of_a_chat_template_counts():
     tokenizer = wrap(byte_level())
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|end|>!"]})
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|end|>!{% endfor %}"
-    assert end_token_id(tokenizer, PromptTemplate.named("chat")) == tokenizer.convert_tokens_to_ids("<|end|>!")
+    assert end_token_id(tokenizer, PromptTemplate("chat")) == tokenizer.convert_tokens_to_ids("<|end|>!")
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tokenizers):
     tokenizers["gpt2"].chat_template = None
     with pytest.raises(ConfigError, match="got 'chat', but this tokenizer has no chat template"):
-        encode_prompt(tokenizers["gpt2"], PromptTemplate.named("chat"), TURNS)
+        encode_prompt(tokenizers["gpt2"], PromptTemplate("chat"), TURNS)
 
 
 def test_a_chat_template_that_rewrites_history_is_refused(tokenizers):
     tokenizer = tokenizers["gpt2"]
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}\n{% endfor %}"
     with pytest.raises(ConfigError, match="rewrites earlier messages"):
-        encode_prompt(tokenizer, PromptTemplate.named("chat"), TURNS)
+        encode_prompt(tokenizer, PromptTemplate("chat"), TURNS)
 
 
 def test_a_chat_template_that_refuses_its_messages_is_named(tokenizers):
     tokenizer = tokenizers["gpt2"]
     tokenizer.chat_template = "{{ raise_exception('a system message first, please') }}"
     with pytest.raises(ConfigError, match="refuses user and assistant messages"):
-        encode_prompt(tokenizer, PromptTemplate.named("chat"), TURNS)
+        encode_prompt(tokenizer, PromptTemplate("chat"), TURNS)

@@ -1,6 +1,6 @@
 """Pictures, questions and answers that every test of inference shares.
 
-In: seeds and texts. Out: images made in memory, samples to answer, a model that says what it is told.
+In: seeds and texts. Out: images made in memory, samples to answer, a model that says what it is made to say.
 Usage: `answer(model, processor, [ask("What is it?", images=(picture(0),))], logits_processor=[Say(processor, "a")])`
 """
 

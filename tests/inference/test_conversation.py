@@ -12,7 +12,7 @@ from tests.training.tiny import save_parts
 from visgraft import Processor, Sample, Turn, VisionLanguageModel
 from visgraft.errors import BadSampleError, ModelError
 from visgraft.inference import Conversation, PrefixCache, answer
-from visgraft.inference.conversation import ShownImage
+from visgraft.inference.conversation import ConversationImage
 from visgraft.model.sequence import append_segment, empty_table
 from visgraft.segments import IMAGE, TEXT
 
@@ -171,9 +171,9 @@ def test_the_oldest_is_forgotten_where_the_positions_end(pair: Pair) -> None:
     talk.items += [Turn("What is it?", "a cat and a dog " * 6), Turn("Why?", "because " * 3)]
     talk.show(picture(1))
     talk.items += [Turn("Who?", "I. " * 4)]
-    assert talk.make_room("Is it?", max_new_tokens=5) == 0
+    assert talk.forget_oldest("Is it?", max_new_tokens=5) == 0
     say(talk, "Is it red?" + " really" * 12)
-    kinds = ["image" if isinstance(item, ShownImage) else item.prompt[:4] for item in talk.items]
+    kinds = ["image" if isinstance(item, ConversationImage) else item.prompt[:4] for item in talk.items]
     assert kinds == ["image", "image", "Who?", "Is i"]  # the two oldest turns are gone, and that is room enough
     items = list(talk.items)
     with pytest.raises(ModelError, match=r"the 128 positions of llama leave no room for an answer; shorten the prompt"):
@@ -181,9 +181,9 @@ def test_the_oldest_is_forgotten_where_the_positions_end(pair: Pair) -> None:
     assert talk.items == items
     say(talk, "Why?" + " really" * 12)
     assert len(talk.turns) == 1
-    assert sum(isinstance(item, ShownImage) for item in talk.items) == 1  # the newest image is never forgotten
+    assert sum(isinstance(item, ConversationImage) for item in talk.items) == 1  # the newest image is never forgotten
     talk.reset()
-    assert [type(item) for item in talk.items] == [ShownImage]
+    assert [type(item) for item in talk.items] == [ConversationImage]
 
 
 def test_an_image_in_front_may_be_known_from_elsewhere(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""An image is read once for all that is asked about it, and what is kept is what computing anew would give."""
+"""An image is read once for all that is asked about it, and what is kept is what computing again would give."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tests.training.tiny import save_parts
 from visgraft import Processor, VisionLanguageModel
 from visgraft.errors import BadSampleError, ConfigError, ModelError
 from visgraft.inference import PrefixCache, answer, answer_each
-from visgraft.inference.prefix_cache import encode, read_pixels, read_prefixes
+from visgraft.inference.prefix_cache import encode_prefixes, open_pixels, read_prefixes
 
 Pair = tuple[VisionLanguageModel, Processor]
 
@@ -60,11 +60,11 @@ def test_an_image_is_known_by_its_pixels_however_it_comes(pair: Pair, runs: Any,
 
 def test_kept_states_are_bit_by_bit_those_computed_anew(pair: Pair) -> None:
     model, processor = pair
-    pixels = read_pixels(processor, [picture(3)])
+    pixels = open_pixels(processor, [picture(3)])
     states = []
     with torch.no_grad():
         for cache in (PrefixCache(), shared := PrefixCache(), shared):
-            [prefix] = encode(model, [pixels], cache=cache, batch_size=1)
+            [prefix] = encode_prefixes(model, [pixels], cache=cache, batch_size=1)
             read_prefixes(model, [prefix], cache=cache)
             assert prefix.states is not None
             states.append(prefix.states)

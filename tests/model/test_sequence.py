@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from tests.tiny import batch, sample
-from visgraft.data.batch import Batch, Rows
+from visgraft.data.batch import Batch, RowPlan
 from visgraft.model import sequence
 from visgraft.model.sequence import (
     SegmentTable,
@@ -204,7 +204,7 @@ FILLED_SAMPLES = [sample(6, 3, 5, images=2), sample(4, images=1), sample(5, 7, i
     "rules", [{}, {"window": 3}, {"chunk": 4}, {"causal_image": True}, {"causal_image": True, "window": 5}], ids=str
 )
 @pytest.mark.parametrize("rows", [None, [[0, 2], [3, 1]], [[0, 1, 2, 3]]], ids=str)
-def test_a_block_mask_is_the_dense_mask(rows: Rows | None, rules: dict[str, Any]) -> None:
+def test_a_block_mask_is_the_dense_mask(rows: RowPlan | None, rules: dict[str, Any]) -> None:
     table = table_of_batch(batch(FILLED_SAMPLES, rows=rows))
     made = block_mask(table, **rules)
     num_rows, length = table.kind.shape

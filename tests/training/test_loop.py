@@ -17,7 +17,7 @@ from visgraft.data.batch import Batch
 from visgraft.data.sources import open_sources
 from visgraft.errors import ConfigError, DataError, ModelError
 from visgraft.inference import answer, load
-from visgraft.metrics.metrics import exact_match
+from visgraft.metrics.text_match import exact_match
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run

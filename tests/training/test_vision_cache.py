@@ -200,7 +200,7 @@ def test_images_that_the_cache_lacks_train_beside_those_that_it_has(tmp_path: Pa
     store = session.loader.vision_cache
     assert store is not None
     [image] = session.planner.sample(plan.groups[0]).images
-    del store._places[image_version(image) or b""]
+    del store._records[image_version(image) or b""]
     mixed = steps.StepDataset(session.planner, session.loader)[plan]
     assert [set(batch.vision_inputs) for batch in mixed.batches] == [{"pixel_bytes"}, {"features"}]
     totals = [

@@ -41,18 +41,18 @@ def chat(
     visgraft chat runs/my-run cat.jpg
     """
     shown = None if image is None else open_named(image)
-    talk = Chat(*load_model(model, device=device, precision=precision), max_new_tokens=max_new_tokens)
+    open_chat = Chat(*load_model(model, device=device, precision=precision), max_new_tokens=max_new_tokens)
     if shown is not None:
-        talk.talk.show(shown)
+        open_chat.conversation.show(shown)
     note(HELP)
     has_failed = False
     for line in _lines():
         try:
             if line.startswith("/"):
-                if not talk.command(line):
+                if not open_chat.command(line):
                     break
             else:
-                talk.say(line)
+                open_chat.say(line)
         except VisgraftError as error:
             has_failed = True
             print_error(str(error))
@@ -84,7 +84,7 @@ class Chat:
         """Begin with nothing shown and nothing said."""
         from visgraft.inference import Conversation
 
-        self.talk = Conversation(model, processor)
+        self.conversation = Conversation(model, processor)
         self.max_new_tokens = max_new_tokens
 
     def command(self, line: str) -> bool:
@@ -102,12 +102,12 @@ class Chat:
             case "/help":
                 note(HELP)
             case "/reset":
-                self.talk.reset()
+                self.conversation.reset()
                 note("what was said is forgotten")
             case "/image":
                 if not argument.strip():
                     raise ConfigError("/image: got no path; write /image PATH")
-                self.talk.show(open_named(Path(argument.strip().strip("'\""))))
+                self.conversation.show(open_named(Path(argument.strip().strip("'\""))))
                 note(f"the model now sees {argument.strip()} too")
             case _:
                 raise ConfigError(f"{name}: no such command; {HELP}")
@@ -119,12 +119,12 @@ class Chat:
         Raises:
             ModelError: the prompt alone is too long for the language model.
         """
-        num_forgotten = self.talk.make_room(prompt, max_new_tokens=self.max_new_tokens)
+        num_forgotten = self.conversation.forget_oldest(prompt, max_new_tokens=self.max_new_tokens)
         if num_forgotten:
-            limit = self.talk.model.attention_spec.max_positions
+            limit = self.conversation.model.attention_spec.max_positions
             note(f"the oldest {num_forgotten} turns are forgotten: the language model has {limit} positions")
         try:
-            with closing(self.talk.say(prompt, max_new_tokens=self.max_new_tokens)) as pieces:
+            with closing(self.conversation.say(prompt, max_new_tokens=self.max_new_tokens)) as pieces:
                 for piece in pieces:
                     sys.stdout.write(piece)
                     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`visgraft import`, `merge` and `export`: checkpoints of the ancestors in, plain model folders out.
+"""`visgraft import`, `merge` and `export`: checkpoints of GIT-LLM and heron in, plain model folders out.
 
 In: a checkpoint or training file of GIT-LLM or heron; a model with LoRA. Out: a model folder or a recipe, and what was
 found on the way.

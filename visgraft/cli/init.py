@@ -19,7 +19,7 @@ from visgraft.config.plain_values import to_plain
 from visgraft.errors import BadSampleError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from visgraft.data.readers.detect import Found
+    from visgraft.data.readers.detect import DetectedDataset
 
 STARTER_VISION, STARTER_LANGUAGE = "starter:vision", "starter:language"
 MAX_SAMPLES_READ = 200  # of a large source; the rest is estimated from these
@@ -126,7 +126,7 @@ def _with_comment(line: str, comment: str) -> str:
     return f"{line:<30}  # {comment}"
 
 
-def _sources(found: "Found", size: _Size) -> dict[str, SourceSettings]:
+def _sources(found: "DetectedDataset", size: _Size) -> dict[str, SourceSettings]:
     """Validate on the data's own split; without one, on a share of the images that training then leaves out."""
     if found.validation is not None:
         return {"train": found.train, "validation": found.validation}

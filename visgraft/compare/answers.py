@@ -21,7 +21,7 @@ from visgraft.config import Recipe
 from visgraft.data.images.opening import open_image
 from visgraft.data.sources import epoch_order, open_sources
 from visgraft.errors import BadSampleError, VisgraftError
-from visgraft.metrics.metrics import exact_match
+from visgraft.metrics.text_match import exact_match
 from visgraft.metrics.text_quality import TextQuality, text_quality_of
 from visgraft.starter import resolve
 

@@ -1,10 +1,10 @@
-"""The ancestors' language models: one row a family, with what its checkpoints mean.
+"""The language models of GIT-LLM and heron: one row an architecture, with what its checkpoints mean.
 
-In: the values of an ancestor's `config.json` and its language model's tensors. Out: the configuration of the plain
+In: the values of a checkpoint's `config.json` and its language model's tensors. Out: the configuration of the plain
 language model, its sizes read from the tensors (a stored configuration can be wrong).
 
-    family = find_architecture("git_opt")
-    config = family.text_config(values, tensors)
+    architecture = find_architecture("git_opt")
+    config = architecture.text_config(values, tensors)
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a family's checkpoints mean.
+    """What the checkpoints of an architecture mean.
 
     Attributes:
         root: what its keys start with.
         text_config: makes the plain language model's configuration.
         image_attention: the mask inside an image that its checkpoints were trained with.
         prefix_at: where the prefix enters.
-        template: the prompt template of whoever trained the family's published checkpoints.
+        template: the prompt template of whoever trained its published checkpoints.
         embedding: the key of its input embeddings.
         head: the key of its output embeddings.
         is_tied: whether the two are one, where `config.json` does not say.
         moved: keys that are called otherwise in the plain model, which replace what is stored there.
-        dead: patterns of keys that the ancestor stores and never uses.
+        dead: patterns of keys that are stored and never used.
     """
 
     root: str
@@ -54,7 +54,7 @@ class Architecture:
 
 
 def find_architecture(model_type: object) -> Architecture:
-    """Give the row of an ancestor's `model_type`.
+    """Give the row of a checkpoint's `model_type`.
 
     Raises:
         CheckpointError: it is none of theirs.
@@ -113,7 +113,7 @@ def _llama(values: Values, tensors: Tensors) -> PreTrainedConfig:
 
 def _mpt(values: Values, tensors: Tensors) -> PreTrainedConfig:
     attention = dict(values.get("attn_config") or {})
-    # The MPT of the ancestors' day ignored clip_qkv, qk_ln, logit_scale and alibi_bias_max (8 for all), so they do not
+    # The MPT of GIT-LLM's day ignored clip_qkv, qk_ln, logit_scale and alibi_bias_max (8 for all), so they do not
     # come along: a library that honours them would compute something else.
     return MptConfig(
         **_tokens(values, tensors, key="transformer.wte.weight"),

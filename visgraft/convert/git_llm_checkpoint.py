@@ -1,9 +1,9 @@
-"""Read a checkpoint of the ancestors (GIT-LLM, heron) from disk and sort its tensors, each accounted for.
+"""Read a checkpoint of GIT-LLM or heron from disk and sort its tensors, each accounted for.
 
 In: a folder with their `config.json` and `model.safetensors`, shards of it, or `pytorch_model*.bin`. Out: a
 `GitLlmCheckpoint`: the tensors of encoder, projection, language model and LoRA, by the names of the plain parts.
 
-    ancestor = read_git_llm_checkpoint(folder)
+    checkpoint = read_git_llm_checkpoint(folder)
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ _PROJECTION = {
 
 @dataclass
 class GitLlmCheckpoint:
-    """A checkpoint of the ancestors, sorted.
+    """A checkpoint of GIT-LLM or heron, sorted.
 
     Attributes:
         folder: where it was read.
         values: what its `config.json` says.
-        family: the row of its language model.
+        architecture: the row of its language model.
         vision: the encoder's tensors, under its own names.
         projection: linear and norm, and the temporal embedding [F, D_vision] where it has one.
         language: the language model's tensors, under the plain model's names.
         lora: part -> module name in that part -> (A [r, in], B [out, r]).
-        dead: keys that the ancestor stored and never used.
+        dead: keys that are stored and were never used.
     """
 
     folder: Path
     values: dict[str, Any]
-    family: Architecture
+    architecture: Architecture
     vision: dict[str, Tensor] = field(default_factory=dict)
     projection: dict[str, Tensor] = field(default_factory=dict)
     language: dict[str, Tensor] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class GitLlmCheckpoint:
     @property
     def is_tied(self) -> bool:
         """Say whether the head is the input embedding."""
-        return bool(self.values.get("tie_word_embeddings", self.family.is_tied))
+        return bool(self.values.get("tie_word_embeddings", self.architecture.is_tied))
 
 
 def read_git_llm_checkpoint(folder: Path) -> GitLlmCheckpoint:
@@ -72,25 +72,25 @@ def read_git_llm_checkpoint(folder: Path) -> GitLlmCheckpoint:
         CheckpointError: no such checkpoint, files that are missing or cannot be trusted, tensors unaccounted for.
     """
     values = _read_config(folder)
-    ancestor = GitLlmCheckpoint(folder, values, find_architecture(values.get("model_type")))
+    checkpoint = GitLlmCheckpoint(folder, values, find_architecture(values.get("model_type")))
     tensors = _plain_names(read_tensors(folder))
     frames: dict[int, Tensor] = {}
     pairs: dict[str, dict[str, Tensor]] = {}
     for key in sorted(tensors):
-        if is_dead(key, ancestor.family):
-            ancestor.dead.append(key)
+        if is_dead(key, checkpoint.architecture):
+            checkpoint.dead.append(key)
         elif match := _LORA.match(key):
             pair = pairs.setdefault(match["module"], {})
             if match["side"] in pair:
                 raise CheckpointError(f"{folder}: {match['module']} has two LoRA adapters; need one, merge the other")
             pair[match["side"]] = tensors[key]
         else:
-            _sort(key, tensors[key], ancestor, frames)
-    _move(ancestor)
-    _tie(ancestor)
-    _set_frames(ancestor, frames)
-    _set_lora(ancestor, pairs)
-    return ancestor
+            _sort(key, tensors[key], checkpoint, frames)
+    _move(checkpoint)
+    _tie(checkpoint)
+    _set_frames(checkpoint, frames)
+    _set_lora(checkpoint, pairs)
+    return checkpoint
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -113,16 +113,16 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             return tensors
     if any(folder.glob("adapter_model.*")):
         raise CheckpointError(
-            f"{folder} holds a LoRA adapter alone, as the ancestors' trainer saves them on the way: the projection is "
-            "not in it and nothing can be shown with it. Import the final checkpoint (model.safetensors or "
-            "pytorch_model.bin)"
+            f"{folder} holds a LoRA adapter alone, as the trainers of GIT-LLM and heron save them on the way: the "
+            "projection is not in it and nothing can be shown with it. Import the final checkpoint (model.safetensors "
+            "or pytorch_model.bin)"
         )
     raise CheckpointError(f"{folder}: no weights; need model*.safetensors or pytorch_model*.bin")
 
 
-def is_dead(key: str, family: Architecture) -> bool:
+def is_dead(key: str, architecture: Architecture) -> bool:
     """Say whether a key is known to be stored for nothing."""
-    return any(re.search(pattern, key) for pattern in (*family.dead, *_DEAD_IN_VISION))
+    return any(re.search(pattern, key) for pattern in (*architecture.dead, *_DEAD_IN_VISION))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -172,57 +172,57 @@ def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _sort(key: str, tensor: Tensor, ancestor: GitLlmCheckpoint, frames: dict[int, Tensor]) -> None:
-    inside = key.removeprefix(ancestor.family.root)
+def _sort(key: str, tensor: Tensor, checkpoint: GitLlmCheckpoint, frames: dict[int, Tensor]) -> None:
+    inside = key.removeprefix(checkpoint.architecture.root)
     if inside.startswith("image_encoder."):
-        ancestor.vision[inside.removeprefix("image_encoder.")] = tensor
+        checkpoint.vision[inside.removeprefix("image_encoder.")] = tensor
         if _UNUSED_IN_VISION.search(inside):
-            ancestor.dead.append(key)
+            checkpoint.dead.append(key)
     elif inside in _PROJECTION:
-        ancestor.projection[_PROJECTION[inside]] = tensor
+        checkpoint.projection[_PROJECTION[inside]] = tensor
     elif match := re.fullmatch(r"img_temporal_embedding\.(\d+)", inside):
         frames[int(match[1])] = tensor
     else:
-        ancestor.language[key] = tensor
+        checkpoint.language[key] = tensor
 
 
-def _move(ancestor: GitLlmCheckpoint) -> None:
+def _move(checkpoint: GitLlmCheckpoint) -> None:
     """Put tensors where the plain model has them; what was stored there is dead."""
-    for source, target in ancestor.family.moved:
-        if source not in ancestor.language:
-            raise CheckpointError(
-                f"{ancestor.folder}: the tensor {source} is missing, which the ancestor computes with"
-            )
-        if target in ancestor.language:
-            ancestor.dead.append(target)
-        ancestor.language[target] = ancestor.language.pop(source)
+    for source, target in checkpoint.architecture.moved:
+        if source not in checkpoint.language:
+            raise CheckpointError(f"{checkpoint.folder}: the tensor {source} is missing, which GIT-LLM computes with")
+        if target in checkpoint.language:
+            checkpoint.dead.append(target)
+        checkpoint.language[target] = checkpoint.language.pop(source)
 
 
-def _tie(ancestor: GitLlmCheckpoint) -> None:
+def _tie(checkpoint: GitLlmCheckpoint) -> None:
     """Keep one copy of a tied head, if it is one."""
-    family, language = ancestor.family, ancestor.language
-    if not ancestor.is_tied or family.head not in language:
+    architecture, language = checkpoint.architecture, checkpoint.language
+    if not checkpoint.is_tied or architecture.head not in language:
         return
-    head = language.pop(family.head)
-    if not torch.equal(head, language.setdefault(family.embedding, head)):
+    head = language.pop(architecture.head)
+    if not torch.equal(head, language.setdefault(architecture.embedding, head)):
         raise CheckpointError(
-            f"{ancestor.folder}: config.json ties {family.head} to {family.embedding}, but the tensors differ; which "
-            "is meant cannot be known. Set tie_word_embeddings in config.json"
+            f"{checkpoint.folder}: config.json ties {architecture.head} to {architecture.embedding}, but the tensors "
+            "differ; which is meant cannot be known. Set tie_word_embeddings in config.json"
         )
 
 
-def _set_frames(ancestor: GitLlmCheckpoint, frames: Mapping[int, Tensor]) -> None:
+def _set_frames(checkpoint: GitLlmCheckpoint, frames: Mapping[int, Tensor]) -> None:
     if not frames:
         return
     if sorted(frames) != list(range(len(frames))):
-        raise CheckpointError(f"{ancestor.folder}: img_temporal_embedding has frames {sorted(frames)}, need all from 0")
-    ancestor.projection["temporal_embedding"] = torch.stack([frames[i].flatten() for i in range(len(frames))])
+        raise CheckpointError(
+            f"{checkpoint.folder}: img_temporal_embedding has frames {sorted(frames)}, need all from 0"
+        )
+    checkpoint.projection["temporal_embedding"] = torch.stack([frames[i].flatten() for i in range(len(frames))])
 
 
-def _set_lora(ancestor: GitLlmCheckpoint, pairs: Mapping[str, Mapping[str, Tensor]]) -> None:
-    vision_root = f"{ancestor.family.root}image_encoder."
+def _set_lora(checkpoint: GitLlmCheckpoint, pairs: Mapping[str, Mapping[str, Tensor]]) -> None:
+    vision_root = f"{checkpoint.architecture.root}image_encoder."
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
-            raise CheckpointError(f"{ancestor.folder}: {module} has lora_{'/'.join(pair)} alone; need A and B")
+            raise CheckpointError(f"{checkpoint.folder}: {module} has lora_{'/'.join(pair)} alone; need A and B")
         part = "vision" if module.startswith(vision_root) else "language"
-        ancestor.lora.setdefault(part, {})[module.removeprefix(vision_root)] = (pair["A"], pair["B"])
+        checkpoint.lora.setdefault(part, {})[module.removeprefix(vision_root)] = (pair["A"], pair["B"])

@@ -1,4 +1,4 @@
-"""Convert what the ancestors' YAML files say of data: M3IT tasks, and heron's dataset files.
+"""Convert what the YAML files of GIT-LLM and heron say of data: M3IT tasks, and heron's dataset files.
 
 In: their values. Out: the `data` section of a recipe, with notes on what has to be done by hand.
 

@@ -1,4 +1,4 @@
-"""Take an ancestor's tokenizer and image processor along, where its folder has them.
+"""Take the tokenizer and image processor of a git_llm checkpoint along, where its folder has them.
 
 In: the source folder and the imported model. Out: a `Processor` saved beside the model, or a note on what is missing.
 
@@ -32,7 +32,7 @@ def import_processor(source: Path, folder: Path, *, model: VisionLanguageModel, 
     """Save a processor into an imported folder, or say why there is none.
 
     Args:
-        source: the ancestor's folder.
+        source: the checkpoint's folder.
         folder: the imported model folder.
         model: the imported model.
         template: of the prompts that it was trained with.
@@ -43,7 +43,7 @@ def import_processor(source: Path, folder: Path, *, model: VisionLanguageModel, 
     Raises:
         ConfigError: no such template.
     """
-    PromptTemplate.from_spec(template)
+    PromptTemplate(template)
     missing = []
     if not (source / "preprocessor_config.json").is_file():
         missing.append("no image processor (preprocessor_config.json)")

@@ -1,4 +1,4 @@
-"""Convert the ancestors' YAML files (GIT-LLM's one file, heron's with its dataset files) to a recipe.
+"""Convert YAML files of GIT-LLM (one file) or heron (with its dataset files) to a recipe.
 
 In: a YAML file of theirs. Out: a recipe that trains the same, and notes on what has no counterpart or is done better.
 

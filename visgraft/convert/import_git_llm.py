@@ -1,4 +1,4 @@
-"""Import a checkpoint of the ancestors (GIT-LLM, heron) as a visgraft model folder that computes the same.
+"""Import a checkpoint of GIT-LLM or heron as a visgraft model folder that computes the same.
 
 In: a folder in their layout, or its Hub name. Out: a full model folder, and a report of what was found in the source.
 
@@ -29,7 +29,7 @@ from visgraft.model.lora import add_lora
 from visgraft.model.storage.restoring import find_folder
 from visgraft.model.vlm import VisionLanguageModel
 
-DEFAULT_LORA_ALPHA = 32.0  # the ancestors'
+DEFAULT_LORA_ALPHA = 32.0  # of GIT-LLM and heron
 REPORT_FILE = "import.json"
 _CLIP_HEAD_WIDTH = 64  # of every published CLIP
 
@@ -40,7 +40,7 @@ class ImportReport:
 
     Attributes:
         folder: the model folder.
-        model_type: the ancestor's.
+        model_type: the source's.
         image_attention: the mask inside an image that the checkpoint was trained with.
         num_image_tokens: of one image.
         num_frames: frames with a temporal embedding.
@@ -74,12 +74,12 @@ def import_git_llm(
     """Read a GIT-LLM or heron checkpoint and write it as a model folder.
 
     Args:
-        src: folder in the ancestors' layout, or its name on the Hub.
+        src: folder in their layout, or its name on the Hub.
         dst: folder to write.
-        lora_alpha: LoRA's scaling is this over its rank; None = what the source says, else 32, the ancestors'.
+        lora_alpha: LoRA's scaling is this over its rank; None = what the source says, else 32, as theirs.
         image_attention: None = the mask that the checkpoint was trained with: `causal` for GPT-NeoX and Japanese
             StableLM, whose attention hid later image tokens against its authors' intent, else `bidirectional`.
-        template: prompt template of the processor; None = the one that the family's authors trained with.
+        template: prompt template of the processor; None = the one that the authors of its architecture trained with.
         vision_heads: attention heads of the encoder, where neither its configuration nor its width tells them.
 
     Raises:
@@ -88,20 +88,20 @@ def import_git_llm(
     """
     source, folder = find_folder(src), Path(dst).expanduser()
     check_target(folder, source=source)
-    ancestor = read_git_llm_checkpoint(source)
-    model = build_model(ancestor, lora_alpha=lora_alpha, image_attention=image_attention, vision_heads=vision_heads)
+    checkpoint = read_git_llm_checkpoint(source)
+    model = build_model(checkpoint, lora_alpha=lora_alpha, image_attention=image_attention, vision_heads=vision_heads)
     with whole_folder(folder) as building:
         model.save_pretrained(building, full=True)
-        notes = import_processor(source, building, model=model, template=template or ancestor.family.template)
+        notes = import_processor(source, building, model=model, template=template or checkpoint.architecture.template)
         config = model.config
         report = ImportReport(
             folder=str(folder),
-            model_type=ancestor.values["model_type"],
+            model_type=checkpoint.values["model_type"],
             image_attention=config.image_attention,
             num_image_tokens=model.projection.num_tokens,
             num_frames=config.num_frames,
             lora=_describe_lora(model),
-            dead=tuple(ancestor.dead),
+            dead=tuple(checkpoint.dead),
             notes=tuple(notes),
         )
         write_json(building / REPORT_FILE, asdict(report))
@@ -109,7 +109,7 @@ def import_git_llm(
 
 
 def build_model(
-    ancestor: GitLlmCheckpoint,
+    checkpoint: GitLlmCheckpoint,
     *,
     lora_alpha: float | None = None,
     image_attention: str | None = None,
@@ -120,55 +120,55 @@ def build_model(
     Raises:
         CheckpointError: a tensor is missing, of another shape, or cannot be accounted for.
     """
-    family = ancestor.family
-    vision_config = make_vision_config(ancestor, vision_heads=vision_heads)
+    architecture = checkpoint.architecture
+    vision_config = make_vision_config(checkpoint, vision_heads=vision_heads)
     try:
-        text_config = family.text_config(ancestor.values, ancestor.language)
+        text_config = architecture.text_config(checkpoint.values, checkpoint.language)
     except KeyError as error:
-        raise CheckpointError(f"{ancestor.folder}: the tensor {error} is missing") from error
-    text_config.tie_word_embeddings = ancestor.is_tied
+        raise CheckpointError(f"{checkpoint.folder}: the tensor {error} is missing") from error
+    text_config.tie_word_embeddings = checkpoint.is_tied
     language_class = AutoModelForCausalLM._model_mapping[type(text_config)]
-    vision = _fill(CLIPVisionModel, vision_config, ancestor.vision, ancestor)
-    language = _fill(language_class, text_config, ancestor.language, ancestor)
-    frames = ancestor.projection.get("temporal_embedding")
+    vision = _fill(CLIPVisionModel, vision_config, checkpoint.vision, checkpoint)
+    language = _fill(language_class, text_config, checkpoint.language, checkpoint)
+    frames = checkpoint.projection.get("temporal_embedding")
     config = VisionLanguageConfig(
         vision_config=vision.config,
         text_config=language.config,
-        image_attention=image_attention or family.image_attention,
+        image_attention=image_attention or architecture.image_attention,
         num_frames=0 if frames is None else frames.shape[0],
         projection={"norm_eps": vision_config.layer_norm_eps},
-        prefix_at=family.prefix_at,
+        prefix_at=architecture.prefix_at,
         parts={"vision": {"name": None, "revision": None}, "language": {"name": None, "revision": None}},
     )
     model = VisionLanguageModel(config, vision=vision, language=language)
-    _fill_projection(model.projection, ancestor)
-    for part in ancestor.lora:
-        _put_lora(getattr(model, part), part, ancestor, lora_alpha=_lora_alpha(ancestor, lora_alpha))
-    if (ancestor.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(ancestor.folder)
+    _fill_projection(model.projection, checkpoint)
+    for part in checkpoint.lora:
+        _put_lora(getattr(model, part), part, checkpoint, lora_alpha=_lora_alpha(checkpoint, lora_alpha))
+    if (checkpoint.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
     return model.eval()
 
 
-def make_vision_config(ancestor: GitLlmCheckpoint, *, vision_heads: int | None = None) -> CLIPVisionConfig:
+def make_vision_config(checkpoint: GitLlmCheckpoint, *, vision_heads: int | None = None) -> CLIPVisionConfig:
     """Read CLIP's sizes from its tensors; the stored configuration may be that of another CLIP.
 
     Raises:
         CheckpointError: a tensor is missing, or no source tells the number of heads.
     """
     stored = CLIPVisionConfig(**{
-        key: value for key, value in (ancestor.values.get("vision_config") or {}).items() if key in _VISION_KEYS
+        key: value for key, value in (checkpoint.values.get("vision_config") or {}).items() if key in _VISION_KEYS
     })  # fmt: skip
-    tensors, root = ancestor.vision, "vision_model."
+    tensors, root = checkpoint.vision, "vision_model."
     try:
         patch_size = tensors[f"{root}embeddings.patch_embedding.weight"].shape[-1]
         num_tokens, hidden_size = tensors[f"{root}embeddings.position_embedding.weight"].shape
         intermediate_size = tensors[f"{root}encoder.layers.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
-        raise CheckpointError(f"{ancestor.folder}: the encoder's tensor {error} is missing") from error
+        raise CheckpointError(f"{checkpoint.folder}: the encoder's tensor {error} is missing") from error
     side = round((num_tokens - 1) ** 0.5)
     if side * side != num_tokens - 1:
         raise CheckpointError(
-            f"{ancestor.folder}: {num_tokens} image tokens are no square of patches and a class token"
+            f"{checkpoint.folder}: {num_tokens} image tokens are no square of patches and a class token"
         )
     image_size = int(stored.image_size)  # type: ignore[arg-type]
     fits = stored.patch_size == patch_size and image_size // patch_size == side
@@ -177,7 +177,7 @@ def make_vision_config(ancestor: GitLlmCheckpoint, *, vision_heads: int | None =
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=len(layers),
-        num_attention_heads=vision_heads or _num_heads(stored, hidden_size, ancestor),
+        num_attention_heads=vision_heads or _num_heads(stored, hidden_size, checkpoint),
         image_size=image_size if fits else side * patch_size,
         patch_size=patch_size,
         hidden_act=stored.hidden_act,
@@ -188,18 +188,18 @@ def make_vision_config(ancestor: GitLlmCheckpoint, *, vision_heads: int | None =
 _VISION_KEYS = ("hidden_size", "num_attention_heads", "image_size", "patch_size", "hidden_act", "layer_norm_eps")
 
 
-def _num_heads(stored: CLIPVisionConfig, hidden_size: int, ancestor: GitLlmCheckpoint) -> int:
+def _num_heads(stored: CLIPVisionConfig, hidden_size: int, checkpoint: GitLlmCheckpoint) -> int:
     if stored.hidden_size == hidden_size:
         return int(stored.num_attention_heads)
     if hidden_size % _CLIP_HEAD_WIDTH == 0:
         return hidden_size // _CLIP_HEAD_WIDTH
     raise CheckpointError(
-        f"{ancestor.folder}: config.json describes an encoder of width {stored.hidden_size}, the tensors have "
+        f"{checkpoint.folder}: config.json describes an encoder of width {stored.hidden_size}, the tensors have "
         f"{hidden_size}, and no tensor tells the number of heads; give it as vision_heads (--vision-heads)"
     )
 
 
-def _fill(cls: Any, config: Any, tensors: dict[str, Tensor], ancestor: GitLlmCheckpoint) -> PreTrainedModel:
+def _fill(cls: Any, config: Any, tensors: dict[str, Tensor], checkpoint: GitLlmCheckpoint) -> PreTrainedModel:
     """Make a part of its configuration and tensors, each of which must find its place."""
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     with quiet_transformers():
@@ -215,33 +215,33 @@ def _fill(cls: Any, config: Any, tensors: dict[str, Tensor], ancestor: GitLlmChe
         found = sorted(str(name) for name in info[f"{key}_keys"])
         if found:
             raise CheckpointError(
-                f"{ancestor.folder}: {len(found)} tensors of {cls.__name__} are {what}: {', '.join(found[:5])}"
+                f"{checkpoint.folder}: {len(found)} tensors of {cls.__name__} are {what}: {', '.join(found[:5])}"
             )
     module.config._name_or_path = ""
     return module.eval()
 
 
-def _fill_projection(projection: nn.Module, ancestor: GitLlmCheckpoint) -> None:
+def _fill_projection(projection: nn.Module, checkpoint: GitLlmCheckpoint) -> None:
     expected = projection.state_dict()
-    if set(expected) != set(ancestor.projection):
-        wrong = sorted(set(expected) ^ set(ancestor.projection))
-        raise CheckpointError(f"{ancestor.folder}: tensors of visual_projection are missing or too many: {wrong}")
-    for name, tensor in ancestor.projection.items():
+    if set(expected) != set(checkpoint.projection):
+        wrong = sorted(set(expected) ^ set(checkpoint.projection))
+        raise CheckpointError(f"{checkpoint.folder}: tensors of visual_projection are missing or too many: {wrong}")
+    for name, tensor in checkpoint.projection.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
-                f"{ancestor.folder}: visual_projection's {name} is {list(tensor.shape)}, the encoder and the language "
-                f"model need {list(expected[name].shape)}"
+                f"{checkpoint.folder}: visual_projection's {name} is {list(tensor.shape)}, the encoder and the "
+                f"language model need {list(expected[name].shape)}"
             )
-    projection.to(ancestor.projection["linear.weight"].dtype).load_state_dict(ancestor.projection)
+    projection.to(checkpoint.projection["linear.weight"].dtype).load_state_dict(checkpoint.projection)
 
 
-def _put_lora(module: nn.Module, part: str, ancestor: GitLlmCheckpoint, *, lora_alpha: float) -> None:
+def _put_lora(module: nn.Module, part: str, checkpoint: GitLlmCheckpoint, *, lora_alpha: float) -> None:
     """Put the checkpoint's LoRA on a part, its rank read from the tensors."""
-    pairs = ancestor.lora[part]
+    pairs = checkpoint.lora[part]
     ranks = {down.shape[0] for down, _ in pairs.values()}
     if len(ranks) > 1:
-        raise CheckpointError(f"{ancestor.folder}: LoRA of the {part} part has ranks {sorted(ranks)}; need one")
-    paths = {name: _find_module(module, name, ancestor) for name in pairs}
+        raise CheckpointError(f"{checkpoint.folder}: LoRA of the {part} part has ranks {sorted(ranks)}; need one")
+    paths = {name: _find_module(module, name, checkpoint) for name in pairs}
     adapter = add_lora(module, LoraSettings(r=ranks.pop(), lora_alpha=lora_alpha), targets=sorted(paths.values()))
     with torch.no_grad():
         for name, (down, up) in pairs.items():
@@ -249,12 +249,12 @@ def _put_lora(module: nn.Module, part: str, ancestor: GitLlmCheckpoint, *, lora_
             for own, stored in ((layer.lora_A[adapter].weight, down), (layer.lora_B[adapter].weight, up)):
                 if own.shape != stored.shape:
                     raise CheckpointError(
-                        f"{ancestor.folder}: LoRA of {name} is {list(stored.shape)}, need {list(own.shape)}"
+                        f"{checkpoint.folder}: LoRA of {name} is {list(stored.shape)}, need {list(own.shape)}"
                     )
                 own.data = stored.clone()
 
 
-def _find_module(module: nn.Module, name: str, ancestor: GitLlmCheckpoint) -> str:
+def _find_module(module: nn.Module, name: str, checkpoint: GitLlmCheckpoint) -> str:
     """Find a linear by its name on disk, which may have more in front than the name in memory."""
     found = [
         path
@@ -262,15 +262,15 @@ def _find_module(module: nn.Module, name: str, ancestor: GitLlmCheckpoint) -> st
         if isinstance(layer, nn.Linear) and (path == name or name.endswith(f".{path}"))
     ]
     if len(found) != 1:
-        raise CheckpointError(f"{ancestor.folder}: LoRA on {name}, which is no linear layer of the model")
+        raise CheckpointError(f"{checkpoint.folder}: LoRA on {name}, which is no linear layer of the model")
     return found[0]
 
 
-def _lora_alpha(ancestor: GitLlmCheckpoint, given: float | None) -> float:
+def _lora_alpha(checkpoint: GitLlmCheckpoint, given: float | None) -> float:
     if given is not None:
         return given
-    adapter = ancestor.folder / "adapter_config.json"
-    stored = json.loads(adapter.read_text(encoding="utf-8")) if adapter.is_file() else ancestor.values
+    adapter = checkpoint.folder / "adapter_config.json"
+    stored = json.loads(adapter.read_text(encoding="utf-8")) if adapter.is_file() else checkpoint.values
     for values in (stored, stored.get("lora"), stored.get("lora_config")):
         if isinstance(values, dict) and "lora_alpha" in values:
             return float(values["lora_alpha"])

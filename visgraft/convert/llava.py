@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from visgraft.atomic import whole_folder
-from visgraft.convert.merge import check_target, fold_lora, probe_inputs
+from visgraft.convert.merge import check_target, fold_lora, trial_inputs
 from visgraft.data.prompt import CHAT, PromptTemplate
 from visgraft.data.sample import Turn
 from visgraft.errors import ModelError
@@ -144,8 +144,8 @@ def to_llava(model: VisionLanguageModel, *, image_token_id: int) -> LlavaForCond
 
 @torch.no_grad()
 def _compare(model: VisionLanguageModel, llava: Any) -> float:
-    """Say how far logits are from ours, relative to the largest, on a probe."""
-    inputs = probe_inputs(model)
+    """Say how far logits are from ours, relative to the largest, on `trial_inputs`."""
+    inputs = trial_inputs(model)
     ids: Tensor = inputs.pop("input_ids")
     ours = model(input_ids=ids, **inputs).logits.float()
     image = torch.full((ids.shape[0], model.projection.num_tokens), llava.config.image_token_index, device=ids.device)
@@ -195,7 +195,7 @@ def chat_template(template: str, *, start: str, end: str) -> str | None:
     """Write a prompt template as a chat template: images first, then the start token, then the turns."""
     if template == CHAT:
         return None
-    before, _, after = PromptTemplate.from_spec(template).fill(Turn(_MARK, "")).partition(_MARK)
+    before, _, after = PromptTemplate(template).fill(Turn(_MARK, "")).partition(_MARK)
     return (
         "{%- for m in messages %}{% if m['content'] is not string %}{% for part in m['content'] %}"
         "{% if part['type'] == 'image' %}" + IMAGE_TOKEN + "{% endif %}{% endfor %}{% endif %}{% endfor %}"

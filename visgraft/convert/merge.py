@@ -31,7 +31,7 @@ from visgraft.runs import find_model
 # How far logits may move, relative to the largest, by rounding the folded weights to a format.
 ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 QUANTIZED_LORA = "peft.tuners.lora.bnb"  # the module of peft's LoRA layers around quantized linears
-_NUM_ROWS, _NUM_TOKENS = 2, 12  # of the probe
+_NUM_ROWS, _NUM_TOKENS = 2, 12  # on which logits are compared
 
 
 class MergeRefusedError(ModelError):
@@ -89,14 +89,14 @@ def merge_model(
             )
         dequantize(model.language)
     format_ = _format(dtype or stored_format(model, source))
-    before = probe_logits(model)
+    before = trial_logits(model)
     for part in STORED_PARTS:
         fold_lora(getattr(model, part))
     set_trainable(model, modes={}, frozen_dtype=format_)  # casts, BatchNorm left alone
     with whole_folder(folder) as building:
         model.save_pretrained(building, full=True)
         del model
-        after = probe_logits(VisionLanguageModel.from_pretrained(building))
+        after = trial_logits(VisionLanguageModel.from_pretrained(building))
         change = float((after - before).abs().max() / before.abs().max())
         if not change <= ALLOWED[format_]:  # NaN is refused too
             raise MergeRefusedError(
@@ -136,12 +136,12 @@ def fold_lora(part: nn.Module) -> None:
 
 
 @torch.no_grad()
-def probe_logits(model: VisionLanguageModel) -> Tensor:
-    """Give fp32 logits [2, P + T, V] of the probe."""
-    return model(**probe_inputs(model)).logits.float()
+def trial_logits(model: VisionLanguageModel) -> Tensor:
+    """Give fp32 logits [2, P + T, V] on `trial_inputs`."""
+    return model(**trial_inputs(model)).logits.float()
 
 
-def probe_inputs(model: VisionLanguageModel) -> dict[str, Tensor]:
+def trial_inputs(model: VisionLanguageModel) -> dict[str, Tensor]:
     """Make images of noise and random tokens, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     embeddings: Any = model.get_input_embeddings()

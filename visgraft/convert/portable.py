@@ -145,6 +145,6 @@ def _check_parts(folder: Path) -> None:
         name = described.get("name")
         if described.get("stored") != "all" and name and Path(name).is_absolute():
             raise CheckpointError(
-                f"{folder}: the {part} part is only named, as the local folder {name}, which nobody else has; write a "
+                f"{folder}: the {part} part is only named, as the local folder {name}, which no one else has; write a "
                 "full folder (save_pretrained with full=True, or visgraft export)"
             )

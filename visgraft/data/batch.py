@@ -27,7 +27,7 @@ from visgraft.errors import ConfigError, DataError
 from visgraft.segments import IMAGE, PAD, TEXT
 
 Layout = Literal["shared", "rows"]
-Rows = Sequence[Sequence[int]]  # which samples share a row, as indices
+RowPlan = Sequence[Sequence[int]]  # which samples share a row, as indices
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Batch(dict[str, Any]):
         frame_index: [N] long, index of the image in its sample; -1 where the sample has one image.
         input_ids: [B, S] long, the pad id wherever there is no text.
         kind: [B, S] long, `PAD`, `IMAGE` or `TEXT` of segments.py.
-        group: [B, S] long, positions of unlike groups never see each other; -1 at pads.
+        group: [B, S] long, positions of different groups never see each other; -1 at pads.
         segment: [B, S] long, index into the row's segments; -1 at pads.
         position: [B, S] long, logical position: the image counts from 0, each text restarts behind it; 0 at pads.
         sees: [B, G, G] bool, whether segment q may see the whole of segment k (k != q).
@@ -136,7 +136,9 @@ def split_dialogs(samples: Sequence[EncodedSample]) -> list[EncodedSample]:
     return [replace(sample, dialogs=(dialog,)) for sample in samples for dialog in sample.dialogs]
 
 
-def collate(samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: int, rows: Rows | None = None) -> Batch:
+def collate(
+    samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: int, rows: RowPlan | None = None
+) -> Batch:
     """Lay samples out as the rows of one batch.
 
     Args:
@@ -152,7 +154,7 @@ def collate(samples: Sequence[EncodedSample], *, layout: Layout, pad_token_id: i
 
     Raises:
         ConfigError: the layout is unknown, or rows are given for the layout "rows".
-        DataError: there is no sample, a sample has no dialog, or images of unlike shapes cannot be stacked.
+        DataError: there is no sample, a sample has no dialog, or images of different shapes cannot be stacked.
     """
     if layout not in get_args(Layout):
         raise ConfigError(f"layout: got {layout!r}, allowed are {', '.join(map(repr, get_args(Layout)))}")

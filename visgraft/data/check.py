@@ -27,14 +27,14 @@ _CHUNK = 32  # samples a worker reads before it reports
 _NUM_EXAMPLES = 3  # places named per reason
 
 
-class Encoder(Protocol):
+class SampleEncoder(Protocol):
     """What is needed of a processor."""
 
     def encode(self, sample: Sample, *, max_pixels: int, exact_pixels: bool) -> EncodedSample:
         """Encode a sample, or raise BadSampleError."""
 
 
-class Finding(NamedTuple):
+class CheckedSample(NamedTuple):
     """What one sample turned out to be; reason is None of a good one."""
 
     number: int
@@ -120,13 +120,13 @@ class SourceReport:
 
 def check_sources(
     sources: Sources,
-    processor: Encoder,
+    processor: SampleEncoder,
     *,
     part: str,
     num_workers: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[SourceReport]:
-    """Read, decode and encode every sample; progress is told of how many, as they are done."""
+    """Read, decode and encode every sample; progress gets how many are done, as they are."""
     budget = budget_of(len(sources), max_bad_fraction=sources.settings.max_bad_fraction)
     reports = {
         entry.name: SourceReport(
@@ -134,19 +134,19 @@ def check_sources(
         )
         for entry, weight in zip(sources.opened, sources.weights, strict=True)
     }
-    for finding in _find(sources, processor, num_workers=num_workers):
-        report = reports[sources.find(finding.number)[0].name]
-        if finding.reason is None:
-            report.images += finding.num_images
-            report.texts += len(finding.num_tokens)
-            report.supervised += finding.num_supervised
-            report.truncated += finding.num_truncated
-            report.tokens += finding.num_tokens
+    for checked in _check_samples(sources, processor, num_workers=num_workers):
+        report = reports[sources.find(checked.number)[0].name]
+        if checked.reason is None:
+            report.images += checked.num_images
+            report.texts += len(checked.num_tokens)
+            report.supervised += checked.num_supervised
+            report.truncated += checked.num_truncated
+            report.tokens += checked.num_tokens
         else:
-            report.reasons[finding.reason] += 1
-            examples = report.examples.setdefault(finding.reason, [])
+            report.reasons[checked.reason] += 1
+            examples = report.examples.setdefault(checked.reason, [])
             if len(examples) < _NUM_EXAMPLES:
-                examples.append(sources.where(finding.number))
+                examples.append(sources.where(checked.number))
         if progress is not None:
             progress(1)
     return list(reports.values())
@@ -154,7 +154,7 @@ def check_sources(
 
 def check_streams(
     streams: Streams,
-    processor: Encoder,
+    processor: SampleEncoder,
     *,
     part: str,
     num_workers: int = 0,
@@ -185,37 +185,37 @@ def is_within_budget(reports: Sequence[SourceReport]) -> bool:
     return all(bad[report.part] <= report.budget for report in reports)
 
 
-def _find(sources: Sources, processor: Encoder, *, num_workers: int) -> Iterator[Finding]:
+def _check_samples(sources: Sources, processor: SampleEncoder, *, num_workers: int) -> Iterator[CheckedSample]:
     chunks = [range(first, min(first + _CHUNK, len(sources))) for first in range(0, len(sources), _CHUNK)]
     loader = DataLoader(
-        _Findings(sources, processor),
+        _CheckedSamples(sources, processor),
         sampler=chunks,
         batch_size=None,
         num_workers=num_workers,
     )
-    for findings in loader:
-        yield from findings
+    for chunk in loader:
+        yield from chunk
 
 
-class _Findings(Dataset[list[Finding]]):
-    """Look at chunks of samples, in worker processes if there are any."""
+class _CheckedSamples(Dataset[list[CheckedSample]]):
+    """Check chunks of samples, in worker processes if there are any."""
 
-    def __init__(self, sources: Sources, processor: Encoder) -> None:
+    def __init__(self, sources: Sources, processor: SampleEncoder) -> None:
         self._sources = sources
         self._processor = processor
 
-    def __getitem__(self, indices: range) -> list[Finding]:
-        return [self._look(index) for index in indices]
+    def __getitem__(self, indices: range) -> list[CheckedSample]:
+        return [self._check(index) for index in indices]
 
-    def _look(self, index: int) -> Finding:
+    def _check(self, index: int) -> CheckedSample:
         settings = self._sources.settings
         try:
             sample = self._processor.encode(
                 self._sources[index], max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels
             )
         except BadSampleError as error:
-            return Finding(index, 0, (), 0, 0, str(error))
-        return Finding(
+            return CheckedSample(index, 0, (), 0, 0, str(error))
+        return CheckedSample(
             number=index,
             num_images=len(sample.num_image_tokens),
             num_tokens=tuple(len(dialog.input_ids) for dialog in sample.dialogs),

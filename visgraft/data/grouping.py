@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visgraft.data.images.references import KEY_BYTES, image_key, image_refs
+from visgraft.data.images.opening import KEY_BYTES, image_key, image_refs
 from visgraft.data.readers.row_formats import Content, content_of_row
 from visgraft.data.readers.rows import Row, Rows
 from visgraft.data.sample import Sample, Source

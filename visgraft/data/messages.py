@@ -1,4 +1,4 @@
-"""Read what a caller asks: prompts and images in their usual forms, or chat messages.
+"""Read what a caller asks: prompts and images in every usual way, or chat messages.
 
 In: one prompt or many with their images, or the messages of a chat as the field writes them. Out: the prompt (or the
 turns) and the images of each sample.
@@ -9,7 +9,6 @@ turns) and the images of each sample.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,7 +31,7 @@ def pair_prompts(text: str | Sequence[str] | None, *, images: Images | None) -> 
     Args:
         text: one prompt, to which all images of a plain list belong; or a list, each with its own image or list of
             images; or None, an empty prompt for each image.
-        images: in any form that `Images` names.
+        images: in any way that `Images` names.
 
     Raises:
         ConfigError: there is neither text nor image, or there are not as many of one as of the other.
@@ -114,4 +113,4 @@ def _read_image(part: Mapping[str, Any]) -> ImageRef:
             f"messages: an image part holds {sorted(set(part) - {'type'}) or 'nothing'}, need one of "
             f"{', '.join(_IMAGE_KEYS)}"
         )
-    return base64.b64decode(part[key]) if key == "base64" else part[key]
+    return {"base64": part[key]} if key == "base64" else part[key]

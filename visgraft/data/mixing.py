@@ -65,7 +65,7 @@ def temper(weights: Sequence[float], *, num_texts: Sequence[int], temperature: f
     return [scale * part / texts if texts else 0.0 for part, texts in zip(flat, num_texts, strict=True)]
 
 
-def hold_out(keys: Sequence[bytes], *, share: float) -> NDArray[np.bool_]:
+def is_held_out(keys: Sequence[bytes], *, share: float) -> NDArray[np.bool_]:
     """Say of each sample whether it is held out: the share of images whose keys have the lowest hashes.
 
     Samples of the same image stay on one side, and which side it is does not depend on their order. At least one

@@ -24,13 +24,12 @@ from PIL import Image
 
 from visgraft.atomic import append_record, write_json
 from visgraft.data.grouping import Grouped, sample_key
-from visgraft.data.images.opening import open_image
-from visgraft.data.images.references import decode_base64, decode_text
+from visgraft.data.images.opening import image_data, open_image
 from visgraft.data.quarantine import BadSample, Quarantine
 from visgraft.data.readers.tables import write_parquet
-from visgraft.data.sample import ImageRef, Sample, StoredImage
+from visgraft.data.sample import Sample
 from visgraft.data.sources import OpenSource, Sources
-from visgraft.errors import BadSampleError, ConfigError, DataError
+from visgraft.errors import BadSampleError, ConfigError
 
 SAMPLES_PER_SHARD = 2048
 _STATE = "prepared.json"
@@ -74,8 +73,8 @@ def prepare(
 ) -> list[Path]:
     """Write what is missing of a split and return all its shards.
 
-    fingerprint: what the data depends on; a folder that was begun with another one is refused. progress: told of
-    samples as they are done, those of finished shards too.
+    fingerprint: what the data depends on; a folder that was begun with another one is refused. progress: gets
+    the number of samples as they are done, those of finished shards too.
     Raises ConfigError for a folder that holds something else, DataError for too many bad samples.
     """
     _begin(folder, split=split, fingerprint=fingerprint)
@@ -142,8 +141,9 @@ def _row(sample: Sample, *, max_pixels: int) -> dict[str, Any]:
     images: list[bytes] = []
     for ref in sample.images:
         opened = open_image(ref, max_pixels=max_pixels)  # what cannot be opened does not go into a shard
-        data = _bytes_of(ref)
-        images.append(_as_png(opened) if data is None else data)
+        data = image_data(ref)
+        data = _as_png(opened) if isinstance(data, Image.Image) else data
+        images.append(data if isinstance(data, bytes) else data.read_bytes())
     key = sample_key(Sample(images, sample.dialogs), by_content=True)
     dialogs = [[asdict(turn) for turn in dialog] for dialog in sample.dialogs]
     return {
@@ -153,29 +153,6 @@ def _row(sample: Sample, *, max_pixels: int) -> dict[str, Any]:
         "id": sample.id,
         "key": None if key is None else key.hex(),
     }
-
-
-def _bytes_of(ref: ImageRef) -> bytes | None:
-    """Return the encoded file that a reference stands for; None where there is none."""
-    if isinstance(ref, StoredImage):
-        stored = ref.read()
-        return None if isinstance(stored, Image.Image) else stored
-    match ref:
-        case Image.Image():
-            return None
-        case bytes():
-            return ref
-        case {"bytes": bytes() as data}:
-            return data
-        case {"base64": text} if text is not None:
-            return decode_base64(text)
-        case {"path": str() | Path() as path}:
-            return Path(path).read_bytes()
-        case str() if (decoded := decode_text(ref)) is not None:
-            return decoded
-        case str() | Path():
-            return Path(ref).read_bytes()
-    raise DataError(f"an image is given as {type(ref).__name__}, which has no bytes")
 
 
 def _as_png(image: Image.Image) -> bytes:

@@ -9,7 +9,7 @@ Prompt and answer are tokenised apart and every answer is closed by the end-of-t
     text        Question: What is it? Answer:| A cat.E|Question: Colour? Answer:| Red.E
     supervised  ..............................|111111|.........................|11111
 
-    encode_dialog(tokenizer, PromptTemplate.named("question"), [Turn("What is it?", "A cat.")])
+    encode_dialog(tokenizer, PromptTemplate("question"), [Turn("What is it?", "A cat.")])
 """
 
 from __future__ import annotations
@@ -63,18 +63,6 @@ class PromptTemplate:
             f"template: got {self.spec!r}; {hint}allowed are {', '.join(NAMED_TEMPLATES)} "
             f"or a string that contains {PROMPT_FIELD}"
         )
-
-    @classmethod
-    def named(cls, name: str) -> PromptTemplate:
-        """Return the template of that name."""
-        if name not in NAMED_TEMPLATES:
-            raise ConfigError(f"template: no template is named {name!r}; there are {', '.join(NAMED_TEMPLATES)}")
-        return cls(name)
-
-    @classmethod
-    def from_spec(cls, spec: str) -> PromptTemplate:
-        """Return the template that a recipe writes as spec (a name or a string with {prompt})."""
-        return cls(spec)
 
     def fill(self, turn: Turn) -> str:
         """Return the text in front of a turn's answer; of the chat template see encode_dialog."""
@@ -184,7 +172,7 @@ def _encode_turns(
         if answer.startswith(" ") and _puts_space_in_front(tokenizer):
             answer = answer[1:]
         answer_ids = _ids(tokenizer, answer)
-        if end_id in answer_ids:  # somebody wrote it into the text; it must not teach the model to stop there
+        if end_id in answer_ids:  # it is written in the text; it must not teach the model to stop there
             answer_ids = _ids(tokenizer, answer, split_special_tokens=True)
         yield prompt_ids, [*answer_ids, end_id]
 

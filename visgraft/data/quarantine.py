@@ -62,7 +62,7 @@ class Quarantine:
         return budget_of(self.num_samples, max_bad_fraction=self._max_bad_fraction)
 
     def expect(self, num_samples: int) -> None:
-        """Note that there are at least so many samples, as a stream tells it while it is read."""
+        """Note that there are at least so many samples, as a stream shows while it is read."""
         self.num_samples = max(self.num_samples, num_samples)
 
     def add(self, bad: BadSample) -> None:

@@ -1,4 +1,4 @@
-"""Sources that are read from their beginning to their end: what a reader returns of them, and a stretch held in memory.
+"""Sources that are read from their beginning to their end: what a reader returns of them, and a stretch kept in memory.
 
 In:  rows one behind the other, each with the place behind it. Out: their samples.
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from visgraft.data.grouping import ReadRow
-from visgraft.data.images.references import image_refs
+from visgraft.data.images.opening import image_refs
 from visgraft.data.readers.rows import Row
 from visgraft.data.sample import Sample
 from visgraft.errors import BadSampleError
 
-Place: TypeAlias = Any
+StreamPlace: TypeAlias = Any
 
 
 class StreamedRow(NamedTuple):
@@ -29,20 +29,20 @@ class StreamedRow(NamedTuple):
     Attributes:
         row: what it holds; the reason where it cannot be read.
         number: names it in the stream, the same in every epoch.
-        where: where a person finds it.
+        where: where a user finds it.
         after: the place behind it.
     """
 
     row: Row | str
     number: int
     where: str
-    after: Place
+    after: StreamPlace
 
 
 class RowStream(Protocol):
     """Rows in an order that depends on nothing but seed and epoch."""
 
-    def read(self, *, seed: int | None, epoch: int, place: Place) -> Iterator[StreamedRow]:
+    def read(self, *, seed: int | None, epoch: int, place: StreamPlace) -> Iterator[StreamedRow]:
         """Read on from a place that an earlier reading of the same seed and epoch gave; None: from the beginning.
 
         Without a seed the order is the stream's own.
@@ -69,8 +69,8 @@ class SampleStream:
             return str(error)
 
 
-class HeldSamples:
-    """Hold some samples of a stream in memory; see Source."""
+class BufferedSamples:
+    """Keep some samples of a stream in memory; see Source."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []

@@ -1,4 +1,4 @@
-"""The words a dataset is made of: a sample holds images and the dialogs about them.
+"""What a dataset is made of: a sample holds images and the dialogs about them.
 
 In:  whatever a reader or a program has at hand (paths, bytes, PIL images, strings).
 Out: Turn and Sample, frozen, and what a Source of them looks like; no image is opened here.
@@ -95,7 +95,7 @@ class Source(Protocol):
         """Return a sample; raises BadSampleError with a short reason where its rows are bad."""
 
     def where(self, index: int) -> str:
-        """Say where a person finds that sample (`metadata.jsonl line 17`)."""
+        """Say where a user finds that sample (`metadata.jsonl line 17`)."""
 
 
 def turn_from_row(prompt: object, answer: object, *, references: object = (), instruction: object = "") -> Turn:

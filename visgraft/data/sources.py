@@ -1,6 +1,7 @@
-"""Put the sources of a recipe one behind the other, in an order that depends on nothing but seed and epoch.
+"""Open the sources of a recipe and put them one behind the other, in an order of nothing but seed and epoch.
 
-In:  the entries of a recipe's `data.train` or `data.validation`.
+In:  the entries of a recipe's `data.train` or `data.validation`. Each is read, gathered by image, divided where a share
+     is held out, and adapted: dialogs, videos, web images.
 Out: Sources: samples by number, ids unique; the order of an epoch; chunks of a sample's dialogs.
 
     sources = open_sources(recipe.data.train, key="data.train", settings=recipe.data)
@@ -10,47 +11,51 @@ Out: Sources: samples by number, ids unique; the order of an epoch; chunks of a 
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
-from importlib import import_module
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from random import Random
-from typing import get_type_hints
+from typing import Literal, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visgraft.config import AugmentSettings, DataSettings, SourceSettings, Strict, unknown_key
-from visgraft.data.adapting import Apart, adapt, divide, known_counts
-from visgraft.data.grouping import Grouped, RowSource
+from visgraft.data.grouping import Grouped, RowSource, sample_key
+from visgraft.data.images.opening import is_web_address
+from visgraft.data.images.remote import RemoteImage
+from visgraft.data.images.video import frames_of
 from visgraft.data.mixing import epoch_order as epoch_order
-from visgraft.data.mixing import mixed_order, temper
+from visgraft.data.mixing import is_held_out, mixed_order, temper
 from visgraft.data.quarantine import BadSample as BadSample
 from visgraft.data.quarantine import Quarantine as Quarantine
 from visgraft.data.row_streams import SampleStream
-from visgraft.data.sample import Sample, Source
+from visgraft.data.sample import ImageRef, Sample, Source, Turn
 from visgraft.errors import BadSampleError, ConfigError, DataError
 
-# The one table of formats; a reader's module is loaded when a recipe asks for it.
+DialogMode = Literal["as_given", "independent", "conversation"]
+
+# The one table of readers: a function each, whose module is loaded when a recipe asks for it.
 READERS = {
-    "coco": "visgraft.data.readers.coco",
-    "easy_vqa": "visgraft.data.readers.easy_vqa",
-    "folder": "visgraft.data.readers.folder",
-    "hf": "visgraft.data.readers.hf",
-    "karpathy": "visgraft.data.readers.karpathy",
-    "llava": "visgraft.data.readers.llava",
-    "m3it": "visgraft.data.readers.m3it",
-    "messages": "visgraft.data.readers.messages",
-    "parquet": "visgraft.data.readers.parquet",
-    "prompt_completion": "visgraft.data.readers.prompt_completion",
-    "texts": "visgraft.data.readers.texts",
-    "webdataset": "visgraft.data.readers.webdataset",
+    "coco": "visgraft.data.readers.coco:read",
+    "easy_vqa": "visgraft.data.readers.easy_vqa:read",
+    "folder": "visgraft.data.readers.folder:read",
+    "hf": "visgraft.data.readers.hf:read",
+    "karpathy": "visgraft.data.readers.karpathy:read",
+    "llava": "visgraft.data.readers.parquet:read_one_format",
+    "m3it": "visgraft.data.readers.m3it:read",
+    "messages": "visgraft.data.readers.parquet:read_one_format",
+    "parquet": "visgraft.data.readers.parquet:read",
+    "prompt_completion": "visgraft.data.readers.parquet:read_one_format",
+    "texts": "visgraft.data.readers.parquet:read_one_format",
+    "webdataset": "visgraft.data.readers.webdataset:read",
 }
 
 
@@ -100,9 +105,9 @@ def _open(
     if entry.group in ("path", "content") or (entry.group == "auto" and isinstance(samples, RowSource)):
         samples = Grouped(samples, by_content=entry.group == "content")
     elif entry.group == "none" and (counts := known_counts(samples)) is not None:
-        samples = Apart(samples, counts)
+        samples = Ungrouped(samples, counts)
     if entry.held_out:
-        samples = divide(samples, share=entry.held_out, held_out=not is_training)
+        samples = _hold_out(samples, share=entry.held_out, held_out=not is_training)
         if not len(samples):
             raise DataError(
                 f"{entry.source}: split: {entry.held_out:.2%} held out of {entry.path or 'it'} leaves nothing on one "
@@ -127,18 +132,161 @@ def reader_of(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
         near = get_close_matches(entry.source, READERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(READERS))}"
         raise ConfigError(f"{key}.source: no reader is named {entry.source!r}; {hint}")
-    read = import_module(READERS[entry.source]).read
+    read = pkgutil.resolve_name(READERS[entry.source])
     hints = get_type_hints(read, include_extras=True)
-    parameters = inspect.signature(read).parameters.values()
-    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "split"]
+    parameters = inspect.signature(read).parameters
+    options = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in ("split", "reader")]
     for name in entry.options:
         if name not in options:
             settings = [field.name for field in fields(SourceSettings) if field.name != "options"]
             raise unknown_key(name, allowed=[*options, *settings], path=key)
     strict = Strict(SourceSettings)
-    return partial(
-        read, **{name: strict.convert(value, hints[name], f"{key}.{name}") for name, value in entry.options.items()}
+    given = {name: strict.convert(value, hints[name], f"{key}.{name}") for name, value in entry.options.items()}
+    return partial(read, **given, **({"reader": entry.source} if "reader" in parameters else {}))
+
+
+# --- One source, seen as its entry says
+
+
+def known_counts(source: Source) -> NDArray[np.int64] | None:
+    """Return the dialogs of each sample where the source knows them (0: a bad sample); None: it must be read."""
+    counts: NDArray[np.int64] | None = getattr(source, "num_dialogs", None)
+    return counts
+
+
+class Adapted:
+    """Arrange a source's dialogs and images as a recipe asks for; see Source."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        dialogs: DialogMode = "as_given",
+        num_frames: int = 8,
+        frame_spacing_s: float | None = None,
+        allow_remote_images: bool = False,
+    ) -> None:
+        self.source = source
+        self._mode = dialogs
+        self._num_frames = num_frames
+        self._frame_spacing_s = frame_spacing_s
+        self._allow_remote_images = allow_remote_images
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.source[index]
+        images = [adapted for image in sample.images for adapted in self._adapt(image)]
+        return replace(sample, images=images, dialogs=_arrange(sample.dialogs, mode=self._mode))
+
+    def where(self, index: int) -> str:
+        """Say what the source says."""
+        return self.source.where(index)
+
+    @property
+    def num_dialogs(self) -> NDArray[np.int64] | None:
+        """The dialogs of each sample; None where they are not known without reading."""
+        counts = known_counts(self.source)
+        if counts is None or self._mode == "independent":
+            return None
+        return np.minimum(counts, 1) if self._mode == "conversation" else counts
+
+    def _adapt(self, image: ImageRef) -> list[ImageRef]:
+        if is_web_address(image):
+            return [RemoteImage(str(image))] if self._allow_remote_images else [image]
+        return frames_of(image, num_frames=self._num_frames, spacing_s=self._frame_spacing_s)
+
+
+def adapt(source: Source, *, entry: SourceSettings, settings: DataSettings) -> Adapted:
+    """Adapt a source to its entry in a recipe, and to what the recipe says of all."""
+    return Adapted(
+        source,
+        dialogs=entry.dialogs,
+        num_frames=entry.num_frames,
+        frame_spacing_s=entry.frame_spacing_s,
+        allow_remote_images=settings.allow_remote_images,
     )
+
+
+def _arrange(dialogs: Sequence[Sequence[Turn]], *, mode: DialogMode) -> list[Sequence[Turn]]:
+    if mode == "conversation":
+        return [[turn for dialog in dialogs for turn in dialog]]
+    if mode == "independent":
+        return [[turn] for dialog in dialogs for turn in dialog]
+    return list(dialogs)
+
+
+class Ungrouped:
+    """Give every dialog of a source that comes gathered by image a sample of its own; see Source."""
+
+    def __init__(self, source: Source, counts: NDArray[np.int64]) -> None:
+        self.source = source
+        times = np.maximum(counts, 1)  # a bad sample stays one
+        self._samples = np.repeat(np.arange(len(counts)), times)
+        self._dialogs = np.arange(len(self._samples)) - np.repeat(np.cumsum(times) - times, times)
+        self.num_dialogs = np.minimum(counts, 1)[self._samples]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample, number = self.source[int(self._samples[index])], int(self._dialogs[index])
+        name = sample.id if sample.id is None or len(sample.dialogs) < 2 else f"{sample.id}#{number}"
+        return replace(sample, dialogs=sample.dialogs[number : number + 1], id=name)
+
+    def where(self, index: int) -> str:
+        """Say what the source says of all the rows about the image."""
+        return self.source.where(int(self._samples[index]))
+
+
+class Subset:
+    """Hold some samples of a source; see Source."""
+
+    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
+        self.source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[int(self._indices[index])]
+
+    def where(self, index: int) -> str:
+        """Say what the source says."""
+        return self.source.where(int(self._indices[index]))
+
+    @property
+    def num_dialogs(self) -> NDArray[np.int64] | None:
+        """The dialogs of each sample; None where they are not known without reading."""
+        counts = known_counts(self.source)
+        return None if counts is None else counts[self._indices]
+
+
+def _hold_out(source: Source, *, share: float, held_out: bool) -> Subset:
+    """Return the share of a source that is held out, or the rest: by a hash of the images, else of the texts.
+
+    A bad sample belongs to the rest.
+    """
+    keys, good = [], []
+    known = source.keys if isinstance(source, Grouped) else None
+    for index in range(len(source)):
+        key = None if known is None else bytes(known[index])
+        if not key:
+            try:
+                sample = source[index]
+                key = sample_key(sample, by_content=False) or repr(sample.dialogs).encode()
+            except BadSampleError:
+                continue
+        keys.append(key)
+        good.append(index)
+    chosen = np.zeros(len(source), dtype=np.bool_)
+    chosen[np.array(good, dtype=np.int64)] = is_held_out(keys, share=share)
+    return Subset(source, np.flatnonzero(chosen == held_out).astype(np.int64))
+
+
+# --- All of them together
 
 
 @dataclass(frozen=True)
@@ -177,7 +325,7 @@ class Sources:
         return replace(sample, id=f"{entry.name}:{inner if sample.id is None else sample.id}", source=entry.name)
 
     def where(self, index: int) -> str:
-        """Say where a person finds that sample."""
+        """Say where a user finds that sample."""
         entry, inner = self.find(index)
         return entry.samples.where(inner)
 

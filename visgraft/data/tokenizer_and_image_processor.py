@@ -46,7 +46,7 @@ def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> Ba
         if not Path(name).is_dir():
             raise CheckpointError(f"{name}: found no image processor there: {_one_line(error)}") from error
         raise CheckpointError(
-            f"{name} has no preprocessor_config.json, so nobody knows how its images are prepared; copy "
+            f"{name} has no preprocessor_config.json, so no one knows how its images are prepared; copy "
             "that file from the encoder it came from, or save an image processor into the folder (save_pretrained)"
         ) from error
     except (ImportError, ValueError) as error:

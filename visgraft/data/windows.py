@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from visgraft.config import DataSettings, SourceSettings
-from visgraft.data.adapting import adapt
 from visgraft.data.grouping import Grouped
 from visgraft.data.quarantine import BadSample
-from visgraft.data.row_streams import HeldSamples, Place, SampleStream, StreamedRow
-from visgraft.data.sources import OpenSource, Sources, name_sources, reader_of
+from visgraft.data.row_streams import BufferedSamples, SampleStream, StreamedRow, StreamPlace
+from visgraft.data.sources import OpenSource, Sources, adapt, name_sources, reader_of
 from visgraft.errors import ConfigError
 
 _ENDED = "ended"
@@ -62,7 +61,7 @@ class Window(NamedTuple):
 
     sources: Sources
     num_read: int
-    after: Place
+    after: StreamPlace
 
 
 class Streams:
@@ -74,7 +73,7 @@ class Streams:
         self._is_training = is_training
         self._running: tuple[Any, list[Iterator[StreamedRow] | None]] = (None, [])
 
-    def window(self, *, seed: int | None, epoch: int, place: Place) -> Window:
+    def window(self, *, seed: int | None, epoch: int, place: StreamPlace) -> Window:
         """Read the window that begins at a place (None: the beginning); behind the last one the reading goes on."""
         num_read, places = place or [0, [[0, None] for _ in self.streams]]
         key, iterators = self._running
@@ -83,20 +82,20 @@ class Streams:
                 None if at == _ENDED else self._begin(number, seed=seed, epoch=epoch, place=at[1])
                 for number, at in enumerate(places)
             ]
-        held, places = self._read(iterators, list(places))
-        num_read += sum(map(len, held))
+        buffered, places = self._read(iterators, list(places))
+        num_read += sum(map(len, buffered))
         after = [num_read, places] if any(iterators) else None
         self._running = ((seed, epoch, after), iterators)
-        return Window(self._gather(held), num_read, after)
+        return Window(self._gather(buffered), num_read, after)
 
-    def _begin(self, number: int, *, seed: int | None, epoch: int, place: Place) -> Iterator[StreamedRow]:
+    def _begin(self, number: int, *, seed: int | None, epoch: int, place: StreamPlace) -> Iterator[StreamedRow]:
         _, stream, entry = self.streams[number]
         seed = seed if entry.limit is None else None  # the first rows are the same in every epoch
         return stream.rows.read(seed=seed, epoch=epoch, place=place)
 
-    def _read(self, iterators: list[Any], places: list[Any]) -> tuple[list[HeldSamples], list[Any]]:
+    def _read(self, iterators: list[Any], places: list[Any]) -> tuple[list[BufferedSamples], list[Any]]:
         """Fill a window; an iterator that has ended becomes None."""
-        held = [HeldSamples() for _ in self.streams]
+        buffered = [BufferedSamples() for _ in self.streams]
         left = self.settings.stream_window
         while left and any(iterators):
             for number, (_, stream, entry) in enumerate(self.streams):
@@ -107,14 +106,14 @@ class Streams:
                 if row is None:
                     iterators[number], places[number] = None, _ENDED
                     continue
-                held[number].append(stream.sample(row), row=row)
+                buffered[number].append(stream.sample(row), row=row)
                 places[number] = [count + 1, row.after]
                 left -= 1
-        return held, places
+        return buffered, places
 
-    def _gather(self, held: Sequence[HeldSamples]) -> Sources:
+    def _gather(self, buffered: Sequence[BufferedSamples]) -> Sources:
         opened, numbers = [], []
-        for (name, _, entry), samples in zip(self.streams, held, strict=True):
+        for (name, _, entry), samples in zip(self.streams, buffered, strict=True):
             grouped = None if entry.group == "none" else Grouped(samples, by_content=entry.group == "content")
             adapted = adapt(samples if grouped is None else grouped, entry=entry, settings=self.settings)
             opened.append(OpenSource(name=name, samples=adapted, length=len(adapted)))
@@ -148,7 +147,7 @@ def open_streams(entries: Sequence[SourceSettings], *, key: str, settings: DataS
         for setting, is_set in {"weight": entry.weight != 1.0, "split": not isinstance(entry.split, str)}.items():
             if is_set:
                 raise ConfigError(
-                    f"{key}.{number}.{setting}: got {getattr(entry, setting)}, which a stream cannot have, as nobody "
+                    f"{key}.{number}.{setting}: got {getattr(entry, setting)}, which a stream cannot have, as no one "
                     f"knows how much it holds; leave it out, or read the source without streaming"
                 )
         read = reader_of(entry, key=f"{key}.{number}")

@@ -8,12 +8,12 @@ In: a model and its processor, samples whose dialogs end in a turn without an an
 """
 
 from visgraft.inference.answering import GREEDY as GREEDY
-from visgraft.inference.answering import Answered as Answered
+from visgraft.inference.answering import Answer as Answer
 from visgraft.inference.answering import answer as answer
 from visgraft.inference.answering import answer_each as answer_each
+from visgraft.inference.answering import num_prompt_positions as num_prompt_positions
 from visgraft.inference.candidates import score_candidates as score_candidates
 from visgraft.inference.conversation import Conversation as Conversation
 from visgraft.inference.load import load as load
 from visgraft.inference.prefix_cache import PrefixCache as PrefixCache
-from visgraft.inference.questions import num_prompt_positions as num_prompt_positions
 from visgraft.inference.streaming import stream as stream

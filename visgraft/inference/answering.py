@@ -1,29 +1,29 @@
-"""Answer many questions in batches; prompts of unlike length and samples of unlike images run together.
+"""Answer many prompts in batches; prompts of different lengths and samples of different images run together.
 
 In: a model and its processor, samples whose dialogs end in a turn without an answer. Out: the answers as plain text.
 An image is read by encoder and language model once, for all that is asked about it; images are opened while the model
 answers about those before.
 
     texts = answer(model, processor, [Sample(images=["cat.jpg"], dialogs=[[Turn("What is it?", "")]])])
-    for answered in answer_each(model, processor, samples): print(answered.text or answered.error)
+    for each in answer_each(model, processor, samples): print(each.text or each.error)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from visgraft.data.prompt import PromptTemplate, end_token_id
+from visgraft.data.prompt import end_token_id
 from visgraft.data.sample import Sample
 from visgraft.errors import BadSampleError, ModelError
-from visgraft.inference.prefix_cache import PrefixCache, read_prefixes
-from visgraft.inference.questions import Question, in_batches, read_questions, read_samples
+from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode_prefixes, open_pixels, read_prefixes
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.parts import input_embedding
 from visgraft.model.sequence import append_segment, empty_table
@@ -42,14 +42,14 @@ GREEDY = {
     "no_repeat_ngram_size": 0,
 }
 OTHER_CACHES = ("cache_implementation", "past_key_values")  # of `generate`, which this module makes itself
-_BATCHES_AHEAD = 4  # prompts are sorted by length among so many batches at a time
-_POSITIONS_AT_ONCE = 256  # new tokens for which room is taken at first; longer answers are rare
+_BATCHES_AT_ONCE = 4  # prompts are sorted by length among so many batches
+_NEW_TOKENS_AT_FIRST = 256  # for which the cache has room; longer answers are rare
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Answered:
+class Answer:
     """What came of one dialog: an answer, or why its images cannot be used.
 
     Attributes:
@@ -76,7 +76,7 @@ def answer(
 ) -> list[str]:
     """Answer the last turn of every dialog; what the turn itself has as its answer is ignored.
 
-    Prompts of unlike length share a batch and images are read once; neither changes any answer.
+    Prompts of different lengths share a batch and images are read once; neither changes any answer.
 
     Args:
         model: on its device; it may be in the middle of training.
@@ -97,13 +97,13 @@ def answer(
     """
     answers = []
     settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "prefix_cache": prefix_cache, **generate}
-    for answered in answer_each(model, processor, samples, **settings):
-        if answered.error is not None:
-            raise answered.error
-        answers.append(answered)
+    for each in answer_each(model, processor, samples, **settings):
+        if each.error is not None:
+            raise each.error
+        answers.append(each)
     if stopped is not None:
-        stopped[:] = [answered.has_stopped for answered in answers]
-    return [answered.text for answered in answers]
+        stopped[:] = [each.has_stopped for each in answers]
+    return [each.text for each in answers]
 
 
 def answer_each(
@@ -115,7 +115,7 @@ def answer_each(
     batch_size: int = 16,
     prefix_cache: PrefixCache | None = None,
     **generate: Any,
-) -> Iterator[Answered]:
+) -> Iterator[Answer]:
     """Answer as `answer` does, dialog after dialog as they are ready; a bad image spoils its own sample alone.
 
     Some batches are read, answered and given out at a time, so any number of samples takes the same memory. Between
@@ -133,39 +133,130 @@ def answer_each(
     cache = PrefixCache() if prefix_cache is None else prefix_cache
     stop_ids = stop_token_ids(model, processor)
     settings = {**GREEDY, "eos_token_id": stop_ids, "pad_token_id": processor.tokenizer.pad_token_id, **generate}
-    for asked in _ahead(read_samples(processor, samples, num_dialogs=batch_size * _BATCHES_AHEAD)):
-        answers: dict[int, Answered] = {}
-        with answering(model):
+    for opened in _prefetch(_open_samples(processor, samples, num_dialogs=batch_size * _BATCHES_AT_ONCE)):
+        answers: dict[int, Answer] = {}
+        with eval_mode(model):
             cache.belong_to(model)
-            questions = read_questions(
-                model, processor, asked, max_new_tokens=max_new_tokens, batch_size=batch_size, cache=cache
+            prompts = _encode_prompts(
+                model, processor, opened, max_new_tokens=max_new_tokens, batch_size=batch_size, cache=cache
             )
-            for batch in in_batches(questions, batch_size=batch_size):
-                read_prefixes(model, [question.prefix for question in batch], cache=cache)
-                for question, new in zip(batch, _generate(model, batch, settings), strict=True):
+            for batch in _in_batches(prompts, batch_size=batch_size):
+                read_prefixes(model, [prompt.prefix for prompt in batch], cache=cache)
+                for prompt, new in zip(batch, _generate(model, batch, settings), strict=True):
                     text = text_of(processor, new, stop_ids)
-                    answers[question.index] = Answered(text, has_stopped=not {*stop_ids}.isdisjoint(new))
-        for first, sample, key in asked.samples:
-            bad = asked.pixels[key]
+                    answers[prompt.index] = Answer(text, has_stopped=not {*stop_ids}.isdisjoint(new))
+        for first, sample, key in opened.samples:
+            bad = opened.pixels[key]
             for index in range(first, first + len(sample.dialogs)):
-                yield Answered("", error=bad) if isinstance(bad, BadSampleError) else answers[index]
+                yield Answer("", error=bad) if isinstance(bad, BadSampleError) else answers[index]
 
 
-def _generate(model: VisionLanguageModel, batch: Sequence[Question], settings: dict[str, Any]) -> list[list[int]]:
+# --- From samples to answers
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One dialog to answer: its place among all, its prompt's ids, the images in front, the longest answer."""
+
+    index: int
+    ids: list[int]
+    prefix: Prefix
+    max_new_tokens: int
+
+
+@dataclass
+class _OpenedSamples:
+    """Some samples, read: the pixels of each group of images once, and the place of each sample's first dialog.
+
+    Attributes:
+        samples: (place of the first dialog, sample, key of its images).
+        pixels: of each group of images; the error of a group that cannot be used.
+    """
+
+    samples: list[tuple[int, Sample, Hashable]] = field(default_factory=list)
+    pixels: dict[Hashable, Pixels | BadSampleError] = field(default_factory=dict)
+
+
+def _open_samples(processor: Processor, samples: Iterable[Sample], *, num_dialogs: int) -> Iterator[_OpenedSamples]:
+    """Read the images of samples, so that about so many dialogs come together; images that they share are read once."""
+    opened, first, place = _OpenedSamples(), 0, 0
+    for sample in samples:
+        key = _same_images(sample)
+        opened.samples.append((place, sample, key))
+        place += len(sample.dialogs)
+        if key not in opened.pixels:
+            try:
+                opened.pixels[key] = open_pixels(processor, sample.images)
+            except BadSampleError as error:
+                opened.pixels[key] = error
+        if place - first >= num_dialogs:
+            yield opened
+            opened, first = _OpenedSamples(), place
+    if opened.samples:
+        yield opened
+
+
+def _encode_prompts(
+    model: VisionLanguageModel,
+    processor: Processor,
+    opened: _OpenedSamples,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    cache: PrefixCache,
+) -> list[EncodedPrompt]:
+    """Encode the dialogs of what was read, and each group of images once; those about bad images are left out.
+
+    Raises:
+        ModelError: a prompt leaves no room for an answer.
+    """
+    good = {key: pixels for key, pixels in opened.pixels.items() if not isinstance(pixels, BadSampleError)}
+    encoded = encode_prefixes(model, list(good.values()), cache=cache, batch_size=batch_size)
+    prefixes = dict(zip(good, encoded, strict=True))
+    prompts = []
+    for first, sample, key in opened.samples:
+        for offset, dialog in enumerate(sample.dialogs if key in prefixes else ()):
+            ids = processor.prompt(dialog)
+            limit = min(max_new_tokens, room_for_answer(model, len(ids), prefixes[key].num_tokens))
+            prompts.append(EncodedPrompt(first + offset, ids, prefixes[key], limit))
+    return prompts
+
+
+def _in_batches(prompts: Sequence[EncodedPrompt], *, batch_size: int) -> Iterator[list[EncodedPrompt]]:
+    """Cut prompts into batches: those of similar length together, those about the same images next to each other."""
+    group: dict[int, tuple[int, int]] = {}  # length of the longest row, place of the first prompt
+    for prompt in prompts:
+        length, first = group.get(id(prompt.prefix), (0, prompt.index))
+        length = max(length, prompt.prefix.num_tokens + len(prompt.ids))
+        group[id(prompt.prefix)] = (length, first)
+    by_limit: dict[int, list[EncodedPrompt]] = {}
+    for prompt in sorted(prompts, key=lambda p: (group[id(p.prefix)], len(p.ids), p.index)):
+        by_limit.setdefault(prompt.max_new_tokens, []).append(prompt)
+    for alike in by_limit.values():
+        for start in range(0, len(alike), batch_size):
+            yield alike[start : start + batch_size]
+
+
+def _same_images(sample: Sample) -> Hashable:
+    """Give a key that is equal where the images are the same; each image stays alive while keys are compared."""
+    return tuple(str(image) if isinstance(image, (str, Path)) else id(image) for image in sample.images)
+
+
+def _generate(model: VisionLanguageModel, batch: Sequence[EncodedPrompt], settings: dict[str, Any]) -> list[list[int]]:
     """Generate the answers' ids: rows are [images][pads][prompt], the images already read."""
     limit = batch[0].max_new_tokens
-    length = max(len(question.ids) for question in batch)
-    pads = [length - len(question.ids) for question in batch]
-    ids = [[settings["pad_token_id"] or 0] * num + question.ids for num, question in zip(pads, batch, strict=True)]
+    length = max(len(prompt.ids) for prompt in batch)
+    pads = [length - len(prompt.ids) for prompt in batch]
+    ids = [[settings["pad_token_id"] or 0] * num + prompt.ids for num, prompt in zip(pads, batch, strict=True)]
     mask = [[0] * num + [1] * (length - num) for num in pads]
-    counts = torch.tensor([[question.prefix.num_tokens] for question in batch], device=model.device)
+    counts = torch.tensor([[prompt.prefix.num_tokens] for prompt in batch], device=model.device)
     num_image = int(counts.max())
     is_image = torch.arange(num_image, device=model.device) >= num_image - counts
     context = append_segment(empty_table(len(batch), device=model.device), is_image, kind=IMAGE)
-    cache = PreallocatedCache(capacity=num_image + length + min(limit, _POSITIONS_AT_ONCE))
+    cache = PreallocatedCache(capacity=num_image + length + min(limit, _NEW_TOKENS_AT_FIRST))
     copies = max(settings["num_beams"], settings.get("num_return_sequences") or 1)
     if num_image:
-        cache.put([question.prefix.states for question in batch for _ in range(copies)])
+        cache.put([prompt.prefix.states for prompt in batch for _ in range(copies)])
     output: Tensor = model.generate(
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
@@ -178,7 +269,7 @@ def _generate(model: VisionLanguageModel, batch: Sequence[Question], settings: d
     return new
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
+def _prefetch(items: Iterator[T]) -> Iterator[T]:
     """Make the next item in a thread while the present one is worked on; an error is raised where its item would be."""
     nothing: Any = object()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as pool:
@@ -188,8 +279,11 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
+# --- For every kind of answering
+
+
 @contextmanager
-def answering(model: VisionLanguageModel) -> Iterator[None]:
+def eval_mode(model: VisionLanguageModel) -> Iterator[None]:
     """Run without gradients and dropout; without the caller's autocast, in the format that frozen weights have."""
     was_training, kind = model.training, model.device.type
     dtype = input_embedding(model).dtype
@@ -213,4 +307,37 @@ def stop_token_ids(model: VisionLanguageModel, processor: Processor) -> list[int
     """List where answers end: the token that training put there, and those of the language model itself."""
     own = model.generation_config.eos_token_id
     own = [] if own is None else own if isinstance(own, list) else [own]
-    return sorted({end_token_id(processor.tokenizer, PromptTemplate.from_spec(processor.template)), *own})
+    return sorted({end_token_id(processor.tokenizer, processor.prompt_template), *own})
+
+
+def num_prompt_positions(model: VisionLanguageModel, processor: Processor, sample: Sample) -> int:
+    """Count the positions that a sample's one dialog takes in front of its answer; no image is opened.
+
+    Where images bring their own number of tokens, each counts as many as the processor expects at most.
+    """
+    [dialog] = sample.dialogs
+    num_image_tokens = len(sample.images) * processor.num_image_tokens
+    return len(processor.prompt(dialog)) + positions_taken(model, num_image_tokens)
+
+
+def room_for_answer(model: VisionLanguageModel, num_text_tokens: int, num_image_tokens: int) -> int:
+    """Say how many new tokens the language model's positions leave.
+
+    Raises:
+        ModelError: none.
+    """
+    limit = model.attention_spec.max_positions
+    if limit is None:
+        return 2**31
+    room = limit - num_text_tokens - positions_taken(model, num_image_tokens)
+    if room < 1:
+        raise ModelError(
+            f"the prompt has {num_text_tokens} tokens behind {num_image_tokens} image tokens, and the {limit} "
+            f"positions of {model.attention_spec.name} leave no room for an answer; shorten the prompt"
+        )
+    return room
+
+
+def positions_taken(model: VisionLanguageModel, num_image_tokens: int) -> int:
+    """Count the positions of image tokens; those of an imported git_llm OPT take none (model/prefix_injection.py)."""
+    return num_image_tokens if model.prefix_injection.at == "embeddings" else 0

@@ -21,12 +21,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from visgraft.data.prompt import PromptTemplate, encode_dialog
+from visgraft.data.prompt import encode_dialog
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import ConfigError
-from visgraft.inference.answering import answering
-from visgraft.inference.prefix_cache import PrefixCache, encode, read_pixels, read_prefixes
-from visgraft.inference.questions import room_for_answer
+from visgraft.inference.answering import eval_mode, room_for_answer
+from visgraft.inference.prefix_cache import PrefixCache, encode_prefixes, open_pixels, read_prefixes
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.sequence import SegmentTable, append_segment, empty_table
 from visgraft.model.vlm import VisionLanguageModel
@@ -74,10 +73,10 @@ def score_candidates(
     [dialog] = sample.dialogs
     prompt = processor.prompt(dialog)
     answers = [_answer_ids(processor, dialog, candidate, len(prompt)) for candidate in candidates]
-    pixels = read_pixels(processor, sample.images)
-    with answering(model):
+    pixels = open_pixels(processor, sample.images)
+    with eval_mode(model):
         cache.belong_to(model)
-        [prefix] = encode(model, [pixels], cache=cache, batch_size=1)
+        [prefix] = encode_prefixes(model, [pixels], cache=cache, batch_size=1)
         longest = max(map(len, answers))
         room_for_answer(model, len(prompt) + longest - 1, prefix.num_tokens)
         read = PreallocatedCache(
@@ -93,7 +92,7 @@ def score_candidates(
         assert first is not None
         context = append_segment(context, _all_real(model, len(prompt)), kind=TEXT)
         sums: list[float] = []
-        for group in _groups(answers):
+        for group in _in_groups(answers):
             sums += _sum_up(model, group, first[0, -1], context=context, cache=read)
     if normalise == "sum":
         return sums
@@ -104,11 +103,10 @@ def score_candidates(
 def _answer_ids(processor: Processor, dialog: Sequence[Turn], candidate: str, num_prompt: int) -> list[int]:
     """Encode a candidate and its end-of-text, as training would behind the same prompt."""
     turns = [*dialog[:-1], replace(dialog[-1], answer=candidate)]
-    template = PromptTemplate.from_spec(processor.template)
-    return list(encode_dialog(processor.tokenizer, template, turns).input_ids[num_prompt:])
+    return list(encode_dialog(processor.tokenizer, processor.prompt_template, turns).input_ids[num_prompt:])
 
 
-def _groups(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+def _in_groups(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     """Cut candidates into groups of about so many tokens."""
     group: list[list[int]] = []
     for answer in answers:

@@ -11,7 +11,7 @@ table is drawn in model/sequence.py, `append_segment`).
     talk.show("dog.jpg")
     for piece in talk.say("And this one?"): print(piece, end="")
 
-What the cache holds always equals what reading the whole conversation anew would give: answers are kept as text, and
+What the cache holds always equals what reading the whole conversation again would give: answers are kept as text, and
 where the tokens of the text differ from what was generated, reading goes on from the first that differs.
 """
 
@@ -23,11 +23,10 @@ from typing import Any
 
 import torch
 
-from visgraft.data.prompt import PromptTemplate, encode_prompt_turns
+from visgraft.data.prompt import encode_prompt_turns
 from visgraft.data.sample import ImageRef, Turn
-from visgraft.inference.answering import GREEDY, answering, stop_token_ids
-from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode, read_pixels, read_prefixes
-from visgraft.inference.questions import positions_taken, room_for_answer
+from visgraft.inference.answering import GREEDY, eval_mode, positions_taken, room_for_answer, stop_token_ids
+from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode_prefixes, open_pixels, read_prefixes
 from visgraft.inference.streaming import stream_pieces
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.sequence import append_segment, empty_table
@@ -35,11 +34,11 @@ from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.segments import IMAGE, TEXT
 
-_POSITIONS_AT_ONCE = 512  # positions for which room is taken at first; it grows with the conversation
+_POSITIONS_AT_FIRST = 512  # for which the cache has room; it grows with the conversation
 
 
 @dataclass(eq=False)
-class ShownImage:
+class ConversationImage:
     """An image of the conversation: its pixels, and what they are to the language model where it stands in front."""
 
     pixels: Pixels
@@ -51,8 +50,8 @@ class ShownImage:
         return self.prefix.num_tokens
 
 
-Item = ShownImage | Turn
-Piece = ShownImage | list[int]  # what is read in one go
+Item = ConversationImage | Turn
+Segment = ConversationImage | list[int]  # what is read in one go; the ids of turns with no image between are one
 
 
 class Conversation:
@@ -70,9 +69,9 @@ class Conversation:
         self.processor = processor
         self.items: list[Item] = []
         self._prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
-        self._cache = PreallocatedCache(capacity=_POSITIONS_AT_ONCE)
+        self._cache = PreallocatedCache(capacity=_POSITIONS_AT_FIRST)
         self._table = empty_table(1, device=model.device)
-        self._marks: list[Hashable] = []  # what stands at each position of the cache
+        self._cached_keys: list[Hashable] = []  # of every position of the cache
 
     @property
     def turns(self) -> list[Turn]:
@@ -86,18 +85,18 @@ class Conversation:
             BadSampleError: it cannot be used; the conversation stays as it was.
             ModelError: the language model has no positions for it, whatever is forgotten.
         """
-        pixels = read_pixels(self.processor, [image])
-        with answering(self.model):
+        pixels = open_pixels(self.processor, [image])
+        with eval_mode(self.model):
             self._prefix_cache.belong_to(self.model)
-            [prefix] = encode(self.model, [pixels], cache=self._prefix_cache, batch_size=1)
+            [prefix] = encode_prefixes(self.model, [pixels], cache=self._prefix_cache, batch_size=1)
         room_for_answer(self.model, 1, prefix.num_tokens)
-        self.items.append(ShownImage(pixels, prefix))
+        self.items.append(ConversationImage(pixels, prefix))
 
     def reset(self) -> None:
         """Forget what was said; the newest image stays."""
-        self.items = [*[item for item in self.items if isinstance(item, ShownImage)][-1:]]
+        self.items = [*[item for item in self.items if isinstance(item, ConversationImage)][-1:]]
 
-    def make_room(self, prompt: str, *, max_new_tokens: int) -> int:
+    def forget_oldest(self, prompt: str, *, max_new_tokens: int) -> int:
         """Forget the oldest turns, and images about which nothing is remembered, until a prompt and its answer fit.
 
         Returns:
@@ -116,7 +115,7 @@ class Conversation:
             if oldest is None:
                 break
             del items[oldest]
-        num_image = sum(item.num_tokens for item in items if isinstance(item, ShownImage))
+        num_image = sum(item.num_tokens for item in items if isinstance(item, ConversationImage))
         room_for_answer(self.model, self._count(items, prompt) - positions_taken(self.model, num_image), num_image)
         self.items = items
         return before - len(self.turns)
@@ -132,13 +131,13 @@ class Conversation:
         Raises:
             ModelError: the prompt alone is too long; the conversation stays as it was.
         """
-        self.make_room(prompt, max_new_tokens=max_new_tokens)
-        pieces = self._pieces(self.items, prompt)
-        num_text = sum(len(piece) for piece in pieces if not isinstance(piece, ShownImage))
-        num_image = sum(piece.num_tokens for piece in pieces if isinstance(piece, ShownImage))
+        self.forget_oldest(prompt, max_new_tokens=max_new_tokens)
+        segments = self._segments(self.items, prompt)
+        num_text = sum(len(segment) for segment in segments if not isinstance(segment, ConversationImage))
+        num_image = sum(segment.num_tokens for segment in segments if isinstance(segment, ConversationImage))
         limit = min(max_new_tokens, room_for_answer(self.model, num_text, num_image))
         stream = stream_pieces(
-            self.processor.tokenizer, lambda hooks: self._generate(pieces, limit, {**hooks, **generate})
+            self.processor.tokenizer, lambda hooks: self._generate(segments, limit, {**hooks, **generate})
         )
         text, has_failed = "", False
         try:
@@ -151,40 +150,40 @@ class Conversation:
         finally:
             stream.close()
             if has_failed:
-                self._forget_what_was_read()
+                self._reset_cache()
             else:
                 self.items.append(Turn(prompt, text))
 
     # --- Reading
 
-    def _pieces(self, items: Sequence[Item], prompt: str) -> list[Piece]:
-        """Lay images and the ids of turns out in order; the last piece is text."""
-        tokenizer, template = self.processor.tokenizer, PromptTemplate.from_spec(self.processor.template)
+    def _segments(self, items: Sequence[Item], prompt: str) -> list[Segment]:
+        """Lay images and the ids of turns out in order; the last segment is text."""
+        tokenizer, template = self.processor.tokenizer, self.processor.prompt_template
         turns = [item for item in items if isinstance(item, Turn)]
         texts = iter(encode_prompt_turns(tokenizer, template, [*turns, Turn(prompt, "")]))
-        pieces: list[Piece] = []
+        segments: list[Segment] = []
         for item in [*items, None]:
-            if isinstance(item, ShownImage):
-                pieces.append(item)
-            elif pieces and isinstance(pieces[-1], list):
-                pieces[-1] += next(texts)
+            if isinstance(item, ConversationImage):
+                segments.append(item)
+            elif segments and isinstance(segments[-1], list):
+                segments[-1] += next(texts)
             else:  # a prompt behind an image is never empty, whatever the template leaves of it
-                pieces.append(next(texts) or encode_prompt_turns(tokenizer, template, [Turn("", "")])[0])
-        return pieces
+                segments.append(next(texts) or encode_prompt_turns(tokenizer, template, [Turn("", "")])[0])
+        return segments
 
     def _count(self, items: Sequence[Item], prompt: str) -> int:
         """Count the positions of a conversation in front of its next answer."""
         return sum(
-            positions_taken(self.model, piece.num_tokens) if isinstance(piece, ShownImage) else len(piece)
-            for piece in self._pieces(items, prompt)
+            positions_taken(self.model, segment.num_tokens) if isinstance(segment, ConversationImage) else len(segment)
+            for segment in self._segments(items, prompt)
         )
 
-    def _generate(self, pieces: Sequence[Piece], limit: int, settings: dict[str, Any]) -> None:
+    def _generate(self, segments: Sequence[Segment], limit: int, settings: dict[str, Any]) -> None:
         """Read what is not yet read, and answer."""
         own = {"eos_token_id": stop_token_ids(self.model, self.processor)}
         own["pad_token_id"] = self.processor.tokenizer.pad_token_id
-        with answering(self.model):
-            ids = self._read(pieces)
+        with eval_mode(self.model):
+            ids = self._read(segments)
             output = self.model.generate(
                 input_ids=torch.tensor([ids], device=self.model.device),
                 context=self._table,
@@ -195,65 +194,71 @@ class Conversation:
             num_read = int(self._cache.get_seq_length()) - self._table.length  # the last token was not run
             self._note_read(output[0, :num_read].tolist())
 
-    def _read(self, pieces: Sequence[Piece]) -> list[int]:
+    def _read(self, segments: Sequence[Segment]) -> list[int]:
         """Read all but the last text's ids that are not yet read, at least one, and give these."""
-        wanted = [mark for piece in pieces for mark in _marks(piece)]
+        wanted = [key for segment in segments for key in _position_keys(segment)]
         common = next(
-            (place for place, (old, new) in enumerate(zip(self._marks, wanted, strict=False)) if old != new),
-            min(len(self._marks), len(wanted)),
+            (place for place, (old, new) in enumerate(zip(self._cached_keys, wanted, strict=False)) if old != new),
+            min(len(self._cached_keys), len(wanted)),
         )
         common = min(common, len(wanted) - 1)
         self._cache.cut(common)
-        self._table, self._marks = self._table.cut(common), self._marks[:common]
+        self._table, self._cached_keys = self._table.cut(common), self._cached_keys[:common]
         place = 0
-        for piece in pieces[:-1]:
-            length = len(_marks(piece))
-            unread = piece if isinstance(piece, ShownImage) else piece[max(0, common - place) :]
+        for segment in segments[:-1]:
+            length = len(_position_keys(segment))
+            unread = segment if isinstance(segment, ConversationImage) else segment[max(0, common - place) :]
             place += length
             if place <= common:
                 continue
-            if isinstance(unread, ShownImage):
+            if isinstance(unread, ConversationImage):
                 self._read_image(unread)
             else:
                 row = torch.tensor([unread], device=self.model.device)
                 self.model.read_text(row, context=self._table, cache=self._cache, logits_to_keep=1)
                 self._note_read(unread)
-        last = pieces[-1]
+        last = segments[-1]
         assert isinstance(last, list)
         return last[max(0, common - place) :]
 
-    def _read_image(self, shown: ShownImage) -> None:
-        mask = torch.ones(1, shown.num_tokens, dtype=torch.bool, device=self.model.device)
+    def _read_image(self, image: ConversationImage) -> None:
+        mask = torch.ones(1, image.num_tokens, dtype=torch.bool, device=self.model.device)
         if self._table.length == 0:  # as in front of any question, so what is kept of it serves
-            read_prefixes(self.model, [shown.prefix], cache=self._prefix_cache)
-            self._cache.put([shown.prefix.states])
+            read_prefixes(self.model, [image.prefix], cache=self._prefix_cache)
+            self._cache.put([image.prefix.states])
             self._table = append_segment(self._table, mask, kind=IMAGE)
         else:
-            tokens = shown.prefix.tokens
+            tokens = image.prefix.tokens
             if tokens is None:
-                tokens = encode(self.model, [shown.pixels], cache=PrefixCache(max_bytes=0), batch_size=1)[0].tokens
+                fresh = encode_prefixes(self.model, [image.pixels], cache=PrefixCache(max_bytes=0), batch_size=1)
+                tokens = fresh[0].tokens
             assert tokens is not None
             self._table = self.model.read_image(
                 tokens[None], image_token_mask=mask, context=self._table, cache=self._cache
             )
-        self._marks += _marks(shown)
+        self._cached_keys += _position_keys(image)
 
     def _note_read(self, ids: Sequence[int]) -> None:
         mask = torch.ones(1, len(ids), dtype=torch.bool, device=self.model.device)
         self._table = append_segment(self._table, mask, kind=TEXT)
-        self._marks += ids
+        self._cached_keys += ids
 
-    def _forget_what_was_read(self) -> None:
-        self._cache, self._table, self._marks = PreallocatedCache(capacity=_POSITIONS_AT_ONCE), self._table.cut(0), []
+    def _reset_cache(self) -> None:
+        self._cache = PreallocatedCache(capacity=_POSITIONS_AT_FIRST)
+        self._table, self._cached_keys = self._table.cut(0), []
 
 
-def _marks(piece: Piece) -> list[Hashable]:
-    return [(piece, place) for place in range(piece.num_tokens)] if isinstance(piece, ShownImage) else [*piece]
+def _position_keys(segment: Segment) -> list[Hashable]:
+    """Name what stands at each position: an image and the place in it, or a token's id."""
+    if isinstance(segment, ConversationImage):
+        return [(segment, place) for place in range(segment.num_tokens)]
+    return [*segment]
 
 
 def _oldest(items: Sequence[Item]) -> int | None:
     """Choose what is forgotten first: the oldest turn, or an image if nothing is remembered before the next one."""
     for index, item in enumerate(items):
-        if isinstance(item, Turn) or isinstance(items[index + 1] if index + 1 < len(items) else None, ShownImage):
+        following = items[index + 1] if index + 1 < len(items) else None
+        if isinstance(item, Turn) or isinstance(following, ConversationImage):
             return index
     return None

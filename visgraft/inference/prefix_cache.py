@@ -2,7 +2,7 @@
 
 In: images. Out: a `Prefix` for each group of images, its keys and values from the cache where they are known. The key
 is the pixels' own checksum, so it does not matter how an image came; a cache belongs to one model, and forgets
-everything when a weight or the number format changes, so what comes out is always what computing anew would give.
+everything when a weight or the number format changes, so what comes out is always what computing again would give.
 
     cache = PrefixCache(max_bytes=2**30)
     texts = answer(model, processor, samples, prefix_cache=cache)       # and again, for other questions
@@ -112,7 +112,7 @@ class Prefix:
 Pixels = Mapping[str, Tensor]  # of one group of images, each [F, ...]
 
 
-def read_pixels(processor: Processor, images: Sequence[ImageRef]) -> Pixels:
+def open_pixels(processor: Processor, images: Sequence[ImageRef]) -> Pixels:
     """Open a group of images and make its pixels, as training does.
 
     Raises:
@@ -121,7 +121,7 @@ def read_pixels(processor: Processor, images: Sequence[ImageRef]) -> Pixels:
     return make_pixels(processor.image_processor, [open_image(image) for image in images])
 
 
-def encode(
+def encode_prefixes(
     model: VisionLanguageModel, groups: Sequence[Pixels], *, cache: PrefixCache, batch_size: int
 ) -> list[Prefix]:
     """Make the prefix of each group, one for all groups that are equal: from the cache, or its image tokens."""

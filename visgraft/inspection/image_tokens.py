@@ -22,7 +22,7 @@ from visgraft.data.images.pixels import seen_image
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import ConfigError
 from visgraft.inference import answer
-from visgraft.inference.answering import answering
+from visgraft.inference.answering import eval_mode
 from visgraft.inspection.answer_attention import answer_attention
 from visgraft.inspection.nearest_tokens import Nearest, Neighbours, find_nearest
 from visgraft.inspection.patch_grid import PatchGrid, find_patch_grid
@@ -156,7 +156,7 @@ def inspect_image(
     chosen = parse_layers(layers, num_layers=config.num_hidden_layers)
     inputs = processor(images=image, text="").to(model.device)
     vision_inputs = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
-    with answering(model):
+    with eval_mode(model):
         prefix, is_real = model.image_prefix(**vision_inputs)
         tokens = prefix[0][is_real[0]]
         squares = find_patch_grid(model, vision_inputs, num_tokens=len(tokens))
@@ -194,7 +194,7 @@ def _inspect_answer(
         stopping_criteria=StoppingCriteriaList([watcher]),
     )
     answer_ids = watcher.ids[len(prompt_ids) :]
-    with answering(model):
+    with eval_mode(model):
         shares = answer_attention(model, image_tokens, prompt_ids=prompt_ids, answer_ids=answer_ids)[list(layers)].cpu()
     num_image = len(image_tokens)
     to_image = shares[:, :, :num_image]

@@ -1,9 +1,16 @@
 """Score answers: strings in, floats out; knows nothing of models.
 
-metrics.py holds one function a metric and the table `METRICS` of them.
+One module a family of metrics, and the one table METRICS: a new metric is a function and a row of it.
 Usage: `METRICS["exact_match"](["a cat"], references=[["a cat", "cat"]]).value`
 """
 
-from visgraft.metrics.metrics import METRICS as METRICS
-from visgraft.metrics.metrics import Metric as Metric
-from visgraft.metrics.metrics import Scores as Scores
+from visgraft.metrics.captioning import cider
+from visgraft.metrics.scores import Metric as Metric
+from visgraft.metrics.scores import Scores as Scores
+from visgraft.metrics.text_match import exact_match, vqa_accuracy
+
+METRICS: dict[str, Metric] = {
+    "exact_match": exact_match,
+    "vqa_accuracy": vqa_accuracy,
+    "cider": cider,
+}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SIZE = 4  # words of an n-gram
+NGRAM_SIZE = 4  # words
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TextQuality:
         mean_words: words of an answer, on average.
         repeated_4grams: share of the runs of four words that had come before in their answer; 0 where all are shorter.
         distinct_words: different words, over all the answers, by the number of words; 0 where there are none.
-        never_stopped: share of the answers that were cut because they did not end; None where nobody wrote it down.
+        never_stopped: share of the answers that were cut because they did not end; None where it was not recorded.
     """
 
     num_answers: int
@@ -33,7 +33,7 @@ class TextQuality:
 
 
 def text_quality_of(answers: Sequence[str], *, stopped: Sequence[bool | None]) -> TextQuality:
-    """Measure the habits of some answers; `stopped` says of each whether it ended by itself, None = not known.
+    """Measure some answers; `stopped` says of each whether it ended by itself, None = not known.
 
     Words are compared in lower case and without punctuation; each character is a word in scripts that set no spaces
     (Chinese, Japanese, Thai).
@@ -41,7 +41,7 @@ def text_quality_of(answers: Sequence[str], *, stopped: Sequence[bool | None]) -
     split = [words_of(answer) for answer in answers]
     num_grams = num_new = 0
     for words in split:
-        grams = [tuple(words[start : start + SIZE]) for start in range(len(words) - SIZE + 1)]
+        grams = [tuple(words[start : start + NGRAM_SIZE]) for start in range(len(words) - NGRAM_SIZE + 1)]
         num_grams += len(grams)
         num_new += len(set(grams))
     num_words = sum(map(len, split))

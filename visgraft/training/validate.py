@@ -18,7 +18,7 @@ from visgraft.atomic import whole_file
 from visgraft.data.images.opening import open_image
 from visgraft.data.sample import Sample
 from visgraft.inference import answer
-from visgraft.metrics.metrics import exact_match
+from visgraft.metrics.text_match import exact_match
 from visgraft.model.attention_kernel import dense_attention
 from visgraft.training.compiling import uncompiled
 from visgraft.training.plan import Position

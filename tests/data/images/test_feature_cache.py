@@ -13,7 +13,7 @@ from torch import Tensor
 
 from visgraft.data.images import feature_cache
 from visgraft.data.images.feature_cache import FeatureCache, image_version
-from visgraft.data.images.references import FilePart
+from visgraft.data.images.opening import FilePart
 from visgraft.data.images.remote import RemoteImage
 from visgraft.data.images.video import VideoFrame
 from visgraft.errors import BadSampleError

@@ -1,3 +1,5 @@
+import base64
+import pickle
 import struct
 import zlib
 from io import BytesIO
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from visgraft.data.images.opening import open_image
+from visgraft.data.images.opening import FilePart, image_key, image_ref, image_refs, open_image
 from visgraft.errors import BadSampleError
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -178,3 +180,70 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("values", [np.float32([[0.5]]), np.int32([[70_000]]), np.int32([[-1]])])
 def test_a_32_bit_image_is_refused_because_nobody_says_where_white_is(values):
     assert bad_reason(encode(Image.fromarray(values), kind="TIFF")) == "image has 32 bits a pixel"
+
+
+def test_every_way_to_hold_an_image_opens_to_the_same_pixels(tmp_path):
+    image = noise(8, 6)
+    png = encode(image)
+    (tmp_path / "a.png").write_bytes(png)
+    (tmp_path / "shard.tar").write_bytes(b"before" + png + b"behind")
+    text = base64.b64encode(png).decode()
+    values = [
+        png,
+        image,
+        "a.png",
+        text,
+        "\n".join(text[i : i + 76] for i in range(0, len(text), 76)),
+        f"data:image/png;base64,{text}",
+        {"bytes": png, "path": None},
+        {"bytes": None, "path": "a.png"},
+        {"base64": text},
+        {"url": f"data:image/png;base64,{text}"},
+        FilePart(tmp_path / "shard.tar", offset=6, size_bytes=len(png)),
+    ]
+    for value in values:
+        ref = pickle.loads(pickle.dumps(image_ref(value, folder=tmp_path)))
+        assert np.array_equal(open_image(ref), image), value
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        ({"base64": "@@@@"}, "image is not valid base64"),
+        ({"base64": 3}, "image base64 is given as int"),
+        ("data:image/png;base64,abc", "image is not valid base64"),
+        ("data:image/svg+xml,<svg/>", "image data: URL is not in base64"),
+        ("/9j/" + "A" * 63, "image is not valid base64"),
+        ("https://example.org/a.png", "image is a web address and data.allow_remote_images is false"),
+        ({}, "image has neither bytes nor path"),
+        ("", "image is empty"),
+        (None, "image is empty"),
+        (float("nan"), "image is given as float"),
+        (FilePart(Path("nowhere.tar"), 0, 3), "image file is missing"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_a_stable_reason(value, reason):
+    with pytest.raises(BadSampleError) as caught:
+        open_image(image_ref(value))
+    assert str(caught.value) == reason
+
+
+def test_one_image_many_or_none_become_a_list(tmp_path):
+    assert image_refs(None) == []
+    assert image_refs("a.png", folder=tmp_path) == [tmp_path / "a.png"]
+    assert image_refs(["a.png", "/b.png"], folder=tmp_path) == [tmp_path / "a.png", Path("/b.png")]
+
+
+def test_images_are_the_same_by_path_or_by_content_and_inlined_ones_by_content_alone(tmp_path):
+    png = encode(noise(8, 6))
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png)
+    a, b = tmp_path / "a.png", str(tmp_path / "b.png")
+    assert image_key(a, by_content=False) != image_key(b, by_content=False)
+    assert image_key(a, by_content=False) == image_key(str(a), by_content=False)
+    inlined = [png, {"bytes": png, "path": "x"}, {"base64": base64.b64encode(png).decode()}]
+    inlined += [f"data:image/png;base64,{base64.b64encode(png).decode()}"]
+    keys = {image_key(ref, by_content=True) for ref in [a, b, *inlined]}
+    assert len(keys) == 1 and {image_key(ref, by_content=False) for ref in inlined} == keys
+    with pytest.raises(BadSampleError, match="image file is missing"):
+        image_key(tmp_path / "nowhere.png", by_content=True)

@@ -1,4 +1,4 @@
-"""Every format that people bring is known by what lies in its folder, and what is found can be read."""
+"""Every usual format is known by what lies in its folder, and what is found can be read."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from visgraft.config import DataSettings, SourceSettings
-from visgraft.data.readers.detect import Found, detect
+from visgraft.data.readers.detect import DetectedDataset, detect
 from visgraft.data.sources import open_sources
 from visgraft.errors import DataError, MissingAssetError
 
@@ -35,7 +35,7 @@ def first_answer(settings: SourceSettings) -> str:
     return sample.dialogs[0][-1].answer
 
 
-def check(found: Found, source: str, *, train: str = "train", validation: str | None = None) -> None:
+def check(found: DetectedDataset, source: str, *, train: str = "train", validation: str | None = None) -> None:
     assert (found.train.source, found.train.split) == (source, train)
     assert (None if found.validation is None else found.validation.split) == validation
     assert first_answer(found.train) == "a cat"

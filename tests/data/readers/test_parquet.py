@@ -1,4 +1,4 @@
-"""llava, messages, prompt_completion, texts, parquet: rows that differ in their form alone."""
+"""llava, messages, prompt_completion, texts, parquet: rows that differ in their format alone."""
 
 import base64
 import json

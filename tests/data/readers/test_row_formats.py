@@ -144,7 +144,7 @@ def test_columns_of_other_names_are_mapped():
 
 def test_a_form_that_is_named_is_the_only_one():
     with pytest.raises(BadSampleError, match="row lacks messages"):
-        content_of_row({"text": "a cat"}, form="messages")
+        content_of_row({"text": "a cat"}, row_format="messages")
 
 
 def test_captions_may_have_a_prompt_and_rows_a_name():

@@ -1,7 +1,7 @@
 """Change training images at random: crop, flip, colour; the same image, epoch and seed always give the same change.
 
 In:  a sample, AugmentSettings of the recipe, and a name of the occasion (seed, epoch, sample).
-Out: the sample with images that are changed when they are opened.
+Out: the sample with images that are augmented when they are opened.
 
     sample = augment(sample, settings, occasion="0 3 17", max_pixels=40_000_000)
 """
@@ -19,8 +19,8 @@ from visgraft.data.sample import ImageRef, Sample
 
 
 @dataclass(frozen=True, slots=True)
-class ChangedImage:
-    """An image that is changed when it is opened; see StoredImage."""
+class AugmentedImage:
+    """An image that is augmented when it is opened; see StoredImage."""
 
     image: ImageRef
     settings: AugmentSettings
@@ -28,18 +28,20 @@ class ChangedImage:
     max_pixels: int
 
     def read(self) -> Image.Image:
-        """Open and change the image; raises BadSampleError."""
-        return change(open_image(self.image, max_pixels=self.max_pixels), self.settings, rng=Random(self.occasion))
+        """Open and augment the image; raises BadSampleError."""
+        return augment_image(
+            open_image(self.image, max_pixels=self.max_pixels), self.settings, rng=Random(self.occasion)
+        )
 
 
 def augment(sample: Sample, settings: AugmentSettings, *, occasion: str, max_pixels: int) -> Sample:
-    """Return a sample whose images will be changed, all of them alike (they may be frames of one video)."""
+    """Return a sample whose images will be augmented, all of them alike (they may be frames of one video)."""
     if not settings.is_on:
         return sample
-    return replace(sample, images=[ChangedImage(image, settings, occasion, max_pixels) for image in sample.images])
+    return replace(sample, images=[AugmentedImage(image, settings, occasion, max_pixels) for image in sample.images])
 
 
-def change(image: Image.Image, settings: AugmentSettings, *, rng: Random) -> Image.Image:
+def augment_image(image: Image.Image, settings: AugmentSettings, *, rng: Random) -> Image.Image:
     """Crop a part of the image's own shape, mirror it, vary brightness, contrast and saturation."""
     area, across, down, mirror, *colours = (rng.random() for _ in range(7))  # as many whatever the settings
     if settings.crop is not None:

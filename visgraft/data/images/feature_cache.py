@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from visgraft.atomic import put_in_place, write_whole
-from visgraft.data.images.references import KEY_BYTES, image_key, is_web_address, looks_like_base64, short_digest
+from visgraft.data.images.opening import KEY_BYTES, image_key, is_web_address, looks_like_base64, short_digest
 from visgraft.data.sample import ImageRef, StoredImage
 from visgraft.errors import BadSampleError
 
@@ -51,8 +51,8 @@ def image_version(ref: ImageRef) -> bytes | None:
             stat = Path(where).stat()
         except (OSError, ValueError):
             raise BadSampleError("image file is missing") from None
-        place = ref if isinstance(ref, StoredImage) else Path(where).absolute()
-        return short_digest(f"{place!r} {stat.st_size} {stat.st_mtime_ns}".encode("utf-8", "surrogatepass"))
+        name = ref if isinstance(ref, StoredImage) else Path(where).absolute()
+        return short_digest(f"{name!r} {stat.st_size} {stat.st_mtime_ns}".encode("utf-8", "surrogatepass"))
     if isinstance(ref, StoredImage):
         return short_digest(repr(ref).encode()) if getattr(ref, "url", None) else None
     return image_key(ref, by_content=False)
@@ -67,12 +67,12 @@ class FeatureCache:
         self.shape = shape
         self.dtype = dtype
         self.record_bytes = shape[0] * shape[1] * dtype.itemsize
-        self._places: dict[bytes, tuple[str, int, int]] = {}  # version -> file, number of the record, checksum
+        self._records: dict[bytes, tuple[str, int, int]] = {}  # version -> file, number of the record, checksum
         self._files: dict[str, np.memmap[tuple[int, int], np.dtype[np.uint8]]] = {}
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._records)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_files": {}}  # worker processes map the files themselves
@@ -93,18 +93,18 @@ class FeatureCache:
             num_whole = features.stat().st_size // self.record_bytes
             for number, (version, checksum, own) in enumerate(entries[:num_whole].tolist()):
                 if zlib.crc32(version, checksum) == own:
-                    self._places[version] = (features.name, number, checksum)
+                    self._records[version] = (features.name, number, checksum)
 
     def has(self, version: bytes) -> bool:
         """Say whether there is a record of an image, whole or damaged."""
-        return version in self._places
+        return version in self._records
 
     def get(self, version: bytes | None) -> Tensor | None:
         """Return a copy of the features of an image [P, D_vision]; None: they are not there, or damaged."""
-        place = None if version is None else self._places.get(version)
-        if place is None:
+        found = None if version is None else self._records.get(version)
+        if found is None:
             return None
-        name, number, checksum = place
+        name, number, checksum = found
         record = np.array(self._file(name)[number])
         if zlib.crc32(record.data) != checksum:
             return None

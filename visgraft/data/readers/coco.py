@@ -22,7 +22,7 @@ from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 _YEARS = ("2017", "2014")
-_NUM_PROBES = 20  # files looked for in a folder before it is taken for the wrong one
+_NUM_FILES_TRIED = 20  # files looked for in a folder before it is taken for the wrong one
 
 
 def read(path: Path | None, *, split: str, images: str | None = None, prompt: str = "") -> Source:
@@ -138,7 +138,7 @@ def _image_folder(captions_file: Path, file_names: list[str], *, images: str | N
     if images is not None:
         folders = [captions_file.parent / images, captions_file.parent.parent / images, Path(images).expanduser()]
     for folder in folders:
-        if any((folder / file_name).is_file() for file_name in islice(file_names, _NUM_PROBES)):
+        if any((folder / file_name).is_file() for file_name in islice(file_names, _NUM_FILES_TRIED)):
             return folder
     raise MissingAssetError(
         f"coco: the images of {captions_file} are not found; looked for {file_names[0]} in "

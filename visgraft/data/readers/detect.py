@@ -1,12 +1,12 @@
 """Find out which format a folder of data is in, by what lies in it.
 
-In:  a folder, or a file, that somebody has. Out: the sources that read it, as a recipe writes them.
+In:  a folder, or a file. Out: the sources that read it, as a recipe writes them.
 
     found = detect(Path("~/coco"))
     found.train            # SourceSettings(source="coco", path="/home/me/coco", split="train")
 
 The first that fits: easy-VQA, a folder with a metadata file, captions in Karpathy's splits or COCO's own files, M3IT's
-tasks, WebDataset shards, a dataset that save_to_disk wrote, and rows of any usual form (forms.py).
+tasks, WebDataset shards, a dataset that save_to_disk wrote, and rows of any usual format (row_formats.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from visgraft.config import SourceSettings
-from visgraft.data.images.references import image_ref
+from visgraft.data.images.opening import image_ref
 from visgraft.data.readers import karpathy
 from visgraft.data.readers.files import ALL_SUFFIXES, find_split, open_files
 from visgraft.data.readers.folder import METADATA
@@ -29,14 +29,13 @@ from visgraft.data.readers.rows import Row, Rows
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 _VALIDATION_NAMES = ("validation", "val", "valid", "dev")
-_ROW_READERS = {form: form for form in ("llava", "messages", "texts", "prompt_completion")}  # others: parquet
 _METADATA_STEM = "metadata"
 _MAX_FILES_COUNTED = 2000
-_NUM_PROBES = 20  # rows whose images are looked for
+_NUM_ROWS_TRIED = 20  # rows whose images are looked for
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedDataset:
     """What a folder holds: its format in words, a source to train on, and one to validate on if there is one."""
 
     format: str
@@ -44,7 +43,7 @@ class Found:
     validation: SourceSettings | None = None
 
 
-def detect(path: Path) -> Found:
+def detect(path: Path) -> DetectedDataset:
     """Return the sources that read a folder or a file.
 
     Raises MissingAssetError where nothing is there, DataError where no reader knows what is.
@@ -52,8 +51,8 @@ def detect(path: Path) -> Found:
     path = path.expanduser().resolve()
     if not path.exists():
         raise MissingAssetError(f"{path}: no such file or folder; name the one that holds your images and texts")
-    for detect in _DETECTORS:
-        found = detect(path)
+    for detector in _DETECTORS:
+        found = detector(path)
         if found is not None:
             return found
     raise DataError(
@@ -63,28 +62,28 @@ def detect(path: Path) -> Found:
     )
 
 
-def _easy_vqa(path: Path) -> Found | None:
+def _easy_vqa(path: Path) -> DetectedDataset | None:
     if not ((path / "train" / "questions.json").is_file() and (path / "train" / "images").is_dir()):
         return None
-    return _found("easy-VQA", "easy_vqa", path, ["train", "validation"])
+    return _detected("easy-VQA", "easy_vqa", path, ["train", "validation"])
 
 
-def _folder(path: Path) -> Found | None:
+def _folder(path: Path) -> DetectedDataset | None:
     if path.is_file() and path.stem == _METADATA_STEM:
         path = path.parent
     there = [file for file in (*path.glob("metadata.*"), *path.glob("*/metadata.*")) if file.suffix in ALL_SUFFIXES]
     if not there:
         return None
     splits = ["train" if file.parent == path else file.parent.name for file in sorted(there)]
-    return _found(f"a folder with {there[0].name}", "folder", path, splits)
+    return _detected(f"a folder with {there[0].name}", "folder", path, splits)
 
 
-def _karpathy(path: Path) -> Found | None:
+def _karpathy(path: Path) -> DetectedDataset | None:
     files = [path] if path.is_file() else sorted(path.glob("dataset_*.json"))
     if len(files) != 1 or not re.fullmatch(r"dataset_(coco|flickr8k|flickr30k)\.json", files[0].name):
         return None
     splits = [split for split in karpathy.SPLITS if _has_karpathy_split(files[0], split)]
-    return _found("captions in Karpathy's splits", "karpathy", path, splits or ["train"])
+    return _detected("captions in Karpathy's splits", "karpathy", path, splits or ["train"])
 
 
 def _has_karpathy_split(file: Path, split: str) -> bool:
@@ -92,40 +91,40 @@ def _has_karpathy_split(file: Path, split: str) -> bool:
     return re.search(rb'"split":\s*"' + split.encode() + rb'"', file.read_bytes()) is not None
 
 
-def _coco(path: Path) -> Found | None:
+def _coco(path: Path) -> DetectedDataset | None:
     if path.is_file():
         is_captions = path.suffix == ".json" and path.stem.startswith("captions_")
-        return Found("COCO captions", SourceSettings("coco", path=str(path))) if is_captions else None
+        return DetectedDataset("COCO captions", SourceSettings("coco", path=str(path))) if is_captions else None
     files = [file for folder in (path / "annotations", path) for file in sorted(folder.glob("captions_*.json"))]
     named = [re.fullmatch(r"captions_(.+)(2017|2014)\.json", file.name) for file in files]
     splits = [match[1] for match in named if match]
     if splits:
-        return _found("COCO captions", "coco", path, splits)
-    return Found("COCO captions", SourceSettings("coco", path=str(files[0]))) if files else None
+        return _detected("COCO captions", "coco", path, splits)
+    return DetectedDataset("COCO captions", SourceSettings("coco", path=str(files[0]))) if files else None
 
 
-def _m3it(path: Path) -> Found | None:
+def _m3it(path: Path) -> DetectedDataset | None:
     tasks = [file for file in islice(path.glob("*/*"), _MAX_FILES_COUNTED) if file.suffix in (".jsonl", ".parquet")]
     if not tasks or not _has_format(tasks[0], "m3it"):
         return None
-    return _found("M3IT tasks", "m3it", path, [file.stem.partition("-")[0] for file in tasks])
+    return _detected("M3IT tasks", "m3it", path, [file.stem.partition("-")[0] for file in tasks])
 
 
-def _webdataset(path: Path) -> Found | None:
+def _webdataset(path: Path) -> DetectedDataset | None:
     if not (path.suffix == ".tar" if path.is_file() else any(path.glob("*.tar"))):
         return None
-    return Found("WebDataset shards", SourceSettings("webdataset", path=str(path)))
+    return DetectedDataset("WebDataset shards", SourceSettings("webdataset", path=str(path)))
 
 
-def _saved_dataset(path: Path) -> Found | None:
+def _saved_dataset(path: Path) -> DetectedDataset | None:
     if (path / "dataset_dict.json").is_file():
         splits = sorted(folder.name for folder in path.iterdir() if (folder / "state.json").is_file())
-        return _found("a dataset of Hugging Face", "hf", path, splits)
+        return _detected("a dataset of Hugging Face", "hf", path, splits)
     is_one = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-    return Found("a dataset of Hugging Face", SourceSettings("hf", path=str(path))) if is_one else None
+    return DetectedDataset("a dataset of Hugging Face", SourceSettings("hf", path=str(path))) if is_one else None
 
 
-def _rows(path: Path) -> Found | None:
+def _rows(path: Path) -> DetectedDataset | None:
     """Find files of rows: named by split, or one alone."""
     splits = [name for name in ("train", "validation") if _split_files(path, name)]
     files = _split_files(path, (splits or ["train"])[0])
@@ -134,17 +133,19 @@ def _rows(path: Path) -> Found | None:
     if not files or (len(files) > 1 and not splits):
         return None
     rows = open_files(files)
-    form = _format_of(rows)
-    if form is None:
+    row_format = _format_of(rows)
+    if row_format is None:
         return None
-    reader = _ROW_READERS.get(form, "parquet")
+    reader = ROW_FORMATS[row_format].reader if row_format in ROW_FORMATS else "parquet"
     where = path if splits and path.is_dir() else files[0]
     options = _image_options(rows, folder=where if where.is_dir() else where.parent)
-    found = _found(f"rows of the form {form} in {files[0].name}", reader, where, splits or ["train"], **options)
-    return found if where.is_dir() else Found(found.format, found.train)
+    found = _detected(
+        f"rows of the format {row_format} in {files[0].name}", reader, where, splits or ["train"], **options
+    )
+    return found if where.is_dir() else DetectedDataset(found.format, found.train)
 
 
-_DETECTORS: tuple[Callable[[Path], Found | None], ...] = (
+_DETECTORS: tuple[Callable[[Path], DetectedDataset | None], ...] = (
     _easy_vqa,
     _folder,
     _karpathy,
@@ -156,7 +157,7 @@ _DETECTORS: tuple[Callable[[Path], Found | None], ...] = (
 )
 
 
-def _found(format_: str, source: str, path: Path, splits: list[str], **options: Any) -> Found:
+def _detected(format_: str, source: str, path: Path, splits: list[str], **options: Any) -> DetectedDataset:
     """Train on the split of that name, or the first that is neither for validation nor for the test."""
     held_out = [name for name in _VALIDATION_NAMES if name in splits]
     others = [name for name in splits if name not in held_out and not name.startswith("test")]
@@ -166,7 +167,7 @@ def _found(format_: str, source: str, path: Path, splits: list[str], **options: 
     def settings(split: str) -> SourceSettings:
         return SourceSettings(source, path=str(path), split=split, options=options)
 
-    return Found(format_, settings(train), None if validation is None else settings(validation))
+    return DetectedDataset(format_, settings(train), None if validation is None else settings(validation))
 
 
 def _split_files(path: Path, split: str) -> list[Path]:
@@ -181,7 +182,7 @@ def _split_files(path: Path, split: str) -> list[Path]:
 def _first_rows(rows: Rows) -> list[Row]:
     """Return some of the first rows that can be read."""
     found = []
-    for index in range(min(_NUM_PROBES, len(rows))):
+    for index in range(min(_NUM_ROWS_TRIED, len(rows))):
         try:
             found.append(rows[index])
         except BadSampleError:
@@ -190,19 +191,19 @@ def _first_rows(rows: Rows) -> list[Row]:
 
 
 def _format_of(rows: Rows) -> str | None:
-    """Name the form of the first row that has one; None where there is none."""
+    """Name the format of the first row that has one; None where there is none."""
     for row in _first_rows(rows):
-        for form, (keys, _) in ROW_FORMATS.items():
-            if all(row.get(key) is not None for key in keys):
-                return form
+        for name, row_format in ROW_FORMATS.items():
+            if all(row.get(key) is not None for key in row_format.keys):
+                return name
         if images_of_row(row) and any(key in row for key in ("text", "caption", "captions")):
             return "captions"
     return None
 
 
-def _has_format(file: Path, form: str) -> bool:
+def _has_format(file: Path, row_format: str) -> bool:
     try:
-        return _format_of(open_files([file])) == form
+        return _format_of(open_files([file])) == row_format
     except DataError:
         return False
 

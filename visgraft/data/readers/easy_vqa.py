@@ -33,11 +33,11 @@ from visgraft.errors import DataError, MissingAssetError
 SPLITS = ("train", "validation", "train+validation", "test")
 _VALIDATION_SHARE = 4  # one image of so many
 
-Questions = Literal["all", "what", "yes/no"]
+QuestionKind = Literal["all", "what", "yes/no"]
 
 
 def read(
-    path: Path | None, *, split: str, questions: Questions = "all", questions_per_image: int | None = None
+    path: Path | None, *, split: str, questions: QuestionKind = "all", questions_per_image: int | None = None
 ) -> Source:
     """Return the samples of a split, one per image, in order of the image ids.
 
@@ -62,7 +62,7 @@ def read(
     return EasyVqa(folder, {image_id: pairs for image_id, pairs in kept.items() if pairs})
 
 
-def kind_of(answer: object) -> Questions:
+def kind_of(answer: object) -> QuestionKind:
     """Say whether a question with that answer is a `what` or a `yes/no` question."""
     return "yes/no" if answer in ("yes", "no") else "what"
 

@@ -1,4 +1,4 @@
-"""Find the files of a split where people put them.
+"""Find the files of a split where they usually lie.
 
 In:  a file, or a folder that holds a split as train.jsonl, train-00000-of-00002.parquet, data/train-*.parquet, train/*.
 Out: the files in their order, and their rows.

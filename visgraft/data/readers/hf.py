@@ -1,7 +1,7 @@
 """Read any Hugging Face dataset: by its name on the Hub, or a folder that `save_to_disk` wrote.
 
-In:  path: the name or folder; name: its configuration; revision; columns where its own are not of a usual form
-     (see forms.py). streaming: true reads the rows as they come, a window at a time (windows.py), and keeps nothing.
+In:  path: the name or folder; name: its configuration; revision; columns where its own are not of a usual format
+     (row_formats.py). streaming: true reads the rows as they come, a window at a time (windows.py), and keeps nothing.
      With take: N the first N rows are read off the stream once, without downloading the rest, and kept as parquet in
      the cache, so that order, grouping, a resumed run and a second epoch are as of any other source.
 Out: one sample per image (or list of images) with the dialogs of all its rows; images are never decoded on the way.

@@ -2,7 +2,8 @@
 
 In:  a folder with TASK/train.jsonl, TASK/validation.jsonl (or val), ... or the same as .parquet, of rows
      {"instruction": "Answer the question.", "inputs": "What is it?", "image_base64_str": ["..."], "outputs": "A cat."}
-     or no path: the Hub's own parquet conversion, task by task where it is whole (docs/data.md says what else to do).
+     or no path: the Hub's own parquet conversion, task by task where it is whole. (The dataset itself is a loading
+     script, which `datasets` 4 and later refuses; docs/data.md says how to export it.)
 Out: one sample per image, known by what it holds; instruction and inputs stay apart for the prompt template.
 
 tasks: a task, a list of tasks, or a set: all-english-images, git-llm (see m3it_tasks.py).
@@ -16,12 +17,13 @@ from pathlib import Path
 
 from visgraft.data.grouping import RowSource
 from visgraft.data.readers.files import find_split, open_files
-from visgraft.data.readers.m3it_hub import fetch_task
 from visgraft.data.readers.m3it_tasks import TASKS, tasks_of
 from visgraft.data.readers.row_formats import Content, content_of_row
 from visgraft.data.readers.rows import Row, Rows, join_rows
 from visgraft.data.sample import Source
 from visgraft.errors import DataError, MissingAssetError
+
+REPOSITORY, BRANCH = "MMInstruction/M3IT", "refs/convert/parquet"
 
 
 def read(
@@ -39,7 +41,7 @@ def read(
     """
     if path is None:
         chosen = tasks_of("all-english-images" if tasks is None else tasks)
-        files = {task: fetch_task(task, split=split, allow_partial=allow_partial) for task in chosen}
+        files = {task: _fetch(task, split=split, allow_partial=allow_partial) for task in chosen}
     else:
         chosen = _tasks_there(path) if tasks is None else tasks_of(tasks)
         files = {task: _local_files(path, task, split=split) for task in chosen}
@@ -64,7 +66,7 @@ class M3it(RowSource):
 
 
 def _content(row: Row) -> Content:
-    found = content_of_row({**row, "images": row.get("image_base64_str")}, form="m3it")
+    found = content_of_row({**row, "images": row.get("image_base64_str")}, row_format="m3it")
     images = [{"base64": image} if isinstance(image, str) else image for image in found.images]
     return Content(images, found.dialogs, found.id)
 
@@ -91,6 +93,34 @@ def _local_files(path: Path, task: str, *, split: str) -> list[Path]:
             except MissingAssetError:
                 return []
     raise MissingAssetError(f"m3it: {path} has no folder {task}; export that task too, or leave it out of tasks")
+
+
+def _fetch(task: str, *, split: str, allow_partial: bool) -> list[Path]:
+    """Download the parquet files of a task's split, those that are not in the cache yet; none where there is no split.
+
+    The conversion holds a folder TASK/SPLIT, but of large splits only the first gigabytes, as TASK/partial-SPLIT.
+    Raises MissingAssetError where the Hub cannot be reached, DataError where the conversion holds only a part.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name = "validation" if split == "val" else split
+    try:
+        there = huggingface_hub.list_repo_files(REPOSITORY, repo_type="dataset", revision=BRANCH)
+        whole = sorted(file for file in there if file.startswith(f"{task}/{name}/"))
+        part = sorted(file for file in there if file.startswith(f"{task}/partial-{name}/"))
+        if part and not whole and not allow_partial:
+            raise DataError(
+                f"m3it: of {task} {name} the Hub's parquet conversion holds only the first part; export it once as "
+                "docs/data.md says and set path, or set allow_partial: true to take what there is"
+            )
+        download = huggingface_hub.hf_hub_download
+        return [Path(download(REPOSITORY, file, repo_type="dataset", revision=BRANCH)) for file in whole or part]
+    except (OSError, HfHubHTTPError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MissingAssetError(
+            f"m3it: {task} cannot be fetched from the Hub ({reason}); set path to a folder with {task}/{split}.jsonl"
+        ) from error
 
 
 def _note(task: str, *, split: str, num_found: int, has_files: bool) -> str:

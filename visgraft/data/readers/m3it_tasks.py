@@ -80,8 +80,8 @@ TASKS = {
     "msrvtt-qa": Task(VIDEO, None, None, None),
 }
 
-# What the ancestor's recipe names. The card counts 1,332,278 rows in them; its author's text says 1,361,650, which is
-# that and nlvr (29,372) to the row, though the recipe does not name nlvr.
+# What GIT-LLM's recipe names. The card counts 1,332,278 rows in them; its author's text says 1,361,650, which is that
+# and nlvr (29,372) to the row, though the recipe does not name nlvr.
 _GIT_LLM = (
     *("coco", "textcap", "image-paragraph-captioning", "coco-goi", "coco-text", "imagenet", "coco-itm", "snli-ve"),
     *("mocheg", "iqa", "vqa-v2", "shapes", "docvqa", "ocr-vqa", "st-vqa", "text-vqa", "gqa", "okvqa", "a-okvqa"),

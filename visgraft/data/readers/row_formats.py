@@ -1,11 +1,11 @@
-"""Turn a row of any usual form into images and dialogs.
+"""Turn a row of any usual format into images and dialogs.
 
 In:  a row as a dict, from whatever file it came.
 Out: Content: what the row says of its images (not yet looked for), its dialogs, its name.
 
     content = content_of_row({"image": "a.jpg", "question": "What is it?", "answer": "A cat."})
 
-The forms, known by their keys (the first that fits):
+The formats, known by their keys (the first that fits):
     dialogs                     [[{prompt, answer}, ...], ...]                     visgraft's own
     messages                    [{role, content: text or typed parts}, ...]        TRL, chat
     conversations               [{from: human | gpt, value}, ...]                  LLaVA
@@ -19,9 +19,9 @@ The forms, known by their keys (the first that fits):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from visgraft.data.readers.rows import Row
 from visgraft.data.sample import Turn, turn_from_row
@@ -45,29 +45,31 @@ class Content:
 
 
 def content_of_row(
-    row: Row, *, form: str | None = None, prompt: str = "", columns: Mapping[str, str] | None = None
+    row: Row, *, row_format: str | None = None, prompt: str = "", columns: Mapping[str, str] | None = None
 ) -> Content:
-    """Read a row in the first form that fits, or in the one that is named.
+    """Read a row in the first format that fits, or in the one that is named.
 
-    form: a name of ROW_FORMATS. prompt: the text in front of a caption. columns: {key of the form: column of the row}.
-    Raises BadSampleError where no form fits or a part of the row is of another kind.
+    row_format: a name of ROW_FORMATS. prompt: the text in front of a caption. columns: {key of the format: column of
+    the row}.
+    Raises BadSampleError where no format fits or a part of the row is of another kind.
     """
     if columns:
         row = {**row, **{key: _column(row, column) for key, column in columns.items()}}
     images = images_of_row(row)
-    dialogs = _read_format(row, images, form=form, prompt=prompt)
+    dialogs = _read_format(row, images, row_format=row_format, prompt=prompt)
     if not dialogs:
         raise BadSampleError("row has no texts")
     name = next((row[key] for key in _ID_KEYS if isinstance(row.get(key), (str, int))), None)
     return Content(images, dialogs, None if name is None else str(name))
 
 
-def _read_format(row: Row, images: list[Any], *, form: str | None, prompt: str) -> list[list[Turn]]:
-    for keys, read in ROW_FORMATS.values() if form is None else [ROW_FORMATS[form]]:
-        if all(row.get(key) is not None for key in keys):
+def _read_format(row: Row, images: list[Any], *, row_format: str | None, prompt: str) -> list[list[Turn]]:
+    for keys, read, _ in ROW_FORMATS.values() if row_format is None else [ROW_FORMATS[row_format]]:
+        missing = [key for key in keys if row.get(key) is None]
+        if not missing:
             return read(row, images)
-        if form is not None:
-            raise BadSampleError(f"row lacks {' or '.join(key for key in keys if row.get(key) is None)}")
+        if row_format is not None:
+            raise BadSampleError(f"row lacks {' or '.join(missing)}")
     if not any(key in row for key in _CAPTIONS):
         raise BadSampleError("row has no text, question and answer, dialogs or messages")
     return _captions(row, prompt=prompt)
@@ -210,12 +212,8 @@ def _captions(row: Row, *, prompt: str) -> list[list[Turn]]:
     value = next(row[key] for key in _CAPTIONS if key in row)
     captions = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     references = row.get("references") or ()
-    return [[turn_from_row(prompt, caption, references=references)] for caption in _strings(captions)]
-
-
-def _strings(captions: Sequence[Any]) -> Iterator[Any]:
-    for caption in captions:
-        yield caption.get("raw", caption.get("caption")) if isinstance(caption, Mapping) else caption
+    texts = [each.get("raw", each.get("caption")) if isinstance(each, Mapping) else each for each in captions]
+    return [[turn_from_row(prompt, text, references=references)] for text in texts]
 
 
 def _listed(value: Any, reason: str) -> Sequence[Any]:
@@ -224,14 +222,28 @@ def _listed(value: Any, reason: str) -> Sequence[Any]:
     return value
 
 
-ROW_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Row, list[Any]], list[list[Turn]]]]] = {
-    "dialogs": (("dialogs",), _dialogs),
-    "messages": (("messages",), _messages),
-    "llava": (("conversations",), _conversations),
-    "texts": (("texts",), _texts),
-    "prompt_completion": (("prompt", "completion"), _prompt_completion),
-    "m3it": (("instruction", "outputs"), _m3it),
-    "question": (("question", "answer"), _question),
-    "answers": (("question", "answers"), _question),
-    "prompt": (("prompt", "answer"), _question),
+class RowFormat(NamedTuple):
+    """How a format is known and read.
+
+    Attributes:
+        keys: a row of it has all of these.
+        read: makes dialogs of a row and its images; images that stand in messages are appended to those given.
+        reader: the reader for files that hold nothing else.
+    """
+
+    keys: tuple[str, ...]
+    read: Callable[[Row, list[Any]], list[list[Turn]]]
+    reader: str = "parquet"
+
+
+ROW_FORMATS = {
+    "dialogs": RowFormat(("dialogs",), _dialogs),
+    "messages": RowFormat(("messages",), _messages, reader="messages"),
+    "llava": RowFormat(("conversations",), _conversations, reader="llava"),
+    "texts": RowFormat(("texts",), _texts, reader="texts"),
+    "prompt_completion": RowFormat(("prompt", "completion"), _prompt_completion, reader="prompt_completion"),
+    "m3it": RowFormat(("instruction", "outputs"), _m3it),
+    "question": RowFormat(("question", "answer"), _question),
+    "answers": RowFormat(("question", "answers"), _question),
+    "prompt": RowFormat(("prompt", "answer"), _question),
 }

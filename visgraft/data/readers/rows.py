@@ -43,7 +43,7 @@ class Rows(Protocol):
         """Return a row; raises BadSampleError where it cannot be read."""
 
     def where(self, index: int) -> str:
-        """Say where a person finds that row."""
+        """Say where a user finds that row."""
 
     @property
     def fingerprint(self) -> object:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from visgraft.data.images.references import FilePart
+from visgraft.data.images.opening import FilePart
 from visgraft.data.mixing import epoch_order
 from visgraft.data.readers.rows import Row, parse_object, stamp
 from visgraft.data.row_streams import StreamedRow

@@ -1,7 +1,7 @@
 """Read WebDataset shards: tar files whose members 000.jpg, 000.json, 000.txt are one sample.
 
-In:  a tar, a folder of tars, a glob (shards/*.tar) or a range (train-{000..127}.tar). `json` may be of any usual form
-     (see forms.py) or hold a caption; else `txt` (or `caption`) is the caption.
+In:  a tar, a folder of tars, a glob (shards/*.tar) or a range (train-{000..127}.tar). `json` may be of any usual format
+     (row_formats.py) or hold a caption; else `txt` (or `caption`) is the caption.
 Out: one sample per member name (per image with `group: content`); images stay in the tar until they are opened.
 
 Tars are indexed once, then read in any order: a shuffled epoch needs no buffer and a resumed run no replay. With
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from visgraft.data.grouping import RowSource
-from visgraft.data.images.references import FilePart
+from visgraft.data.images.opening import FilePart
 from visgraft.data.readers.row_formats import Content, content_of_row
 from visgraft.data.readers.rows import Row
 from visgraft.data.readers.tars import TarRows, TarStream, expand_paths
@@ -38,7 +38,7 @@ def read(
 ) -> Source | SampleStream:
     """Return the samples of all shards; a path that holds {split} gets the split's name in its place.
 
-    prompt: the text in front of a caption. columns: {key of a form: key of the json}. streaming: no index.
+    prompt: the text in front of a caption. columns: {key of a format: key of the json}. streaming: no index.
     Raises MissingAssetError without shards, DataError where one is no tar.
     """
     if path is None:
