@@ -15,12 +15,13 @@ import pytest
 from tests.cli.conftest import Visgraft
 from tests.experiment.made import Told, write_experiment
 from visgraft.cli.experiment import _devices
+from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
 from visgraft.experiment import load_experiment, run_experiment
 from visgraft.experiment.process import ProcessJob, launch_process
 from visgraft.experiment.run_folders import action_for
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "experiments").glob("*.yaml"))
+SHIPPED = sorted(path for path in shipped_recipes().values() if path.parent.name == "experiments")
 NOWHERE = {
     "model": {"vision": "nobody/no-vision", "language": "nobody/no-language"},
     "train": {"language": "lora", "lora": {"r": 4}},

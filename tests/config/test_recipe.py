@@ -183,7 +183,7 @@ def test_a_folder_that_holds_a_recipe_is_a_recipe(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such recipe; need a YAML file or a run folder"):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such recipe; need a YAML file, a run folder"):
         load_recipe(tmp_path / "nothing.yaml")
     with pytest.raises(ConfigError, match=r"recipe\.yaml: no such recipe"):
         load_recipe(tmp_path)

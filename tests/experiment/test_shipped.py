@@ -110,7 +110,7 @@ def test_shuffled_texts_come_one_by_one_and_grouped_ones_together(tmp_path: Path
 
 @pytest.fixture
 def puzzled() -> ModuleType:
-    path = RECIPES.parents[1] / "bench" / "puzzled.py"
+    path = RECIPES.parents[2] / "bench" / "puzzled.py"
     spec = importlib.util.spec_from_file_location("puzzled", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
