@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Visgraft
-from tests.experiment.made import Told, write_experiment
+from tests.experiment.made import Reports, write_experiment
 from visgraft.cli.experiment import _devices
 from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
@@ -54,7 +54,7 @@ def test_each_process_sees_its_own_gpu(tmp_path: Path) -> None:
     launch = functools.partial(launch_process, program=(sys.executable, "-c", code))
     said: dict[str, list[str]] = {}
 
-    class Listening(Told):
+    class Listening(Reports):
         def said(self, run: object, text: str) -> None:
             said.setdefault(run.folder_name, []).append(text)  # type: ignore[attr-defined]
 

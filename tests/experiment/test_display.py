@@ -1,4 +1,4 @@
-"""A person sees which run goes on and how far it is; a log sees plain lines and nothing of the tables."""
+"""The user sees which run goes on and how far it is; a log sees plain lines and nothing of the tables."""
 
 from pathlib import Path
 

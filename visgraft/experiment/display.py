@@ -1,4 +1,4 @@
-"""What a person sees of an experiment: which runs go on and how far they are; plain lines where there is no terminal.
+"""What the user sees of an experiment: which runs go on and how far they are; plain lines where there is no terminal.
 
 In: what happens, as it happens. Out: text on standard error.
 Usage: `with ExperimentProgress(Console(stderr=True)) as progress: run_experiment(experiment, progress=progress)`
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from visgraft.experiment.planned import PlannedRun
 from visgraft.experiment.running import Device, Outcome
 
-SHOWN = ("step ", "error: ", "stopping ")  # how the lines of a run begin that are worth a person's time
+SHOWN = ("step ", "error: ", "stopping ")  # how the lines of a run begin that are worth the user's time
 
 
 class ExperimentProgress:

