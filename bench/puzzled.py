@@ -23,13 +23,14 @@ from typing import Any
 from rich.console import Console
 
 from visgraft.cli import main as visgraft
+from visgraft.config.shipped import shipped_recipes
 from visgraft.experiment import Experiment, PlannedRun, load_experiment, run_experiment
 from visgraft.experiment.display import ExperimentProgress
 from visgraft.experiment.process import ProcessJob, launch_process
 from visgraft.experiment.variant_results import as_table, results_of
 from visgraft.reporting.progress import error_console
 
-FILE = Path(__file__).parent.parent / "recipes" / "experiments" / "easy_vqa_puzzled.yaml"
+FILE = shipped_recipes()["experiments/easy_vqa_puzzled"]
 PADDED_LENGTH = 32  # tokens; the texts have about 8
 CHANGED = ("per-part", "one-high-rate")  # the variants of the recipe that are run again with each cause
 NUM_POSITIONS = 8192  # of SmolLM2

@@ -2,7 +2,7 @@
 
     python bench/words_alone.py                  # writes bench/results/words_alone.json
 
-The questions are those on which recipes/experiments/easy_vqa_modules.yaml measures; the answers are counted over the
+The questions are those on which the shipped experiment easy_vqa_modules measures; the answers are counted over the
 official training questions (visgraft.demo.blind_answers). Nothing is trained and no image is opened.
 """
 
@@ -14,12 +14,13 @@ from pathlib import Path
 
 from harness import console, machine, write
 
+from visgraft.config.shipped import shipped_recipes
 from visgraft.data.sources import open_sources
 from visgraft.demo import DemoQuestion, blind_answers, by_kind, score
 from visgraft.experiment import load_experiment
 from visgraft.starter import resolve
 
-FILE = Path(__file__).parent.parent / "recipes" / "experiments" / "easy_vqa_modules.yaml"
+FILE = shipped_recipes()["experiments/easy_vqa_modules"]
 
 
 def main() -> None:

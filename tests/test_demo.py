@@ -80,7 +80,7 @@ def test_the_report_marks_wrong_answers_and_needs_no_network(data, tmp_path):
 
 
 def test_the_demo_trains_as_the_shipped_recipe_does():
-    shipped = load_recipe(Path(__file__).parents[1] / "recipes" / "easy_vqa.yaml")
+    shipped = load_recipe("easy_vqa")
     ours = demo.demo_recipe()
     assert ours.model == shipped.model
     assert ours.train.lora_of("language") == shipped.train.lora_of("language")

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: whoever reads finds the old content or the new, never half of it.
+"""Files and folders that are whole or not there: a reader finds the old content or the new, never half of it.
 
 In: content and where it goes. Out: the file or folder, synced to the disk. Everything that visgraft writes goes through
 here; a log is the exception that stays readable anyway: it grows by whole lines.

@@ -23,6 +23,7 @@ from PIL import Image
 
 from visgraft.atomic import write_json, write_whole
 from visgraft.config import Recipe, load_recipe
+from visgraft.config.shipped import shipped_recipes
 from visgraft.data.readers import easy_vqa
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import answer, load
@@ -38,37 +39,6 @@ NUM_SHOWN = 24
 CHUNK = 250  # questions between two lines of progress
 SMOOTHED_STEPS = 20
 QUICK = ("train.epochs=0.02", "train.exact_match_samples=0")
-
-RECIPE: dict[str, Any] = {
-    "name": "easy-vqa",
-    "model": {
-        "vision": "starter:vision",
-        "language": "starter:language",
-        "image_size": 128,  # 4 x 4 patches,
-        # averaged into one image token: one shape to a picture, and colours are learned sooner
-        "projection": {"pool": 4},
-        "template": "{prompt}",  # the question alone: fewer tokens than "DemoQuestion: ... Answer:"
-        "attention": "eager",  # on short rows the CPU's fused kernel is slower, most of all backward
-    },
-    "train": {
-        "projection": "full",
-        "language": "lora",
-        "lora": {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj"]},
-        "epochs": 0.09,
-        "learning_rate": {"projection": 1e-2, "language": 2e-3},
-        "warmup_steps": 10,
-        "schedule": "cosine",
-        "text_tokens_per_step": 320,  # about 35 questions
-    },
-    "data": {
-        # Three questions in four want yes or no and teach little of what is seen, so the others come more often.
-        "train": [
-            {"source": "easy_vqa", "path": "starter:easy_vqa", "split": "train+validation", **kind}
-            for kind in ({"questions": "what", "weight": 8.0}, {"questions": "yes/no"})
-        ],
-        "max_dialogs_per_prefix": 2,  # the more different images a step holds, the sooner colours are learned
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -111,8 +81,10 @@ class DemoResult:
 
 
 def demo_recipe(*, quick: bool = False, seed: int = 0, overrides: Sequence[str] = ()) -> Recipe:
-    """Give the demo's recipe; `quick` is a smoke run of a few steps."""
-    return load_recipe(RECIPE, overrides=[f"train.seed={seed}", *(QUICK if quick else ()), *overrides])
+    """Give the demo's recipe, which is shipped as `demo`; `quick` is a smoke run of a few steps."""
+    return load_recipe(
+        shipped_recipes()["demo"], overrides=[f"train.seed={seed}", *(QUICK if quick else ()), *overrides]
+    )
 
 
 def run_demo(

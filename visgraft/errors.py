@@ -1,4 +1,4 @@
-"""The exceptions that visgraft raises on purpose; each carries one message a person can act on.
+"""The exceptions that visgraft raises on purpose; each carries one message that a user can act on.
 
 In: what was got, what is allowed, what to do, as one string. Out: an exception that the command line prints as a line.
 
@@ -18,7 +18,7 @@ Usage: `raise ConfigError("train.epochs: got 'many', need a number")`
 
 
 class VisgraftError(Exception):
-    """Any error that visgraft raises on purpose; its text is meant for a person."""
+    """Any error that visgraft raises on purpose; its text is meant for the user."""
 
 
 class ConfigError(VisgraftError):

@@ -10,7 +10,7 @@ import yaml
 from tests.cli.conftest import Visgraft
 from visgraft.estimate.gpus import Gpu
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "llama2_7b_24gb.yaml"
+RECIPE = "llama2_7b_24gb"
 LLAMA_2_7B = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Visgraft
-from tests.experiment.made import Told, write_experiment
+from tests.experiment.made import Reports, write_experiment
 from visgraft.cli.experiment import _devices
+from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
 from visgraft.experiment import load_experiment, run_experiment
 from visgraft.experiment.process import ProcessJob, launch_process
 from visgraft.experiment.run_folders import action_for
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "experiments").glob("*.yaml"))
+SHIPPED = sorted(path for path in shipped_recipes().values() if path.parent.name == "experiments")
 NOWHERE = {
     "model": {"vision": "nobody/no-vision", "language": "nobody/no-language"},
     "train": {"language": "lora", "lora": {"r": 4}},
@@ -53,7 +54,7 @@ def test_each_process_sees_its_own_gpu(tmp_path: Path) -> None:
     launch = functools.partial(launch_process, program=(sys.executable, "-c", code))
     said: dict[str, list[str]] = {}
 
-    class Listening(Told):
+    class Listening(Reports):
         def said(self, run: object, text: str) -> None:
             said.setdefault(run.folder_name, []).append(text)  # type: ignore[attr-defined]
 

@@ -56,7 +56,10 @@ def test_the_version_is_printed(visgraft: Visgraft) -> None:
         (["ask", "run"], "error: Missing argument 'IMAGE'. See `visgraft ask --help`.\n"),
         (["ask", "--jsno"], "error: No such option: --jsno (Possible options: --json). See `visgraft ask --help`.\n"),
         (["init"], "error: Missing option '--data'. See `visgraft init --help`.\n"),
-        (["train"], "error: train: got neither a recipe nor --resume; name a recipe, such as recipes/easy_vqa.yaml\n"),
+        (
+            ["train"],
+            "error: train: got neither a recipe nor --resume; name a recipe, such as easy_vqa (`visgraft recipes`)\n",
+        ),
     ],
 )
 def test_wrong_arguments_get_one_line_and_status_2(visgraft: Visgraft, args: list[str], message: str) -> None:
@@ -66,7 +69,10 @@ def test_wrong_arguments_get_one_line_and_status_2(visgraft: Visgraft, args: lis
 
 def test_an_error_has_a_traceback_only_with_debug(visgraft: Visgraft, tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.yaml"
-    line = f"error: {missing}: no such recipe; need a YAML file or a run folder that holds recipe.yaml\n"
+    line = (
+        f"error: {missing}: no such recipe; need a YAML file, a run folder that holds recipe.yaml, "
+        "or a name that `visgraft recipes` lists\n"
+    )
     assert visgraft("show", missing).err == line
     outcome = visgraft("show", missing, "--debug")
     assert outcome.status == 2

@@ -183,7 +183,7 @@ def test_a_folder_that_holds_a_recipe_is_a_recipe(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such recipe; need a YAML file or a run folder"):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such recipe; need a YAML file, a run folder"):
         load_recipe(tmp_path / "nothing.yaml")
     with pytest.raises(ConfigError, match=r"recipe\.yaml: no such recipe"):
         load_recipe(tmp_path)
@@ -210,8 +210,8 @@ def test_a_file_that_is_no_recipe_says_where(tmp_path: Path, content: bytes, mes
 
 
 def test_a_path_of_an_unknown_user_is_refused(recipe_values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"got the path '~nobody-here/x': .*write the folder in full"):
-        load_recipe(recipe_values, overrides=["data.train=[{source: coco, path: ~nobody-here/x}]"])
+    with pytest.raises(ConfigError, match=r"got the path '~no-such-user/x': .*write the folder in full"):
+        load_recipe(recipe_values, overrides=["data.train=[{source: coco, path: ~no-such-user/x}]"])
 
 
 def test_yaml_holds_only_what_differs_from_the_defaults(recipe_values: dict[str, Any]) -> None:
@@ -247,7 +247,7 @@ def test_yaml_loads_back_to_an_equal_recipe(
     assert load_recipe(tmp_path) == recipe
 
 
-def test_rates_and_adapters_are_told_per_part(recipe_values: dict[str, Any]) -> None:
+def test_rates_and_adapters_are_given_per_part(recipe_values: dict[str, Any]) -> None:
     same = load_recipe(recipe_values, overrides=["train.lora.r=4"]).train
     assert same.learning_rate_of("head") == 1e-4
     assert same.lora_of("language") == same.lora_of("vision") == LoraSettings(r=4)

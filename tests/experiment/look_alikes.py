@@ -20,7 +20,7 @@ from tests.tiny import VISION_CONFIGS, bare_vision
 from tests.training.tiny import COLOURS
 from visgraft.data.readers.m3it_tasks import tasks_of
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "experiments"
+RECIPES = Path(__file__).parents[2] / "visgraft" / "recipes" / "experiments"
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 END = "<|endoftext|>"
 
@@ -129,7 +129,7 @@ def localised(name: str, folder: Path) -> Path:
         (RECIPES.parent / "easy_vqa.yaml", folder / "easy_vqa.yaml"),
         (RECIPES / f"{name}.yaml", written),
     ):
-        text = source.read_text().replace("../easy_vqa.yaml", "easy_vqa.yaml")
+        text = source.read_text().replace("base: easy_vqa", "base: easy_vqa.yaml")
         for kind, names in ((False, VISIONS), (True, LANGUAGES)):
             for each in (each for each in names if each in text):
                 text = text.replace(each, save_model(folder, each, is_language=kind))

@@ -1,7 +1,7 @@
 """Experiments on tiny parts, and a way to run them in this process.
 
-In: an empty folder. Out: an experiment file; `run_here` for `run_experiment(launch=...)`; what was told.
-Usage: `outcomes = run_experiment(experiment, launch=run_here, progress=Told())`
+In: an empty folder. Out: an experiment file; `run_here` for `run_experiment(launch=...)`; what was reported.
+Usage: `outcomes = run_experiment(experiment, launch=run_here, progress=Reports())`
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ def write_experiment(folder: Path, *, num_images: int = 4, train: dict[str, Any]
     return path
 
 
-class Told:
-    """Note what an experiment tells."""
+class Reports:
+    """Note what an experiment reports."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

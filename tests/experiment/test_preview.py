@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiment.made import Told, run_here, write_experiment
+from tests.experiment.made import Reports, run_here, write_experiment
 from visgraft.errors import ConfigError
 from visgraft.experiment import load_experiment, preview, run_experiment
 from visgraft.experiment.preview import measure_length, preview_experiment
@@ -21,10 +21,10 @@ VARIANTS = {
 def test_a_preview_is_what_the_runs_then_are(tmp_path: Path, is_finished: bool) -> None:
     experiment = load_experiment(write_experiment(tmp_path, variants=VARIANTS))
     if is_finished:
-        outcomes = run_experiment(experiment, launch=run_here, progress=Told())
+        outcomes = run_experiment(experiment, launch=run_here, progress=Reports())
     previews = preview_experiment(experiment)
     if not is_finished:
-        outcomes = run_experiment(experiment, launch=run_here, progress=Told())
+        outcomes = run_experiment(experiment, launch=run_here, progress=Reports())
     for expected, outcome in zip(previews, outcomes, strict=True):
         summary = Run.open(outcome.folder).read_summary()
         assert summary is not None and expected.length is not None

@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.experiment.look_alikes import RECIPES, localised
-from tests.experiment.made import Told, run_here
+from tests.experiment.made import Reports, run_here
 from visgraft.experiment import Outcome, load_experiment, run_experiment
 from visgraft.reporting.progress import make_progress
 from visgraft.runs import Run
@@ -65,7 +65,7 @@ def trained_names(outcome: Outcome) -> list[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_experiment_trains_what_it_says(tmp_path: Path, name: str) -> None:
     experiment = load_experiment(localised(name, tmp_path), seeds=1, overrides=SHORT, output=tmp_path / "runs")
-    outcomes = run_experiment(experiment, launch=run_here, progress=Told())
+    outcomes = run_experiment(experiment, launch=run_here, progress=Reports())
     assert {outcome.run.variant: outcome.reason for outcome in outcomes} == dict.fromkeys(TRAINS[name])
     sample_prompts = []
     for outcome in outcomes:
@@ -84,7 +84,7 @@ def test_a_shipped_experiment_trains_what_it_says(tmp_path: Path, name: str) -> 
 def test_the_second_stage_goes_on_with_the_first(tmp_path: Path) -> None:
     experiment = load_experiment(localised("m3it", tmp_path), only=["second-stage"], overrides=SHORT, output=tmp_path)
     assert [run.variant for run in experiment.runs] == ["git-llm", "second-stage"]
-    first, second = run_experiment(experiment, launch=run_here, progress=Told())
+    first, second = run_experiment(experiment, launch=run_here, progress=Reports())
     assert trained_names(first) == trained_names(second)
     train = [outcome.run.recipe.data.train[0].options["tasks"] for outcome in (first, second)]
     assert train == ["git-llm", "all-english-images"]
@@ -110,7 +110,7 @@ def test_shuffled_texts_come_one_by_one_and_grouped_ones_together(tmp_path: Path
 
 @pytest.fixture
 def puzzled() -> ModuleType:
-    path = RECIPES.parents[1] / "bench" / "puzzled.py"
+    path = RECIPES.parents[2] / "bench" / "puzzled.py"
     spec = importlib.util.spec_from_file_location("puzzled", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

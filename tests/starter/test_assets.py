@@ -93,7 +93,7 @@ def test_an_interrupted_preparation_leaves_only_the_download(
     assert [path.name for path in (tmp_path / "cache/downloads").iterdir()] == [tiny.wheel]
 
 
-def test_a_folder_of_an_older_format_is_made_anew(tiny: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_of_an_older_format_is_made_again(tiny: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = easy_vqa_folder(cache=tmp_path / "cache")
     (folder / "greeting.txt").write_text("outdated")
     assert (easy_vqa_folder(cache=tmp_path / "cache") / "greeting.txt").read_text() == "outdated"
@@ -126,7 +126,7 @@ def test_a_failed_download_says_what_pip_said_and_both_ways_out(
     assert f"or put {tiny.wheel} into {tmp_path / 'cache/downloads'} by hand" in str(error.value)
 
 
-def test_a_python_without_pip_is_told_how_to_get_it(tiny: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_python_without_pip_gets_advice_how_to_get_it(tiny: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     python.chmod(0o755)

@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from tests.training import one_of_several
 from tests.training.tiny import tiny_recipe
+from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
 from visgraft.inference import load
 from visgraft.runs import Run
 from visgraft.training.sharding import check_strategy
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "recipes" / "launch").glob("*.yaml"))
+CONFIGS = sorted(path for path in shipped_recipes().values() if path.parent.name == "launch")
 
 
 @pytest.mark.slow
@@ -66,7 +67,7 @@ def test_accelerate_takes_the_launch_configs(path: Path) -> None:
     known = {name.lstrip("-") for action in launch_command_parser()._actions for name in action.option_strings}
     for name in config.fsdp_config or {}:
         assert name in known
-    assert str(path.relative_to(ROOT)) in path.read_text()
+    assert f"visgraft recipes launch/{path.stem} -o {path.name}" in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,9 @@ def test_deepspeed_is_refused_with_the_reason_and_the_configs_that_do_the_same()
     with pytest.raises(ConfigError, match=r"step inside the backward pass.+\(docs/distributed\.md\)$") as refused:
         check_strategy(accelerator)  # type: ignore[arg-type]
     for name, stages in (("fsdp2.yaml", "ZeRO-3"), ("fsdp2_zero2.yaml", "ZeRO-2 and ZeRO-1")):
-        assert (ROOT / "recipes" / "launch" / name).is_file()
-        assert f"recipes/launch/{name}" in str(refused.value)
+        shipped = f"launch/{name.removesuffix('.yaml')}"
+        assert shipped in shipped_recipes()
+        assert shipped in str(refused.value)
         assert stages in str(refused.value)
         assert name in (ROOT / "docs" / "distributed.md").read_text().split("## Why not DeepSpeed")[1]
 

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 BUDGET_BROKEN = 1
 
-RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe, or a run folder.", show_default=False)]
+RecipeFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="Recipe (a file or a shipped one's name), or a run folder.", show_default=False
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
 Part = Annotated[Literal["train", "validation"], typer.Option(help="Which list of sources.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that read.", show_default="as many as CPU cores")]

@@ -20,7 +20,12 @@ TIGHT = 0.87  # of the memory: above it, an estimate that is 15 % off decides
 
 
 def estimate(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe or run folder.", show_default=False)],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE", help="Recipe (a file or a shipped one's name), or a run folder.", show_default=False
+        ),
+    ],
     gpu: Annotated[
         str | None,
         typer.Option(metavar="GPU", help="24GB, rtx4090, a100-80gb, h100, ...", show_default="what is here"),

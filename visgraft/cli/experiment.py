@@ -25,7 +25,10 @@ FAILED = 1
 
 
 def experiment(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Experiment (YAML).", show_default=False)],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="Experiment: a YAML file, or a shipped one's name.", show_default=False),
+    ],
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Run this variant alone, or those of a pattern; may be given often."),

@@ -1,6 +1,6 @@
 """The arguments and options that several commands share.
 
-In: what a person types. Out: values with one meaning in every command. Usage: `def ask(model: Model, ...)`
+In: what the user types. Out: values with one meaning in every command. Usage: `def ask(model: Model, ...)`
 """
 
 from typing import Annotated, Literal

@@ -25,6 +25,7 @@ from visgraft.cli.estimate import estimate
 from visgraft.cli.experiment import experiment
 from visgraft.cli.init import init
 from visgraft.cli.inspection import inspect_
+from visgraft.cli.recipes import recipes
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, print_error
 from visgraft.cli.train import train
@@ -125,12 +126,13 @@ def _add(panel: str, command: Callable[..., int | None], *examples: str) -> None
 
 
 _add("Build", init, "visgraft init --data ~/photos -o recipe.yaml")
+_add("Build", recipes, "visgraft recipes", "visgraft recipes easy_vqa -o recipe.yaml")
 _add("Train", train, "visgraft train recipe.yaml --set train.epochs=3", "visgraft train --resume runs/my-run")
 _add("Train", demo, "visgraft demo", "visgraft demo --all-questions --seed 1")
 _add(
     "Train",
     experiment,
-    "visgraft experiment recipes/experiments/modules.yaml --dry-run",
+    "visgraft experiment experiments/modules --dry-run",
     "visgraft experiment modules.yaml --seeds 2 --only 'lora*' --set train.max_steps=100",
 )
 _add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")

@@ -4,7 +4,6 @@ In: a recipe, run, model folder or Hub name. Out: the joined model drawn, a tabl
 Usage: `visgraft show runs/my-run --json`
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +14,7 @@ from visgraft.cli.drawing import draw_model
 from visgraft.cli.hub import go_offline_without_network, names_of_model, names_of_recipe
 from visgraft.cli.options import AsJson
 from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
-from visgraft.config import load_recipe
+from visgraft.config import find_recipe, load_recipe
 from visgraft.errors import ConfigError
 from visgraft.runs import Run
 
@@ -36,7 +35,7 @@ def show(
 
     Only configurations are read, no weights, so that a model of any size is shown on any machine.
     """
-    path = Path(target).expanduser()
+    path = find_recipe(target)
     is_recipe = path.is_file() or path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()
     if is_recipe:
         recipe = load_recipe(path, overrides=overrides or [])

@@ -18,7 +18,9 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="RECIPE", help="Recipe (YAML), or a run folder to train its recipe again.", show_default=False
+            metavar="RECIPE",
+            help="Recipe: a YAML file, a shipped one's name, or a run folder to train its recipe again.",
+            show_default=False,
         ),
     ] = None,
     overrides: Annotated[
@@ -43,7 +45,9 @@ def train(
     folder holds the model, its checkpoints and what was measured.
     """
     if recipe is None and resume is None:
-        raise ConfigError("train: got neither a recipe nor --resume; name a recipe, such as recipes/easy_vqa.yaml")
+        raise ConfigError(
+            "train: got neither a recipe nor --resume; name a recipe, such as easy_vqa (`visgraft recipes`)"
+        )
     if resume is not None and output is not None:
         raise ConfigError(f"train: got both --resume {resume} and --output {output}; a run goes on in its own folder")
     settings = load_recipe(

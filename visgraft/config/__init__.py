@@ -33,6 +33,7 @@ from visgraft.config.settings import (
     TrainingMode,
     TrainSettings,
 )
+from visgraft.config.shipped import find_recipe
 from visgraft.config.strict import Strict
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "apply_override",
     "changeable_keys",
     "effect_of",
+    "find_recipe",
     "flatten",
     "load_recipe",
     "read_recipe",

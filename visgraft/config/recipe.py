@@ -17,6 +17,7 @@ from visgraft.config.hints import got
 from visgraft.config.plain_values import to_plain
 from visgraft.config.renamed import take_version, use_new_keys
 from visgraft.config.settings import PARTS, Recipe
+from visgraft.config.shipped import find_recipe
 from visgraft.config.strict import Strict
 from visgraft.errors import ConfigError
 
@@ -41,9 +42,9 @@ def load_recipe(
 ) -> Recipe:
     """Load and check a recipe.
 
-    `source` is a YAML file, a run folder, a dict of the same form, or a Recipe. What says no `version` is of today's
-    form, but that of a run folder may be older. Relative paths of sources and models are looked for beside the file (of
-    a dict in `folder`), then in the working directory. Raises ConfigError.
+    `source` is a YAML file, a run folder, the name of a shipped recipe, a dict of the same form, or a Recipe. What says
+    no `version` is of today's form, but that of a run folder may be older. Relative paths of sources and models are
+    looked for beside the file (of a dict in `folder`), then in the working directory. Raises ConfigError.
     """
     if isinstance(source, Recipe):
         values = recipe_to_dict(source)
@@ -51,7 +52,7 @@ def load_recipe(
         values = copy.deepcopy(dict(source))
         take_version(values)
     else:
-        path = Path(source).expanduser()
+        path = find_recipe(source)
         path = path / "recipe.yaml" if path.is_dir() else path
         values, folder = read_recipe(path), path.absolute().parent
     for override in overrides:
@@ -62,7 +63,10 @@ def load_recipe(
 
 
 def read_recipe(
-    path: Path, *, what: str = "recipe", need: str = "a YAML file or a run folder that holds recipe.yaml"
+    path: Path,
+    *,
+    what: str = "recipe",
+    need: str = "a YAML file, a run folder that holds recipe.yaml, or a name that `visgraft recipes` lists",
 ) -> dict[str, Any]:
     """Read the values of a recipe's file, unchecked; those of a run's recipe get today's keys. Raises ConfigError."""
     values = read_yaml(path, what=what, need=need)

@@ -215,7 +215,7 @@ class SourceSettings:
     split: str | HeldOut = setting("result", "train")
     limit: PositiveInt | None = setting("result", None)  # take only the first so many samples
     weight: PositiveFloat = setting("result", 1.0)  # how often its texts come in an epoch
-    # by what texts are told to be about the same image
+    # what says that texts are about the same image
     group: Literal["auto", "path", "content", "none"] = setting("result", "auto")
     # a dialog per turn, or one per image
     dialogs: Literal["as_given", "independent", "conversation"] = setting("result", "as_given")

@@ -2,7 +2,7 @@
 
 In: an experiment file (settings.py). Out: a folder of run folders (docs/runs.md says what is in it).
 
-    experiment = load_experiment("recipes/experiments/modules.yaml", overrides=["train.max_steps=2"])
+    experiment = load_experiment("experiments/modules", overrides=["train.max_steps=2"])
     outcomes = run_experiment(experiment, devices=[None], progress=progress)
 """
 

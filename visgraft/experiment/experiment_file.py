@@ -2,7 +2,7 @@
 
 In: YAML. Out: `ExperimentSettings` and the values of the base recipe.
 
-    base: ../easy_vqa.yaml                # a recipe to begin with, or
+    base: my.yaml                         # a recipe to begin with, or a shipped one's name, or
     recipe: {train: {epochs: 5}}          # its settings; beside `base` they come over it, key by key
     seeds: 2                              # runs of each variant
     variants:
@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from visgraft.config import Recipe, Strict, read_recipe, read_yaml
+from visgraft.config import Recipe, Strict, find_recipe, read_recipe, read_yaml
 from visgraft.config.hints import Bound
 from visgraft.config.renamed import take_version
+from visgraft.config.shipped import shipped_recipe
 from visgraft.errors import ConfigError
 
 
@@ -34,7 +35,7 @@ class ExperimentSettings:
     """What an experiment file may say."""
 
     name: str | None = None  # of the experiment's folder; null: the file's own name
-    base: str | None = None  # recipe to begin with; looked for beside the file
+    base: str | None = None  # recipe to begin with: a file beside this one, or a shipped recipe's name
     recipe: dict[str, Any] = field(default_factory=dict)  # settings of the base recipe; over those of `base`
     variants: dict[str, dict[str, Any] | None] = field(default_factory=dict)  # name -> dotted settings
     grid: dict[str, list[Any]] = field(default_factory=dict)  # dotted setting -> values, each variant with each
@@ -50,16 +51,18 @@ def read_experiment(path: str | Path) -> tuple[ExperimentSettings, dict[str, Any
     Raises:
         ConfigError: no such file, an unknown key, a wrong type, or a base recipe with one.
     """
-    file = Path(path).expanduser()
-    values = read_yaml(file, what="experiment", need="a YAML file, such as recipes/experiments/modules.yaml")
+    file = find_recipe(path)
+    values = read_yaml(file, what="experiment", need="a YAML file, or a name that `visgraft recipes` lists")
     settings: ExperimentSettings = Strict(ExperimentSettings).convert(values, ExperimentSettings, "")
     folder, recipe = file.absolute().parent, dict(settings.recipe)
     take_version(recipe)
     if settings.base is not None:
         base = Path(settings.base).expanduser()
         base = base if base.is_absolute() else folder / base
-        below = read_recipe(base, what="base recipe", need="a YAML file beside this one")
-        recipe, folder = _merged(below, recipe), base.parent
+        if not base.exists():
+            base = shipped_recipe(settings.base) or base
+        need = "a YAML file beside this one, or a name that `visgraft recipes` lists"
+        recipe, folder = _merged(read_recipe(base, what="base recipe", need=need), recipe), base.parent
     if not recipe:
         raise ConfigError(f"{path}: names no recipe; give base (a recipe's file), recipe (its settings), or both")
     try:

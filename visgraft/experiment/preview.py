@@ -1,7 +1,7 @@
 """What the runs of an experiment would be, without running them: what trains, how many steps, how many tokens.
 
 In: an experiment. Out: a `Preview` of each variant. Configurations and data are read where they are there; what needs
-weights, a tokenizer or data that are not there has no number (None), and the reason is told.
+weights, a tokenizer or data that are not there has no number (None), and the reason is reported.
 
     for preview in preview_experiment(experiment): print(preview.variant, preview.trains, preview.steps)
 """

@@ -47,7 +47,7 @@ class Job(Protocol):
 
 
 class Watcher(Protocol):
-    """Whoever hears what happens."""
+    """What everything that happens is reported to."""
 
     def begin(self, *, total: int, finished: int) -> None:
         """Hear how many runs there are, and how many of them are finished already."""
@@ -86,7 +86,7 @@ def run_experiment(
     Args:
         experiment: its folder may hold finished and begun runs.
         devices: one run at a time on each.
-        progress: hears what happens.
+        progress: what happens is reported to it.
         launch: starts a run in a folder, on a device, and passes on what it says.
 
     Raises:

@@ -33,7 +33,7 @@ Say = Callable[[str], None]  # called with one plain line at the start of each p
 
 PREFIX = "starter:"
 MARKER = "starter.json"
-FORMAT = 1  # raise it when a conversion below changes what it writes: older folders are then made anew
+FORMAT = 1  # raise it when a conversion below changes what it writes: older folders are then made again
 
 
 @dataclass(frozen=True)

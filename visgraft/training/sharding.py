@@ -47,7 +47,7 @@ def check_strategy(accelerator: Accelerator) -> None:
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or is_old:
         raise ConfigError(
             f"accelerate launch: got {'FSDP version 1' if is_old else kind.value}, allowed are DDP and FSDP2; "
-            "recipes/launch/fsdp2.yaml shards as ZeRO-3 does, recipes/launch/fsdp2_zero2.yaml as ZeRO-2 and ZeRO-1"
+            "of `visgraft recipes` launch/fsdp2 shards as ZeRO-3 does, launch/fsdp2_zero2 as ZeRO-2 and ZeRO-1"
             f"{WHY_NOT_DEEPSPEED if kind == DistributedType.DEEPSPEED else ''}"
         )
 
