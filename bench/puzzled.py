@@ -67,21 +67,21 @@ def scramble_positions() -> None:
     from visgraft.training import setup
 
     permutation = torch.randperm(NUM_POSITIONS, generator=torch.Generator().manual_seed(0))
-    build = setup.build
+    build_model = setup.build_model
 
     class Scrambled(AttentionSpec):
-        """A attention_spec whose positions are permuted."""
+        """An attention spec whose positions are permuted."""
 
         def arguments(self, table: Any, *, positions: Any = None, **settings: Any) -> dict[str, Any]:
             positions = table.position if positions is None else positions
             return super().arguments(table, positions=permutation.to(positions.device)[positions], **settings)
 
-    def scrambled(recipe: Any) -> Any:
-        model, processor = build(recipe)
+    def scrambled(recipe: Any, **settings: Any) -> Any:
+        model = build_model(recipe, **settings)
         model.attention_spec = Scrambled(**vars(model.attention_spec))
-        return model, processor
+        return model
 
-    setup.build = scrambled
+    setup.build_model = scrambled
 
 
 CAUSES: dict[str, Callable[[], None]] = {"padding": pad_the_loss, "positions": scramble_positions}
@@ -104,7 +104,7 @@ def with_causes(experiment: Experiment) -> Experiment:
 
 
 def launch(run: PlannedRun, folder: Path, device: str | None, say: Callable[[str], None]) -> ProcessJob:
-    """Start a run with its cause, which its name tells."""
+    """Start a run with its cause, which its name says."""
     cause = run.variant.rpartition("+")[2]
     program = (sys.executable, __file__, "--cause", cause)
     return launch_process(run, folder, device, say, program=program)

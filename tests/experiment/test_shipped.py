@@ -148,7 +148,7 @@ def test_scrambled_positions_train_and_answer_by_another_order(
 ) -> None:
     experiment = load_experiment(localised("easy_vqa_puzzled", tmp_path), overrides=SHORT)
     recipe = experiment.runs[0].recipe
-    monkeypatch.setattr(setup, "build", setup.build)  # put back at the end
+    monkeypatch.setattr(setup, "build_model", setup.build_model)  # put back at the end
     losses = []
     for name in ("plain", "scrambled"):
         if name == "scrambled":
