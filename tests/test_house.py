@@ -20,8 +20,9 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "atomic", "segments"], 0),
-    "disk_cache": 0.5,  # writes through atomic
+    **dict.fromkeys(["errors", "segments"], 0),
+    "atomic": 0.2,  # names its errors
+    **dict.fromkeys(["disk_cache", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
     **dict.fromkeys(["data", "model"], 2),
@@ -34,7 +35,16 @@ LAYERS = {
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PIL"}
-LIGHT = ("errors", "atomic", "segments", "config", "reporting", "runs", "cli")  # what starts before torch is wanted
+LIGHT = (
+    "errors",
+    "atomic",
+    "sealed",
+    "segments",
+    "config",
+    "reporting",
+    "runs",
+    "cli",
+)  # what starts before torch is wanted
 FORBIDDEN_STEMS = ("util", "helper", "common", "misc", "base", "manager")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 ARCHITECTURE = ROOT / "docs" / "architecture.md"

@@ -8,7 +8,7 @@ In: a recipe, and perhaps a run to go on with. Out: a `Session`. `open_session` 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
 from visgraft.training.session import Session
 from visgraft.training.sharding import check_strategy, current_parameters
-from visgraft.training.state import TrainState, load_state, set_random_state
+from visgraft.training.state import TrainState, find_damage, load_state, set_random_state
 from visgraft.training.trackers import Trackers, check_trackers
 from visgraft.training.training_data import open_training_data
 from visgraft.training.vision_cache import fill_vision_cache
@@ -96,7 +96,9 @@ def open_session(
 
     # Restore: where a stopped run was, or the start of a new one.
     set_seed(recipe.train.seed, device_specific=True)  # dropout
-    state = TrainState() if resume is None else restore(run, trained, optimizer=optimizer, accelerator=accelerator)
+    state = TrainState()
+    if resume is not None:
+        state = restore(run, trained, optimizer=optimizer, accelerator=accelerator, say=progress.say)
     return Session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
         optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation, loader=loader,
@@ -220,19 +222,30 @@ def open_run(recipe: Recipe, accelerator: Accelerator, *, resume: str | Path | N
 
 
 def restore(
-    run: Run, trained: Mapping[str, nn.Parameter], *, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    run: Run,
+    trained: Mapping[str, nn.Parameter],
+    *,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
 ) -> TrainState:
-    """Read the newest checkpoint into weights, optimizer and random states; forget what was logged after it.
+    """Read the newest whole checkpoint into weights, optimizer and random states; forget what was logged after it.
 
     Raises:
-        CheckpointError: it is not of this model, or incomplete.
+        CheckpointError: it is not of this model, or none is whole.
     """
-    step, checkpoint = run.latest_checkpoint()
+    found: list[Any] = [run.latest_checkpoint(say=say) if accelerator.is_main_process else None]
+    broadcast_object_list(found)  # a checkpoint that one process can read is that of all
+    step, checkpoint = found[0]
     state, random_states = load_state(checkpoint, trained=trained, optimizer=optimizer, scaler=accelerator.scaler)
     if accelerator.process_index < len(random_states):
         set_random_state(random_states[accelerator.process_index], device=accelerator.device)
+    accelerator.wait_for_everyone()  # the folder may be moved back into its place now
     if accelerator.is_main_process:
-        run.resume_from(step)
+        run.resume_from(step, logs=state.logs)
+        damage = None if state.best_step is None else find_damage(run, state.best_step)
+        if damage is not None:
+            say(f"the best weights are lost: {damage}; unless later ones are better, the model will be the newest")
     return state
 
 
