@@ -9,9 +9,10 @@ from PIL import Image
 from tests.compare.made_runs import save_experiment, save_run
 from visgraft.compare.answers import gather
 from visgraft.compare.charts import Styles, end_rows, live_chart, mean_rows, panels, raw_rows, still_chart
-from visgraft.compare.collect import Comparison, collect
+from visgraft.compare.collect import collect
 from visgraft.compare.json_and_markdown import as_json, as_markdown
 from visgraft.compare.report import write_picture, write_report
+from visgraft.compare.variants import Comparison
 from visgraft.errors import ConfigError
 from visgraft.reporting.page import COLORS
 

@@ -9,12 +9,13 @@ from PIL import Image
 from tests.data.made_tokenizers import TOKENIZERS
 from tests.training.tiny import COLOURS, tiny_recipe
 from visgraft.compare.answers import gather, text_quality
-from visgraft.compare.collect import Comparison, collect
+from visgraft.compare.collect import collect
 from visgraft.compare.differences import differences
 from visgraft.compare.json_and_markdown import as_json
 from visgraft.compare.own_images import ask_variants
 from visgraft.compare.report import write_report
 from visgraft.compare.results_table import best_validation, loss_unit, results
+from visgraft.compare.variants import Comparison
 from visgraft.errors import BadSampleError, CheckpointError
 from visgraft.inference import answer, load
 from visgraft.metrics.metrics import exact_match

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import altair
 
-from visgraft.compare.collect import RunData, Variant
 from visgraft.compare.curves import AXES, Axis, Curve, Unit, average, thin
 from visgraft.compare.differences import data_key, data_name
 from visgraft.compare.results_table import loss_unit
+from visgraft.compare.variants import RunData, Variant
 from visgraft.reporting.page import COLORS
 
 Split = Literal["training", "validation"]

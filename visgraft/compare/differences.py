@@ -13,13 +13,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from visgraft.compare.variants import RunData, Variant
 from visgraft.config import PARTS, Recipe
 from visgraft.config.plain_values import to_plain
-
-if TYPE_CHECKING:
-    from visgraft.compare.collect import RunData, Variant
 
 NOT_SETTINGS = ("output", "name")  # of no effect on what is learned
 ABSENT = "—"  # a key that the recipe does not have

@@ -17,8 +17,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from visgraft.compare.collect import RunData, find_runs, num_waiting, read_run
+from visgraft.compare.collect import find_runs, num_waiting, read_run
 from visgraft.compare.curves import Array, smooth
+from visgraft.compare.variants import RunData
 
 COLORS = ("bright_blue", "yellow", "green", "magenta", "cyan", "red", "bright_magenta", "bright_green")
 QUIET_AFTER_S = 300  # a run that wrote nothing for so long may have died

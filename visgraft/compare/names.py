@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from visgraft.compare.differences import as_text, unlike_settings, without_seed
+from visgraft.compare.variants import RunData
 
-if TYPE_CHECKING:
-    from visgraft.compare.collect import RunData
-
-Group = Sequence["RunData"]
+Group = Sequence[RunData]
 MAX_SETTINGS = 2  # that name a variant; where more differ, its folder does
 MAX_VALUE_LENGTH = 24  # characters of a value that still reads as part of a name
 

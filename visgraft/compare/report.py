@@ -14,12 +14,12 @@ from pathlib import Path
 
 from visgraft.compare.answers import Given, SamplePrompt, text_quality
 from visgraft.compare.charts import AXIS_WORDS, Panel, Styles, live_chart, panels, rows_of, still_chart
-from visgraft.compare.collect import Comparison, Variant
 from visgraft.compare.controls import SCRIPT, STYLE
 from visgraft.compare.curves import AXES
 from visgraft.compare.differences import ABSENT, as_text, differences, what_trains
 from visgraft.compare.results_table import Kind, results, written
 from visgraft.compare.shown import Shown
+from visgraft.compare.variants import Comparison, Variant
 from visgraft.errors import ConfigError
 from visgraft.reporting.page import Page, escape, image_tag, spec_of
 

@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from visgraft.compare.collect import RunData, Variant
 from visgraft.compare.curves import Unit
 from visgraft.compare.differences import data_key, has_one_tokenizer
+from visgraft.compare.variants import RunData, Variant
 from visgraft.config import PARTS
 
 Kind = Literal["count", "speed", "minutes", "memory", "loss", "share", "score"]
