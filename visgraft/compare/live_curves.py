@@ -1,6 +1,6 @@
 """The live curves of runs in a terminal: training loss of each as a line of dots, below it where each run stands.
 
-In: run and experiment folders, read anew whenever their files change. Out: a drawing for rich, plain lines elsewhere.
+In: run and experiment folders, read again whenever their files change. Out: a drawing for rich, plain lines elsewhere.
 
     watched = Watch(["runs/modules"]); watched.read(); console.print(watched.drawing(width=100, height=16))
 """
