@@ -91,6 +91,18 @@ def test_the_page_says_why_losses_are_per_character_and_why_panels_are_apart(tmp
         write_report(comparison, [], tmp_path)
 
 
+def test_many_curves_that_end_early_are_counted_and_named_behind_a_click(tmp_path: Path) -> None:
+    save_run(tmp_path / "runs" / "long", name="long", num_steps=20)
+    for seed in range(4):
+        save_run(tmp_path / "runs" / f"short-{seed}", name="short", seed=seed, num_steps=10, train={"vision": "full"})
+    page = read_page(write_report(collect([tmp_path / "runs"]), [], tmp_path / "report.html"))
+    notes = page.one("details", "notes")
+    assert notes.one("summary").text == "✗ 4 runs are shorter or not finished"
+    assert [note.text for note in notes.all("p")] == [
+        f"✗ short, seed {seed} is shorter: 640 texts where the longest has 1,280" for seed in range(4)
+    ]
+
+
 def test_answers_stand_beside_the_truth_and_their_text_is_made_safe(tmp_path: Path) -> None:
     comparison = collect([save_experiment(tmp_path / "modules", num_variants=7, num_steps=20)])
     page = read_page(write_report(comparison, gather(comparison.variants), tmp_path / "report.html"))

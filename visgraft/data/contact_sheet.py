@@ -33,7 +33,7 @@ MAX_BAD_LISTED = 100
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a text: of its `prompt`, `learned`, a special token that is learned (`end`), or another `special` one."""
+    """A stretch of a text: `prompt`, `learned`, a special token that is learned (`end`), or another one (`special`)."""
 
     text: str
     kind: Literal["prompt", "learned", "end", "special"]
