@@ -18,7 +18,7 @@ import altair
 import vl_convert
 from harness import console, ratio
 
-from visgraft.reporting.page import COLORS, spec_of
+from visgraft.reporting.charts import COLORS, spec_of
 
 BENCH = Path(__file__).parent
 RUNGS = {
