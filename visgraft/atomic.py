@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from visgraft.errors import DiskError
+from visgraft.errors import CheckpointError, DiskError
+from visgraft.parsing import parse_json
 
 #: what a disk says when it takes no more, and what helps
 REFUSALS = {
@@ -155,6 +156,26 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
         except BaseException:
             path.unlink() if is_new else file.truncate(end)
             raise
+
+
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the records of a log with the byte that each starts at; none where there is no log.
+
+    A torn last line is left out. Raises CheckpointError for any other line that is no record.
+    """
+    if not path.exists():
+        return
+    start = 0
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # what follows is empty or torn
+        try:
+            record = parse_json(line.decode("utf-8", errors="replace"))
+        except ValueError as error:
+            what = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise CheckpointError(f"{path}: line {number} is not JSON: {what}; mend or remove the line") from error
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{path}: line {number} is no JSON object; mend or remove the line")
+        yield start, record
+        start += len(line) + 1
 
 
 def sync_records(path: Path) -> int:

@@ -1,5 +1,7 @@
 """A run goes on though checkpoints are damaged or lost, says so, and its records read as if nothing had happened."""
 
+import errno
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from tests.full_disk import Disk
 from tests.training.tiny import tiny_recipe
+from visgraft.errors import DiskError
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
@@ -167,3 +171,71 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(
     summary = Run.open(train(recipe_of(tmp_path, max_steps=3), progress=quiet)).read_summary()
     assert summary is not None
     assert (summary["model_step"], summary["validation_loss"]) == (2, 2.0)
+
+
+# --- A disk that takes no more
+
+
+@pytest.mark.usefixtures("validated")
+@pytest.mark.parametrize(
+    ("match", "call", "number"),
+    [
+        ("checkpoints/.step-4.new/trained.safetensors", "write", errno.ENOSPC),
+        ("checkpoints/.step-4.new/optimizer.pt", "write", errno.ENOSPC),
+        ("checkpoints/.step-4.new/.state.json", "open", errno.ENOSPC),
+        ("checkpoints/.step-4.new/optimizer.pt", "fsync", errno.ENOSPC),
+        ("checkpoints/.step-4.new", "rename", errno.EROFS),
+        ("metrics.jsonl", "write", errno.ENOSPC),
+        ("samples.jsonl", "open", errno.EROFS),
+        ("model.new/config.json", "write", errno.ENOSPC),
+        (".summary.json", "write", errno.ENOSPC),
+    ],
+)
+def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room_and_ends_the_same(
+    tmp_path: Path, quiet: TrainProgress, monkeypatch: pytest.MonkeyPatch, match: str, call: str, number: int
+) -> None:
+    recipe = recipe_of(tmp_path)
+    whole = Run.open(train(recipe, progress=quiet))
+    disk = Disk(monkeypatch)
+    folder = tmp_path / "stopped"
+
+    def refuse(step: int) -> bool:
+        if step == 3:
+            disk.refuse(call, number, match=match, after_bytes=50)
+        return False
+
+    with pytest.raises(DiskError, match=r"^/.*: cannot be written: the disk is .*; needs [0-9,]+ bytes|more than"):
+        train(recipe, folder=folder, progress=quiet, stop=refuse)
+    disk.repair()
+    assert disk.refused
+    assert not list(folder.rglob("*.new"))
+    for file in folder.rglob("*"):
+        assert file.is_dir() or file.stat().st_size, f"{file} is empty"
+    train(resume=folder, progress=quiet)
+    assert_same(Run.open(folder), whole)
+
+
+def test_the_room_that_a_checkpoint_needs_is_that_of_all_of_it(
+    tmp_path: Path, quiet: TrainProgress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Run.open(train(recipe_of(tmp_path, max_steps=2), progress=quiet))
+    size = sum(file.stat().st_size for file in whole.checkpoint_path(2).iterdir())
+    disk = Disk(monkeypatch)
+    disk.refuse("write", errno.ENOSPC, match=".new/trained.safetensors")
+    with pytest.raises(DiskError, match=r"checkpoints/step-\d: cannot .* full; needs [0-9,]+ bytes, has room") as told:
+        train(recipe_of(tmp_path, max_steps=2), progress=quiet)
+    disk.repair()
+    needed = int(re.findall(r"needs ([0-9,]+)", str(told.value))[0].replace(",", ""))
+    assert 0.3 * size < needed <= size
+
+
+def test_a_run_that_cannot_even_be_begun_leaves_no_folder(
+    tmp_path: Path, quiet: TrainProgress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    disk.refuse("write", errno.ENOSPC, match=".recipe.yaml")
+    for folder in (tmp_path / "own", None):
+        with pytest.raises(DiskError, match=r"recipe\.yaml: cannot be written: the disk is full"):
+            train(recipe_of(tmp_path), folder=folder, progress=quiet)
+    assert not (tmp_path / "own").exists()
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -25,6 +25,8 @@ from transformers import (
 from visgraft.errors import CheckpointError
 from visgraft.starter import resolve
 
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # else transformers asks on the terminal whether to run it
+
 
 def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> BaseImageProcessor:
     """Load the image processor of an encoder.
@@ -39,7 +41,7 @@ def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> Ba
     name = _name_of(source, needs="image processor")
     try:
         try:
-            return AutoImageProcessor.from_pretrained(name, **hub)
+            return AutoImageProcessor.from_pretrained(name, **{**NO_CODE, **hub})
         except ImportError:  # transformers 5.17 without torchvision: the Auto class does not even look
             return _load_pil_class(name, **hub)
     except OSError as error:
@@ -49,7 +51,7 @@ def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> Ba
             f"{name} has no preprocessor_config.json, so no one knows how its images are prepared; copy "
             "that file from the encoder it came from, or save an image processor into the folder (save_pretrained)"
         ) from error
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{name}: its image processor cannot be loaded: {_one_line(error)}. "
             "If it needs a package, install that; else give an image processor of another encoder of its kind"
@@ -74,11 +76,11 @@ def load_tokenizer(
     name = _name_of(source, needs="tokenizer")
     reason = "it knows no token but special ones"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(name, **{**NO_CODE, **hub})
         # Where the files are missing, some classes (GPT-2, OPT, Qwen) come up empty instead of failing.
         if len(tokenizer) > len(tokenizer.added_tokens_decoder):
             return tokenizer
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RecursionError) as error:
         reason = _one_line(error) if _may_have_tokenizer(Path(name).expanduser()) else "none of its files is there"
     raise CheckpointError(
         f"{name} has no tokenizer that can be loaded: {reason}. Copy the tokenizer's files (tokenizer.json, "

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from visgraft.starter import resolve
 
 Origin = dict[str, Any]  # {"name": str | None, "revision": str | None}
 LANGUAGE_INIT = ("pretrained", "random")
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # else transformers asks on the terminal whether to run it
 
 
 def load_vision(
@@ -107,7 +109,7 @@ def load_config(name: str | Path, *, revision: str | None = None) -> PreTrainedC
         CheckpointError: nothing there that is a model.
     """
     with explain_load_errors(name), quiet_transformers():
-        return AutoConfig.from_pretrained(_expanded(name), revision=revision)
+        return AutoConfig.from_pretrained(_expanded(name), revision=revision, **NO_CODE)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def read_part(
         ConfigError: it cannot be quantized as it was asked for.
     """
     auto: Any = AutoModel if part == "vision" else AutoModelForCausalLM
-    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **NO_CODE, **kwargs}
     # The bits of a quantized weight depend on the format it is quantized from, so that is always the same one.
     first = torch.float32 if kwargs.get("quantization_config") is not None else dtype
     with explain_load_errors(name), quiet_transformers():
@@ -179,7 +181,7 @@ def explain_load_errors(name: str | Path) -> Iterator[None]:
         raise CheckpointError(
             f"{name}: its weights are cut short or damaged ({error}): copy or download it again"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, RecursionError, UnpicklingError) as error:
         raise CheckpointError(_explanation(str(name), error)) from error
 
 
@@ -187,6 +189,11 @@ def _explanation(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     if "gated" in str(error).lower():
         return f"{name} is gated: accept its licence at https://huggingface.co/{name}, then run `hf auth login`"
+    if "trust_remote_code" in str(error):
+        return (
+            f"{name}: comes with code of its own (auto_map in its config.json), which is not run; use a model that "
+            "transformers knows, or load it yourself and give the loaded module"
+        )
     if Path(name).expanduser().exists() or not isinstance(error, OSError):
         return f"{name}: transformers cannot load a model from it ({reason})"
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
