@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 from acts import ACTS, as_table, count_acts, summarise, watch  # noqa: E402
 
+from tests.warm_python import warm_python  # noqa: E402
 from visgraft.data.sample import Turn  # noqa: E402
 
 
@@ -48,7 +49,7 @@ def test_the_table_sets_each_figure_beside_the_baseline() -> None:
 @pytest.mark.slow
 def test_the_script_prints_what_it_takes_as_a_baseline(tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
-        command = [sys.executable, str(ROOT / "bench" / "acts.py"), *arguments]
+        command = [*warm_python(), str(ROOT / "bench" / "acts.py"), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
     (tmp_path / "acts.json").write_text(run("--json"))

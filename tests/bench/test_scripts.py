@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.warm_python import warm_python
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_tiny(script: str, folder: Path, *arguments: str) -> dict:
     output = folder / "result.json"
     subprocess.run(
-        [sys.executable, f"bench/{script}.py", "--tiny", "--rounds", "1", "--output", str(output), *arguments],
+        [*warm_python(), f"bench/{script}.py", "--tiny", "--rounds", "1", "--output", str(output), *arguments],
         check=True,
         cwd=ROOT,
         timeout=500,
@@ -79,7 +81,7 @@ def test_growth_is_measured_along_three_axes_and_drawn(tmp_path: Path) -> None:
         assert point.get("rows_left_out", "").endswith("more than 500") is is_left_out
     assert len({str(point) for point in points if "rows_left_out" in point}) == 1  # 8 texts
     (tmp_path / "result.json").rename(tmp_path / "growth.json")
-    command = [sys.executable, "bench/plot.py", "--results", str(tmp_path), "--output", str(tmp_path)]
+    command = [*warm_python(), "bench/plot.py", "--results", str(tmp_path), "--output", str(tmp_path)]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     with Image.open(tmp_path / "growth.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 400

@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Visgraft
+from tests.warm_python import warm_python
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import answer, load, score_candidates
 
@@ -33,7 +33,7 @@ def test_an_answer_as_json_is_alone_on_standard_output(folder: Path) -> None:
     image = folder / "photos" / "1.png"
     args = ["ask", folder / "run", image, "What is it?", "--json", *SHORT]
     result = subprocess.run(
-        [sys.executable, "-m", "visgraft", *map(str, args)],
+        [*warm_python(), "-m", "visgraft", *map(str, args)],
         capture_output=True,
         text=True,
         check=True,
