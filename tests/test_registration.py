@@ -6,6 +6,8 @@ import pytest
 
 from tests.warm_python import warm_python
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 from tests.warm_python import warm_python
 from visgraft import {name}

@@ -17,6 +17,7 @@ from tests.warm_python import warm_python  # noqa: E402
 from visgraft.data.sample import Turn  # noqa: E402
 
 
+@pytest.mark.slow
 def test_a_step_runs_through_the_main_path_and_each_act_through_less_than_the_opening(tmp_path: Path) -> None:
     acts = count_acts(tmp_path)
     counts = summarise(acts)

@@ -29,6 +29,7 @@ def test_a_run_and_its_model_folder_give_the_answer(visgraft: Visgraft, folder: 
         assert (outcome.status, outcome.out, outcome.err) == (0, f"{text}\n", "")
 
 
+@pytest.mark.slow
 def test_an_answer_as_json_is_alone_on_standard_output(folder: Path) -> None:
     image = folder / "photos" / "1.png"
     args = ["ask", folder / "run", image, "What is it?", "--json", *SHORT]

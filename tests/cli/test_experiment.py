@@ -30,6 +30,7 @@ NOWHERE = {
 }
 
 
+@pytest.mark.slow
 def test_runs_of_their_own_processes_side_by_side_become_a_table(
     visgraft: Visgraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,7 @@ def test_runs_of_their_own_processes_side_by_side_become_a_table(
     assert again.err.splitlines() == ["1 runs, 1 of them finished already"]
 
 
+@pytest.mark.slow
 def test_each_process_sees_its_own_gpu(tmp_path: Path) -> None:
     code = "import os, time; time.sleep(0.5); print('step', os.environ['CUDA_VISIBLE_DEVICES'], os.getpid())"
     launch = functools.partial(launch_process, program=(sys.executable, "-c", code))
@@ -101,6 +103,7 @@ def wait_for(is_there: Callable[[], bool], process: "subprocess.Popen[str]") -> 
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(visgraft: Visgraft, tmp_path: Path) -> None:
     path = write_experiment(tmp_path, variants={"lora": {}, "later": {}}, num_images=8, train={"epochs": 10_000})
     longer = ["--set", "train.max_steps=100000"]
@@ -140,6 +143,7 @@ def test_a_dry_run_without_network_or_data_tells_what_trains(visgraft: Visgraft,
     assert values[0]["trains"] == {"projection": "full", "language": "lora r4"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
 def test_a_shipped_experiment_dry_runs_where_there_is_nothing(
     visgraft: Visgraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path

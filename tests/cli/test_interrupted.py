@@ -16,6 +16,8 @@ from tests.training.tiny import tiny_recipe
 from tests.warm_python import warm_python
 from visgraft.runs import Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -35,6 +35,7 @@ assert "visgraft" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_class_token", [True, False])
 def test_the_folder_says_what_the_model_said_without_visgraft(keep_class_token: bool, tmp_path: Path) -> None:
     vision, language = save_parts(tmp_path)

@@ -41,6 +41,7 @@ print(answer(text="What is it?", images=image, max_new_tokens=5)[0]["generated_t
 """
 
 
+@pytest.mark.slow
 def test_a_portable_folder_answers_where_visgraft_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -72,6 +73,7 @@ def test_it_takes_an_image_prefix() -> None:
     torch.testing.assert_close(model.loss(batch(samples())).loss, shared, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_process_that_touches_the_model_alone_knows_the_family(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path)
     code = (
