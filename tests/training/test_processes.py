@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from tests.training import one_of_several
 from tests.training.tiny import tiny_recipe
+from tests.warm_python import warm_python
 from visgraft.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +37,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     (poor / "memory.json").write_text(json.dumps(1))  # the second process; the first one has enough
     for folder in folders[1]:
         one_of_several.run(folder)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
     subprocess.run(
-        [*launcher, "-m", "tests.training.one_of_several", *map(str, [*folders[2], poor])],
+        [*launcher, *warm_python(), "-m", "tests.training.one_of_several", *map(str, [*folders[2], poor])],
         check=True, cwd=ROOT, timeout=500,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
