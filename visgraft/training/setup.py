@@ -41,7 +41,7 @@ from visgraft.training.plan import Planner, Position
 from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
 from visgraft.training.sharding import check_strategy, current_parameters
-from visgraft.training.state import TrainState, load_state, set_random_state
+from visgraft.training.state import TrainState, find_damage, load_state, set_random_state
 from visgraft.training.trackers import Trackers, check_trackers
 from visgraft.training.training_data import open_training_data
 from visgraft.training.vision_cache import fill_vision_cache
@@ -255,24 +255,32 @@ def restore(
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> TrainState:
-    """Read the newest checkpoint into weights, optimizer and random states; forget what was logged after it.
+    """Read the newest whole checkpoint into weights, optimizer and random states; forget what was logged after it.
 
     Of a run that has none, everything is forgotten: it begins again.
 
     Raises:
-        CheckpointError: it is not of this model, or incomplete.
+        CheckpointError: it is not of this model, or none is whole.
     """
-    if not run.checkpoints():
+    found: list[Any] = [None]
+    if accelerator.is_main_process and run.checkpoints():
+        found = [run.latest_checkpoint(say=say)]
+    broadcast_object_list(found)  # a checkpoint that one process can read is that of all
+    if found[0] is None:
         if accelerator.is_main_process:
             say(f"{run.folder} holds no checkpoint yet: the run begins again")
             run.resume_from(0)
         return TrainState()
-    step, checkpoint = run.latest_checkpoint()
+    step, checkpoint = found[0]
     state, random_states = load_state(checkpoint, trained=trained, optimizer=optimizer, scaler=accelerator.scaler)
     if accelerator.process_index < len(random_states):
         set_random_state(random_states[accelerator.process_index], device=accelerator.device)
+    accelerator.wait_for_everyone()  # the folder may be moved back into its place now
     if accelerator.is_main_process:
-        run.resume_from(step)
+        run.resume_from(step, logs=state.logs)
+        damage = None if state.best_step is None else find_damage(run, state.best_step)
+        if damage is not None:
+            say(f"the best weights are lost: {damage}; unless later ones are better, the model will be the newest")
     return state
 
 
