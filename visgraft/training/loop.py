@@ -47,6 +47,7 @@ def train(
     *,
     resume: str | Path | None = None,
     folder: str | Path | None = None,
+    allow_changed: bool = False,
     progress: TrainProgress | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> Path:
@@ -56,6 +57,8 @@ def train(
         recipe: a path, a dict or a Recipe; None resumes a run under its own.
         resume: a run folder to go on with from its newest checkpoint, as if it had never stopped.
         folder: where to make the run folder; None names one by date in the recipe's `output`.
+        allow_changed: resume even if data, models, settings or libraries are not those that the run began with; what
+            changed is written down in `metrics.jsonl`.
         progress: what the user sees; None shows it on standard error.
         stop: given the number of steps done, after each; True stops the run as Ctrl-C does.
 
@@ -69,7 +72,7 @@ def train(
         recipe = Run.open(resume).folder
     recipe = load_recipe(recipe)
     with progress or make_progress() as shown:
-        session = open_session(recipe, resume=resume, folder=folder, progress=shown)
+        session = open_session(recipe, resume=resume, folder=folder, allow_changed=allow_changed, progress=shown)
         steps = load_steps(session.planner, session.state.position, epochs=recipe.train.epochs, settings=session.loader)
         with interrupts(say=shown.say) as is_interrupted, closing(session):
             if session.state.step:
