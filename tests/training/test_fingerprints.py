@@ -20,9 +20,9 @@ from tests.training.tiny import save_data, tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.errors import CheckpointError, ConfigError, DataError
 from visgraft.model.storage.model_card import model_card
-from visgraft.reporting.progress import TrainProgress, make_progress
 from visgraft.runs import Run
 from visgraft.training.loop import Interrupted, train
+from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 

@@ -7,9 +7,9 @@ import pytest
 from tests.training.tiny import save_data, tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.errors import ConfigError, DataError, PreflightError
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training.fingerprints import recipe_changes, refuse_recipe
+from visgraft.training.progress import TrainProgress
 from visgraft.training.setup import open_session
 
 

@@ -32,7 +32,6 @@ from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import PartRow, freeze_unused, parts_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.starter import resolve
 from visgraft.training.compiling import compile_blocks
@@ -49,6 +48,7 @@ from visgraft.training.fingerprints import (
 )
 from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
+from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
 from visgraft.training.sharding import check_strategy, current_parameters
 from visgraft.training.state import TrainState, load_state, set_random_state
