@@ -284,12 +284,15 @@ def test_other_versions_are_refused(stopped: Stopped, quiet: TrainProgress, monk
 
 
 def test_a_run_of_an_older_version_has_nothing_to_compare_and_keeps_it_from_now_on(
-    stopped: Stopped, quiet: TrainProgress
+    stopped: Stopped, quiet: TrainProgress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("fingerprints.json", "first_recipe.yaml"):
         (stopped.folder / name).unlink()
     replace_image(stopped.base, "train/5.png")
+    said: list[str] = []
+    monkeypatch.setattr(quiet, "say", said.append)
     stopped.resume(quiet)
+    assert any("has kept no fingerprints" in text for text in said)
     replace_image(stopped.base, "train/6.png")
     with pytest.raises(ConfigError, match=r"data\.train folder images"):
         stopped.resume(quiet)
@@ -337,6 +340,18 @@ def test_a_setting_that_may_change_is_taken_and_written_down(stopped: Stopped, q
         records = [record for record in session.run.read_metrics() if "changed" in record]
         change = {"what": "train.epochs", "before": 3.0, "now": 5.0}
         assert records == [{"step": STOP_AT, "changed": [change]}]
+
+
+@pytest.mark.parametrize(
+    "override", ["model.attention=eager", "train.layout=rows", "train.gradient_checkpointing=true", "train.seed=0"]
+)
+def test_what_only_changes_the_speed_changes_nothing_that_the_run_depends_on(
+    stopped: Stopped, quiet: TrainProgress, override: str
+) -> None:
+    recipe = load_recipe(stopped.folder, overrides=[override])
+    run = open_session(recipe, resume=stopped.folder, progress=quiet).run
+    names = [change["what"] for each in run.read_fingerprints()["changes"] for change in each["changed"]]
+    assert names == ([] if "seed" in override else [override.partition("=")[0]])  # seed 0 is the default
 
 
 def test_a_moved_data_set_may_be_allowed(stopped: Stopped, quiet: TrainProgress) -> None:

@@ -126,6 +126,11 @@ def open_session(
             say=progress.say,
         )
         if is_main:
+            if run.read_fingerprints() is None:
+                progress.say(
+                    "this run has kept no fingerprints, as older versions kept none: what has changed since it began "
+                    "is not known; it keeps them from here on"
+                )
             if changes:
                 progress.say(f"what this run depends on has changed:\n{in_words(changes)}")
             accept(run, recipe, now=now, changes=changes, step=state.step)
