@@ -24,10 +24,22 @@ def recipe(recipe_values: dict[str, Any], tmp_path: Path) -> Recipe:
 
 def test_a_new_run_holds_its_recipe_and_environment(recipe: Recipe) -> None:
     run = Run.create(recipe)
-    assert load_recipe(run.folder) == recipe
+    assert load_recipe(run.folder) == load_recipe(run.first_recipe_path) == recipe
+    assert run.first_recipe_path.name == "first_recipe.yaml"
     described = json.loads((run.folder / "environment.json").read_text())
     assert described["versions"]["torch"]
     assert {"date", "python", "platform", "cpu_count", "git_commit"} <= described.keys()
+
+
+def test_a_run_keeps_what_it_depends_on(recipe: Recipe) -> None:
+    assert Run.create(recipe).read_fingerprints() is None
+    run = Run.create(recipe, fingerprints={"recipe": {}, "versions": {"torch": "2"}})
+    assert run.read_fingerprints() == {"recipe": {}, "versions": {"torch": "2"}, "changes": []}
+    run.write_fingerprints({"recipe": {}, "changes": [{"step": 1}]})
+    with pytest.raises(CheckpointError, match=r"fingerprints\.json: cannot be read .*; bring it back, or remove it"):
+        run.read_fingerprints()
+    (run.folder / "first_recipe.yaml").unlink()  # as older versions left it
+    assert run.first_recipe_path == run.recipe_path
 
 
 def test_run_folders_are_named_by_date_and_name_and_never_collide(recipe: Recipe) -> None:

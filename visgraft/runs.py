@@ -4,7 +4,9 @@ In: a recipe, then records, checkpoints and a model as they come. Out: a folder 
 readable without torch and without visgraft.
 
     runs/20260102-030405-name/
-      recipe.yaml          the recipe as it ran: `load_recipe(run.folder)`
+      recipe.yaml          the recipe as it runs, which the next resume takes: `load_recipe(run.folder)`
+      first_recipe.yaml    the recipe as it began
+      fingerprints.json    what the run depends on: data, models, versions, and what of it has changed since it began
       environment.json     versions, machine, commit, date
       metrics.jsonl        one object a line, append-only: step, loss, ...
       samples.jsonl        answers to the sample prompts
@@ -52,9 +54,11 @@ from visgraft.sealed import check_files, read_sealed
 Log = Literal["metrics", "samples", "quarantine"]
 Status = Literal["new", "unfinished", "failed", "finished"]  # unfinished: it trains now, or was interrupted
 EXPERIMENT_FILE = "experiment.yaml"
-OF_NO_RUN_YET = {"environment.json", LOCK_FILE, f".{LOCK_FILE}.takeover"}  # what may be there although no recipe is
 STATE_FILE = "state.json"  # of a checkpoint: the one written last, which proves the others
 REWOUND: tuple[Log, ...] = ("metrics", "samples")  # the logs that a resumed run goes back in; quarantine knows its own
+FIRST_RECIPE, FINGERPRINTS = "first_recipe.yaml", "fingerprints.json"
+# what may be there although no recipe is: recipe.yaml is written last
+OF_NO_RUN_YET = {"environment.json", FINGERPRINTS, FIRST_RECIPE, LOCK_FILE, f".{LOCK_FILE}.takeover"}
 LIBRARIES = (
     "visgraft",
     "torch",
@@ -65,6 +69,7 @@ LIBRARIES = (
     "safetensors",
     "tokenizers",
     "numpy",
+    "pillow",
 )
 
 
@@ -90,21 +95,31 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, recipe: RunRecipe, *, folder: str | Path | None = None) -> "Run":
+    def create(
+        cls,
+        recipe: RunRecipe,
+        *,
+        folder: str | Path | None = None,
+        fingerprints: Mapping[str, Any] | None = None,
+    ) -> "Run":
         """Make a new run folder and write what is known before the first step.
 
         `folder` is a folder of its own, new or empty (what a call that was killed before its recipe was written left
-        there is no hindrance); without it, one named by date and name is made in `recipe.output`. Raises
-        CheckpointError.
+        there is no hindrance); without it, one named by date and name is made in `recipe.output`. `fingerprints` are
+        of what the run depends on. Raises CheckpointError.
         """
         if folder is None:
             path = _new_folder(Path(recipe.output).expanduser(), name=recipe.title)
         else:
             path = cls.check_free(folder)
             path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
         write_json(path / "environment.json", environment())
-        write_whole(path / "recipe.yaml", recipe.to_yaml())
-        return cls(path)
+        if fingerprints is not None:
+            run.write_fingerprints({**fingerprints, "changes": []})
+        write_whole(path / FIRST_RECIPE, recipe.to_yaml())
+        write_whole(run.recipe_path, recipe.to_yaml())  # last: by it a folder is known as a run's
+        return run
 
     @classmethod
     def check_free(cls, folder: str | Path) -> Path:
@@ -132,6 +147,17 @@ class Run:
                 f"{path}: {what}: it holds no recipe.yaml; need the folder that `visgraft train` made"
             )
         return cls(folder)
+
+    @property
+    def recipe_path(self) -> Path:
+        """Where the recipe is that the next resume takes."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def first_recipe_path(self) -> Path:
+        """Where the recipe is that the run began with; of a run of an older version, the only one."""
+        first = self.folder / FIRST_RECIPE
+        return first if first.is_file() else self.recipe_path
 
     @property
     def model_path(self) -> Path:
@@ -178,6 +204,26 @@ class Run:
                 f"{self.summary_path}: is not JSON: {error}; remove it and resume the run, which writes it again"
             ) from error
         return summary
+
+    def read_fingerprints(self) -> dict[str, Any] | None:
+        """Read what the run depends on; None of a run of an older version. Raises CheckpointError."""
+        path = self.folder / FINGERPRINTS
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            _ = values["recipe"].items(), [(each["step"], each["changed"]) for each in values["changes"]]
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}), so nothing shows what the run began with; bring it back, or remove "
+                "it to go on without"
+            ) from error
+        fingerprints: dict[str, Any] = values
+        return fingerprints
+
+    def write_fingerprints(self, fingerprints: Mapping[str, Any]) -> None:
+        """Write what the run depends on, and under `changes` what of it has changed."""
+        write_json(self.folder / FINGERPRINTS, fingerprints)
 
     def append(self, log: Log, record: Mapping[str, Any]) -> None:
         """Add one record as a line of `metrics.jsonl`, `samples.jsonl` or `quarantine.jsonl`.
@@ -359,25 +405,30 @@ def read_experiment_record(folder: Path) -> dict[str, Any] | None:
 
 def environment() -> dict[str, Any]:
     """Describe where this process runs: Python, platform, versions, commit of the working directory, cores, date."""
-    versions: dict[str, str | None] = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            versions[library] = None
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
-        "versions": versions,
+        "versions": library_versions(),
         "git_commit": _git_commit(),
     }
 
 
 def _is_of_no_run_yet(name: str) -> bool:
-    return name in OF_NO_RUN_YET or bool(re.fullmatch(r"\.(recipe\.yaml|environment\.json)\..+\.new", name))
+    return name in OF_NO_RUN_YET or bool(re.fullmatch(r"\.(first_recipe\.yaml|recipe\.yaml|.+\.json)\..+\.new", name))
+
+
+def library_versions() -> dict[str, str | None]:
+    """Give the versions of the libraries that results depend on; None of one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = None
+    return versions
 
 
 def _git_commit() -> str | None:

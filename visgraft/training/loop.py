@@ -54,6 +54,7 @@ def train(
     resume: str | Path | None = None,
     folder: str | Path | None = None,
     resume_or_start: bool = False,
+    allow_changed: bool = False,
     progress: TrainProgress | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> Path:
@@ -65,6 +66,8 @@ def train(
             the run begins again.
         folder: where to make the run folder; None names one by date in the recipe's `output`.
         resume_or_start: go on with the run in `folder` if one is there, else begin it; a finished one stays as it is.
+        allow_changed: resume even if data, models, settings or libraries are not those that the run began with; what
+            changed is written down in `metrics.jsonl`.
         progress: what the user sees; None shows it on standard error.
         stop: given the number of steps done, after each; True stops the run as Ctrl-C does.
 
@@ -84,7 +87,9 @@ def train(
                 shown.say(f"{run.folder}: this run is finished; --resume goes on with it under a longer recipe")
                 return run.folder
             resume = None if run is None else run.folder
-        session = open_session(recipe, resume=resume, folder=folder, lock=lock, progress=shown)
+        session = open_session(
+            recipe, resume=resume, folder=folder, lock=lock, allow_changed=allow_changed, progress=shown
+        )
         with interrupts(say=shown.say) as signals, closing(session):
             session.signals = signals
             signals.seconds_to_save = lambda: max(LEAST_SECONDS_TO_SAVE, 2 * session.seconds_to_save)
