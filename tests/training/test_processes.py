@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.training import one_of_several
-from tests.training.tiny import tiny_recipe
+from tests.training.tiny import add_texts, tiny_recipe
 from visgraft.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +29,16 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "recipe.json").write_text(json.dumps(recipe))
         folders[num_processes].append(folder)
+    for num_processes in (1, 2):  # a batch is of images or of texts, and the vision part learns from the former alone
+        recipe = tiny_recipe(
+            tmp_path / "texts", num_images=4, vision="full", language="full", head="full", text_tokens_per_step=100,
+            max_steps=4, layout="rows", micro_batch_rows=1, learning_rate=1e-3,
+        )  # fmt: skip
+        for part in ("train", "validation"):
+            add_texts(recipe["data"][part][0]["path"], number=9)
+        folders[num_processes].append(tmp_path / f"{num_processes}-texts")
+        folders[num_processes][-1].mkdir()
+        (folders[num_processes][-1] / "recipe.json").write_text(json.dumps(recipe))
     poor = tmp_path / "poor"
     poor.mkdir()
     recipe = json.loads((folders[2][0] / "recipe.json").read_text())
