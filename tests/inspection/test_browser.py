@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.compare.chromium import needs_chromium, run_in_page
+from tests.reporting.chromium import needs_chromium, run_in_page
 from tests.training.tiny import save_data, save_parts
 from visgraft import Processor, VisionLanguageModel
 from visgraft.data.images.opening import open_image

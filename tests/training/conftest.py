@@ -14,8 +14,8 @@ from tests.training.tiny import save_data, save_parts
 from visgraft.config import SourceSettings
 from visgraft.data.sources import open_sources
 from visgraft.processor import Processor
-from visgraft.reporting.progress import TrainProgress, make_progress
 from visgraft.training.plan import Planner
+from visgraft.training.progress import TrainProgress, make_progress
 
 
 @pytest.fixture(autouse=True)

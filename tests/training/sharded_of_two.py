@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from visgraft.config import load_recipe
 from visgraft.model.trainable import find_blocks
-from visgraft.reporting.progress import make_progress
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train, train_step
+from visgraft.training.progress import make_progress
 from visgraft.training.setup import open_session
 from visgraft.training.sharding import is_sharded, whole
 from visgraft.training.steps import load_steps

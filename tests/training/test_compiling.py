@@ -8,11 +8,11 @@ import torch
 from tests.tiny import assert_close, assert_same_gradients, batch, fresh, gradients, random_ids, random_pixels, samples
 from tests.training.tiny import tiny_recipe
 from visgraft.errors import ConfigError
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training import compiling
 from visgraft.training.compiling import compile_blocks, uncompiled
 from visgraft.training.loop import train
+from visgraft.training.progress import TrainProgress
 
 
 @pytest.fixture(autouse=True)

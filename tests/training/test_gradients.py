@@ -12,10 +12,10 @@ from tests.training.small_memory import CPU_SAYS, limit_memory
 from tests.training.tiny import tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.errors import MaskSizeError, ModelError
-from visgraft.reporting.progress import TrainProgress, make_progress
 from visgraft.runs import Run
 from visgraft.training.gradients import add_gradients
 from visgraft.training.loop import train, train_step
+from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 from visgraft.training.steps import load_steps

@@ -7,8 +7,8 @@ import pytest
 from tests.training.tiny import save_data, tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.errors import ConfigError, DataError, PreflightError
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
+from visgraft.training.progress import TrainProgress
 from visgraft.training.setup import check_resumable, open_session
 
 

@@ -13,11 +13,11 @@ from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.windows import open_streams
 from visgraft.errors import ConfigError, DataError
 from visgraft.processor import Processor
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
 from visgraft.training.plan import Position, StepPlan
+from visgraft.training.progress import TrainProgress
 from visgraft.training.steps import LoaderSettings, Step, load_steps
 from visgraft.training.stream_plan import StreamPlanner
 

@@ -8,10 +8,10 @@ import torch
 
 from tests.training.tiny import tiny_recipe
 from visgraft.config import load_recipe
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
+from visgraft.training.progress import TrainProgress
 from visgraft.training.setup import open_session
 from visgraft.training.summary import peak_memory_bytes
 

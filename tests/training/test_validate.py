@@ -11,9 +11,9 @@ from tests.training.tiny import tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.data.sample import Turn
 from visgraft.errors import ConfigError
-from visgraft.reporting.progress import TrainProgress
 from visgraft.training import validate as validate_module
 from visgraft.training.plan import Planner
+from visgraft.training.progress import TrainProgress
 from visgraft.training.setup import open_session
 from visgraft.training.training_data import pick_questions
 from visgraft.training.validate import answer_sample_prompts, score_questions, validate

@@ -27,12 +27,12 @@ from accelerate.utils import gather_object
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import ConfigError, ModelError
-from visgraft.reporting.progress import TrainProgress, make_progress
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.training.interrupt import Interrupted as Interrupted
 from visgraft.training.interrupt import interrupts
 from visgraft.training.optimizer import rate_factor, set_learning_rates
+from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 from visgraft.training.sharding import is_sharded, whole, whole_model

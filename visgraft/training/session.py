@@ -20,9 +20,9 @@ from visgraft.data.sample import Sample
 from visgraft.data.sources import Quarantine
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training.plan import Planner
+from visgraft.training.progress import TrainProgress
 from visgraft.training.state import TrainState
 from visgraft.training.steps import LoaderSettings, Step
 from visgraft.training.trackers import Trackers

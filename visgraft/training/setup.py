@@ -32,12 +32,12 @@ from visgraft.model.parts import trained_parameters
 from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import PartRow, freeze_unused, parts_table
 from visgraft.model.vlm import VisionLanguageModel
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.starter import resolve
 from visgraft.training.compiling import compile_blocks
 from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
+from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
 from visgraft.training.sharding import check_strategy, current_parameters
 from visgraft.training.state import TrainState, load_state, set_random_state
