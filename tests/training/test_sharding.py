@@ -21,7 +21,7 @@ from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
 from visgraft.inference import load
 from visgraft.runs import Run
-from visgraft.training.sharding import check_strategy
+from visgraft.training.sharding import check_strategy, launch_notes
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in shipped_recipes().values() if path.parent.name == "launch")
@@ -115,3 +115,21 @@ def test_deepspeed_is_refused_with_the_reason_and_the_configs_that_do_the_same()
 def test_fsdp2_and_ddp_are_allowed() -> None:
     for kind in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP):
         check_strategy(SimpleNamespace(distributed_type=kind, is_fsdp2=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "what"), [(2, "this runs DDP, each process with the whole model"), (1, "as a")]
+)
+def test_a_config_for_fsdp_that_accelerate_does_not_follow_is_said(
+    monkeypatch: pytest.MonkeyPatch, num_processes: int, what: str
+) -> None:
+    kind = DistributedType.MULTI_CPU if num_processes > 1 else DistributedType.NO
+    accelerator: Any = SimpleNamespace(
+        distributed_type=kind, num_processes=num_processes, device=SimpleNamespace(type="cpu")
+    )
+    assert launch_notes(accelerator) == []
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    [note] = launch_notes(accelerator)
+    assert "asks for FSDP, but on this device (cpu) accelerate does not share weights out: " in note and what in note
+    accelerator.distributed_type = DistributedType.FSDP
+    assert launch_notes(accelerator) == []

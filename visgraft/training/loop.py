@@ -39,6 +39,7 @@ from visgraft.training.sharding import is_sharded, whole, whole_model
 from visgraft.training.state import get_random_state, load_trained, save_state
 from visgraft.training.steps import Step, load_steps
 from visgraft.training.summary import note_cost, write_summary
+from visgraft.training.together import ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
 
 
@@ -68,7 +69,7 @@ def train(
             raise ConfigError("train: got neither a recipe nor a run to resume; give one of them")
         recipe = Run.open(resume).folder
     recipe = load_recipe(recipe)
-    with progress or make_progress() as shown:
+    with progress or make_progress() as shown, ending_together(tidy=shown.__exit__, leaves=Interrupted):
         session = open_session(recipe, resume=resume, folder=folder, progress=shown)
         steps = load_steps(session.planner, session.state.position, epochs=recipe.train.epochs, settings=session.loader)
         with interrupts(say=shown.say) as is_interrupted, closing(session):

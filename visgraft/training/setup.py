@@ -39,7 +39,7 @@ from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
 from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
-from visgraft.training.sharding import check_strategy, current_parameters
+from visgraft.training.sharding import check_strategy, current_parameters, launch_notes
 from visgraft.training.state import TrainState, load_state, set_random_state
 from visgraft.training.trackers import Trackers, check_trackers
 from visgraft.training.training_data import open_training_data
@@ -62,10 +62,13 @@ def open_session(
     """
     started = time.monotonic()
 
-    # Check: what can be refused before anything is read.
-    check_before_loading(recipe, resume=resume)
+    # Check: what can be refused before anything is read. What is wrong from here on is said once, by one process.
     accelerator = make_accelerator(recipe)
     is_main = accelerator.is_main_process
+    check_before_loading(recipe, resume=resume)
+    for note in launch_notes(accelerator):
+        if is_main:
+            progress.say(note)
     local = resolve(recipe, say=progress.say)
 
     # Data: opened and tried before any weight is loaded.
