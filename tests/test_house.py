@@ -21,7 +21,7 @@ PACKAGE = ROOT / "visgraft"
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
     **dict.fromkeys(["errors", "atomic", "segments"], 0),
-    "disk_cache": 0.5,  # writes through atomic
+    **dict.fromkeys(["disk_cache", "folder_lock"], 0.5),  # they write through atomic, and raise what errors names
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
     **dict.fromkeys(["data", "model"], 2),
@@ -34,7 +34,8 @@ LAYERS = {
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PIL"}
-LIGHT = ("errors", "atomic", "segments", "config", "reporting", "runs", "cli")  # what starts before torch is wanted
+# what starts before torch is wanted
+LIGHT = ("errors", "atomic", "segments", "folder_lock", "config", "reporting", "runs", "cli")
 FORBIDDEN_STEMS = ("util", "helper", "common", "misc", "base", "manager")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 ARCHITECTURE = ROOT / "docs" / "architecture.md"

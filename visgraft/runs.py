@@ -12,6 +12,7 @@ readable without torch and without visgraft.
       quarantine.jsonl     bad inputs: source, index, reason
       checkpoints/step-N/  what `--resume` needs; whole or not there
       model/               what `visgraft ask` takes; whole or not there
+      lock.json            the process that trains it; there as long as it does
       summary.json         what the run cost and how good its model is; there once the run is finished
       failure.txt          why it failed, of a run of an experiment; gone as soon as it is run again
 
@@ -39,10 +40,12 @@ import yaml
 
 from visgraft.atomic import append_record, whole_folder, write_json, write_whole
 from visgraft.errors import CheckpointError
+from visgraft.folder_lock import LOCK_FILE
 
 Log = Literal["metrics", "samples", "quarantine"]
 Status = Literal["new", "unfinished", "failed", "finished"]  # unfinished: it trains now, or was interrupted
 EXPERIMENT_FILE = "experiment.yaml"
+OF_NO_RUN_YET = {"environment.json", LOCK_FILE, f".{LOCK_FILE}.takeover"}  # what may be there although no recipe is
 LIBRARIES = (
     "visgraft",
     "torch",
@@ -81,19 +84,32 @@ class Run:
     def create(cls, recipe: RunRecipe, *, folder: str | Path | None = None) -> "Run":
         """Make a new run folder and write what is known before the first step.
 
-        `folder` is a folder of its own, new or empty; without it, one named by date and name is made in
-        `recipe.output`. Raises CheckpointError.
+        `folder` is a folder of its own, new or empty (what a call that was killed before its recipe was written left
+        there is no hindrance); without it, one named by date and name is made in `recipe.output`. Raises
+        CheckpointError.
         """
         if folder is None:
             path = _new_folder(Path(recipe.output).expanduser(), name=recipe.title)
         else:
-            path = Path(folder).expanduser().absolute()
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise CheckpointError(f"{path}: already there and not an empty folder; name another, or remove it")
+            path = cls.check_free(folder)
             path.mkdir(parents=True, exist_ok=True)
         write_json(path / "environment.json", environment())
         write_whole(path / "recipe.yaml", recipe.to_yaml())
         return cls(path)
+
+    @classmethod
+    def check_free(cls, folder: str | Path) -> Path:
+        """Refuse a folder in which no run can be made, as something is there; return its path.
+
+        What a call left there that was killed before it wrote a recipe is no hindrance. Raises CheckpointError.
+        """
+        path = Path(folder).expanduser().absolute()
+        if path.exists() and not (path.is_dir() and all(_is_of_no_run_yet(inside.name) for inside in path.iterdir())):
+            raise CheckpointError(
+                f"{path}: already there and not an empty folder; name another or remove it; a run that is there is "
+                "gone on with by --resume, or by --resume-or-start"
+            )
+        return path
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -289,6 +305,10 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "git_commit": _git_commit(),
     }
+
+
+def _is_of_no_run_yet(name: str) -> bool:
+    return name in OF_NO_RUN_YET or bool(re.fullmatch(r"\.(recipe\.yaml|environment\.json)\..+\.new", name))
 
 
 def _git_commit() -> str | None:

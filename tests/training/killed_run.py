@@ -102,11 +102,7 @@ class _Work:
 
 def begin_or_go_on(recipe: Recipe, folder: Path) -> None:
     """Do what a scheduler's line does that requeues a run."""
-    quiet = make_progress(show=False)
-    if (folder / "recipe.yaml").is_file():
-        train(resume=folder, progress=quiet)
-    else:
-        train(recipe, folder=folder, progress=quiet)
+    train(recipe, folder=folder, resume_or_start=True, progress=make_progress(show=False))
 
 
 def place_among(index: int, *, num_processes: int, port: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ In: a recipe, and perhaps a run to go on with. Out: a `Session`. `open_session` 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from visgraft.config import Recipe, changeable_keys, effect_of, flatten, load_re
 from visgraft.data.batch import Batch
 from visgraft.data.sources import BadSample, Quarantine
 from visgraft.errors import ConfigError
+from visgraft.folder_lock import FolderLock, refuse_held
 from visgraft.model.attention_kernel import choose_attention, set_attention
 from visgraft.model.checks.preflight import preflight
 from visgraft.model.parts import trained_parameters
@@ -47,14 +48,20 @@ from visgraft.training.vision_cache import fill_vision_cache
 
 
 def open_session(
-    recipe: Recipe, *, resume: str | Path | None = None, folder: str | Path | None = None, progress: TrainProgress
+    recipe: Recipe,
+    *,
+    resume: str | Path | None = None,
+    folder: str | Path | None = None,
+    lock: FolderLock | None = None,
+    progress: TrainProgress,
 ) -> Session:
     """Open a run: check, data, model, optimizer, restore.
 
     Args:
         recipe: of the run; `starter:` names become folders.
-        resume: the run to go on with.
+        resume: the run to go on with; one without a checkpoint begins again.
         folder: where to make the run folder; None names one by date.
+        lock: is taken by the first process, so that no other run is in the folder; whoever made it releases it.
         progress: shows what will train, and what takes long.
 
     Raises:
@@ -65,10 +72,12 @@ def open_session(
     # Check: what can be refused before anything is read. What is wrong from here on is said once, by one process.
     accelerator = make_accelerator(recipe)
     is_main = accelerator.is_main_process
-    check_before_loading(recipe, resume=resume)
-    for note in launch_notes(accelerator):
-        if is_main:
-            progress.say(note)
+    check_before_loading(recipe, resume=resume, folder=folder)
+    accelerator.wait_for_everyone()  # before the first one makes what the others look for
+    if lock is not None and is_main and resume is not None:
+        lock.take(Run.open(resume).folder, say=progress.say)
+    for note in launch_notes(accelerator) if is_main else []:
+        progress.say(note)
     local = resolve(recipe, say=progress.say)
 
     # Data: opened and tried before any weight is loaded.
@@ -79,7 +88,7 @@ def open_session(
     set_seed(recipe.train.seed)  # new weights are drawn from it
     model = build_model(local, image_size=processor.image_size)
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
-    run = open_run(recipe, accelerator, resume=resume, folder=folder)
+    run = open_run(recipe, accelerator, resume=resume, folder=folder, lock=lock, say=progress.say)
     if is_main:
         progress.begin(run.folder, table=parts_as_table(rows), notes=notes)
     loader = data.loader
@@ -99,7 +108,9 @@ def open_session(
 
     # Restore: where a stopped run was, or the start of a new one.
     set_seed(recipe.train.seed, device_specific=True)  # dropout
-    state = TrainState() if resume is None else restore(run, trained, optimizer=optimizer, accelerator=accelerator)
+    state = TrainState()
+    if resume is not None:
+        state = restore(run, trained, optimizer=optimizer, accelerator=accelerator, say=progress.say)
     return Session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
         optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation, loader=loader,
@@ -112,16 +123,19 @@ def open_session(
 # --- Check
 
 
-def check_before_loading(recipe: Recipe, *, resume: str | Path | None) -> None:
+def check_before_loading(recipe: Recipe, *, resume: str | Path | None = None, folder: str | Path | None = None) -> None:
     """Refuse, before anything is read, what cannot work.
 
     Raises:
         ConfigError: another recipe than that of the run to resume; a tracker that is not there.
-        CheckpointError: the run to resume has no checkpoint.
+        CheckpointError: there is no such run; it is training; something is where the run folder is to be made.
     """
     if resume is not None:
+        refuse_held(Run.open(resume).folder)
         check_resumable(load_recipe(Run.open(resume).folder), recipe)
-        Run.open(resume).latest_checkpoint()
+    elif folder is not None:
+        refuse_held(Path(folder).expanduser())
+        Run.check_free(folder)
     check_trackers(recipe.train.report_to)
 
 
@@ -210,11 +224,25 @@ def parts_as_table(rows: Sequence[PartRow]) -> Table:
 # --- Run folder, and what it remembers
 
 
-def open_run(recipe: Recipe, accelerator: Accelerator, *, resume: str | Path | None, folder: str | Path | None) -> Run:
+def open_run(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    *,
+    resume: str | Path | None,
+    folder: str | Path | None,
+    lock: FolderLock | None,
+    say: Callable[[str], None],
+) -> Run:
     """Make or open the run folder in the first process; the others are sent its path."""
     where: list[Any] = [None]
     if accelerator.is_main_process:
+        if resume is None and folder is not None and lock is not None:
+            path = Path(folder).expanduser().absolute()
+            path.mkdir(parents=True, exist_ok=True)
+            lock.take(path, say=say)
         run = Run.create(recipe, folder=folder) if resume is None else Run.open(resume)
+        if resume is None and folder is None and lock is not None:
+            lock.take(run.folder, say=say)
         if resume is not None:
             write_whole(run.folder / "recipe.yaml", recipe.to_yaml())
         where = [str(run.folder)]
@@ -223,13 +251,25 @@ def open_run(recipe: Recipe, accelerator: Accelerator, *, resume: str | Path | N
 
 
 def restore(
-    run: Run, trained: Mapping[str, nn.Parameter], *, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    run: Run,
+    trained: Mapping[str, nn.Parameter],
+    *,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
 ) -> TrainState:
     """Read the newest checkpoint into weights, optimizer and random states; forget what was logged after it.
+
+    Of a run that has none, everything is forgotten: it begins again.
 
     Raises:
         CheckpointError: it is not of this model, or incomplete.
     """
+    if not run.checkpoints():
+        if accelerator.is_main_process:
+            say(f"{run.folder} holds no checkpoint yet: the run begins again")
+            run.resume_from(0)
+        return TrainState()
     step, checkpoint = run.latest_checkpoint()
     state, random_states = load_state(checkpoint, trained=trained, optimizer=optimizer, scaler=accelerator.scaler)
     if accelerator.process_index < len(random_states):

@@ -53,6 +53,8 @@ class TrainState:
         sampled_step: the step after which the sample prompts were last answered.
         best_step: the step with the lowest validation loss.
         best_loss: that loss, per supervised token.
+        validated_so_far: of a validation that was stopped on its way: the position behind its last step, and of each
+            process the sums over its share (loss, supervised tokens, characters).
     """
 
     step: int = 0
@@ -68,6 +70,7 @@ class TrainState:
     sampled_step: int | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    validated_so_far: dict[str, Any] | None = None
 
 
 def save_state(
