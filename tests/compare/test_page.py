@@ -16,6 +16,8 @@ from visgraft.compare.answers import gather
 from visgraft.compare.collect import collect
 from visgraft.compare.report import write_report
 
+pytestmark = pytest.mark.slow  # a browser
+
 pytestmark = needs_chromium
 LAYOUT = """
   const box = element => element.getBoundingClientRect();

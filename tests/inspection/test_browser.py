@@ -12,6 +12,8 @@ from visgraft import Processor, VisionLanguageModel
 from visgraft.data.images.opening import open_image
 from visgraft.inspection import inspect_image, write_report
 
+pytestmark = pytest.mark.slow  # a browser
+
 pytestmark = needs_chromium
 VISIT = """
   const words = document.getElementById("words-view"), heat = document.getElementById("heat-view");

@@ -3,7 +3,7 @@
 In: how many kills, and a seed. Out: a table, one line for each kind of run; exit status 1 if one ended differently.
 
     python -m tests.training.kill_many --kills 300 --seed 0
-    python -m tests.training.kill_many --every 1 --only map-style        # at each operation, in the middle of each write
+    python -m tests.training.kill_many --every 1 --only map-style      # at each operation, in the middle of each write
 """
 
 import argparse

@@ -7,13 +7,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.training.file_operations import FileOperations
 from tests.training.killed_run import Kill, differences, fork, wait_for
+from tests.warm_python import warm_python
 from visgraft.atomic import append_record, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_a_run_killed_at_any_file_operation_ends_as_if_it_never_was(tmp_path: Path) -> None:
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.training.kill_many", "--every", "13", "--only", "map-style"],
+        [*warm_python(), "-m", "tests.training.kill_many", "--every", "13", "--only", "map-style"],
         cwd=ROOT, timeout=400, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import yaml
 
 from tests.training import one_of_several
 from tests.training.tiny import add_texts, tiny_recipe
+from tests.warm_python import warm_python
 from visgraft.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +49,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     (poor / "memory.json").write_text(json.dumps(1))  # the second process; the first one has enough
     for folder in folders[1]:
         one_of_several.run(folder)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
     subprocess.run(
-        [*launcher, "-m", "tests.training.one_of_several", *map(str, [*folders[2], poor])],
+        [*launcher, *warm_python(), "-m", "tests.training.one_of_several", *map(str, [*folders[2], poor])],
         check=True, cwd=ROOT, timeout=500,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
@@ -92,7 +92,7 @@ def test_what_fails_in_one_process_ends_both_within_seconds_and_is_said_once(tmp
     recipe = tiny_recipe(tmp_path, max_steps=8, epochs=9, checkpoint_every_steps=2, validate_every_steps=100)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     subprocess.run(
-        [sys.executable, "-m", "tests.training.failing_of_two", str(tmp_path / "recipe.yaml"), str(tmp_path), *WORDS],
+        [*warm_python(), "-m", "tests.training.failing_of_two", str(tmp_path / "recipe.yaml"), str(tmp_path), *WORDS],
         check=True, cwd=ROOT, timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.training import one_of_several
 from tests.training.tiny import add_texts, tiny_recipe
+from tests.warm_python import warm_python
 from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
 from visgraft.inference import load
@@ -52,9 +52,9 @@ def test_two_processes_with_shares_of_all_weights_equal_one(tmp_path: Path, monk
             folder.mkdir()
             (folder / "recipe.json").write_text(json.dumps(recipe))
         one_of_several.run(folders[-1][0])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
     subprocess.run(
-        [*launcher, "-m", "tests.training.sharded_of_two", *(str(two) for _, two in folders)],
+        [*launcher, *warm_python(), "-m", "tests.training.sharded_of_two", *(str(two) for _, two in folders)],
         check=True, cwd=ROOT, timeout=500,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip

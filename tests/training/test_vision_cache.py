@@ -24,6 +24,8 @@ from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.setup import open_session
 from visgraft.training.steps import load_steps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

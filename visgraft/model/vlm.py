@@ -46,12 +46,12 @@ from visgraft.model.precision import float32_under_autocast, let_layer_norms_tak
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
 from visgraft.model.sequence import SegmentTable, append_segment, append_texts, image_then_text, pads_first
-from visgraft.model.storage.checkpoint import CheckpointMixin
+from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
 from visgraft.segments import IMAGE, TEXT
 
 
-class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
+class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
     """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
 
     main_input_name = "input_ids"

@@ -191,7 +191,7 @@ def update(session: Session, done: Gradients) -> dict[str, Any]:
         )
     factor = rate_factor(
         state.step,
-        progress=session.fraction_done,
+        fraction_done=session.fraction_done,
         warmup_steps=settings.warmup_steps,
         schedule=settings.schedule,
     )

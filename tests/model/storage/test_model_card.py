@@ -73,6 +73,6 @@ def test_pushing_uploads_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             seen["card"] = (Path(folder_path) / "README.md").read_text()
             return SimpleNamespace(commit_url="https://hub/commit/1")
 
-    monkeypatch.setattr("visgraft.model.storage.checkpoint.HfApi", Api)
+    monkeypatch.setattr("visgraft.model.storage.load_and_save.HfApi", Api)
     fresh("llama", "clip").push_to_hub("cats")
     assert 'Processor.from_pretrained("me/cats")' in seen["card"]
