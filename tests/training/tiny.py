@@ -97,6 +97,13 @@ def _put(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
+def add_texts(folder: str, *, number: int) -> None:
+    """Add samples without an image."""
+    lines = [{"file_names": [], "question": f"What follows {n}?", "answer": f"{n + 1} does."} for n in range(number)]
+    with (Path(folder) / "metadata.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
 def tiny_recipe(
     folder: Path, *, family: str = "llama", num_images: int = 12, bad: int = 0, dropout: float = 0.0, **train: Any
 ) -> dict[str, Any]:

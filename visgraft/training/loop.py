@@ -43,6 +43,7 @@ from visgraft.training.sharding import whole, whole_model
 from visgraft.training.state import RandomState, find_damage, load_trained, save_state
 from visgraft.training.steps import Step, load_steps
 from visgraft.training.summary import note_cost, write_summary
+from visgraft.training.together import ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
 
 LEAST_SECONDS_TO_SAVE = 5.0  # that are left for it, before any checkpoint has shown how long it takes
@@ -80,7 +81,11 @@ def train(
             raise ConfigError("train: got neither a recipe nor a run to resume; give one of them")
         recipe = Run.open(resume).folder
     recipe = load_recipe(recipe)
-    with FolderLock() as lock, progress or make_progress() as shown:
+    with (
+        FolderLock() as lock,
+        progress or make_progress() as shown,
+        ending_together(tidy=shown.__exit__, leaves=Interrupted),
+    ):
         if resume_or_start:
             run = run_to_go_on_with(folder, resume=resume)
             if run is not None and run.status() == "finished" and run.model_path.is_dir():

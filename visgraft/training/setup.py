@@ -51,7 +51,7 @@ from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
 from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
-from visgraft.training.sharding import check_strategy, current_parameters
+from visgraft.training.sharding import check_strategy, current_parameters, launch_notes
 from visgraft.training.state import TrainState, find_damage, load_state, set_random_state
 from visgraft.training.trackers import Trackers, check_trackers
 from visgraft.training.training_data import TrainingData, open_training_data
@@ -84,12 +84,15 @@ def open_session(
     """
     started = time.monotonic()
 
-    # Check: what can be refused before anything is read.
-    check_before_loading(recipe, resume=resume, folder=folder, allow_changed=allow_changed)
+    # Check: what can be refused before anything is read. What is wrong from here on is said once, by one process.
     accelerator = make_accelerator(recipe)
     is_main = accelerator.is_main_process
+    check_before_loading(recipe, resume=resume, folder=folder, allow_changed=allow_changed)
+    accelerator.wait_for_everyone()  # before the first one makes what the others look for
     if lock is not None and is_main and resume is not None:
         lock.take(Run.open(resume).folder, say=progress.say)
+    for note in launch_notes(accelerator) if is_main else []:
+        progress.say(note)
     local = resolve(recipe, say=progress.say)
 
     # Data: opened and tried before any weight is loaded.
