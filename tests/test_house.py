@@ -22,7 +22,7 @@ PACKAGE = ROOT / "visgraft"
 LAYERS = {
     **dict.fromkeys(["errors", "parsing", "segments"], 0),
     "atomic": 0.2,  # names its errors
-    **dict.fromkeys(["disk_cache", "sealed"], 0.5),  # write through atomic
+    **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
     **dict.fromkeys(["data", "model"], 2),
@@ -35,16 +35,8 @@ LAYERS = {
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PIL"}
-LIGHT = (
-    "errors",
-    "atomic",
-    "sealed",
-    "segments",
-    "config",
-    "reporting",
-    "runs",
-    "cli",
-)  # what starts before torch is wanted
+# what starts before torch is wanted
+LIGHT = ("errors", "parsing", "atomic", "segments", "folder_lock", "sealed", "config", "reporting", "runs", "cli")
 FORBIDDEN_STEMS = ("util", "helper", "common", "misc", "base", "manager")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 ARCHITECTURE = ROOT / "docs" / "architecture.md"

@@ -24,10 +24,22 @@ def recipe(recipe_values: dict[str, Any], tmp_path: Path) -> Recipe:
 
 def test_a_new_run_holds_its_recipe_and_environment(recipe: Recipe) -> None:
     run = Run.create(recipe)
-    assert load_recipe(run.folder) == recipe
+    assert load_recipe(run.folder) == load_recipe(run.first_recipe_path) == recipe
+    assert run.first_recipe_path.name == "first_recipe.yaml"
     described = json.loads((run.folder / "environment.json").read_text())
     assert described["versions"]["torch"]
     assert {"date", "python", "platform", "cpu_count", "git_commit"} <= described.keys()
+
+
+def test_a_run_keeps_what_it_depends_on(recipe: Recipe) -> None:
+    assert Run.create(recipe).read_fingerprints() is None
+    run = Run.create(recipe, fingerprints={"recipe": {}, "versions": {"torch": "2"}})
+    assert run.read_fingerprints() == {"recipe": {}, "versions": {"torch": "2"}, "changes": []}
+    run.write_fingerprints({"recipe": {}, "changes": [{"step": 1}]})
+    with pytest.raises(CheckpointError, match=r"fingerprints\.json: cannot be read .*; bring it back, or remove it"):
+        run.read_fingerprints()
+    (run.folder / "first_recipe.yaml").unlink()  # as older versions left it
+    assert run.first_recipe_path == run.recipe_path
 
 
 def test_run_folders_are_named_by_date_and_name_and_never_collide(recipe: Recipe) -> None:
@@ -215,14 +227,30 @@ def test_what_a_kill_left_goes_away_when_the_run_goes_on(recipe: Recipe) -> None
     kept = sorted(path.name for path in run.folder.iterdir())
     for folder in (".step-7.new", ".step-2.gone"):
         (run.folder / "checkpoints" / folder / "deep").mkdir(parents=True)
-    (run.folder / ".model.new").mkdir()
+    (run.folder / "sample_prompts").mkdir()
+    kept.append("sample_prompts")
+    for folder in (".model.new", ".model.new.gone"):
+        (run.folder / folder).mkdir()
+        (run.folder / folder / ".config.json.1234.new").write_text("half")
     (run.folder / ".recipe.yaml.1234.new").write_text("half")
+    (run.folder / "sample_prompts" / ".3.jpg.1234.new").write_text("half")
     (inside / ".state.json.1234.new").write_text("half")
     assert list(run.checkpoints()) == [3]
     run.resume_from(3)
     assert sorted(path.name for path in run.folder.iterdir()) == kept
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-3"]
     assert sorted(path.name for path in inside.iterdir()) == ["state.json", "weights"]
+
+
+def test_what_a_kill_left_of_a_run_that_was_not_there_yet_goes_away_when_it_is_begun(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    for name in ("environment.json", ".fingerprints.json.1234.new", ".recipe.yaml.1234.new"):
+        (folder / name).write_text("half")
+    Run.create(recipe, folder=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["environment.json", "first_recipe.yaml", "recipe.yaml"]
 
 
 def test_a_kill_between_two_renames_loses_no_checkpoint(recipe: Recipe) -> None:

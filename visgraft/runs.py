@@ -4,7 +4,9 @@ In: a recipe, then records, checkpoints and a model as they come. Out: a folder 
 readable without torch and without visgraft.
 
     runs/20260102-030405-name/
-      recipe.yaml          the recipe as it ran: `load_recipe(run.folder)`
+      recipe.yaml          the recipe as it runs, which the next resume takes: `load_recipe(run.folder)`
+      first_recipe.yaml    the recipe as it began
+      fingerprints.json    what the run depends on: data, models, versions, and what of it has changed since it began
       environment.json     versions, machine, commit, date
       metrics.jsonl        one object a line, append-only: step, loss, ...
       samples.jsonl        answers to the sample prompts
@@ -12,6 +14,7 @@ readable without torch and without visgraft.
       quarantine.jsonl     bad inputs: source, index, reason
       checkpoints/step-N/  what `--resume` needs; whole or not there, with a sum of every file
       model/               what `visgraft ask` takes; whole or not there
+      lock.json            the process that trains it; there as long as it does
       summary.json         what the run cost and how good its model is; there once the run is finished
       failure.txt          why it failed, of a run of an experiment; gone as soon as it is run again
 
@@ -25,9 +28,9 @@ import datetime
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -46,6 +49,7 @@ from visgraft.atomic import (
     write_whole,
 )
 from visgraft.errors import CheckpointError, DiskError
+from visgraft.folder_lock import LOCK_FILE
 from visgraft.parsing import parse_json, parse_yaml
 from visgraft.sealed import check_files, read_sealed
 
@@ -54,6 +58,9 @@ Status = Literal["new", "unfinished", "failed", "finished"]  # unfinished: it tr
 EXPERIMENT_FILE = "experiment.yaml"
 STATE_FILE = "state.json"  # of a checkpoint: the one written last, which proves the others
 REWOUND: tuple[Log, ...] = ("metrics", "samples")  # the logs that a resumed run goes back in; quarantine knows its own
+FIRST_RECIPE, FINGERPRINTS = "first_recipe.yaml", "fingerprints.json"
+# what may be there although no recipe is: recipe.yaml is written last
+OF_NO_RUN_YET = {"environment.json", FINGERPRINTS, FIRST_RECIPE, LOCK_FILE, f".{LOCK_FILE}.takeover"}
 LIBRARIES = (
     "visgraft",
     "torch",
@@ -64,6 +71,7 @@ LIBRARIES = (
     "safetensors",
     "tokenizers",
     "numpy",
+    "pillow",
 )
 
 
@@ -89,26 +97,53 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, recipe: RunRecipe, *, folder: str | Path | None = None) -> "Run":
+    def create(
+        cls,
+        recipe: RunRecipe,
+        *,
+        folder: str | Path | None = None,
+        fingerprints: Mapping[str, Any] | None = None,
+    ) -> "Run":
         """Make a new run folder and write what is known before the first step.
 
-        `folder` is a folder of its own, new or empty; without it, one named by date and name is made in
-        `recipe.output`. Raises CheckpointError.
+        `folder` is a folder of its own, new or empty (what a call that was killed before its recipe was written left
+        there is no hindrance); without it, one named by date and name is made in `recipe.output`. `fingerprints` are
+        of what the run depends on. Raises CheckpointError.
         """
         if folder is None:
             path = _new_folder(Path(recipe.output).expanduser(), name=recipe.title)
         else:
-            path = Path(folder).expanduser().absolute()
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise CheckpointError(f"{path}: already there and not an empty folder; name another, or remove it")
+            path = cls.check_free(folder)
             path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        run._remove_leftovers()
         try:
             write_json(path / "environment.json", environment())
-            write_whole(path / "recipe.yaml", recipe.to_yaml())
+            if fingerprints is not None:
+                run.write_fingerprints({**fingerprints, "changes": []})
+            write_whole(path / FIRST_RECIPE, recipe.to_yaml())
+            write_whole(run.recipe_path, recipe.to_yaml())  # last: by it a folder is known as a run's
         except DiskError:
-            shutil.rmtree(path)
+            for name in ("environment.json", FINGERPRINTS, FIRST_RECIPE):
+                (path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it is locked
+                path.rmdir()
             raise
-        return cls(path)
+        return run
+
+    @classmethod
+    def check_free(cls, folder: str | Path) -> Path:
+        """Refuse a folder in which no run can be made, as something is there; return its path.
+
+        What a call left there that was killed before it wrote a recipe is no hindrance. Raises CheckpointError.
+        """
+        path = Path(folder).expanduser().absolute()
+        if path.exists() and not (path.is_dir() and all(_is_of_no_run_yet(inside.name) for inside in path.iterdir())):
+            raise CheckpointError(
+                f"{path}: already there and not an empty folder; name another or remove it; a run that is there is "
+                "gone on with by --resume, or by --resume-or-start"
+            )
+        return path
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -122,6 +157,17 @@ class Run:
                 f"{path}: {what}: it holds no recipe.yaml; need the folder that `visgraft train` made"
             )
         return cls(folder)
+
+    @property
+    def recipe_path(self) -> Path:
+        """Where the recipe is that the next resume takes."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def first_recipe_path(self) -> Path:
+        """Where the recipe is that the run began with; of a run of an older version, the only one."""
+        first = self.folder / FIRST_RECIPE
+        return first if first.is_file() else self.recipe_path
 
     @property
     def model_path(self) -> Path:
@@ -168,6 +214,26 @@ class Run:
                 f"{self.summary_path}: is not JSON: {error}; remove it and resume the run, which writes it again"
             ) from error
         return summary
+
+    def read_fingerprints(self) -> dict[str, Any] | None:
+        """Read what the run depends on; None of a run of an older version. Raises CheckpointError."""
+        path = self.folder / FINGERPRINTS
+        if not path.is_file():
+            return None
+        try:
+            values = parse_json(path.read_bytes())
+            _ = values["recipe"].items(), [(each["step"], each["changed"]) for each in values["changes"]]
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}), so nothing shows what the run began with; bring it back, or remove "
+                "it to go on without"
+            ) from error
+        fingerprints: dict[str, Any] = values
+        return fingerprints
+
+    def write_fingerprints(self, fingerprints: Mapping[str, Any]) -> None:
+        """Write what the run depends on, and under `changes` what of it has changed."""
+        write_json(self.folder / FINGERPRINTS, fingerprints)
 
     def append(self, log: Log, record: Mapping[str, Any]) -> None:
         """Add one record as a line of `metrics.jsonl`, `samples.jsonl` or `quarantine.jsonl`.
@@ -218,17 +284,22 @@ class Run:
                 end = {} if logs is None or log not in logs else {"bytes": logs[log]}
                 self.append(log, {"resumed_from": step, **end})
         self.summary_path.unlink(missing_ok=True)
-        for leftover in (*self.folder.glob(".*.new"), *self._checkpoints_path.glob("step-*/.*.new")):
-            remove_folder(leftover) if leftover.is_dir() else leftover.unlink()
         for kept in self.checkpoints():
             restore_folder(self.checkpoint_path(kept))
-        for leftover in (*self._checkpoints_path.glob(".*.new"), *self._checkpoints_path.glob(".*.gone")):
-            remove_folder(leftover)
+        self._remove_leftovers()
         for later, folder in self.checkpoints().items():
             if later > step:
                 aside = folder.with_name(f"{folder.name}.damaged")
                 remove_folder(aside)
                 folder.rename(aside)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed write, or a killed removal, left behind anywhere in the folder."""
+        for leftover in (*self.folder.rglob(".*.new"), *self.folder.rglob(".*.gone")):
+            if leftover.is_dir():
+                remove_folder(leftover)
+            else:
+                leftover.unlink(missing_ok=True)  # one inside of a folder went with it
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or will be."""
@@ -339,21 +410,30 @@ def read_experiment_record(folder: Path) -> dict[str, Any] | None:
 
 def environment() -> dict[str, Any]:
     """Describe where this process runs: Python, platform, versions, commit of the working directory, cores, date."""
-    versions: dict[str, str | None] = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            versions[library] = None
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
-        "versions": versions,
+        "versions": library_versions(),
         "git_commit": _git_commit(),
     }
+
+
+def _is_of_no_run_yet(name: str) -> bool:
+    return name in OF_NO_RUN_YET or bool(re.fullmatch(r"\.(first_recipe\.yaml|recipe\.yaml|.+\.json)\..+\.new", name))
+
+
+def library_versions() -> dict[str, str | None]:
+    """Give the versions of the libraries that results depend on; None of one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = None
+    return versions
 
 
 def _git_commit() -> str | None:

@@ -3,7 +3,7 @@
 In: a recipe (a path, a dict or a Recipe), or a run to go on with. Out: the run folder, the trained model in `model/`.
 
     folder = train("recipe.yaml")
-    folder = train(resume=folder)        # after Ctrl-C
+    folder = train(resume=folder)        # after Ctrl-C, or whatever else ended it
 
 One step is a budget of text tokens. Every process takes every n-th group of the step, goes through its share in
 micro-batches, and adds up gradients of the summed loss divided by the number of supervised tokens of all processes: so
@@ -16,6 +16,8 @@ them forward (model/vlm.py, which asks model/sequence.py who sees whom) and back
 from __future__ import annotations
 
 import math
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -23,23 +25,28 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
-from visgraft.errors import ConfigError, ModelError
+from visgraft.errors import CheckpointError, ConfigError, ModelError
+from visgraft.folder_lock import FolderLock
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.training.interrupt import Interrupted as Interrupted
-from visgraft.training.interrupt import interrupts
+from visgraft.training.interrupt import StopAsked, interrupts
 from visgraft.training.optimizer import rate_factor, set_learning_rates
 from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
-from visgraft.training.sharding import is_sharded, whole, whole_model
-from visgraft.training.state import find_damage, get_random_state, load_trained, save_state
+from visgraft.training.sharding import whole, whole_model
+from visgraft.training.state import RandomState, find_damage, load_trained, save_state
 from visgraft.training.steps import Step, load_steps
 from visgraft.training.summary import note_cost, write_summary
+from visgraft.training.together import ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
+
+LEAST_SECONDS_TO_SAVE = 5.0  # that are left for it, before any checkpoint has shown how long it takes
 
 
 def train(
@@ -47,6 +54,8 @@ def train(
     *,
     resume: str | Path | None = None,
     folder: str | Path | None = None,
+    resume_or_start: bool = False,
+    allow_changed: bool = False,
     progress: TrainProgress | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> Path:
@@ -54,35 +63,93 @@ def train(
 
     Args:
         recipe: a path, a dict or a Recipe; None resumes a run under its own.
-        resume: a run folder to go on with from its newest checkpoint, as if it had never stopped.
+        resume: a run folder to go on with from its newest checkpoint, as if it had never stopped; without a checkpoint
+            the run begins again.
         folder: where to make the run folder; None names one by date in the recipe's `output`.
+        resume_or_start: go on with the run in `folder` if one is there, else begin it; a finished one stays as it is.
+        allow_changed: resume even if data, models, settings or libraries are not those that the run began with; what
+            changed is written down in `metrics.jsonl`.
         progress: what the user sees; None shows it on standard error.
         stop: given the number of steps done, after each; True stops the run as Ctrl-C does.
 
     Raises:
-        Interrupted: Ctrl-C or `stop`; the run is saved and can be resumed.
-        VisgraftError: bad input, or a loss that is not finite.
+        Interrupted: Ctrl-C, another signal that stops, or `stop`; the run is saved and can be resumed.
+        VisgraftError: bad input, a run that another process trains, or a loss that is not finite.
     """
     if recipe is None:
         if resume is None:
             raise ConfigError("train: got neither a recipe nor a run to resume; give one of them")
         recipe = Run.open(resume).folder
     recipe = load_recipe(recipe)
-    with progress or make_progress() as shown:
-        session = open_session(recipe, resume=resume, folder=folder, progress=shown)
-        steps = load_steps(session.planner, session.state.position, epochs=recipe.train.epochs, settings=session.loader)
-        with interrupts(say=shown.say) as is_interrupted, closing(session):
-            if session.state.step:
-                after_step(session)  # what a stopped run still owes its last step
-            while not session.is_over:
-                train_step(session, steps)
-                is_to_stop = is_interrupted() or (stop is not None and stop(session.state.step))
-                if any(session.sum([is_to_stop])):  # in one process, and all stop here
-                    save_checkpoint(session)
-                    raise Interrupted(session.run.folder)
-                after_step(session)
+    with (
+        FolderLock() as lock,
+        progress or make_progress() as shown,
+        ending_together(tidy=shown.__exit__, leaves=Interrupted),
+    ):
+        if resume_or_start:
+            run = run_to_go_on_with(folder, resume=resume)
+            if run is not None and run.status() == "finished" and run.model_path.is_dir():
+                shown.say(f"{run.folder}: this run is finished; --resume goes on with it under a longer recipe")
+                return run.folder
+            resume = None if run is None else run.folder
+        session = open_session(
+            recipe, resume=resume, folder=folder, lock=lock, allow_changed=allow_changed, progress=shown
+        )
+        with interrupts(say=shown.say) as signals, closing(session):
+            session.signals = signals
+            signals.seconds_to_save = lambda: max(LEAST_SECONDS_TO_SAVE, 2 * session.seconds_to_save)
+            signals.too_late = lambda number: save_last_step(session, lock=lock, number=number)
+            try:
+                take_steps(session, lock=lock, stop=stop)
+            except StopAsked as asked:
+                save_checkpoint(session)
+                signals.settle()
+                raise Interrupted(session.run.folder, number=asked.number) from None
         finish(session)
     return session.run.folder
+
+
+def run_to_go_on_with(folder: str | Path | None, *, resume: str | Path | None) -> Run | None:
+    """Find the run that is in a folder; None: none was begun there.
+
+    Raises:
+        ConfigError: no folder is named, or a run to resume as well.
+    """
+    if folder is None or resume is not None:
+        got = "no folder" if resume is None else f"--resume {resume} too"
+        raise ConfigError(f"--resume-or-start: got {got}; name the run's folder, with --output DIR (Python: folder)")
+    run = Run(Path(folder).expanduser().absolute())
+    return None if run.status() == "new" else Run.open(run.folder)
+
+
+def take_steps(session: Session, *, lock: FolderLock, stop: Callable[[int], bool] | None) -> None:
+    """Take step after step until the run is over, and do after each what is due.
+
+    Raises:
+        StopAsked: in all processes, behind a step or in what comes after it.
+    """
+    steps = load_steps(
+        session.planner, session.state.position, epochs=session.recipe.train.epochs, settings=session.loader
+    )
+    if session.state.step:
+        after_step(session)  # what a stopped run still owes its last step
+    while not session.is_over:
+        train_step(session, steps)
+        number = session.signals.number or (stop is not None and stop(session.state.step) and signal.SIGINT)
+        wishes = session.each([number, is_checkpoint_due(session), lock.is_lost])
+        numbers, is_due, is_lost = (
+            wishes[::3],
+            wishes[1],
+            any(wishes[2::3]),
+        )  # by the first one's clock
+        if is_lost:
+            raise CheckpointError(
+                f"{session.run.folder}: another process took this run over, as this one did not answer for minutes; "
+                "go on with --resume when that one has ended"
+            )
+        if any(numbers):
+            raise StopAsked(int(max(numbers)))
+        after_step(session, is_checkpoint_due=bool(is_due))
 
 
 # --- One step
@@ -95,15 +162,17 @@ def train_step(session: Session, steps: Iterator[Step]) -> None:
     accelerator, state = session.accelerator, session.state
     set_bad_samples_aside(session, step)
     done = add_gradients(session, step)
-    if done.total:
-        record = update(session, done)
-    state.position = step.plan.end
-    state.epoch_ended = step.plan.end.epoch > step.plan.start.epoch
-    if not done.total:
-        return  # every sample of the step was bad
-    state.step += 1
-    state.seconds += time.monotonic() - started
-    epoch, seen = session.planner.epochs_done(state.position), session.count_texts(step)
+    with session.is_changing:
+        if done.total:
+            record = update(session, done)
+        state.position = step.plan.end
+        state.epoch_ended = step.plan.end.epoch > step.plan.start.epoch
+        if not done.total:
+            return  # every sample of the step was bad
+        state.step += 1
+        state.seconds += time.monotonic() - started
+        epoch, seen = session.planner.epochs_done(state.position), session.count_texts(step)
+        session.remember_random_state()
     record = {"step": state.step, "epoch": epoch, **record, "sources": seen, "seconds": time.monotonic() - started}
     if accelerator.is_main_process:
         session.record(record)
@@ -160,25 +229,32 @@ def set_bad_samples_aside(session: Session, step: Step) -> None:
 # --- Between steps
 
 
-def after_step(session: Session) -> None:
-    """Validate, answer the sample prompts and save, each if it is due and was not done yet for this step."""
+def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
+    """Validate, answer the sample prompts and save, each if it is due and was not done yet for this step.
+
+    Raises:
+        StopAsked: in all processes, in the middle of it; what was not done yet is done when the run is resumed.
+    """
     state, settings, is_main = session.state, session.recipe.train, session.accelerator.is_main_process
     is_best = False
     if session.validation and state.validated_step != state.step and is_due(session, settings.validate_every_steps):
         record = validate(session)
-        loss = record["validation_loss"]
-        is_best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
-        if is_best:
-            state.best_step, state.best_loss = state.step, loss
-        state.validated_step = state.step
-        if is_main:
-            session.record(record)
-            session.progress.validated(record)
+        with session.is_changing:
+            loss = record["validation_loss"]
+            is_best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+            if is_best:
+                state.best_step, state.best_loss = state.step, loss
+            state.validated_step = state.step
+            if is_main:
+                session.record(record)
+                session.progress.validated(record)
     if state.sampled_step != state.step and is_due(session, settings.sample_every_steps):
-        state.sampled_step = state.step
-        if is_main or is_sharded(session.model):
-            answer_sample_prompts(session)
-    if is_best or is_due(session, settings.checkpoint_every_steps):
+        records = answer_sample_prompts(session)
+        with session.is_changing:
+            state.sampled_step = state.step
+            for record in records:
+                session.run.append("samples", record)
+    if is_best or is_checkpoint_due or is_due(session, settings.checkpoint_every_steps):
         save_checkpoint(session)
 
 
@@ -188,19 +264,58 @@ def is_due(session: Session, every: int | None) -> bool:
     return now or session.is_over
 
 
+def is_checkpoint_due(session: Session) -> bool:
+    """Say whether so much time has gone by since the last checkpoint that there has to be one."""
+    minutes = session.recipe.train.checkpoint_every_minutes
+    return minutes is not None and time.monotonic() - session.saved_at >= 60.0 * minutes
+
+
 def save_checkpoint(session: Session) -> None:
     """Save all that the next step depends on, and remove checkpoints that are neither new nor the best."""
-    accelerator, run, state = session.accelerator, session.run, session.state
-    note_cost(session)
-    states = gather_object([get_random_state(accelerator.device)])
-    trained, moments = whole(session.trained), whole(session.optimizer.state_dict())
-    if accelerator.is_main_process:
-        state.logs = run.sync_logs()
-        folder = run.checkpoint_path(state.step)
-        save_state(folder, state, trained=trained, moments=moments, scaler=accelerator.scaler, random_states=states)
-        best = () if state.best_step is None else (state.best_step,)
-        run.prune_checkpoints(keep=session.recipe.train.keep_checkpoints, protect=best)
-    accelerator.wait_for_everyone()
+    with session.is_changing:
+        note_cost(session)
+        states = gather_object([session.random_state])
+        trained, moments = whole(session.trained), whole(session.optimizer.state_dict())
+        if session.accelerator.is_main_process:
+            write_checkpoint(session, trained=trained, moments=moments, random_states=states)
+    session.accelerator.wait_for_everyone()
+
+
+def write_checkpoint(
+    session: Session, *, trained: Mapping[str, Tensor], moments: Mapping[str, Any], random_states: list[RandomState]
+) -> None:
+    """Write the checkpoint of the last finished step, all tensors whole; the first process does so."""
+    run, state, begun = session.run, session.state, time.monotonic()
+    scaler = session.accelerator.scaler
+    state.logs = run.sync_logs()
+    folder = run.checkpoint_path(state.step)
+    save_state(folder, state, trained=trained, moments=moments, scaler=scaler, random_states=random_states)
+    best = () if state.best_step is None else (state.best_step,)
+    run.prune_checkpoints(keep=session.recipe.train.keep_checkpoints, protect=best)
+    session.saved_at = time.monotonic()
+    session.seconds_to_save = session.saved_at - begun
+
+
+def save_last_step(session: Session, *, lock: FolderLock, number: int) -> None:
+    """Save the last finished step while the next one is on its way, as that takes too long to wait for.
+
+    The thread that hears signals calls it. Only the end of a step changes weights, moments and state, and that end
+    holds `is_changing`. Behind Ctrl-C the step goes on to its end; any other signal ends the process, as who sent it
+    will not wait.
+    """
+    if session.accelerator.num_processes > 1:
+        return  # the other processes' random states and shares of the weights are not at hand in the middle of a step
+    with session.is_changing:
+        note_cost(session)
+        moments = session.optimizer.state_dict()
+        write_checkpoint(session, trained=session.trained, moments=moments, random_states=[session.random_state])
+        session.progress.say(f"step {session.state.step} is saved, for the one behind it takes long")
+        if number != signal.SIGINT:
+            session.progress.say(str(Interrupted(session.run.folder)))
+            session.progress.bars.stop()
+            session.close()
+            lock.release()
+            os._exit(128 + number)
 
 
 def finish(session: Session) -> None:

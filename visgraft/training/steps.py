@@ -9,7 +9,6 @@ process, and the samples that turned out bad.
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from visgraft.data.sources import BadSample
 from visgraft.errors import BadSampleError
 from visgraft.processor import Processor
 from visgraft.segments import PAD
+from visgraft.training.interrupt import leave_signals_to_the_main_process
 from visgraft.training.plan import Planner, Position, StepPlan
 
 
@@ -97,7 +97,7 @@ def load_steps(planner: Planner, position: Position, *, epochs: float, settings:
         batch_size=None,
         generator=torch.Generator(),
         num_workers=settings.num_workers,
-        worker_init_fn=_leave_interrupts_to_the_main_process if settings.num_workers else None,
+        worker_init_fn=leave_signals_to_the_main_process if settings.num_workers else None,
         pin_memory=settings.pin_memory,
     )
     return iter(loader)
@@ -217,7 +217,3 @@ def _with_batches(step: Step, parts: Sequence[Rows], processor: Processor, *, la
 
 def _length(row: Sequence[int], lengths: Sequence[int]) -> int:
     return sum(lengths[index] for index in row)
-
-
-def _leave_interrupts_to_the_main_process(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
