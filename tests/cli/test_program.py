@@ -155,7 +155,7 @@ def test_an_error_of_a_file_is_one_line_and_no_interrupt(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("visgraft.cli.recipes.find_recipe", fail)
+    monkeypatch.setattr("visgraft.cli.recipes.shipped_recipe", fail)
     outcome = visgraft("recipes", "easy_vqa")
     assert outcome.status == 2
     assert outcome.err.strip().startswith(f"error: {message}")
@@ -185,13 +185,22 @@ def test_a_recipe_that_is_nested_too_deeply_is_one_line(visgraft: Visgraft, tmp_
 
 
 def test_what_would_steer_the_terminal_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "a\x1b[2J cat\x07 \x9b31m 犬\t\r\n"
+    text = "a\x1b[2J cat\x07 \x9b31m 犬\r\n"
     print_line(text)
     print_error(text)
     out, err = capsys.readouterr()
-    shown = "a\\x1b[2J cat\\x07 \\x9b31m 犬\t\\x0d\n\n"
-    assert (out, err.replace(" " * 6, "\t")) == (shown, f"error: {shown}")
+    shown = "a\\x1b[2J cat\\x07 \\x9b31m 犬\\x0d\n\n"
+    assert (out, err) == (shown, f"error: {shown}")
     print_json({"answer": text})
     out = capsys.readouterr().out
     assert json.loads(out) == {"answer": text}
     assert not [char for char in out if (ord(char) < 32 and char != "\n") or 127 <= ord(char) < 160]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.parametrize("args", [["recipes"], ["recipes", "easy_vqa"], ["recipes", "--json"]])
+def test_standard_output_without_room_is_one_line(args: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run([sys.executable, "-m", "visgraft", *args], stdout=full, stderr=subprocess.PIPE, text=True)
+    line = "error: standard output: cannot be written: the disk is full; make room, then run it again\n"
+    assert (ran.returncode, ran.stderr) == (2, line)
