@@ -227,14 +227,30 @@ def test_what_a_kill_left_goes_away_when_the_run_goes_on(recipe: Recipe) -> None
     kept = sorted(path.name for path in run.folder.iterdir())
     for folder in (".step-7.new", ".step-2.gone"):
         (run.folder / "checkpoints" / folder / "deep").mkdir(parents=True)
-    (run.folder / ".model.new").mkdir()
+    (run.folder / "sample_prompts").mkdir()
+    kept.append("sample_prompts")
+    for folder in (".model.new", ".model.new.gone"):
+        (run.folder / folder).mkdir()
+        (run.folder / folder / ".config.json.1234.new").write_text("half")
     (run.folder / ".recipe.yaml.1234.new").write_text("half")
+    (run.folder / "sample_prompts" / ".3.jpg.1234.new").write_text("half")
     (inside / ".state.json.1234.new").write_text("half")
     assert list(run.checkpoints()) == [3]
     run.resume_from(3)
     assert sorted(path.name for path in run.folder.iterdir()) == kept
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-3"]
     assert sorted(path.name for path in inside.iterdir()) == ["state.json", "weights"]
+
+
+def test_what_a_kill_left_of_a_run_that_was_not_there_yet_goes_away_when_it_is_begun(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    for name in ("environment.json", ".fingerprints.json.1234.new", ".recipe.yaml.1234.new"):
+        (folder / name).write_text("half")
+    Run.create(recipe, folder=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["environment.json", "first_recipe.yaml", "recipe.yaml"]
 
 
 def test_a_kill_between_two_renames_loses_no_checkpoint(recipe: Recipe) -> None:

@@ -114,6 +114,7 @@ class Run:
             path = cls.check_free(folder)
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
+        run._remove_leftovers()
         write_json(path / "environment.json", environment())
         if fingerprints is not None:
             run.write_fingerprints({**fingerprints, "changes": []})
@@ -284,17 +285,22 @@ class Run:
                 end = {} if logs is None or log not in logs else {"bytes": logs[log]}
                 self.append(log, {"resumed_from": step, **end})
         self.summary_path.unlink(missing_ok=True)
-        for leftover in (*self.folder.glob(".*.new"), *self._checkpoints_path.glob("step-*/.*.new")):
-            remove_folder(leftover) if leftover.is_dir() else leftover.unlink()
         for kept in self.checkpoints():
             restore_folder(self.checkpoint_path(kept))
-        for leftover in (*self._checkpoints_path.glob(".*.new"), *self._checkpoints_path.glob(".*.gone")):
-            remove_folder(leftover)
+        self._remove_leftovers()
         for later, folder in self.checkpoints().items():
             if later > step:
                 aside = folder.with_name(f"{folder.name}.damaged")
                 remove_folder(aside)
                 folder.rename(aside)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed write, or a killed removal, left behind anywhere in the folder."""
+        for leftover in (*self.folder.rglob(".*.new"), *self.folder.rglob(".*.gone")):
+            if leftover.is_dir():
+                remove_folder(leftover)
+            else:
+                leftover.unlink(missing_ok=True)  # one inside of a folder went with it
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or will be."""

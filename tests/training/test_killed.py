@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.file_operations import FileOperations
+from tests.training.kill_many import alike, points
 from tests.training.killed_run import Kill, differences, fork, wait_for
 from tests.warm_python import warm_python
 from visgraft.atomic import append_record, write_whole
@@ -68,6 +69,14 @@ def test_a_process_that_hangs_is_ended_and_is_no_success(tmp_path: Path, monkeyp
     monkeypatch.setattr("tests.training.killed_run.PATIENCE_S", 0.1)
     with pytest.raises(TimeoutError, match="1 of 1 processes hang"):
         wait_for([fork(signal.pause, tmp_path / "said.txt")], Kill())
+
+
+def test_the_many_pieces_of_one_file_are_one_thing_to_choose_from() -> None:
+    assert alike([]) == []
+    written = ["open a", "write * a", "write * a", "write * a", "fsync a", "write * a"]
+    assert alike(written) == [range(1), range(1, 4), range(4, 5), range(5, 6)]
+    chosen = [(kill.at, kill.torn) for kill in points(written, every=1)]
+    assert chosen == [(0, False), (1, False), (2, True), (4, False), (5, False), (5, True)]
 
 
 def test_what_differs_between_two_runs_is_named() -> None:
