@@ -17,13 +17,14 @@ from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
 from visgraft.training.progress import TrainProgress, make_progress
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def quiet() -> TrainProgress:
     return make_progress(show=False)
 
 
-@pytest.mark.slow
 def test_every_run_is_made_once_with_the_same_probes(tmp_path: Path) -> None:
     experiment = load_experiment(write_experiment(tmp_path, seeds=2))
     reports = Reports()
