@@ -100,6 +100,7 @@ def test_the_demo_trains_as_the_shipped_recipe_does():
     assert mixes[0] == mixes[1]
 
 
+@pytest.mark.slow
 @pytest.mark.starter
 def test_a_quick_demo_runs_from_weights_to_report(tmp_path):
     from visgraft.training.progress import make_progress

@@ -135,11 +135,34 @@ def test_a_lock_of_another_machine_that_is_touched_is_refused(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_lock_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / LOCK_FILE).touch()
+@pytest.mark.parametrize("written", ["", '{"pid": 17, "ho'])
+def test_a_lock_whose_process_was_killed_as_it_wrote_it_is_taken_over_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    monkeypatch.setattr(folder_lock, "DEAD_AFTER_S", 30.0)
+    (tmp_path / LOCK_FILE).write_text(written)
     with FolderLock() as lock:
+        started = time.monotonic()
         lock.take(tmp_path, say=quiet)
+        assert time.monotonic() - started < 5
         assert holder_of(tmp_path).pid == os.getpid()
+
+
+def test_a_process_that_writes_its_lock_so_slowly_that_it_is_taken_over_does_not_hold_it(
+    tmp_path: Path, own: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(own, key="other")
+    monkeypatch.setattr(folder_lock, "_this_process", lambda: replace(own, key="slow"))
+
+    def overtake(*_: object) -> dict[str, object]:
+        (tmp_path / LOCK_FILE).unlink()
+        write(tmp_path, other)
+        return asdict(own)
+
+    monkeypatch.setattr(folder_lock, "asdict", overtake)
+    with pytest.raises(CheckpointError, match="is training this run"):
+        FolderLock().take(tmp_path, say=quiet)
+    assert holder_of(tmp_path).key == "other"
 
 
 def test_a_holder_touches_its_lock_and_hears_when_it_lost_it(

@@ -44,7 +44,7 @@ NUM_QUESTIONS = 2_000  # of the 9,673 official test questions
 NUM_SHOWN = 24
 CHUNK = 250  # questions between two lines of progress
 SMOOTHED_STEPS = 20
-QUICK = ("train.epochs=0.02", "train.exact_match_samples=0")
+QUICK = ("train.max_steps=4", "train.exact_match_samples=0")
 
 
 @dataclass(frozen=True)

@@ -210,23 +210,28 @@ def _machine() -> str:
 
 
 def _create(path: Path, own: Holder) -> bool:
-    """Make the file; say whether it was not there."""
+    """Make the file; say whether it was not there, and is this process's when it is written."""
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         json.dump(asdict(own), file)
-    return True
+    there = _State.of(path)  # another process may have taken over what this one was so slow to write
+    return there is not None and there.holder == own
 
 
 def _is_dead(path: Path, there: _State, *, say: Callable[[str], None]) -> bool:
-    """Say whether a lock's holder is dead; where its number says nothing here, watch the file for a while."""
+    """Say whether a lock's holder is dead; where its number says nothing here, watch the file for a while.
+
+    A file that names nobody was being written as its process was killed: that takes no time.
+    """
     if there.holder is not None and there.holder.is_here:
         return there.holder.is_gone
+    patience = WRITTEN_WITHIN_S if there.holder is None else DEAD_AFTER_S
     begun, is_told = time.monotonic(), False
-    while time.monotonic() - begun < DEAD_AFTER_S:
-        time.sleep(min(LOOK_EVERY_S, DEAD_AFTER_S))
+    while time.monotonic() - begun < patience:
+        time.sleep(min(LOOK_EVERY_S, patience))
         now = _State.of(path)
         if now is None:
             return True

@@ -127,6 +127,7 @@ def test_the_mean_over_seeds_lies_between_them_on_every_axis(tmp_path: Path) -> 
     assert any(row["low"] < row["high"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_picture_holds_only_what_is_shown(tmp_path: Path) -> None:
     comparison = different(tmp_path / "runs")
     whole = write_picture(comparison, tmp_path / "new" / "all.png", shown=["a", "b", "c", "d"])

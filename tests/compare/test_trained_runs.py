@@ -25,6 +25,8 @@ from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
 from visgraft.training.progress import make_progress
 
+pytestmark = pytest.mark.slow
+
 
 def other_language(folder: Path) -> str:
     """Save the tiny language model again, with another tokenizer."""

@@ -26,6 +26,7 @@ def quiet() -> TrainProgress:
     return make_progress(show=False)
 
 
+@pytest.mark.slow
 def test_every_run_is_made_once_with_the_same_probes(tmp_path: Path) -> None:
     experiment = load_experiment(write_experiment(tmp_path, seeds=2))
     reports = Reports()

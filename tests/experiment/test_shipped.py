@@ -22,6 +22,8 @@ from visgraft.training.loop import train
 from visgraft.training.progress import make_progress
 from visgraft.training.setup import open_session
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SHORT = [
     *("train.max_steps=1", "train.text_tokens_per_step=40", "train.exact_match_samples=2", "train.max_new_tokens=2"),

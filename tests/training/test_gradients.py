@@ -49,6 +49,7 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         torch.testing.assert_close(second[name], gradient, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["shared", "rows"])
 @pytest.mark.parametrize(
     "error",
@@ -77,6 +78,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
     assert max(rest[-2:]) <= session.loader.micro_batch_positions <= 90
 
 
+@pytest.mark.slow
 def test_what_fits_is_kept_for_the_rest_of_the_run(tmp_path: Path) -> None:
     session, said, _ = make(tmp_path, largest=90, error=lambda: RuntimeError(CPU_SAYS), max_steps=3)
     steps: Iterator[Any] = load_steps(session.planner, session.state.position, epochs=9.0, settings=session.loader)
@@ -90,6 +92,7 @@ def test_what_fits_is_kept_for_the_rest_of_the_run(tmp_path: Path) -> None:
     assert all(record["padding"] <= 0.2 for record in records)
 
 
+@pytest.mark.slow
 def test_a_sample_that_does_not_fit_alone_ends_the_run_and_says_what_to_change(tmp_path: Path) -> None:
     session, said, _ = make(tmp_path, largest=3, error=lambda: RuntimeError(CPU_SAYS))
     message = r"memory does not suffice for sample .*\.png.* alone\. Make a sample smaller .*`visgraft estimate RECIPE`"

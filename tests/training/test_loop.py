@@ -26,6 +26,8 @@ from visgraft.training.progress import TrainProgress
 from visgraft.training.setup import open_session
 from visgraft.training.steps import Step, load_steps
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = {"vision": "full", "projection": "full", "language": "full", "head": "full"}
 
 

@@ -89,6 +89,7 @@ def recipe_of(folder: Path, **train_settings: Any) -> dict[str, Any]:
     return {**recipe, "data": {"train": [entry], "stream_window": 4}}
 
 
+@pytest.mark.slow
 def test_a_run_over_a_stream_stops_and_goes_on_bit_for_bit(tmp_path: Path, quiet: TrainProgress) -> None:
     recipe = recipe_of(tmp_path, checkpoint_every_steps=7)
     whole = train(recipe, progress=quiet)

@@ -15,6 +15,8 @@ from visgraft.training.progress import TrainProgress
 from visgraft.training.setup import open_session
 from visgraft.training.summary import peak_memory_bytes
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_summary_adds_up_what_the_steps_say(tmp_path: Path, quiet: TrainProgress) -> None:
     started = time.monotonic()

@@ -32,6 +32,12 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.", show_default=False)
     ] = None,
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed", help="Resume even if data, models, settings or libraries changed; writes it down."
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -65,7 +71,9 @@ def train(
     from visgraft.training.loop import train as run_training
 
     try:
-        folder = run_training(settings, resume=resume, folder=output, resume_or_start=resume_or_start)
+        folder = run_training(
+            settings, resume=resume, folder=output, resume_or_start=resume_or_start, allow_changed=allow_changed
+        )
     except KeyboardInterrupt as error:
         return end_stopped(error)
     print_line(str(folder))

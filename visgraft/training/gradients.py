@@ -19,17 +19,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from visgraft.data.batch import Batch
 from visgraft.errors import MaskSizeError, ModelError
 from visgraft.training.session import Session
+from visgraft.training.sharding import is_sharded
 from visgraft.training.steps import Step, cut_finer, num_groups, whole_samples
 
 # What the allocators of devices that have no exception of their own say.
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
-NO_EXCHANGE_IN_FORWARD = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 WHAT_TO_DO = (
     "Make a sample smaller (data.max_dialogs_per_prefix, data.max_text_tokens, model.image_size, "
     "model.projection.pool), set train.gradient_checkpointing: true, or train less of the model; "
@@ -74,7 +73,7 @@ def add_gradients(session: Session, step: Step) -> Gradients:
         total, num_passes, largest = int(counts[:, 0].sum()), int(counts[:, 1].max()), int(counts[:, 2].max())
         if total == 0:
             return Gradients(step, [], 0)
-        can_go_back = accelerator.distributed_type in NO_EXCHANGE_IN_FORWARD
+        can_go_back = not is_sharded(session.model)  # else the others wait for its weights in the middle of it
         is_trial = accelerator.num_processes > 1 and can_go_back and largest > session.proven_positions
         losses: list[Tensor] = []
         limit = math.inf
@@ -133,7 +132,7 @@ def samples_not_finite(session: Session, done: Gradients) -> list[str]:
         whole = list(whole_samples(batch, samples))
         for index in batch.target_sample[~losses.isfinite()].unique().tolist():
             suspects.append(batch.sample_ids[index])
-            if accelerator.distributed_type in NO_EXCHANGE_IN_FORWARD:
+            if not is_sharded(session.model):
                 alone = session.processor.collate([whole[index]], layout=batch.layout).to(accelerator.device)
                 with accelerator.autocast():
                     loss = session.model.loss(alone).loss

@@ -40,9 +40,10 @@ from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 from visgraft.training.sharding import whole, whole_model
-from visgraft.training.state import RandomState, load_trained, save_state
+from visgraft.training.state import RandomState, find_damage, load_trained, save_state
 from visgraft.training.steps import Step, load_steps
 from visgraft.training.summary import note_cost, write_summary
+from visgraft.training.together import ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
 
 LEAST_SECONDS_TO_SAVE = 5.0  # that are left for it, before any checkpoint has shown how long it takes
@@ -54,6 +55,7 @@ def train(
     resume: str | Path | None = None,
     folder: str | Path | None = None,
     resume_or_start: bool = False,
+    allow_changed: bool = False,
     progress: TrainProgress | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> Path:
@@ -65,6 +67,8 @@ def train(
             the run begins again.
         folder: where to make the run folder; None names one by date in the recipe's `output`.
         resume_or_start: go on with the run in `folder` if one is there, else begin it; a finished one stays as it is.
+        allow_changed: resume even if data, models, settings or libraries are not those that the run began with; what
+            changed is written down in `metrics.jsonl`.
         progress: what the user sees; None shows it on standard error.
         stop: given the number of steps done, after each; True stops the run as Ctrl-C does.
 
@@ -77,14 +81,20 @@ def train(
             raise ConfigError("train: got neither a recipe nor a run to resume; give one of them")
         recipe = Run.open(resume).folder
     recipe = load_recipe(recipe)
-    with FolderLock() as lock, progress or make_progress() as shown:
+    with (
+        FolderLock() as lock,
+        progress or make_progress() as shown,
+        ending_together(tidy=shown.__exit__, leaves=Interrupted),
+    ):
         if resume_or_start:
             run = run_to_go_on_with(folder, resume=resume)
             if run is not None and run.status() == "finished" and run.model_path.is_dir():
                 shown.say(f"{run.folder}: this run is finished; --resume goes on with it under a longer recipe")
                 return run.folder
             resume = None if run is None else run.folder
-        session = open_session(recipe, resume=resume, folder=folder, lock=lock, progress=shown)
+        session = open_session(
+            recipe, resume=resume, folder=folder, lock=lock, allow_changed=allow_changed, progress=shown
+        )
         with interrupts(say=shown.say) as signals, closing(session):
             session.signals = signals
             signals.seconds_to_save = lambda: max(LEAST_SECONDS_TO_SAVE, 2 * session.seconds_to_save)
@@ -276,8 +286,9 @@ def write_checkpoint(
     """Write the checkpoint of the last finished step, all tensors whole; the first process does so."""
     run, state, begun = session.run, session.state, time.monotonic()
     scaler = session.accelerator.scaler
-    with run.new_checkpoint(state.step) as folder:
-        save_state(folder, state, trained=trained, moments=moments, scaler=scaler, random_states=random_states)
+    state.logs = run.sync_logs()
+    folder = run.checkpoint_path(state.step)
+    save_state(folder, state, trained=trained, moments=moments, scaler=scaler, random_states=random_states)
     best = () if state.best_step is None else (state.best_step,)
     run.prune_checkpoints(keep=session.recipe.train.keep_checkpoints, protect=best)
     session.saved_at = time.monotonic()
@@ -308,17 +319,34 @@ def save_last_step(session: Session, *, lock: FolderLock, number: int) -> None:
 
 def finish(session: Session) -> None:
     """Write the model, the best by validation or, without validation, the last; then the run's summary."""
-    state, run = session.state, session.run
-    if state.best_step is not None and state.best_step != state.step:
-        load_trained(run.checkpoints()[state.best_step], trained=session.trained)
-        session.progress.say(f"the model is that of step {state.best_step}, the best by validation")
-    recipe, accelerator = session.recipe, session.accelerator
+    run, recipe, accelerator = session.run, session.recipe, session.accelerator
+    step = take_best(session)
     model = whole_model(session.model, trained=session.trained, recipe=recipe, accelerator=accelerator)
-    if session.accelerator.is_main_process:
-        with whole_folder(run.model_path) as folder:
-            model.save_pretrained(folder, full=session.recipe.train.save == "full")
+    if accelerator.is_main_process:
+        is_full = recipe.train.save == "full"
+        kept = model.parameters() if is_full else session.trained.values()
+        with whole_folder(run.model_path, num_bytes=sum(weight.nbytes for weight in kept)) as folder:
+            model.save_pretrained(folder, full=is_full)
             session.processor.save_pretrained(folder)
     note_cost(session)
+    if accelerator.is_main_process:
+        write_summary(session, model_step=step)
+    accelerator.wait_for_everyone()
+
+
+def take_best(session: Session) -> int:
+    """Bring the best weights back; the newest stay where the best are lost. Return the step whose weights they are."""
+    state, run = session.state, session.run
+    if state.best_step is None or state.best_step == state.step:
+        return state.step
+    damage = find_damage(run, state.best_step)
+    is_lost = any(session.sum([damage is not None]))  # in one process, and all keep the newest
+    step, text = state.best_step, f"the model is that of step {state.best_step}, the best by validation"
+    if is_lost:
+        why = damage or "another process could not read them"
+        step, text = state.step, f"the best weights are lost: {why}; the model is that of step {state.step}, the newest"
+    else:
+        load_trained(run.checkpoints()[state.best_step], trained=session.trained)
     if session.accelerator.is_main_process:
-        write_summary(session)
-    session.accelerator.wait_for_everyone()
+        session.progress.say(text)
+    return step

@@ -39,7 +39,7 @@ class StreamPlanner(Planner):
     def __init__(
         self, streams: Streams, processor: Processor, *, seed: int, shuffle: bool = True, **sizes: Any
     ) -> None:
-        self._streams = streams
+        self.streams = streams
         self._settings = {**sizes, "shuffle": shuffle}
         self._planned: dict[str, _Planned] = {}
         self.seed, self.shuffle, self.processor = seed, shuffle, processor
@@ -95,7 +95,7 @@ class StreamPlanner(Planner):
         name = f"{self.seed} {position.epoch} {place}"
         if name not in self._planned:
             seed = self.seed if self.shuffle else None
-            window = self._streams.window(seed=seed, epoch=position.epoch, place=place)
+            window = self.streams.window(seed=seed, epoch=position.epoch, place=place)
             own_seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
             planner = Planner(window.sources, self.processor, seed=own_seed, **self._settings)
             self._planned = {**dict(list(self._planned.items())[-1:]), name: _Planned(window, planner)}
