@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visgraft.reporting.progress import Display, error_console
+from visgraft.training.interrupt import exit_status
 
 PLAIN_WIDTH = 160  # columns of what is piped into a file
 _debug: ContextVar[bool] = ContextVar("debug", default=False)
@@ -62,6 +63,13 @@ def note(text: str) -> None:
 def tell(text: str) -> None:
     """Say something on standard error, in a terminal or not."""
     Display(error_console()).say(text)
+
+
+def end_stopped(error: KeyboardInterrupt) -> int:
+    """Say how to go on with what a signal stopped, if it was saved; return the exit status that shells give it."""
+    if str(error):
+        tell(str(error))
+    return exit_status(error)
 
 
 def print_error(text: str) -> None:
