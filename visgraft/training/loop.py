@@ -240,9 +240,10 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
     if session.validation and state.validated_step != state.step and is_due(session, settings.validate_every_steps):
         record = validate(session)
         with session.is_changing:
-            is_best = state.best_loss is None or record["validation_loss"] < state.best_loss
+            loss = record["validation_loss"]
+            is_best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
             if is_best:
-                state.best_step, state.best_loss = state.step, record["validation_loss"]
+                state.best_step, state.best_loss = state.step, loss
             state.validated_step = state.step
             if is_main:
                 session.record(record)
