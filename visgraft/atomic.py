@@ -268,7 +268,7 @@ def _size_of(building: Path) -> int:
 def _clear(building: Path) -> None:
     if building.is_dir():
         shutil.rmtree(building, ignore_errors=True)
-    else:
+    elif building.exists():
         building.unlink(missing_ok=True)
 
 
