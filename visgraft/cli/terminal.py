@@ -7,6 +7,7 @@ In: texts, tables, values. Out: colours and columns in a terminal, plain lines e
 """
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -67,7 +68,7 @@ def tell(text: str) -> None:
 
 def end_stopped(error: KeyboardInterrupt) -> int:
     """Say how to go on with what a signal stopped, if it was saved; return the exit status that shells give it."""
-    if str(error):
+    if str(error) and os.environ.get("RANK", "0") == "0":  # one of several processes says it
         tell(str(error))
     return exit_status(error)
 
