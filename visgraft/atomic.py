@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from visgraft.errors import DiskError
+from visgraft.errors import CheckpointError, DiskError
+from visgraft.parsing import parse_json
 
 #: what a disk says when it takes no more, and what helps
 REFUSALS = {
@@ -60,12 +61,12 @@ def whole_file(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
         DiskError: the disk took no more; nothing of the file stays.
     """
     if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing can take its place
-        with _refusals_told(path, num_bytes=num_bytes):
+        with refusals_told(path, num_bytes=num_bytes):
             yield path
         return
     path = path.resolve()  # what a link points to is written, not the link
     building = path.with_name(f".{path.name}.{uuid4().hex}.new")  # several processes may write one file of a cache
-    with _refusals_told(path, building=building, num_bytes=num_bytes):
+    with refusals_told(path, building=building, num_bytes=num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield building
         put_in_place(building, path)
@@ -85,7 +86,7 @@ def whole_folder(target: Path, *, num_bytes: int | None = None) -> Iterator[Path
         DiskError: the disk took no more; nothing of the folder stays.
     """
     building = target.with_name(f".{target.name}.new")
-    with _refusals_told(target, building=building, num_bytes=num_bytes):
+    with refusals_told(target, building=building, num_bytes=num_bytes):
         target.parent.mkdir(parents=True, exist_ok=True)
         restore_folder(target)
         shutil.rmtree(building, ignore_errors=True)
@@ -147,7 +148,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """
     line = (json.dumps(_finite(record), allow_nan=False, ensure_ascii=False) + "\n").encode()
     is_new = not path.exists()
-    with _refusals_told(path, num_bytes=len(line)), path.open("ab+", buffering=0) as file:
+    with refusals_told(path, num_bytes=len(line)), path.open("ab+", buffering=0) as file:
         end = _whole_lines(file)
         try:
             while line:
@@ -157,11 +158,31 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
             raise
 
 
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the records of a log with the byte that each starts at; none where there is no log.
+
+    A torn last line is left out. Raises CheckpointError for any other line that is no record.
+    """
+    if not path.exists():
+        return
+    start = 0
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # what follows is empty or torn
+        try:
+            record = parse_json(line.decode("utf-8", errors="replace"))
+        except ValueError as error:
+            what = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise CheckpointError(f"{path}: line {number} is not JSON: {what}; mend or remove the line") from error
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{path}: line {number} is no JSON object; mend or remove the line")
+        yield start, record
+        start += len(line) + 1
+
+
 def sync_records(path: Path) -> int:
     """Bring the lines of a log to the disk, without a torn last one; return how many bytes they are, 0 of no log."""
     if not path.exists():
         return 0
-    with _refusals_told(path), path.open("rb+", buffering=0) as file:
+    with refusals_told(path), path.open("rb+", buffering=0) as file:
         end = _whole_lines(file)
         os.fsync(file.fileno())
     return end
@@ -184,8 +205,14 @@ def _whole_lines(file: Any) -> int:
 
 
 @contextmanager
-def _refusals_told(path: Path, *, building: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
-    """Turn what the disk refuses into a DiskError, whichever library met it; what was being built goes away."""
+def refusals_told(path: Path, *, building: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
+    """Turn what the disk refuses into a DiskError, whichever library met it; what was being built goes away.
+
+    Args:
+        path: what is written.
+        building: where it is written until it is whole.
+        num_bytes: how large it will be, if that is known.
+    """
     try:
         yield
     except Exception as error:
@@ -241,7 +268,7 @@ def _size_of(building: Path) -> int:
 def _clear(building: Path) -> None:
     if building.is_dir():
         shutil.rmtree(building, ignore_errors=True)
-    else:
+    elif building.exists():
         building.unlink(missing_ok=True)
 
 

@@ -18,7 +18,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from visgraft.reporting.progress import Display, error_console
+from visgraft.reporting.progress import Display, error_console, visible
+from visgraft.training.interrupt import exit_status
 
 PLAIN_WIDTH = 160  # columns of what is piped into a file
 _debug: ContextVar[bool] = ContextVar("debug", default=False)
@@ -56,7 +57,7 @@ def quiet_libraries() -> None:
 def note(text: str) -> None:
     """Tell a user who waits at a terminal what the program does."""
     if sys.stderr.isatty():
-        Console(stderr=True).print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(visible(text), style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def tell(text: str) -> None:
@@ -64,22 +65,34 @@ def tell(text: str) -> None:
     Display(error_console()).say(text)
 
 
+def end_stopped(error: KeyboardInterrupt) -> int:
+    """Say how to go on with what a signal stopped, if it was saved; return the exit status that shells give it."""
+    if str(error):
+        tell(str(error))
+    return exit_status(error)
+
+
 def print_error(text: str) -> None:
     """Say what is wrong."""
     console = Console(stderr=True)
     console.print("error:", style="bold red", end=" ")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_line(text: str = "") -> None:
-    """Print one line of an answer as it is."""
-    sys.stdout.write(f"{text}\n")
+    """Print one line."""
+    print_piece(f"{text}\n")
+
+
+def print_piece(text: str) -> None:
+    """Print what a model wrote, or a part of it; what would steer the terminal is shown instead (\\x1b)."""
+    sys.stdout.write(visible(text))
     sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:
     """Print one JSON value, alone on standard output."""
-    print_line(json.dumps(value, ensure_ascii=False, indent=2))
+    print_line(visible(json.dumps(value, ensure_ascii=False, indent=2), form="\\u{:04x}"))
 
 
 def labelled(facts: Iterable[tuple[str, str]]) -> Table:

@@ -30,7 +30,7 @@ from torch import Tensor
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError, ConfigError, ModelError
-from visgraft.folder_lock import FolderLock
+from visgraft.folder_lock import FolderLock, clear_dead
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.training.interrupt import Interrupted as Interrupted
@@ -90,6 +90,7 @@ def train(
             run = run_to_go_on_with(folder, resume=resume)
             if run is not None and run.status() == "finished" and run.model_path.is_dir():
                 shown.say(f"{run.folder}: this run is finished; --resume goes on with it under a longer recipe")
+                clear_dead(run.folder)  # it may have been killed as it was about to let go
                 return run.folder
             resume = None if run is None else run.folder
         session = open_session(
@@ -240,9 +241,10 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
     if session.validation and state.validated_step != state.step and is_due(session, settings.validate_every_steps):
         record = validate(session)
         with session.is_changing:
-            is_best = state.best_loss is None or record["validation_loss"] < state.best_loss
+            loss = record["validation_loss"]
+            is_best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
             if is_best:
-                state.best_step, state.best_loss = state.step, record["validation_loss"]
+                state.best_step, state.best_loss = state.step, loss
             state.validated_step = state.step
             if is_main:
                 session.record(record)
