@@ -21,6 +21,8 @@ from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
 from visgraft.training.progress import TrainProgress
 
+pytestmark = pytest.mark.slow  # real trainings
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
