@@ -26,6 +26,7 @@ from visgraft.training.loop import train
 from visgraft.training.progress import TrainProgress
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow  # real trainings
 
 
 @pytest.fixture(scope="module")
