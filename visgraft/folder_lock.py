@@ -146,6 +146,13 @@ def find_holder(folder: Path) -> Holder | None:
     return None if there is None or there.holder is None or there.holder.is_gone else there.holder
 
 
+def clear_dead(folder: Path) -> None:
+    """Remove the lock of a process of this machine that is gone, where nobody wants to take it over."""
+    there = _State.of(folder / LOCK_FILE)
+    if there is not None and there.holder is not None and there.holder.is_gone:
+        _take_over(folder / LOCK_FILE, there)
+
+
 def refuse_held(folder: Path) -> None:
     """Refuse a folder that a process of this machine, or one of another that may be alive, holds.
 

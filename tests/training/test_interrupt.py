@@ -53,7 +53,7 @@ def test_what_schedulers_send_is_told_once_however_often_it_comes(number: int) -
         assert signals.number == number
         wait_until(lambda: said)
     name = signal.Signals(number).name
-    assert said == [f"{name}: stopping after this step, then saving; Ctrl-C stops at once"]
+    assert said == [f"stopping after this step, then saving ({name}); Ctrl-C stops at once"]
     assert signal.getsignal(number) is signal.SIG_DFL
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_a_run_killed_at_any_file_operation_ends_as_if_it_never_was(tmp_path: Path) -> None:
     killed = subprocess.run(
-        [*warm_python(), "-m", "tests.training.kill_many", "--every", "13", "--only", "map-style"],
+        [*warm_python(), "-m", "tests.training.kill_many", "--every", "19", "--only", "map-style"],
         cwd=ROOT, timeout=400, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip

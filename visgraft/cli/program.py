@@ -33,7 +33,6 @@ from visgraft.cli.train import train
 from visgraft.cli.watch import watch
 from visgraft.config.renamed import COMMANDS
 from visgraft.errors import VisgraftError
-from visgraft.training.interrupt import Interrupted, exit_status
 
 BAD_INPUT, INTERRUPTED = 2, 130
 # What typer raises for arguments that it cannot read; the base of its own BadParameter, wherever typer keeps it.
@@ -60,8 +59,6 @@ def main(args: Sequence[str] | None = None) -> int:
     with debugging(is_debug):
         try:
             status = app(given, prog_name="visgraft", standalone_mode=False)
-        except Interrupted as error:
-            return exit_status(error)
         except KeyboardInterrupt:
             return INTERRUPTED
         except SystemExit:  # typer's way to end where the reader of its output stopped early, as `head` does

@@ -7,6 +7,7 @@ In: texts, tables, values. Out: colours and columns in a terminal, plain lines e
 """
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from rich.text import Text
 from visgraft.atomic import REFUSALS
 from visgraft.errors import DiskError
 from visgraft.reporting.progress import Display, error_console, visible
+from visgraft.training.interrupt import exit_status
 
 PLAIN_WIDTH = 160  # columns of what is piped into a file
 _debug: ContextVar[bool] = ContextVar("debug", default=False)
@@ -64,6 +66,13 @@ def note(text: str) -> None:
 def tell(text: str) -> None:
     """Say something on standard error, in a terminal or not."""
     Display(error_console()).say(text)
+
+
+def end_stopped(error: KeyboardInterrupt) -> int:
+    """Say how to go on with what a signal stopped, if it was saved; return the exit status that shells give it."""
+    if str(error) and os.environ.get("RANK", "0") == "0":  # one of several processes says it
+        tell(str(error))
+    return exit_status(error)
 
 
 def print_error(text: str) -> None:
