@@ -15,7 +15,7 @@ PAST_IT = {"parsing.py": "is it", "training/fingerprints.py": "what it has just 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{", "", b"\xff\xfe\xff", "[1,]", '{"a": ' * 5000])
 def test_whatever_is_wrong_with_json_is_one_kind_of_error(text: str | bytes) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse_json(text)
 
 
@@ -35,7 +35,7 @@ def test_whatever_is_wrong_with_json_is_one_kind_of_error(text: str | bytes) -> 
     ],
 )
 def test_whatever_is_wrong_with_yaml_is_one_kind_of_error(text: str | bytes) -> None:
-    with pytest.raises(yaml.YAMLError, match="."):
+    with pytest.raises(yaml.YAMLError, match=r"."):
         parse_yaml(text)
 
 
