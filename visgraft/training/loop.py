@@ -32,6 +32,7 @@ from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError, ConfigError, ModelError, VisgraftError
 from visgraft.folder_lock import FolderLock, clear_dead
+from visgraft.parsing import parse_json
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.training.interrupt import Interrupted as Interrupted
@@ -332,7 +333,7 @@ def _write_last_step(session: Session, beside: Beside, *, until: float) -> bool:
             if states is not None and accelerator.is_main_process:
                 if accelerator.num_processes == 1:
                     note_cost(session)
-                moments, random_states = session.optimizer.state_dict(), [json.loads(state) for state in states]
+                moments, random_states = session.optimizer.state_dict(), [parse_json(state) for state in states]
                 write_checkpoint(session, trained=session.trained, moments=moments, random_states=random_states)
                 beside.tell(f"saved step {step}")
                 session.progress.say(f"step {step} is saved, for the one behind it takes long")
