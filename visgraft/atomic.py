@@ -18,8 +18,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,6 +34,7 @@ REFUSALS = {
     errno.EFBIG: ("files as large are not allowed here", "raise the limit (`ulimit -f`), or write to another disk"),
     errno.EROFS: ("the disk is read-only", "make it writable, or write to another one"),
 }
+NumBytes = int | Callable[[], int] | None
 TAIL_BYTES = 2**16  # read at a time to find where the last whole line ends
 
 
@@ -50,12 +51,12 @@ def write_json(path: Path, values: Any) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
+def whole_file(path: Path, *, num_bytes: NumBytes = None) -> Iterator[Path]:
     """Give a name beside `path` to write to; the file takes its place only if the block did not raise.
 
     Args:
         path: the file.
-        num_bytes: how large it will be, if that is known.
+        num_bytes: how large it will be, if that is known, or what finds it out when it is asked for.
 
     Raises:
         DiskError: the disk took no more; nothing of the file stays.
@@ -73,14 +74,14 @@ def whole_file(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
+def whole_folder(target: Path, *, num_bytes: NumBytes = None) -> Iterator[Path]:
     """Give an empty folder beside `target` that takes target's place only if the block did not raise.
 
     One process writes a folder at a time: what one that was killed left over goes away.
 
     Args:
         target: the folder.
-        num_bytes: how large it will be, if that is known.
+        num_bytes: how large it will be, if that is known, or what finds it out when it is asked for.
 
     Raises:
         DiskError: the disk took no more; nothing of the folder stays.
@@ -205,13 +206,13 @@ def _whole_lines(file: Any) -> int:
 
 
 @contextmanager
-def refusals_told(path: Path, *, building: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
+def refusals_told(path: Path, *, building: Path | None = None, num_bytes: NumBytes = None) -> Iterator[None]:
     """Turn what the disk refuses into a DiskError, whichever library met it; what was being built goes away.
 
     Args:
         path: what is written.
         building: where it is written until it is whole.
-        num_bytes: how large it will be, if that is known.
+        num_bytes: how large it will be, if that is known, or what finds it out when it is asked for.
     """
     try:
         yield
@@ -219,7 +220,10 @@ def refusals_told(path: Path, *, building: Path | None = None, num_bytes: int | 
         number, reason = _refusal(error, building)
         if not reason:
             raise
-        written = 0 if building is None else _size_of(building)
+        written = 0
+        if building is not None:
+            written = _size_of(building)
+            _clear(building)  # its room is free again, and counts as such
         told = DiskError(_in_words(path, number, reason, num_bytes=num_bytes, written=written))
         told.errno = number
         raise told from error
@@ -242,10 +246,11 @@ def _refusal(error: BaseException | None, building: Path | None) -> tuple[int | 
     return None, ""
 
 
-def _in_words(path: Path, number: int | None, reason: str, *, num_bytes: int | None, written: int) -> str:
+def _in_words(path: Path, number: int | None, reason: str, *, num_bytes: NumBytes, written: int) -> str:
     if number not in REFUSALS:
         return f"{path}: cannot be written: {reason}"
-    needed = f"more than {written:,}" if num_bytes is None else f"{max(num_bytes, written):,}"
+    known = num_bytes() if callable(num_bytes) else num_bytes
+    needed = f"more than {written:,}" if known is None else f"{max(known, written):,}"
     free = _free(path) if number in (errno.ENOSPC, errno.EDQUOT) else ""
     return f"{path}: cannot be written: {reason}; needs {needed} bytes{free}; {REFUSALS[number][1]}, then go on"
 
@@ -268,8 +273,9 @@ def _size_of(building: Path) -> int:
 def _clear(building: Path) -> None:
     if building.is_dir():
         shutil.rmtree(building, ignore_errors=True)
-    elif building.exists():
-        building.unlink(missing_ok=True)
+    else:
+        with suppress(OSError):  # it is not there, or what went wrong before is told
+            building.unlink()
 
 
 def _outgoing(target: Path) -> Path:

@@ -220,15 +220,14 @@ def _machine() -> str:
 
 def _create(path: Path, own: Holder) -> bool:
     """Make the file; say whether it was not there, and is this process's when it is written."""
-    content = json.dumps(asdict(own))
-    with refusals_told(path, num_bytes=len(content)):
+    with refusals_told(path):
         try:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(content)
+                json.dump(asdict(own), file)
         except OSError:
             path.unlink(missing_ok=True)
             raise

@@ -336,7 +336,8 @@ class Run:
             return step, folder
         if damages:
             raise CheckpointError(
-                f"{self.folder}: no checkpoint is whole; {'; '.join(damages)}; start the recipe again"
+                f"{self.folder}: no checkpoint is whole; {'; '.join(damages)}; bring one back, or remove "
+                f"{self._checkpoints_path} to begin the run again"
             )
         raise CheckpointError(f"{self.folder}: holds no checkpoint to resume from; start the recipe again")
 

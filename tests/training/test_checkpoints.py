@@ -3,7 +3,7 @@
 import errno
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from visgraft.model.vlm import VisionLanguageModel
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
-from visgraft.training.progress import TrainProgress
+from visgraft.training.progress import TrainProgress, make_progress
 
 LOSSES = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 5.0, 6: 6.0}  # the best is that of step 2
 
@@ -39,12 +39,21 @@ class Heard(TrainProgress):
         self.lines.append(text)
 
 
-@pytest.fixture
-def validated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "visgraft.training.loop.validate",
-        lambda session: {"step": session.state.step, "validation_loss": LOSSES[session.state.step]},
-    )
+@pytest.fixture(scope="module")
+def validated() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "visgraft.training.loop.validate",
+            lambda session: {"step": session.state.step, "validation_loss": LOSSES[session.state.step]},
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def never_stopped(validated: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Run]:
+    """A recipe, and its run."""
+    recipe = recipe_of(tmp_path_factory.mktemp("whole"))
+    return recipe, Run.open(train(recipe, progress=make_progress(show=False)))
 
 
 def recipe_of(folder: Path, **train: Any) -> dict[str, Any]:
@@ -89,10 +98,9 @@ def assert_same(run: Run, whole: Run) -> None:
 @pytest.mark.usefixtures("validated")
 @pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "state.json"])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
-    tmp_path: Path, quiet: TrainProgress, name: str
+    tmp_path: Path, quiet: TrainProgress, never_stopped: tuple[dict[str, Any], Run], name: str
 ) -> None:
-    recipe = recipe_of(tmp_path)
-    whole = Run.open(train(recipe, progress=quiet))
+    recipe, whole = never_stopped
     run = stopped_at(5, recipe, tmp_path / "stopped", quiet)
     flip(run.checkpoint_path(5) / name)
     heard = Heard()
@@ -192,10 +200,15 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(
     ],
 )
 def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room_and_ends_the_same(
-    tmp_path: Path, quiet: TrainProgress, monkeypatch: pytest.MonkeyPatch, match: str, call: str, number: int
+    tmp_path: Path,
+    quiet: TrainProgress,
+    monkeypatch: pytest.MonkeyPatch,
+    never_stopped: tuple[dict[str, Any], Run],
+    match: str,
+    call: str,
+    number: int,
 ) -> None:
-    recipe = recipe_of(tmp_path)
-    whole = Run.open(train(recipe, progress=quiet))
+    recipe, whole = never_stopped
     disk = Disk(monkeypatch)
     folder = tmp_path / "stopped"
 
@@ -226,7 +239,7 @@ def test_the_room_that_a_checkpoint_needs_is_that_of_all_of_it(
         train(recipe_of(tmp_path, max_steps=2), progress=quiet)
     disk.repair()
     needed = int(re.findall(r"needs ([0-9,]+)", str(told.value))[0].replace(",", ""))
-    assert 0.3 * size < needed <= size
+    assert 0.95 * size < needed <= size
 
 
 def test_a_run_that_cannot_even_be_begun_leaves_no_folder(
@@ -237,5 +250,5 @@ def test_a_run_that_cannot_even_be_begun_leaves_no_folder(
     for folder in (tmp_path / "own", None):
         with pytest.raises(DiskError, match=r"recipe\.yaml: cannot be written: the disk is full"):
             train(recipe_of(tmp_path), folder=folder, progress=quiet)
-    assert not (tmp_path / "own").exists()
+    assert list((tmp_path / "own").iterdir()) == []
     assert list((tmp_path / "runs").iterdir()) == []

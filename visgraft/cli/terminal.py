@@ -19,6 +19,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from visgraft.atomic import REFUSALS
+from visgraft.errors import DiskError
 from visgraft.reporting.progress import Display, error_console, visible
 from visgraft.training.interrupt import exit_status
 
@@ -87,8 +89,9 @@ def print_line(text: str = "") -> None:
 
 def print_piece(text: str) -> None:
     """Print what a model wrote, or a part of it; what would steer the terminal is shown instead (\\x1b)."""
-    sys.stdout.write(visible(text))
-    sys.stdout.flush()
+    with _refusals_told():
+        sys.stdout.write(visible(text))
+        sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:
@@ -108,4 +111,17 @@ def labelled(facts: Iterable[tuple[str, str]]) -> Table:
 def print_rich(renderable: RenderableType) -> None:
     """Print a table or a text of rich's; what is piped gets no colours and wide lines."""
     is_terminal = sys.stdout.isatty()
-    Console(width=None if is_terminal else PLAIN_WIDTH, highlight=False).print(renderable)
+    with _refusals_told():
+        Console(width=None if is_terminal else PLAIN_WIDTH, highlight=False).print(renderable)
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Say where there is no room, of what the kernel knows no name. Raises DiskError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        reason, remedy = REFUSALS[error.errno]
+        raise DiskError(f"standard output: cannot be written: {reason}; {remedy}, then run it again") from error

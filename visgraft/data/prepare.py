@@ -95,21 +95,22 @@ def prepare(
 
 def _begin(folder: Path, *, split: str, fingerprint: str) -> None:
     state_file = folder / _STATE
+    unfinished = [*folder.glob(".*.new"), *(folder / "data").glob(".*.new")]  # of a call that was killed
     state: dict[str, str] = {}
     if state_file.is_file():
         try:
             state = parse_json(state_file.read_bytes())
         except ValueError as error:
             raise ConfigError(f"{state_file}: is not JSON ({error}); name a new folder") from error
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(path not in unfinished for path in folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty and was not begun by `data prepare`; name a new folder")
     if state.get(split, fingerprint) != fingerprint:
         raise ConfigError(
             f"{folder}: was begun with other data for {split} (another recipe, or files that changed since); "
             "name a new folder, or remove this one"
         )
-    for unfinished in (folder / "data").glob(".*.new"):  # of a call that was killed
-        unfinished.unlink()
+    for path in unfinished:
+        path.unlink()
     write_json(state_file, {**state, split: fingerprint})
 
 
