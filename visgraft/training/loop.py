@@ -86,7 +86,7 @@ def train(
     with (
         FolderLock() as lock,
         progress or make_progress() as shown,
-        ending_together(tidy=shown.__exit__, leaves=Interrupted),
+        ending_together(tidy=lambda: leave(shown, lock), leaves=Interrupted),
     ):
         if resume_or_start:
             run = run_to_go_on_with(folder, resume=resume)
@@ -317,10 +317,15 @@ def save_last_step(session: Session, *, lock: FolderLock, number: int) -> None:
     if session.accelerator.is_main_process:
         session.progress.say(str(Interrupted(session.run.folder)))
     beside.part(is_main=session.accelerator.is_main_process)
-    session.progress.bars.stop()
     session.close()
-    lock.release()
+    leave(session.progress, lock)
     os._exit(128 + number)
+
+
+def leave(progress: TrainProgress, lock: FolderLock) -> None:
+    """Tidy up in a process that ends in the middle of its work."""
+    progress.__exit__()
+    lock.release()
 
 
 def _write_last_step(session: Session, beside: Beside, *, until: float) -> bool:
