@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -127,6 +128,17 @@ def test_steps_that_a_resumed_run_made_again_count_once(recipe: Recipe) -> None:
     assert [(record["step"], record["loss"]) for record in run.read_metrics()] == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert [record["step"] for record in run.read("samples")] == [1, 2]
     assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 5  # append-only
+
+
+def test_a_checkpoint_brings_every_log_to_the_disk(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(recipe)
+    logs = [run.folder / f"{log}.jsonl" for log in ("metrics", "samples", "quarantine")]
+    for path in logs:
+        append_record(path, {"step": 1})
+    synced: list[tuple[int, int]] = []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append((os.fstat(file).st_dev, os.fstat(file).st_ino)))
+    assert run.sync_logs() == {"metrics": 12, "samples": 12}  # quarantine knows which samples it holds
+    assert synced == [(path.stat().st_dev, path.stat().st_ino) for path in logs]
 
 
 def test_what_was_logged_after_a_checkpoint_counts_once_however_often_the_run_was_killed(recipe: Recipe) -> None:

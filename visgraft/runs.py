@@ -57,7 +57,8 @@ Log = Literal["metrics", "samples", "quarantine"]
 Status = Literal["new", "unfinished", "failed", "finished"]  # unfinished: it trains now, or was interrupted
 EXPERIMENT_FILE = "experiment.yaml"
 STATE_FILE = "state.json"  # of a checkpoint: the one written last, which proves the others
-REWOUND: tuple[Log, ...] = ("metrics", "samples")  # the logs that a resumed run goes back in; quarantine knows its own
+LOGS: tuple[Log, ...] = ("metrics", "samples", "quarantine")
+REWOUND: tuple[Log, ...] = ("metrics", "samples")  # those that a resumed run goes back in; quarantine knows its own
 FIRST_RECIPE, FINGERPRINTS = "first_recipe.yaml", "fingerprints.json"
 # what may be there although no recipe is: recipe.yaml is written last
 OF_NO_RUN_YET = {"environment.json", FINGERPRINTS, FIRST_RECIPE, LOCK_FILE, f".{LOCK_FILE}.takeover"}
@@ -267,7 +268,8 @@ class Run:
 
     def sync_logs(self) -> dict[str, int]:
         """Bring the logs to the disk; say how many bytes of each there are, which is for `resume_from`."""
-        return {log: sync_records(self._log_path(log)) for log in REWOUND}
+        lengths = {log: sync_records(self._log_path(log)) for log in LOGS}
+        return {log: lengths[log] for log in REWOUND}
 
     def resume_from(self, step: int, *, logs: Mapping[str, int] | None = None) -> None:
         """Prepare the folder for going on after a checkpoint.

@@ -32,6 +32,7 @@ from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError, ConfigError, ModelError, VisgraftError
 from visgraft.folder_lock import FolderLock, clear_dead
+from visgraft.parsing import parse_json
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.training.interrupt import Interrupted as Interrupted
@@ -85,7 +86,7 @@ def train(
     with (
         FolderLock() as lock,
         progress or make_progress() as shown,
-        ending_together(tidy=shown.__exit__, leaves=Interrupted),
+        ending_together(tidy=lambda: leave(shown, lock), leaves=Interrupted),
     ):
         if resume_or_start:
             run = run_to_go_on_with(folder, resume=resume)
@@ -316,10 +317,15 @@ def save_last_step(session: Session, *, lock: FolderLock, number: int) -> None:
     if session.accelerator.is_main_process:
         session.progress.say(str(Interrupted(session.run.folder)))
     beside.part(is_main=session.accelerator.is_main_process)
-    session.progress.bars.stop()
     session.close()
-    lock.release()
+    leave(session.progress, lock)
     os._exit(128 + number)
+
+
+def leave(progress: TrainProgress, lock: FolderLock) -> None:
+    """Tidy up in a process that ends in the middle of its work."""
+    progress.__exit__()
+    lock.release()
 
 
 def _write_last_step(session: Session, beside: Beside, *, until: float) -> bool:
@@ -332,7 +338,7 @@ def _write_last_step(session: Session, beside: Beside, *, until: float) -> bool:
             if states is not None and accelerator.is_main_process:
                 if accelerator.num_processes == 1:
                     note_cost(session)
-                moments, random_states = session.optimizer.state_dict(), [json.loads(state) for state in states]
+                moments, random_states = session.optimizer.state_dict(), [parse_json(state) for state in states]
                 write_checkpoint(session, trained=session.trained, moments=moments, random_states=random_states)
                 beside.tell(f"saved step {step}")
                 session.progress.say(f"step {step} is saved, for the one behind it takes long")
