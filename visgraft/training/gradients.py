@@ -75,7 +75,7 @@ def add_gradients(session: Session, step: Step) -> Gradients:
         if total == 0:
             return Gradients(step, [], 0)
         can_go_back = accelerator.distributed_type in NO_EXCHANGE_IN_FORWARD
-        is_trial = accelerator.num_processes > 1 and can_go_back and largest > session.proven_positions
+        is_trial = accelerator.num_processes > 1 and can_go_back and largest > session.state.proven_positions
         losses: list[Tensor] = []
         limit = math.inf
         try:
@@ -95,7 +95,7 @@ def add_gradients(session: Session, step: Step) -> Gradients:
         if limit == math.inf:
             if is_trial:
                 backward(session, (), [], total=total, num_passes=1, exchanges=True)
-            session.proven_positions = max(session.proven_positions, largest)
+            session.state.proven_positions = max(session.state.proven_positions, largest)
             return Gradients(step, losses, total)
         _halve(session, int(limit), why=_what_did_not_fit(batches, len(losses), limit))
 

@@ -52,7 +52,6 @@ class Session:
         progress: what the user sees.
         counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
         trackers: where the metrics are sent too; None without `train.report_to`, and in every process but the first.
-        proven_positions: the largest micro-batch, in positions, that went through the model on every process.
     """
 
     recipe: Recipe
@@ -74,7 +73,6 @@ class Session:
     progress: TrainProgress
     counted_until: float
     trackers: Trackers | None
-    proven_positions: int = 0
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Write a record of the metrics down, and send it to the trackers; the first process does so."""

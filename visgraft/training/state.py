@@ -53,6 +53,8 @@ class TrainState:
         sampled_step: the step after which the sample prompts were last answered.
         best_step: the step with the lowest validation loss.
         best_loss: that loss, per supervised token.
+        micro_batch_positions: the largest micro-batch that memory allows, found by halving; None: none was halved.
+        proven_positions: the largest micro-batch, in positions, that went through the model on every process.
     """
 
     step: int = 0
@@ -68,6 +70,8 @@ class TrainState:
     sampled_step: int | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    micro_batch_positions: int | None = None
+    proven_positions: int = 0
 
 
 def save_state(
