@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 from visgraft.training.sharding import is_sharded, whole, whole_model
 from visgraft.training.state import get_random_state, load_trained, save_state
-from visgraft.training.steps import Step, load_steps
+from visgraft.training.steps import Step, Steps, load_steps
 from visgraft.training.summary import note_cost, write_summary
 from visgraft.training.validate import answer_sample_prompts, validate
 
@@ -88,13 +88,13 @@ def train(
 # --- One step
 
 
-def train_step(session: Session, steps: Iterator[Step]) -> None:
+def train_step(session: Session, steps: Steps) -> None:
     """Learn from the next step: backward over its micro-batches, update, write down."""
     started = time.monotonic()
     step = next(steps)
     accelerator, state = session.accelerator, session.state
     set_bad_samples_aside(session, step)
-    done = add_gradients(session, step)
+    done = add_gradients(session, step, steps)
     if done.total:
         record = update(session, done)
     state.position = step.plan.end
