@@ -1,22 +1,46 @@
 # `make demo` and `make test` each build .venv from nothing (once), then do their job.
+#
+#   make demo          train the starter pair, ask it, write a page
+#   make test          all tests but those marked long, in two processes (WORKERS=4: in four)
+#   make test-fast     while you work: without those marked slow too, under 90 s on two cores
+#   make test-long     those marked long
+#   make test-kill     kill 300 runs at any moment (KILLS=30: 30): each must end as if it never was (docs/reliability.md)
+#   make test-oldest   the model and the data with the oldest releases that pyproject.toml allows
+#   make lint types    format and style; strict types
+#   make check         lint, types, test
+#   make map           write the file map of docs/architecture.md again
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+WORKERS ?= 2
+KILLS ?= 300
+# worksteal: each process gets half of the tests in their order, so that a file's fixtures are mostly made once, and at
+# the end the one that is done takes over what the other still has to do
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-oldest lint types check map clean
+.PHONY: demo test test-fast test-long test-kill test-oldest lint types check map clean
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(PYTEST) -m "not long"
+
+test-fast: $(STAMP)
+	$(PYTEST) -m "not slow and not long"
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -q -m long
+
+test-kill: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.kill_many --kills $(KILLS)
 
 # the model and the data with the oldest releases that pyproject.toml allows, in an environment of their own
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -q tests/model tests/data
+	$(OLDEST)/bin/python -m pytest -q -m "not long" tests/model tests/data
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -27,7 +51,7 @@ types: $(STAMP)
 
 check: lint types test
 
-# write the file map of docs/architecture.md again, from the first lines of the files
+# from the first lines of the files
 map: $(STAMP)
 	$(BIN)/python tests/test_house.py --fix
 

@@ -66,8 +66,8 @@ def count_acts(folder: Path) -> dict[str, Functions]:
     from visgraft.config import load_recipe
     from visgraft.data.sample import Sample, Turn
     from visgraft.inference import answer
-    from visgraft.reporting.progress import make_progress
     from visgraft.training.loop import train_step
+    from visgraft.training.progress import make_progress
     from visgraft.training.setup import open_session
     from visgraft.training.steps import load_steps
 

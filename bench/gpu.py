@@ -8,7 +8,7 @@ OPT-350m, OPT-6.7b, Llama-2-7b and MPT-7b behind ViT-B/16 (224 pixels, 197 image
 device; projection and LoRA r 8 on q, v train (MPT: its one matrix for q, k, v). Each rung is the one before with one
 thing changed:
 
-    bf16         the ancestor's recipe in bf16: a row a text, padded to 128 tokens (M3IT: 512, as its author set),
+    bf16         GIT-LLM's recipe in bf16: a row a text, padded to 128 tokens (M3IT: 512, as its author set),
                  eager attention, logits everywhere
     supervised   logits and loss only where a token is supervised
     unpadded     rows as long as the longest of their micro-batch; the language model's own kernel (SDPA), dense masks
@@ -57,8 +57,8 @@ EAGER = ("bf16", "supervised")
 A_ROW_A_TEXT = ("supervised", "unpadded")
 BLOCKS = ("blocks", "compile", "cached")
 FILLED = ("filled", *BLOCKS)
-MIXES = {"coco": 128, "m3it": 512}  # and the text tokens to which the ancestor padded
-ANCESTORS_TEXTS = 1_361_650  # the rows of M3IT that the ancestor's author trained on, in "half a day"
+MIXES = {"coco": 128, "m3it": 512}  # and the text tokens to which GIT-LLM padded
+GIT_LLM_TEXTS = 1_361_650  # the rows of M3IT that GIT-LLM's author trained on, in "half a day"
 
 
 def set_rung(model: VisionLanguageModel, rung: str, *, own_kernel: str, backend: str) -> None:
@@ -172,15 +172,15 @@ def measure(name: str, mix: str, *, given: argparse.Namespace, rate: MatrixRate)
 
 
 def summarize(variants: dict[str, Any], *, mix: str) -> dict[str, Any]:
-    """Give each rung's ratio to the one before and to the first, and how long the ancestor's own run would take."""
+    """Give each rung's ratio to the one before and to the first, and how long GIT-LLM's own run would take."""
     done = [rung for rung in variants if "seconds" in variants[rung]]
     result: dict[str, Any] = {
         "to the rung before": {fast: ratio(variants, slow=slow, fast=fast) for slow, fast in pairwise(done)},
         "in all": {rung: ratio(variants, slow=done[0], fast=rung) for rung in done[1:]},
     }
     if mix == "m3it":
-        hours = {rung: round(ANCESTORS_TEXTS / variants[rung]["texts_per_s"] / 3600, 2) for rung in done}
-        result[f"hours for {ANCESTORS_TEXTS:,} texts"] = hours
+        hours = {rung: round(GIT_LLM_TEXTS / variants[rung]["texts_per_s"] / 3600, 2) for rung in done}
+        result[f"hours for {GIT_LLM_TEXTS:,} texts"] = hours
     return result
 
 

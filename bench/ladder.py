@@ -1,4 +1,4 @@
-"""The ladder: what each idea of visgraft is worth in a training step, from the ancestor's recipe up.
+"""The ladder: what each idea of visgraft is worth in a training step, from GIT-LLM's recipe up.
 
     python bench/ladder.py                       # writes bench/results/ladder.json
     python bench/ladder.py --rounds 1 --tiny
@@ -19,7 +19,7 @@ From `shared` on, where nothing is done twice, each rung's needed operations (be
 of the machine's own matrix rate, which is measured in the same rounds.
 
 Two mixes: `captions`, 5 an image, 10 to 18 tokens; `vqa`, easy-VQA's own questions, 9.6 an image (their lengths:
-bench/lengths/vqa.json). The pair is that of train_step.py, and so is the ancestor.
+bench/lengths/vqa.json). The pair is that of train_step.py, and so is GIT-LLM.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def with_features(samples: Sequence[EncodedSample], model: VisionLanguageModel) 
 
 
 def padded(batch: Batch, width: int) -> Batch:
-    """Pad the rows of a batch on the right to a fixed width, as the ancestor did."""
+    """Pad the rows of a batch on the right to a fixed width, as GIT-LLM did."""
     values = {"input_ids": PAD_ID, "kind": PAD, "group": -1, "segment": -1, "position": 0}
     missing = width - batch.kind.shape[1]
     wider = {

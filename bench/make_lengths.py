@@ -7,7 +7,7 @@ five captions an image, of 8 words or more and 10.5 on average (Chen et al. 2015
 tokens with start, full stop and end. The mix has the tasks of the set `git-llm` in the shares in which M3IT's card
 counts their rows. How many rows are about one image and how long texts are is estimated for each task (`TASKS_LIKE`);
 instructions stand in every prompt, as M3IT writes them. `REPEATS` was set so that a text takes 129 positions with 197
-image tokens, which is what the ancestor's 1,361,650 rows are said to take once they share their images.
+image tokens, which is what GIT-LLM's 1,361,650 rows are said to take once they share their images.
 """
 
 from __future__ import annotations

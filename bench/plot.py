@@ -18,11 +18,11 @@ import altair
 import vl_convert
 from harness import console, ratio
 
-from visgraft.reporting.page import COLORS, spec_of
+from visgraft.reporting.charts import COLORS, spec_of
 
 BENCH = Path(__file__).parent
 RUNGS = {
-    "ancestor": "the ancestor's recipe",
+    "ancestor": "GIT-LLM's recipe",
     "bf16": "+ bfloat16",
     "supervised": "+ logits only where supervised",
     "unpadded": "+ no padding",
@@ -32,7 +32,7 @@ RUNGS = {
     "cached": "(+ cached vision, apart)",
 }
 VARIANTS = {
-    "ancestor": "the ancestor's recipe",
+    "ancestor": "GIT-LLM's recipe",
     "llava": "transformers' LLaVA + peft",
     "nano": "a script with full logits, as nanoVLM",
     "rows": "visgraft, a row a text",

@@ -3,7 +3,7 @@
     python bench/puzzled.py                                  # runs/easy_vqa_puzzled/, beside the runs of the recipe
     python bench/puzzled.py --set train.max_steps=2 -o /tmp/smoke
 
-The ancestor padded every text to a fixed length and let the pads carry loss, and its OPT read positions from a fresh
+GIT-LLM padded every text to a fixed length and let the pads carry loss, and its OPT read positions from a fresh
 random table instead of the pretrained one. Here a run named `...+padding` learns, behind each text, pads up to
 PADDED_LENGTH tokens; validation is without them. A run named `...+positions` gives the language model its positions
 through a fixed random permutation: SmolLM2 has no table (its positions are rotations), so this is the nearest: every

@@ -15,7 +15,7 @@ image; projection and LoRA r 8 on q, v train. All variants see the same images a
     shared     visgraft, all captions of an image behind one prefix
     filled     visgraft as it trains by default: rows filled with whole samples
 
-`--images 1 --captions 4 --variants ancestor` is the shape on which the ancestor's own code was timed; its speed stands
+`--images 1 --captions 4 --variants ancestor` is the shape on which GIT-LLM's own code was timed; its speed stands
 beside this one's in every result.
 """
 
@@ -54,8 +54,8 @@ from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 
 CAPTIONS = 5  # of an image
-ANCESTOR_LENGTH = 128  # text tokens to which the ancestor padded on this shape
-# The ancestor's own code on 4 rows of 197 + 128 positions, on 2 CPU cores: best 2.93 s, median 3.3 s.
+ANCESTOR_LENGTH = 128  # text tokens to which GIT-LLM padded on this shape
+# GIT-LLM's own code on 4 rows of 197 + 128 positions, on 2 CPU cores: best 2.93 s, median 3.3 s.
 ANCESTORS_OWN_POSITIONS_PER_S = 444
 LORA_TARGETS = ["q_proj", "v_proj"]
 PAD_ID = 1
@@ -164,7 +164,7 @@ def lay_out(samples: Sequence[EncodedSample], layout: str) -> Batch:
 
 
 def ancestor_step(data: Data, *, tiny: bool, dtype: torch.dtype | None = None) -> Training:
-    """Make a step of the ancestor's recipe, as it was in fp32 or with frozen weights and autocast in `dtype`."""
+    """Make a step of GIT-LLM's recipe, as it was in fp32 or with frozen weights and autocast in `dtype`."""
     model = joined(tiny, attention="eager")
     set_trainable(model, modes=MODES, lora=LORA, frozen_dtype=dtype)
     return Training(model, *ancestor_losses(model, data, length=24 if tiny else ANCESTOR_LENGTH), dtype=dtype)
@@ -173,7 +173,7 @@ def ancestor_step(data: Data, *, tiny: bool, dtype: torch.dtype | None = None) -
 def ancestor_losses(
     model: VisionLanguageModel, data: Data, *, length: int, rows: int | None = None
 ) -> list[Callable[[], Tensor]]:
-    """Give the ancestor's loss, pads and all, in parts of so many rows (None: whole), which add up to the mean."""
+    """Give GIT-LLM's loss, pads and all, in parts of so many rows (None: whole), which add up to the mean."""
     whole = padded_rows(data, length=length)
     num_rows = len(whole[0])
 
@@ -274,7 +274,7 @@ def prepared(tiny: bool, *, attention: str = "sdpa", image: tuple[int, int] | No
 
 
 def ancestor_speed(measured: dict[str, Any], data: Data, *, vision: CLIPVisionConfig) -> dict[str, float]:
-    """Give the ancestor's positions a second in the language model, beside what its own code made."""
+    """Give GIT-LLM's positions a second in the language model, beside what its own code made."""
     if "ancestor" not in measured:
         return {}
     num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1

@@ -46,7 +46,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as profile:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *OFFLINE]
         command += [f"--user-data-dir={profile}", f"--window-size={arguments.width},{arguments.height}"]
-        command += ["--virtual-time-budget=5000", *(["--force-dark-mode"] if arguments.dark else [])]
+        dark = ["--blink-settings=preferredColorScheme=0"] if arguments.dark else []
+        command += ["--virtual-time-budget=5000", *dark]
         command += [f"--screenshot={output.resolve()}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     return 0

@@ -15,6 +15,7 @@ PAST_IT = {
     "disk_cache.py": "into the file that whole_file gives",
     "data/images/feature_cache.py": "goes on writing for minutes; put_in_place names the file",
     "estimate/trial.py": "asks the kernel to count again",
+    "training/state.py": "into the folder that whole_folder gives, summing what it writes",
 }
 
 

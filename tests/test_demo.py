@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.reporting.page_tree import read_page
 from visgraft import demo
 from visgraft.config import load_recipe
 from visgraft.demo import DemoQuestion, DemoResult
@@ -71,12 +72,18 @@ def test_the_report_marks_wrong_answers_and_needs_no_network(data, tmp_path):
     scores = demo.score(questions)
     result = DemoResult(run, scores, baseline=scores, counts=dict.fromkeys(scores, 1), train_seconds=90.0)
     steps = [{"step": 1, "loss": 2.0, "samples": 8}, {"step": 2, "loss": 1.0, "samples": 8}]
-    text = demo.write_report(result, questions=questions, steps=steps).read_text()
-    assert text.count('class="card wrong"') == 1
-    assert "&lt;red&gt;" in text
-    assert "<red>" not in text
-    assert "1.5 min" in text
-    assert "<script src" not in text
+    page = read_page(demo.write_report(result, questions=questions, steps=steps))
+    cards = {card.one("b").text: card for card in page.all("div", "card")}
+    assert {answer: "wrong" in card.classes for answer, card in cards.items()} == {"<red>": True, "no": False}
+    assert "truth: blue" in cards["<red>"].text
+    assert "truth" not in cards["no"].text
+    assert all(card.one("img")["src"].startswith("data:image/png") for card in cards.values())
+    assert page.section("Right answers").table[1] == ["all", "1", "50.0%", "50.0%"]
+    assert "1.5 min of training" in page.one("div", "numbers").text
+    [chart] = page.charts
+    points = chart["data"]["values"]
+    assert [(point["samples"], point["loss"], point["smooth"]) for point in points] == [(8, 2.0, 2.0), (16, 1.0, 1.5)]
+    assert page.addresses == []
 
 
 def test_the_demo_trains_as_the_shipped_recipe_does():
@@ -93,9 +100,10 @@ def test_the_demo_trains_as_the_shipped_recipe_does():
     assert mixes[0] == mixes[1]
 
 
+@pytest.mark.slow
 @pytest.mark.starter
 def test_a_quick_demo_runs_from_weights_to_report(tmp_path):
-    from visgraft.reporting.progress import make_progress
+    from visgraft.training.progress import make_progress
 
     result = demo.run_demo(progress=make_progress(show=False), quick=True, folder=tmp_path / "run")
     assert (result.folder / "report.html").is_file()

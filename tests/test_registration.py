@@ -1,11 +1,15 @@
 """Touching the model or the processor makes both known to transformers' Auto classes."""
 
 import subprocess
-import sys
 
 import pytest
 
+from tests.warm_python import warm_python
+
+pytestmark = pytest.mark.slow
+
 CODE = """
+from tests.warm_python import warm_python
 from visgraft import {name}
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -18,5 +22,5 @@ assert AutoConfig.for_model("visgraft").model_type == "visgraft"
 
 @pytest.mark.parametrize("name", ["VisionLanguageModel", "Processor"])
 def test_touching_either_registers_both(name):
-    done = subprocess.run([sys.executable, "-c", CODE.format(name=name)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*warm_python(), "-c", CODE.format(name=name)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from visgraft.atomic import append_record, whole_folder
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError
 from visgraft.runs import Run, environment, find_model, read_experiment_record
+from visgraft.sealed import Summed, write_sealed
 
 
 @pytest.fixture
@@ -22,10 +24,22 @@ def recipe(recipe_values: dict[str, Any], tmp_path: Path) -> Recipe:
 
 def test_a_new_run_holds_its_recipe_and_environment(recipe: Recipe) -> None:
     run = Run.create(recipe)
-    assert load_recipe(run.folder) == recipe
+    assert load_recipe(run.folder) == load_recipe(run.first_recipe_path) == recipe
+    assert run.first_recipe_path.name == "first_recipe.yaml"
     described = json.loads((run.folder / "environment.json").read_text())
     assert described["versions"]["torch"]
     assert {"date", "python", "platform", "cpu_count", "git_commit"} <= described.keys()
+
+
+def test_a_run_keeps_what_it_depends_on(recipe: Recipe) -> None:
+    assert Run.create(recipe).read_fingerprints() is None
+    run = Run.create(recipe, fingerprints={"recipe": {}, "versions": {"torch": "2"}})
+    assert run.read_fingerprints() == {"recipe": {}, "versions": {"torch": "2"}, "changes": []}
+    run.write_fingerprints({"recipe": {}, "changes": [{"step": 1}]})
+    with pytest.raises(CheckpointError, match=r"fingerprints\.json: cannot be read .*; bring it back, or remove it"):
+        run.read_fingerprints()
+    (run.folder / "first_recipe.yaml").unlink()  # as older versions left it
+    assert run.first_recipe_path == run.recipe_path
 
 
 def test_run_folders_are_named_by_date_and_name_and_never_collide(recipe: Recipe) -> None:
@@ -115,6 +129,32 @@ def test_steps_that_a_resumed_run_made_again_count_once(recipe: Recipe) -> None:
     assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 5  # append-only
 
 
+def test_what_was_logged_after_a_checkpoint_counts_once_however_often_the_run_was_killed(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    run.append("metrics", {"step": 3, "loss": 1.0})
+    logs = run.sync_logs()
+    for _ in range(3):  # resumed, validated and killed before the next checkpoint: the step is still that of the first
+        run.append("metrics", {"step": 3, "validation_loss": 2.0})
+        run.append("samples", {"step": 3, "answer": "a cat"})
+        run.resume_from(3, logs=logs)
+    assert (run.read_metrics(), run.read("samples")) == ([{"step": 3, "loss": 1.0}], [])
+    run.append("metrics", {"step": 3, "validation_loss": 2.0})
+    logs = run.sync_logs()
+    run.append("metrics", {"step": 4, "loss": 0.5})
+    run.resume_from(3, logs=logs)
+    assert run.read_metrics() == [{"step": 3, "loss": 1.0}, {"step": 3, "validation_loss": 2.0}]
+
+
+@pytest.mark.parametrize("tail", ['{"a": 2', '{"a": 2}', "x" * 100_000, ""])
+def test_a_torn_last_line_is_mended_before_the_next_record(tmp_path: Path, tail: str) -> None:
+    path = tmp_path / "a.jsonl"
+    append_record(path, {"a": 1})
+    with path.open("a") as file:
+        file.write(tail)
+    append_record(path, {"a": 3})
+    assert path.read_text() == '{"a": 1}\n{"a": 3}\n'
+
+
 def test_what_state_a_run_is_in_is_read_off_its_folder(recipe: Recipe, tmp_path: Path) -> None:
     assert Run(tmp_path / "nowhere").status() == "new"
     run = Run.create(recipe)
@@ -150,33 +190,79 @@ def test_the_record_of_an_experiment_names_folder_and_variant_of_each_run(tmp_pa
             read_experiment_record(tmp_path)
 
 
-def test_a_checkpoint_appears_whole_or_not_at_all(recipe: Recipe) -> None:
+def save(run: Run, step: int, *, content: str = "all") -> Path:
+    """Write a checkpoint of one file."""
+    with whole_folder(run.checkpoint_path(step)) as folder:
+        with (folder / "weights").open("wb") as file:
+            summed = Summed(file)
+            summed.write(content.encode())
+        write_sealed(folder / "state.json", {"step": step, "files": {"weights": summed.sum}})
+    return run.checkpoint_path(step)
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_damaged_ones_are_named(recipe: Recipe) -> None:
     run = Run.create(recipe)
-    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from; start the recipe again"):
         run.latest_checkpoint()
-    with run.new_checkpoint(5) as folder:
-        (folder / "weights").write_text("all")
-        assert run.checkpoints() == {}
-    with pytest.raises(KeyboardInterrupt), run.new_checkpoint(6) as folder:
-        (folder / "weights").write_text("half")
-        raise KeyboardInterrupt
-    assert run.latest_checkpoint() == (5, run.folder / "checkpoints" / "step-5")
-    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-5"]
+    for step in (2, 3, 4):
+        save(run, step)
+    assert run.latest_checkpoint() == (4, run.folder / "checkpoints" / "step-4")
+    (run.checkpoint_path(4) / "weights").write_text("ale")
+    (run.checkpoint_path(3) / "state.json").unlink()
+    said: list[str] = []
+    assert run.latest_checkpoint(say=said.append)[0] == 2
+    assert [re.sub(r".*/checkpoints/", "", line) for line in said] == [
+        "step-4/weights: damaged: its bytes are not those that were written: going on from step 2, the newest whole "
+        "checkpoint",
+        "step-3/state.json: missing: going on from step 2, the newest whole checkpoint",
+    ]
+    (run.checkpoint_path(2) / "weights").write_text("al")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole; .*step-4/weights.*step-2/weights: damaged: 2"):
+        run.latest_checkpoint()
 
 
-def test_a_killed_write_is_cleared_away_when_the_run_goes_on(recipe: Recipe) -> None:
+def test_what_a_kill_left_goes_away_when_the_run_goes_on(recipe: Recipe) -> None:
     run = Run.create(recipe)
-    (run.folder / "checkpoints" / ".step-7.new").mkdir(parents=True)
-    assert run.checkpoints() == {}
-    run.resume_from(0)
-    assert list((run.folder / "checkpoints").iterdir()) == []
+    inside = save(run, 3)
+    kept = sorted(path.name for path in run.folder.iterdir())
+    for folder in (".step-7.new", ".step-2.gone"):
+        (run.folder / "checkpoints" / folder / "deep").mkdir(parents=True)
+    (run.folder / ".model.new").mkdir()
+    (run.folder / ".recipe.yaml.1234.new").write_text("half")
+    (inside / ".state.json.1234.new").write_text("half")
+    assert list(run.checkpoints()) == [3]
+    run.resume_from(3)
+    assert sorted(path.name for path in run.folder.iterdir()) == kept
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-3"]
+    assert sorted(path.name for path in inside.iterdir()) == ["state.json", "weights"]
+
+
+def test_a_kill_between_two_renames_loses_no_checkpoint(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    save(run, 3).rename(run.folder / "checkpoints" / ".step-3.old")
+    save(run, 4).rename(run.folder / "checkpoints" / ".step-4.new")
+    assert run.latest_checkpoint()[0] == 3
+    run.resume_from(3)
+    assert run.latest_checkpoint() == (3, run.checkpoint_path(3))
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_later_checkpoints_which_are_damaged_are_kept_aside_until_the_next_is_saved(recipe: Recipe) -> None:
+    run = Run.create(recipe)
+    for step in (2, 3, 4):
+        save(run, step)
+    run.resume_from(2)
+    assert run.checkpoints() == {2: run.checkpoint_path(2)}
+    assert (run.folder / "checkpoints" / "step-4.damaged").is_dir()
+    save(run, 3)
+    run.prune_checkpoints(keep=1)
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-3"]
 
 
 def test_checkpoints_are_listed_by_number_and_pruned_from_the_oldest(recipe: Recipe) -> None:
     run = Run.create(recipe)
     for step in (9, 10, 100, 20):
-        with run.new_checkpoint(step):
-            pass
+        save(run, step)
     assert list(run.checkpoints()) == [9, 10, 20, 100]
     run.prune_checkpoints(keep=2, protect=[9])
     assert list(run.checkpoints()) == [9, 20, 100]

@@ -1,7 +1,8 @@
 """Files and folders that are whole or not there: a reader finds the old content or the new, never half of it.
 
 In: content and where it goes. Out: the file or folder, synced to the disk. Everything that visgraft writes goes through
-here; a log is the exception that stays readable anyway: it grows by whole lines.
+here; a log is the exception that stays readable anyway: it grows by whole lines. What the disk refuses is one
+DiskError, with path and bytes, and leaves everything as it was.
 
     write_whole(path, text)                              # or bytes; write_json(path, values)
     with whole_file(path) as building: image.save(building, format="JPEG")
@@ -11,9 +12,11 @@ here; a log is the exception that stays readable anyway: it grows by whole lines
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +24,23 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from visgraft.errors import DiskError
+
+#: what a disk says when it takes no more, and what helps
+REFUSALS = {
+    errno.ENOSPC: ("the disk is full", "make room"),
+    errno.EDQUOT: ("the disk quota is used up", "make room"),
+    errno.EFBIG: ("files as large are not allowed here", "raise the limit (`ulimit -f`), or write to another disk"),
+    errno.EROFS: ("the disk is read-only", "make it writable, or write to another one"),
+}
+TAIL_BYTES = 2**16  # read at a time to find where the last whole line ends
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8; its folder is made if it is not there."""
-    with whole_file(path) as building:
-        building.write_bytes(content.encode() if isinstance(content, str) else content)
+    """Write a file, text as UTF-8; its folder is made if it is not there. Raises DiskError."""
+    data = content.encode() if isinstance(content, str) else content
+    with whole_file(path, num_bytes=len(data)) as building:
+        building.write_bytes(data)
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -34,64 +49,200 @@ def write_json(path: Path, values: Any) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; the file takes its place only if the block did not raise."""
+def whole_file(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
+    """Give a name beside `path` to write to; the file takes its place only if the block did not raise.
+
+    Args:
+        path: the file.
+        num_bytes: how large it will be, if that is known.
+
+    Raises:
+        DiskError: the disk took no more; nothing of the file stays.
+    """
     if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing can take its place
-        yield path
+        with _refusals_told(path, num_bytes=num_bytes):
+            yield path
         return
     path = path.resolve()  # what a link points to is written, not the link
-    path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(f".{path.name}.{uuid4().hex}.new")  # several processes may write one file of a cache
-    try:
+    with _refusals_told(path, building=building, num_bytes=num_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield building
         put_in_place(building, path)
-    finally:
-        building.unlink(missing_ok=True)
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
     """Give an empty folder beside `target` that takes target's place only if the block did not raise.
 
     One process writes a folder at a time: what one that was killed left over goes away.
+
+    Args:
+        target: the folder.
+        num_bytes: how large it will be, if that is known.
+
+    Raises:
+        DiskError: the disk took no more; nothing of the folder stays.
     """
-    building, outgoing = target.with_name(f".{target.name}.new"), _outgoing(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if outgoing.exists() and not target.exists():  # stopped between the two renames of put_in_place
-        outgoing.rename(target)
-    shutil.rmtree(outgoing, ignore_errors=True)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    try:
+    building = target.with_name(f".{target.name}.new")
+    with _refusals_told(target, building=building, num_bytes=num_bytes):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        restore_folder(target)
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
         yield building
         put_in_place(building, target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def put_in_place(building: Path, target: Path) -> None:
     """Sync a finished file or folder to the disk and give it its name; what was there goes away."""
-    for file in [building] if building.is_file() else building.rglob("*"):
-        if file.is_file():
-            _sync(file)
     if building.is_file():
+        _sync(building)
         building.replace(target)
-    else:
-        if target.exists():
-            target.rename(_outgoing(target))
+        _sync(target.parent)
+        return
+    for path in building.rglob("*"):
+        if path.is_file() or path.is_dir():
+            _sync(path)
+    _sync(building)
+    outgoing = _outgoing(target)
+    if target.exists():
+        target.rename(outgoing)
+    try:
         building.rename(target)
+    except OSError:
+        restore_folder(target)
+        raise
     _sync(target.parent)
-    shutil.rmtree(_outgoing(target), ignore_errors=True)
+    shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def current_folder(target: Path) -> Path | None:
+    """Find a folder: in its place or, where a kill came between the two renames of `put_in_place`, beside it."""
+    return next((path for path in (target, _outgoing(target)) if path.is_dir()), None)
+
+
+def restore_folder(target: Path) -> None:
+    """Put a folder back in its place after such a kill; one that was replaced goes away."""
+    outgoing = _outgoing(target)
+    if outgoing.is_dir() and not target.exists():
+        outgoing.rename(target)
+    shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def remove_folder(target: Path) -> None:
+    """Remove a folder, if it is there, so that no part of it is ever taken for the whole."""
+    if target.is_dir():
+        outgoing = target.with_name(f".{target.name.strip('.')}.gone")
+        shutil.rmtree(outgoing, ignore_errors=True)
+        target.rename(outgoing)
+        shutil.rmtree(outgoing)
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one record as a line of JSON; its folder is there.
+    """Add one record as a line of JSON; its folder is there. A last line that a kill tore goes away first.
 
-    Numbers that are not finite are written as null, so that any JSON reader takes the file.
+    Numbers that are not finite are written as null, so that any JSON reader takes the file. Raises DiskError; nothing
+    of the record stays then.
     """
-    line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    line = (json.dumps(_finite(record), allow_nan=False, ensure_ascii=False) + "\n").encode()
+    is_new = not path.exists()
+    with _refusals_told(path, num_bytes=len(line)), path.open("ab+", buffering=0) as file:
+        end = _whole_lines(file)
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except BaseException:
+            path.unlink() if is_new else file.truncate(end)
+            raise
+
+
+def sync_records(path: Path) -> int:
+    """Bring the lines of a log to the disk, without a torn last one; return how many bytes they are, 0 of no log."""
+    if not path.exists():
+        return 0
+    with _refusals_told(path), path.open("rb+", buffering=0) as file:
+        end = _whole_lines(file)
+        os.fsync(file.fileno())
+    return end
+
+
+def _whole_lines(file: Any) -> int:
+    """Cut a torn last line off and return how long the file is."""
+    size = end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - TAIL_BYTES)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+    return int(end)
+
+
+@contextmanager
+def _refusals_told(path: Path, *, building: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
+    """Turn what the disk refuses into a DiskError, whichever library met it; what was being built goes away."""
+    try:
+        yield
+    except Exception as error:
+        number, reason = _refusal(error, building)
+        if not reason:
+            raise
+        written = 0 if building is None else _size_of(building)
+        told = DiskError(_in_words(path, number, reason, num_bytes=num_bytes, written=written))
+        told.errno = number
+        raise told from error
+    finally:
+        if building is not None:
+            _clear(building)
+
+
+def _refusal(error: BaseException | None, building: Path | None) -> tuple[int | None, str]:
+    """Find what the disk refused in an error or in what caused it: its number, and in words."""
+    while error is not None:
+        in_rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers say it so
+        number = int(in_rust[1]) if in_rust else error.errno if isinstance(error, OSError) else None
+        if number in REFUSALS:
+            return number, REFUSALS[number][0]
+        name = getattr(error, "filename", None)
+        if building is not None and isinstance(name, str | Path) and Path(name).is_relative_to(building):
+            return number, str(getattr(error, "strerror", None) or error)
+        error = error.__cause__ or error.__context__
+    return None, ""
+
+
+def _in_words(path: Path, number: int | None, reason: str, *, num_bytes: int | None, written: int) -> str:
+    if number not in REFUSALS:
+        return f"{path}: cannot be written: {reason}"
+    needed = f"more than {written:,}" if num_bytes is None else f"{max(num_bytes, written):,}"
+    free = _free(path) if number in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{path}: cannot be written: {reason}; needs {needed} bytes{free}; {REFUSALS[number][1]}, then go on"
+
+
+def _free(path: Path) -> str:
+    """Say how much a disk still takes."""
+    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
+    if folder is None or not hasattr(os, "statvfs"):
+        return ""
+    disk = os.statvfs(folder)
+    no_file = ", but not for one more file" if disk.f_files and not disk.f_favail else ""
+    return f", has room for {disk.f_bavail * disk.f_frsize:,}{no_file}"
+
+
+def _size_of(building: Path) -> int:
+    files = [building] if building.is_file() else building.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _clear(building: Path) -> None:
+    if building.is_dir():
+        shutil.rmtree(building, ignore_errors=True)
+    else:
+        building.unlink(missing_ok=True)
 
 
 def _outgoing(target: Path) -> Path:

@@ -28,17 +28,23 @@ from visgraft.data.readers import easy_vqa
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import answer, load
 from visgraft.metrics.text_match import exact_match
-from visgraft.reporting.page import Page, escape, image_tag, numbers, table
-from visgraft.reporting.progress import TrainProgress
+from visgraft.reporting.charts import figure, loss_scale
+from visgraft.reporting.page import (
+    EmbeddedImage,
+    embed_image,
+    make_table,
+    write_page,
+)
 from visgraft.runs import Run
 from visgraft.starter import resolve
 from visgraft.training.loop import train
+from visgraft.training.progress import TrainProgress
 
 NUM_QUESTIONS = 2_000  # of the 9,673 official test questions
 NUM_SHOWN = 24
 CHUNK = 250  # questions between two lines of progress
 SMOOTHED_STEPS = 20
-QUICK = ("train.epochs=0.02", "train.exact_match_samples=0")
+QUICK = ("train.max_steps=4", "train.exact_match_samples=0")
 
 
 @dataclass(frozen=True)
@@ -189,41 +195,27 @@ def score(questions: Sequence[DemoQuestion]) -> dict[str, float]:
 def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], steps: Sequence[dict[str, Any]]) -> Path:
     """Write `report.html` into the run folder."""
     environment = json.loads((result.folder / "environment.json").read_text())
-    page = Page(
-        "A language model that learned to see",
-        subtitle=f"SmolLM2-135M + EfficientNet-Lite2, joined and trained on easy-VQA, {environment['date'][:10]}",
-    )
-    page.add(
-        "",
-        numbers(
-            {
-                f"of {result.counts['all']:,} test questions right": f"{result.scores['all']:.1%}",
-                "by the questions alone, without looking": f"{result.baseline['all']:.1%}",
-                "of the “what” questions right": f"{result.scores['what']:.1%}",
-                "of training": f"{result.train_seconds / 60:.1f} min",
-            }
-        ),
-    )
-    page.add("How it learned", page.chart(loss_chart(steps), alt="training loss over samples"))
     rows = [
         [kind, result.counts[kind], f"{result.scores[kind]:.1%}", f"{result.baseline[kind]:.1%}"]
         for kind in ("all", "what", "yes/no")
     ]
-    page.add(
-        "Right answers",
-        table(["questions", "number", "right", "right without looking"], rows),
-        '<p class="soft">Greedy answers over the full vocabulary, the whole string compared. “Without looking” gives '
-        "each question the answer that its words most often have in training.</p>",
-    )
     shown = random.Random(1).sample(list(questions), min(NUM_SHOWN, len(questions)))
-    page.add(
-        "Some of its answers",
-        '<p class="soft">A random choice of the test questions, wrong answers marked.</p>',
-        f'<div class="grid">{"".join(map(_card, shown))}</div>',
+    return write_page(
+        result.folder / "report.html",
+        "demo.html",
+        title="A language model that learned to see",
+        subtitle=f"SmolLM2-135M + EfficientNet-Lite2, joined and trained on easy-VQA, {environment['date'][:10]}",
+        large_numbers={
+            f"of {result.counts['all']:,} test questions right": f"{result.scores['all']:.1%}",
+            "by the questions alone, without looking": f"{result.baseline['all']:.1%}",
+            "of the “what” questions right": f"{result.scores['what']:.1%}",
+            "of training": f"{result.train_seconds / 60:.1f} min",
+        },
+        loss=figure(loss_chart(steps), alt="training loss over samples"),
+        scores=make_table(["questions", "number", "right", "right without looking"], rows),
+        cards=[{"question": question, "image": _picture(question)} for question in shown],
+        command=f'visgraft ask {result.folder} my-picture.png "What color is the shape?"',
     )
-    command = f'visgraft ask {result.folder} my-picture.png "What color is the shape?"'
-    page.add("Ask it about a picture of your own", f"<pre>{escape(command)}</pre>")
-    return page.write(result.folder / "report.html")
 
 
 def loss_chart(steps: Sequence[dict[str, Any]]) -> altair.LayerChart:
@@ -244,21 +236,15 @@ def loss_chart(steps: Sequence[dict[str, Any]]) -> altair.LayerChart:
         y=altair.Y(
             "loss:Q",
             title="loss per supervised token",
-            scale=altair.Scale(type="log", nice=False),
+            scale=loss_scale(),
             axis=altair.Axis(values=[0.1, 0.2, 0.5, 1, 2, 5, 10]),
         ),
     )
-    raw = base.mark_line(opacity=0.35, strokeWidth=1)
+    raw = base.mark_line(opacity=0.45, strokeWidth=1)
     smoothed = base.mark_line(strokeWidth=2.5).encode(y="smooth:Q")
     return altair.LayerChart(layer=[raw, smoothed], width="container", height=280)
 
 
-def _card(question: DemoQuestion) -> str:
+def _picture(question: DemoQuestion) -> EmbeddedImage:
     with Image.open(question.image) as image:
-        picture = image_tag(image, alt=question.prompt)
-    mark = '<span class="good">✓</span>' if question.is_right else '<span class="bad">✗</span>'
-    truth = "" if question.is_right else f'<p class="soft">truth: {escape(question.truth)}</p>'
-    return (
-        f'<div class="card{"" if question.is_right else " wrong"}">{picture}<div><p class="soft">'
-        f"{escape(question.prompt)}</p><p>{mark} <b>{escape(question.answer or '(nothing)')}</b></p>{truth}</div></div>"
-    )
+        return embed_image(image, alt=question.prompt)

@@ -12,6 +12,7 @@ In: what was got, what is allowed, what to do, as one string. Out: an exception 
         PreflightError          the check before training found a broken promise
       CheckpointError           a run, checkpoint or model folder is missing, incomplete or does not match
       MissingAssetError         a file that must be downloaded, or found on disk, is not there
+      DiskError                 the disk took no more: it is full, read-only or has no room for another file
 
 Usage: `raise ConfigError("train.epochs: got 'many', need a number")`
 """
@@ -55,3 +56,7 @@ class CheckpointError(VisgraftError):
 
 class MissingAssetError(VisgraftError):
     """A file that must be downloaded, or found on disk, is not there."""
+
+
+class DiskError(VisgraftError, OSError):
+    """A disk took no more: it is full, read-only, or has no room for another file; nothing half written stays."""

@@ -4,14 +4,17 @@ In: a recipe, then records, checkpoints and a model as they come. Out: a folder 
 readable without torch and without visgraft.
 
     runs/20260102-030405-name/
-      recipe.yaml          the recipe as it ran: `load_recipe(run.folder)`
+      recipe.yaml          the recipe as it runs, which the next resume takes: `load_recipe(run.folder)`
+      first_recipe.yaml    the recipe as it began
+      fingerprints.json    what the run depends on: data, models, versions, and what of it has changed since it began
       environment.json     versions, machine, commit, date
       metrics.jsonl        one object a line, append-only: step, loss, ...
       samples.jsonl        answers to the sample prompts
       sample_prompts/      their images, small
       quarantine.jsonl     bad inputs: source, index, reason
-      checkpoints/step-N/  what `--resume` needs; whole or not there
+      checkpoints/step-N/  what `--resume` needs; whole or not there, with a sum of every file
       model/               what `visgraft ask` takes; whole or not there
+      lock.json            the process that trains it; there as long as it does
       summary.json         what the run cost and how good its model is; there once the run is finished
       failure.txt          why it failed, of a run of an experiment; gone as soon as it is run again
 
@@ -26,10 +29,8 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,12 +38,27 @@ from typing import Any, Literal, Protocol
 
 import yaml
 
-from visgraft.atomic import append_record, whole_folder, write_json, write_whole
+from visgraft.atomic import (
+    append_record,
+    current_folder,
+    remove_folder,
+    restore_folder,
+    sync_records,
+    write_json,
+    write_whole,
+)
 from visgraft.errors import CheckpointError
+from visgraft.folder_lock import LOCK_FILE
+from visgraft.sealed import check_files, read_sealed
 
 Log = Literal["metrics", "samples", "quarantine"]
 Status = Literal["new", "unfinished", "failed", "finished"]  # unfinished: it trains now, or was interrupted
 EXPERIMENT_FILE = "experiment.yaml"
+STATE_FILE = "state.json"  # of a checkpoint: the one written last, which proves the others
+REWOUND: tuple[Log, ...] = ("metrics", "samples")  # the logs that a resumed run goes back in; quarantine knows its own
+FIRST_RECIPE, FINGERPRINTS = "first_recipe.yaml", "fingerprints.json"
+# what may be there although no recipe is: recipe.yaml is written last
+OF_NO_RUN_YET = {"environment.json", FINGERPRINTS, FIRST_RECIPE, LOCK_FILE, f".{LOCK_FILE}.takeover"}
 LIBRARIES = (
     "visgraft",
     "torch",
@@ -53,6 +69,7 @@ LIBRARIES = (
     "safetensors",
     "tokenizers",
     "numpy",
+    "pillow",
 )
 
 
@@ -78,22 +95,45 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, recipe: RunRecipe, *, folder: str | Path | None = None) -> "Run":
+    def create(
+        cls,
+        recipe: RunRecipe,
+        *,
+        folder: str | Path | None = None,
+        fingerprints: Mapping[str, Any] | None = None,
+    ) -> "Run":
         """Make a new run folder and write what is known before the first step.
 
-        `folder` is a folder of its own, new or empty; without it, one named by date and name is made in
-        `recipe.output`. Raises CheckpointError.
+        `folder` is a folder of its own, new or empty (what a call that was killed before its recipe was written left
+        there is no hindrance); without it, one named by date and name is made in `recipe.output`. `fingerprints` are
+        of what the run depends on. Raises CheckpointError.
         """
         if folder is None:
             path = _new_folder(Path(recipe.output).expanduser(), name=recipe.title)
         else:
-            path = Path(folder).expanduser().absolute()
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise CheckpointError(f"{path}: already there and not an empty folder; name another, or remove it")
+            path = cls.check_free(folder)
             path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
         write_json(path / "environment.json", environment())
-        write_whole(path / "recipe.yaml", recipe.to_yaml())
-        return cls(path)
+        if fingerprints is not None:
+            run.write_fingerprints({**fingerprints, "changes": []})
+        write_whole(path / FIRST_RECIPE, recipe.to_yaml())
+        write_whole(run.recipe_path, recipe.to_yaml())  # last: by it a folder is known as a run's
+        return run
+
+    @classmethod
+    def check_free(cls, folder: str | Path) -> Path:
+        """Refuse a folder in which no run can be made, as something is there; return its path.
+
+        What a call left there that was killed before it wrote a recipe is no hindrance. Raises CheckpointError.
+        """
+        path = Path(folder).expanduser().absolute()
+        if path.exists() and not (path.is_dir() and all(_is_of_no_run_yet(inside.name) for inside in path.iterdir())):
+            raise CheckpointError(
+                f"{path}: already there and not an empty folder; name another or remove it; a run that is there is "
+                "gone on with by --resume, or by --resume-or-start"
+            )
+        return path
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -107,6 +147,17 @@ class Run:
                 f"{path}: {what}: it holds no recipe.yaml; need the folder that `visgraft train` made"
             )
         return cls(folder)
+
+    @property
+    def recipe_path(self) -> Path:
+        """Where the recipe is that the next resume takes."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def first_recipe_path(self) -> Path:
+        """Where the recipe is that the run began with; of a run of an older version, the only one."""
+        first = self.folder / FIRST_RECIPE
+        return first if first.is_file() else self.recipe_path
 
     @property
     def model_path(self) -> Path:
@@ -154,6 +205,26 @@ class Run:
             ) from error
         return summary
 
+    def read_fingerprints(self) -> dict[str, Any] | None:
+        """Read what the run depends on; None of a run of an older version. Raises CheckpointError."""
+        path = self.folder / FINGERPRINTS
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            _ = values["recipe"].items(), [(each["step"], each["changed"]) for each in values["changes"]]
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}), so nothing shows what the run began with; bring it back, or remove "
+                "it to go on without"
+            ) from error
+        fingerprints: dict[str, Any] = values
+        return fingerprints
+
+    def write_fingerprints(self, fingerprints: Mapping[str, Any]) -> None:
+        """Write what the run depends on, and under `changes` what of it has changed."""
+        write_json(self.folder / FINGERPRINTS, fingerprints)
+
     def append(self, log: Log, record: Mapping[str, Any]) -> None:
         """Add one record as a line of `metrics.jsonl`, `samples.jsonl` or `quarantine.jsonl`.
 
@@ -166,20 +237,21 @@ class Run:
         path = self._log_path(log)
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        records: list[dict[str, Any]] = []
-        for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or torn
+        records: list[tuple[int, dict[str, Any]]] = []
+        start = 0
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # what follows is empty or torn
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CheckpointError(
-                    f"{path}: line {number} is not JSON: {error.msg}; mend or remove the line"
-                ) from error
+                record = json.loads(line.decode("utf-8", errors="replace"))
+            except (ValueError, RecursionError) as error:
+                what = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise CheckpointError(f"{path}: line {number} is not JSON: {what}; mend or remove the line") from error
             if "resumed_from" in record:
-                records = [kept for kept in records if kept.get("step", 0) <= record["resumed_from"]]
+                step, end = record["resumed_from"], record.get("bytes", start)
+                records = [(at, kept) for at, kept in records if at < end and kept.get("step", 0) <= step]
             else:
-                records.append(record)
-        return records
+                records.append((start, record))
+            start += len(line) + 1
+        return [record for _, record in records]
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read `metrics.jsonl` as `read` does."""
@@ -193,43 +265,82 @@ class Run:
         """Read the records of the validations: step, validation_loss, ...; a loss that was not finite is None."""
         return [record for record in self.read_metrics() if "validation_loss" in record]
 
-    def resume_from(self, step: int) -> None:
-        """Prepare the logs for going on after a checkpoint: whatever was logged after its step no longer counts."""
-        logs: tuple[Log, ...] = ("metrics", "samples")
-        for log in logs:
-            path = self._log_path(log)
-            if path.exists():
-                content = path.read_bytes()
-                os.truncate(path, content.rfind(b"\n") + 1)
-                self.append(log, {"resumed_from": step})
-        self.summary_path.unlink(missing_ok=True)
-        for unfinished in self._checkpoints_path.glob(".*.new"):
-            shutil.rmtree(unfinished)
+    def sync_logs(self) -> dict[str, int]:
+        """Bring the logs to the disk; say how many bytes of each there are, which is for `resume_from`."""
+        return {log: sync_records(self._log_path(log)) for log in REWOUND}
 
-    @contextmanager
-    def new_checkpoint(self, step: int) -> Iterator[Path]:
-        """Give an empty folder to write a checkpoint into; it becomes `checkpoints/step-N` only when all went well."""
-        with whole_folder(self._checkpoints_path / f"step-{step}") as folder:
-            yield folder
+    def resume_from(self, step: int, *, logs: Mapping[str, int] | None = None) -> None:
+        """Prepare the folder for going on after a checkpoint.
+
+        What was logged after it no longer counts, what a killed write left goes away, and checkpoints of later steps,
+        which are damaged or they would have been taken, no longer count as such.
+
+        Args:
+            step: of the checkpoint.
+            logs: how long each log was then; a log that is not named counts up to the step.
+        """
+        for log in REWOUND:
+            if self._log_path(log).exists():
+                end = {} if logs is None or log not in logs else {"bytes": logs[log]}
+                self.append(log, {"resumed_from": step, **end})
+        self.summary_path.unlink(missing_ok=True)
+        for leftover in (*self.folder.glob(".*.new"), *self._checkpoints_path.glob("step-*/.*.new")):
+            remove_folder(leftover) if leftover.is_dir() else leftover.unlink()
+        for kept in self.checkpoints():
+            restore_folder(self.checkpoint_path(kept))
+        for leftover in (*self._checkpoints_path.glob(".*.new"), *self._checkpoints_path.glob(".*.gone")):
+            remove_folder(leftover)
+        for later, folder in self.checkpoints().items():
+            if later > step:
+                aside = folder.with_name(f"{folder.name}.damaged")
+                remove_folder(aside)
+                folder.rename(aside)
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or will be."""
+        return self._checkpoints_path / f"step-{step}"
 
     def checkpoints(self) -> dict[int, Path]:
-        """List the whole checkpoints: step -> folder, oldest first."""
-        named = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in self._checkpoints_path.glob("step-*")]
-        return dict(sorted((int(match[1]), path) for match, path in named if match and path.is_dir()))
+        """List the checkpoints: step -> folder, oldest first. Whether one is whole, `check_checkpoint` finds out."""
+        named = (re.fullmatch(r"step-(\d+)|\.step-(\d+)\.old", path.name) for path in self._checkpoints_path.glob("*"))
+        steps = sorted({int(match[1] or match[2]) for match in named if match})
+        found = {step: current_folder(self.checkpoint_path(step)) for step in steps}
+        return {step: folder for step, folder in found.items() if folder is not None}
 
-    def latest_checkpoint(self) -> tuple[int, Path]:
-        """Return step and folder of the newest checkpoint. Raises CheckpointError if there is none."""
-        found = self.checkpoints()
-        if not found:
-            raise CheckpointError(f"{self.folder}: holds no checkpoint to resume from; start the recipe again")
-        return max(found.items())
+    def latest_checkpoint(self, *, say: Callable[[str], None] | None = None) -> tuple[int, Path]:
+        """Return step and folder of the newest whole checkpoint; every file of it is read.
+
+        Args:
+            say: told of each newer one that is damaged, and why.
+
+        Raises:
+            CheckpointError: there is none, or none is whole.
+        """
+        damages = []
+        for step, folder in sorted(self.checkpoints().items(), reverse=True):
+            try:
+                check_checkpoint(folder)
+            except CheckpointError as error:
+                damages.append(str(error))
+                continue
+            if say is not None:
+                for damage in damages:
+                    say(f"{damage}: going on from step {step}, the newest whole checkpoint")
+            return step, folder
+        if damages:
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint is whole; {'; '.join(damages)}; start the recipe again"
+            )
+        raise CheckpointError(f"{self.folder}: holds no checkpoint to resume from; start the recipe again")
 
     def prune_checkpoints(self, *, keep: int, protect: Collection[int] = ()) -> None:
-        """Remove all checkpoints but the newest `keep` and those of the protected steps."""
+        """Remove all checkpoints but the newest `keep` and those of the protected steps, and what was set aside."""
         found = self.checkpoints()
         for step in sorted(found)[: max(0, len(found) - keep)]:
             if step not in protect:
-                shutil.rmtree(found[step])
+                remove_folder(found[step])
+        for aside in self._checkpoints_path.glob("step-*.damaged"):
+            remove_folder(aside)
 
     @property
     def _checkpoints_path(self) -> Path:
@@ -237,6 +348,26 @@ class Run:
 
     def _log_path(self, log: Log) -> Path:
         return self.folder / f"{log}.jsonl"
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read `state.json` of a checkpoint. Raises CheckpointError where it is missing or damaged."""
+    values = read_sealed(checkpoint / STATE_FILE)
+    if "files" not in values:
+        raise CheckpointError(f"{checkpoint / STATE_FILE}: holds no sums of the other files")
+    return values
+
+
+def check_checkpoint(checkpoint: Path, *, names: Collection[str] | None = None) -> dict[str, Any]:
+    """Read a checkpoint's files, or those named, and compare them with their sums; return what `state.json` holds.
+
+    Raises:
+        CheckpointError: with the first file that is missing or damaged, and why.
+    """
+    values = read_state(checkpoint)
+    wanted = values["files"] if names is None else {name: values["files"][name] for name in names}
+    check_files(checkpoint, wanted)
+    return values
 
 
 def find_model(path: str | Path) -> str:
@@ -274,21 +405,30 @@ def read_experiment_record(folder: Path) -> dict[str, Any] | None:
 
 def environment() -> dict[str, Any]:
     """Describe where this process runs: Python, platform, versions, commit of the working directory, cores, date."""
-    versions: dict[str, str | None] = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            versions[library] = None
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
-        "versions": versions,
+        "versions": library_versions(),
         "git_commit": _git_commit(),
     }
+
+
+def _is_of_no_run_yet(name: str) -> bool:
+    return name in OF_NO_RUN_YET or bool(re.fullmatch(r"\.(first_recipe\.yaml|recipe\.yaml|.+\.json)\..+\.new", name))
+
+
+def library_versions() -> dict[str, str | None]:
+    """Give the versions of the libraries that results depend on; None of one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = None
+    return versions
 
 
 def _git_commit() -> str | None:

@@ -13,9 +13,11 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 from acts import ACTS, as_table, count_acts, summarise, watch  # noqa: E402
 
+from tests.warm_python import warm_python  # noqa: E402
 from visgraft.data.sample import Turn  # noqa: E402
 
 
+@pytest.mark.slow
 def test_a_step_runs_through_the_main_path_and_each_act_through_less_than_the_opening(tmp_path: Path) -> None:
     acts = count_acts(tmp_path)
     counts = summarise(acts)
@@ -48,7 +50,7 @@ def test_the_table_sets_each_figure_beside_the_baseline() -> None:
 @pytest.mark.slow
 def test_the_script_prints_what_it_takes_as_a_baseline(tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
-        command = [sys.executable, str(ROOT / "bench" / "acts.py"), *arguments]
+        command = [*warm_python(), str(ROOT / "bench" / "acts.py"), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
     (tmp_path / "acts.json").write_text(run("--json"))

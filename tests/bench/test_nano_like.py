@@ -46,6 +46,7 @@ def test_logits_are_made_at_every_position_and_pads_carry_no_loss(nano_like: Mod
         assert not torch.equal(model(ids, pixels.flip(0))[targets >= 0], logits[targets >= 0])
 
 
+@pytest.mark.slow
 def test_it_learns_and_ends_with_the_pipe(nano_like: ModuleType) -> None:
     with nano_like.Nano(LENGTHS, tiny=True) as step:
         losses = []
@@ -58,6 +59,7 @@ def test_it_learns_and_ends_with_the_pipe(nano_like: ModuleType) -> None:
     assert step.process.returncode == 0
 
 
+@pytest.mark.slow
 def test_it_ends_when_its_parent_is_killed() -> None:
     program = (
         "import time; from nano_like import Nano\n"

@@ -10,6 +10,8 @@ import torch
 
 from tests.tiny import gradients
 
+pytestmark = pytest.mark.slow
+
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 SAME_LOSS = ("supervised", "unpadded", "shared", "filled", "compile", "cached")
 

@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Visgraft
+from tests.warm_python import warm_python
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import answer, load, score_candidates
 
@@ -29,11 +29,12 @@ def test_a_run_and_its_model_folder_give_the_answer(visgraft: Visgraft, folder: 
         assert (outcome.status, outcome.out, outcome.err) == (0, f"{text}\n", "")
 
 
+@pytest.mark.slow
 def test_an_answer_as_json_is_alone_on_standard_output(folder: Path) -> None:
     image = folder / "photos" / "1.png"
     args = ["ask", folder / "run", image, "What is it?", "--json", *SHORT]
     result = subprocess.run(
-        [sys.executable, "-m", "visgraft", *map(str, args)],
+        [*warm_python(), "-m", "visgraft", *map(str, args)],
         capture_output=True,
         text=True,
         check=True,

@@ -15,6 +15,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return save_experiment(tmp_path / "modules", num_variants=3, seeds=1, num_steps=20)
 
 
+@pytest.mark.slow
 def test_compare_writes_what_is_asked_for_and_names_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "modules", "--only", "lora", "--png", "new/c.png", "--markdown", "new/c.md"]) == 0
     out = capsys.readouterr().out

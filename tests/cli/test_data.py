@@ -7,6 +7,7 @@ import yaml
 from PIL import Image
 
 from tests.cli.conftest import Visgraft
+from tests.reporting.page_tree import read_page
 from visgraft.config import SourceSettings
 from visgraft.data.sources import open_sources
 
@@ -57,10 +58,14 @@ def test_show_draws_a_page_that_needs_no_network(visgraft: Visgraft, recipe: Pat
     page = recipe.parent / "sheet.html"
     outcome = visgraft("data", "show", recipe, "-n", "2", "-o", page)
     assert outcome.status == 0 and outcome.out.strip() == str(page)
-    text = page.read_text()
-    assert text.count('<article class="sample">') == 2 and "http" not in text
-    assert '<span class="learn">' in text and '<span class="end">&lt;/s&gt;</span>' in text
-    assert "Question: What is" in text and "It is" in text
+    sheet = read_page(page)
+    assert sheet.addresses == []
+    cards = sheet.all("article", "sample")
+    assert len(cards) == 2
+    for dialog in (dialog for card in cards for dialog in card.all("div", "dialog")):
+        assert "Question: What is" in dialog.text
+        assert "It is" in dialog.one("span", "learned").text
+        assert dialog.one("span", "end").text == "</s>"
 
 
 def test_prepare_writes_what_datasets_and_a_recipe_read(visgraft: Visgraft, recipe: Path, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def test_json_holds_the_same_for_programs(visgraft: Visgraft, recipe: Path) -> N
     assert values["assumptions"] == values["changes"] == []
 
 
+@pytest.mark.slow
 def test_a_recipe_that_does_not_fit_is_status_1_with_changes(visgraft: Visgraft, recipe: Path) -> None:
     more = ("--set", "train.language=full", "--set", "train.text_tokens_per_step=4000")
     total = json.loads(visgraft("estimate", recipe, "--gpu", "24GB", "--json", *more).out)["total_bytes"]
@@ -117,6 +118,7 @@ def test_the_shipped_recipe_says_what_is_missing_offline(visgraft: Visgraft, mon
     assert "--set model.vision=FOLDER" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_computer_that_cannot_read_the_weights_is_too_small(
     visgraft: Visgraft, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.conftest import Visgraft
 from tests.experiment.made import Reports, write_experiment
+from tests.warm_python import warm_python
 from visgraft.cli.experiment import _devices
 from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
@@ -29,7 +30,12 @@ NOWHERE = {
 }
 
 
-def test_runs_of_their_own_processes_side_by_side_become_a_table(visgraft: Visgraft, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_runs_of_their_own_processes_side_by_side_become_a_table(
+    visgraft: Visgraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert launch_process.__kwdefaults__["program"] == (sys.executable, "-m", "visgraft")
+    monkeypatch.setitem(launch_process.__kwdefaults__, "program", (*warm_python(), "-m", "visgraft"))
     variants = {"projection": {"train.language": "frozen"}, "bad": {"train.lora.target_modules": ["q_prj"]}}
     path = write_experiment(tmp_path, variants=variants)
     folder = tmp_path / "runs" / "tiny"
@@ -49,6 +55,7 @@ def test_runs_of_their_own_processes_side_by_side_become_a_table(visgraft: Visgr
     assert again.err.splitlines() == ["1 runs, 1 of them finished already"]
 
 
+@pytest.mark.slow
 def test_each_process_sees_its_own_gpu(tmp_path: Path) -> None:
     code = "import os, time; time.sleep(0.5); print('step', os.environ['CUDA_VISIBLE_DEVICES'], os.getpid())"
     launch = functools.partial(launch_process, program=(sys.executable, "-c", code))
@@ -96,11 +103,12 @@ def wait_for(is_there: Callable[[], bool], process: "subprocess.Popen[str]") -> 
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(visgraft: Visgraft, tmp_path: Path) -> None:
     path = write_experiment(tmp_path, variants={"lora": {}, "later": {}}, num_images=8, train={"epochs": 10_000})
     longer = ["--set", "train.max_steps=100000"]
     run = tmp_path / "runs" / "tiny" / "lora-seed0"
-    command = [sys.executable, "-m", "visgraft", "experiment", str(path), *longer]
+    command = [*warm_python(), "-m", "visgraft", "experiment", str(path), *longer]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
     ) as process:
@@ -135,6 +143,7 @@ def test_a_dry_run_without_network_or_data_tells_what_trains(visgraft: Visgraft,
     assert values[0]["trains"] == {"projection": "full", "language": "lora r4"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
 def test_a_shipped_experiment_dry_runs_where_there_is_nothing(
     visgraft: Visgraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path

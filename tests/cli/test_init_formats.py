@@ -17,6 +17,8 @@ from PIL import Image
 from tests.cli.conftest import Visgraft
 from tests.training.tiny import save_data
 
+pytestmark = pytest.mark.slow
+
 CHAT = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a cat on a sofa"}]
 TURNS = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a cat on a sofa"}]
 

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Visgraft
+from tests.reporting.page_tree import read_page
 
 
 def test_a_page_is_written_and_named(visgraft: Visgraft, folder: Path, tmp_path: Path) -> None:
     outcome = visgraft("inspect", folder / "run", folder / "photos" / "0.png", "-o", tmp_path / "inside.html")
     assert (outcome.status, outcome.out, outcome.err) == (0, f"{tmp_path / 'inside.html'}\n", "")
-    text = (tmp_path / "inside.html").read_text()
-    assert "What run sees" in text
-    assert "Where the answer looks" not in text
+    page = read_page(tmp_path / "inside.html")
+    assert page.one("h1").text == "What run sees"
+    assert "Where the answer looks" not in page.headings
 
 
 def test_numbers_are_printed_alone_and_no_file_is_written(

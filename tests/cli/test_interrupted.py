@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -14,7 +13,10 @@ import yaml
 from PIL import Image
 
 from tests.training.tiny import tiny_recipe
+from tests.warm_python import warm_python
 from visgraft.runs import Run
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def start(*args: object, setting: str = "") -> subprocess.Popen[str]:
     """Run the program; Ctrl-C reaches it even where the tests themselves run in the background."""
     begun = "import signal, sys, visgraft.cli; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{begun}\n{setting}\nsys.exit(visgraft.cli.main(sys.argv[1:]))"
-    command = [sys.executable, "-u", "-c", code, *map(str, args)]
+    command = [*warm_python(), "-u", "-c", code, *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

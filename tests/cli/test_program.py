@@ -115,6 +115,7 @@ def test_debug_may_stand_anywhere_but_behind_two_dashes(monkeypatch: pytest.Monk
     assert seen == [["--debug", "ask", "run", "a.png", "why"], ["ask", "run", "a.png", "--", "--debug"]]
 
 
+@pytest.mark.slow
 def test_errors_reach_the_status_of_a_real_process(folder: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "visgraft", "ask", str(folder / "run"), "nowhere.png", "What is it?"],

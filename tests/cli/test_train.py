@@ -117,3 +117,20 @@ def test_validation_without_samples_is_said_before_the_first_step(
     assert outcome.err == (
         "error: data.validation: got 0 samples and none can be used; name another split, or leave data.validation out\n"
     )
+
+
+def test_what_changed_while_a_run_was_stopped_is_refused_unless_it_is_allowed(
+    visgraft: Visgraft, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe(tmp_path, num_images=4, max_new_tokens=2, max_steps=1)))
+    run = visgraft("train", path).out.strip()
+    (tmp_path / "train" / "2.png").write_bytes((tmp_path / "train" / "1.png").read_bytes())
+    longer = ("train", "--resume", run, "--set", "train.max_steps=2")
+    outcome = visgraft(*longer)
+    assert outcome.status == 2
+    assert "data.train folder images: 4 files, " in outcome.err
+    assert "--allow-changed" in outcome.err
+    outcome = visgraft(*longer, "--allow-changed")
+    assert (outcome.status, outcome.out) == (0, f"{run}\n"), outcome.err
+    assert "what this run depends on has changed:" in outcome.err

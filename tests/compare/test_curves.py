@@ -54,7 +54,7 @@ def test_seeds_are_averaged_as_far_as_all_of_them_go() -> None:
     assert mean.high.tolist() == [4.0, 3.0]
 
 
-def test_seeds_of_unlike_speed_are_averaged_at_the_same_minute() -> None:
+def test_seeds_of_different_speed_are_averaged_at_the_same_minute() -> None:
     mean = average([curve([4.0, 2.0, 1.0]), curve([4.0, 2.0], seconds=120.0)], axis="minutes", is_smooth=False)
     assert mean is not None
     assert mean.x.tolist() == [2, 3]

@@ -54,7 +54,7 @@ def test_data_is_the_same_where_sources_are_and_is_named_shortly(tmp_path: Path)
     assert data_name(a, "validation") == "none"
 
 
-def test_losses_of_unlike_tokenizers_compare_only_per_character(tmp_path: Path) -> None:
+def test_losses_of_different_tokenizers_compare_only_per_character(tmp_path: Path) -> None:
     save_run(tmp_path / "a", name="a", num_steps=5)
     other = save_run(tmp_path / "b", name="b", num_steps=5, model={"language": "gpt2"})
     comparison = collect([tmp_path])

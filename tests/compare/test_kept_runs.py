@@ -11,6 +11,8 @@ from visgraft.cli import main
 from visgraft.compare.answers import gather
 from visgraft.compare.collect import collect
 
+pytestmark = pytest.mark.slow
+
 KEPT = Path(__file__).parents[2] / "bench" / "results" / "experiments"
 EXPECTED = Path(__file__).parent / "kept_runs"  # what `visgraft compare --markdown` wrote when the runs were kept
 

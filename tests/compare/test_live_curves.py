@@ -1,4 +1,4 @@
-"""Watching runs: what is drawn, what is told, when it is over."""
+"""Watching runs: what is drawn, what is reported, when it is over."""
 
 import io
 import json

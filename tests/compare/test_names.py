@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.compare.made_runs import save_experiment, save_run
+from tests.reporting.page_tree import read_page
 from visgraft.compare.charts import panels
 from visgraft.compare.collect import collect
 from visgraft.compare.json_and_markdown import as_json, as_markdown
@@ -36,10 +37,10 @@ def test_settings_whose_last_words_are_the_same_are_named_in_full(tmp_path: Path
 
 @pytest.mark.parametrize("modes", [{"language": "lora", "vision": "full", "head": "full"}, {"learning_rate": "long"}])
 def test_where_much_differs_or_a_value_is_long_the_folders_tell(tmp_path: Path, modes: dict[str, str]) -> None:
-    unlike = {"train": modes} if "vision" in modes else {"data": "a/folder/whose/name/is/very/long"}
+    changes = {"train": modes} if "vision" in modes else {"data": "a/folder/whose/name/is/very/long"}
     save_run(tmp_path / "20260102-030405-coco", name="coco", num_steps=5)
-    save_run(tmp_path / "second-seed0", name="coco", num_steps=5, **unlike)  # type: ignore[arg-type]
-    save_run(tmp_path / "second-seed1", name="coco", seed=1, num_steps=5, **unlike)  # type: ignore[arg-type]
+    save_run(tmp_path / "second-seed0", name="coco", num_steps=5, **changes)  # type: ignore[arg-type]
+    save_run(tmp_path / "second-seed1", name="coco", seed=1, num_steps=5, **changes)  # type: ignore[arg-type]
     assert names(tmp_path) == ["coco (20260102-030405)", "coco (second)"]
 
 
@@ -71,11 +72,14 @@ def test_legend_tables_curves_and_programs_use_these_names(tmp_path: Path) -> No
     save_run(tmp_path / "runs" / "1", name="a", num_steps=10)
     save_run(tmp_path / "runs" / "2", name="a", num_steps=10, train={"learning_rate": 0.5})
     comparison = collect([tmp_path / "runs"])
-    told = ["a (learning_rate 0.0001)", "a (learning_rate 0.5)"]
-    page = write_report(comparison, [], tmp_path / "report.html", shown=told[:1]).read_text()
-    for name in told:
-        assert f'data-name="{name}"' in page  # the legend
-        assert page.count(f"<span>{name}</span>") == 2  # what differs, results
-        assert f"| {name} |" in as_markdown(comparison, [], shown=told)
-    assert [variant["name"] for variant in as_json(comparison, [])["variants"]] == told
-    assert [variant.name for panel in panels(comparison.variants) for variant in panel.variants] == told * 2
+    expected = ["a (learning_rate 0.0001)", "a (learning_rate 0.5)"]
+    page = read_page(write_report(comparison, [], tmp_path / "report.html", shown=expected[:1]))
+    assert [(chip["data-name"], chip.one("b").text) for chip in page.all("button", "chip")] == [
+        (name, name) for name in expected
+    ]
+    for heading in ("What differs", "Results"):
+        assert [row[0] for row in page.section(heading).table[1:]] == expected
+    for name in expected:
+        assert f"| {name} |" in as_markdown(comparison, [], shown=expected)
+    assert [variant["name"] for variant in as_json(comparison, [])["variants"]] == expected
+    assert [variant.name for panel in panels(comparison.variants) for variant in panel.variants] == expected * 2

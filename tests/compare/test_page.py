@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.compare.chromium import needs_chromium, run_in_page
 from tests.compare.made_runs import save_experiment
+from tests.reporting.chromium import needs_chromium, run_in_page
+from tests.reporting.page_tree import read_page
 from visgraft.compare.answers import gather
 from visgraft.compare.collect import collect
 from visgraft.compare.report import write_report
+
+pytestmark = pytest.mark.slow  # a browser
 
 pytestmark = needs_chromium
 LAYOUT = """
@@ -124,7 +127,9 @@ def test_nothing_stands_beyond_the_edge_and_nothing_is_asked_of_the_network(
 
 
 def test_every_table_fits_on_a_screen_and_a_phone_moves_it_inside_its_box(page: Path, seen: dict[str, Any]) -> None:
-    assert page.read_text().count("<abbr") == 14  # two scores, two losses, eight costs, the parameters of each part
+    assert (
+        len(read_page(page).section("Results").all("abbr")) == 14
+    )  # two scores, two losses, eight costs, the parameters of each part
     assert len(seen["layout"]["tables"]) == 3
     assert all(needed <= has for needed, has in seen["layout"]["tables"])
     phone = run_in_page(page, f"{LAYOUT} return layout;", width=390)

@@ -1,4 +1,4 @@
-"""The report's text and its charts: unlike data, unlike length, safe text; the picture, Markdown and JSON."""
+"""The report's text and its charts: different data and lengths, safe text; the picture, Markdown and JSON."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,18 @@ import pytest
 from PIL import Image
 
 from tests.compare.made_runs import save_experiment, save_run
+from tests.reporting.page_tree import read_page
 from visgraft.compare.answers import gather
-from visgraft.compare.charts import Styles, end_rows, live_chart, mean_rows, panels, raw_rows, still_chart
-from visgraft.compare.collect import Comparison, collect
+from visgraft.compare.charts import end_rows, live_chart, mean_rows, panels, raw_rows, still_chart
+from visgraft.compare.collect import collect
 from visgraft.compare.json_and_markdown import as_json, as_markdown
 from visgraft.compare.report import write_picture, write_report
+from visgraft.compare.variants import Comparison
 from visgraft.errors import ConfigError
-from visgraft.reporting.page import COLORS
+from visgraft.reporting.charts import LineStyles
 
 
-def unlike(folder: Path) -> Comparison:
+def different(folder: Path) -> Comparison:
     """Three on the same data, of them one unfinished and one shorter; one on other data, of another tokenizer."""
     save_run(folder / "a", name="a", num_steps=40, validation="held-out")
     save_run(folder / "b", name="b", num_steps=12, planned_steps=40, train={"vision": "full"})
@@ -25,8 +27,8 @@ def unlike(folder: Path) -> Comparison:
     return collect([folder])
 
 
-def test_curves_on_unlike_data_stand_apart_and_unlike_length_is_told(tmp_path: Path) -> None:
-    found = panels(unlike(tmp_path).variants)
+def test_curves_on_different_data_stand_apart_and_different_lengths_are_named(tmp_path: Path) -> None:
+    found = panels(different(tmp_path).variants)
     assert [(p.split, [v.name for v in p.variants]) for p in found] == [
         ("training", ["a", "b", "d"]), ("training", ["c"]), ("validation", ["a", "b", "c", "d"]),
     ]  # fmt: skip
@@ -55,8 +57,8 @@ def test_what_was_measured_once_is_drawn_as_dots_one_line_a_variant(tmp_path: Pa
     assert not training.is_single
     assert validation.is_single
     for drawn in (
-        live_chart(validation, Styles(("a", "b")), shown=["a", "b"]),
-        still_chart([validation], Styles(("a", "b")), shown=["a", "b"])[0].vconcat[0],
+        live_chart(validation, LineStyles(("a", "b")), shown=["a", "b"]),
+        still_chart([validation], LineStyles(("a", "b")), shown=["a", "b"])[0].vconcat[0],
     ):
         layers = drawn.to_dict()["layer"]
         assert [layer["mark"]["type"] for layer in layers] == ["tick", "circle"]
@@ -64,39 +66,57 @@ def test_what_was_measured_once_is_drawn_as_dots_one_line_a_variant(tmp_path: Pa
 
 
 def test_the_page_says_why_losses_are_per_character_and_why_panels_are_apart(tmp_path: Path) -> None:
-    comparison = unlike(tmp_path / "runs")
-    text = write_report(comparison, [], tmp_path / "new" / "report.html", shown=["a"]).read_text()
+    comparison = different(tmp_path / "runs")
+    page = read_page(write_report(comparison, [], tmp_path / "new" / "report.html", shown=["a"]))
+    curves = page.section("How they learned")
     for words in (
-        "These runs have unlike tokenizers", "Curves on unlike data stand in panels of their own",
-        "b is unfinished: it stopped after 768 texts", "projection + head", "train.<wbr>vision",
+        "These runs have different tokenizers", "Curves on different data stand in panels of their own",
+        "✗ b is unfinished: it stopped after 768 texts",
     ):  # fmt: skip
-        assert words in text
-    assert text.count('aria-pressed="true"') == 1
-    assert text.count('aria-pressed="false"') == 3
-    assert text.count('class="plot"') == 3
-    assert "<script src" not in text
-    assert "<link" not in text
+        assert words in curves.text
+    chips = {chip["data-name"]: chip for chip in page.all("button", "chip")}
+    assert {name: chip["aria-pressed"] for name, chip in chips.items()} == {
+        "a": "true", "b": "false", "c": "false", "d": "false",
+    }  # fmt: skip
+    assert [chips[name].one("small").text for name in "bd"] == [
+        "projection + vision · unfinished", "projection + head",
+    ]  # fmt: skip
+    assert [figure["data-any"] for figure in page.all("figure")] == ["0 1 3", "2", "0 1 2 3"]
+    assert [{row["variant"] for row in chart["datasets"]["raw"]} for chart in page.charts] == [
+        {"a", "b", "d"}, {"c"}, {"a", "b", "c", "d"},
+    ]  # fmt: skip
+    assert page.section("What differs").table[0][:2] == ["variant", "model.language.name"]
+    assert page.addresses == []
     with pytest.raises(ConfigError, match="is a folder"):
         write_report(comparison, [], tmp_path)
 
 
+def test_many_curves_that_end_early_are_counted_and_named_behind_a_click(tmp_path: Path) -> None:
+    save_run(tmp_path / "runs" / "long", name="long", num_steps=20)
+    for seed in range(4):
+        save_run(tmp_path / "runs" / f"short-{seed}", name="short", seed=seed, num_steps=10, train={"vision": "full"})
+    page = read_page(write_report(collect([tmp_path / "runs"]), [], tmp_path / "report.html"))
+    notes = page.one("details", "notes")
+    assert notes.one("summary").text == "✗ 4 runs are shorter or not finished"
+    assert [note.text for note in notes.all("p")] == [
+        f"✗ short, seed {seed} is shorter: 640 texts where the longest has 1,280" for seed in range(4)
+    ]
+
+
 def test_answers_stand_beside_the_truth_and_their_text_is_made_safe(tmp_path: Path) -> None:
     comparison = collect([save_experiment(tmp_path / "modules", num_variants=7, num_steps=20)])
-    text = write_report(comparison, gather(comparison.variants), tmp_path / "report.html").read_text()
-    body = text[text.rindex("<body>") :]
-    assert "a dog &amp; &lt;b&gt;" in body
-    assert "a dog & <b>" not in body
-    assert body.count('<article class="question">') == 3
-    assert "truth: a cat on a sofa / a grey cat lies on a red sofa" in body
-    assert '<span class="good">✓</span> red <span class="soft">seed 0</span>' in body  # its seeds disagree
-    assert body.count("… never stopped") == 7 * 3  # in the first answers, over training
-
-
-def test_a_variant_keeps_its_colour_and_the_twelfth_has_another_line_than_the_fourth() -> None:
-    styles = Styles(tuple(f"v{number}" for number in range(12)))
-    assert styles.color("v3") == styles.color("v11") == COLORS[3]
-    assert styles.dash("v3") != styles.dash("v11")
-    assert len({(styles.color(name), tuple(styles.dash(name))) for name in styles.names}) == 12
+    page = read_page(write_report(comparison, gather(comparison.variants), tmp_path / "report.html"))
+    caption, colour, number = page.section("Answers to the same questions").all("article", "question")
+    for card in (caption, colour, number):
+        now, before = card.all("dl")
+        assert [row["data-variant"] for row in now.all("div")] == [str(n) for n in range(7)]
+        assert [row.one("dd").text for row in now.all("div")][:6] == ["a dog & <b>"] * 6
+        assert before.text.count("… never stopped") == 7  # in the first answers, over training
+        assert card.one("img")["src"].startswith("data:image/")
+    assert caption.one("header").text == "(a caption) truth: a cat on a sofa / a grey cat lies on a red sofa"
+    assert colour.one("img")["alt"] == "What colour is the sofa?"
+    last = colour.all("dl")[0].all("dd")[-1]
+    assert last.text == "✓ red seed 0 a dog & <b> seed 1"  # its seeds disagree
 
 
 def test_the_mean_over_seeds_lies_between_them_on_every_axis(tmp_path: Path) -> None:
@@ -107,8 +127,9 @@ def test_the_mean_over_seeds_lies_between_them_on_every_axis(tmp_path: Path) -> 
     assert any(row["low"] < row["high"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_picture_holds_only_what_is_shown(tmp_path: Path) -> None:
-    comparison = unlike(tmp_path / "runs")
+    comparison = different(tmp_path / "runs")
     whole = write_picture(comparison, tmp_path / "new" / "all.png", shown=["a", "b", "c", "d"])
     part = write_picture(comparison, tmp_path / "part.png", shown=["a"])
     with Image.open(whole) as large, Image.open(part) as small:
@@ -140,5 +161,7 @@ def test_markdown_and_json_say_what_the_page_says(tmp_path: Path) -> None:
 def test_runs_that_are_all_the_same_have_nothing_that_differs(tmp_path: Path) -> None:
     save_run(tmp_path / "a", name="a", num_steps=10)
     comparison = collect([tmp_path / "a"])
-    assert "The recipes do not differ, but for seeds." in as_markdown(comparison, [], shown=["a"])
+    page = read_page(write_report(comparison, [], tmp_path / "report.html"))
+    for text in (as_markdown(comparison, [], shown=["a"]), page.section("What differs").text):
+        assert "The recipes do not differ, but for seeds." in text
     assert as_json(comparison, [])["differences"] == {}

@@ -26,7 +26,7 @@ def test_means_and_ranges_over_seeds_and_the_best_of_each_measure(tmp_path: Path
         assert [name for name, cell in found[key].cells.items() if cell.is_best] == ["language"], key
     assert not any(cell.is_best for cell in found["trainable"].cells.values())  # fewer is not better
     assert found["trainable"].cells["language"].mean == 788_480 + 305_500_000
-    assert "trainable.head" not in found  # nobody trains it
+    assert "trainable.head" not in found  # no run trains it
 
 
 def test_a_run_without_summary_keeps_what_its_metrics_tell(tmp_path: Path) -> None:
@@ -41,13 +41,15 @@ def test_unfinished_seeds_do_not_count_where_others_are_finished(tmp_path: Path)
     assert columns(tmp_path)["training_loss"].cells["a"].num_seeds == 1
 
 
-def test_losses_on_unlike_data_have_no_common_best(tmp_path: Path) -> None:
+def test_losses_on_different_data_have_no_common_best(tmp_path: Path) -> None:
     save_run(tmp_path / "a", name="a", num_steps=20, validation="x", final_loss=1.0)
     save_run(tmp_path / "b", name="b", num_steps=20, validation="x", final_loss=2.0, train={"vision": "full"})
     save_run(tmp_path / "c", name="c", num_steps=20, validation="y", final_loss=0.5)
     column = columns(tmp_path)["validation_loss"]
     assert [cell.is_best for cell in column.cells.values()] == [True, False, False]
-    assert column.note == "validation loss per token: measured on unlike data, so compare only within a group: a, b; c"
+    assert (
+        column.note == "validation loss per token: measured on different data, so compare only within a group: a, b; c"
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,25 @@ import pytest
 from PIL import Image
 
 from tests.data.made_tokenizers import TOKENIZERS
+from tests.reporting.page_tree import read_page
 from tests.training.tiny import COLOURS, tiny_recipe
 from visgraft.compare.answers import gather, text_quality
-from visgraft.compare.collect import Comparison, collect
+from visgraft.compare.collect import collect
 from visgraft.compare.differences import differences
 from visgraft.compare.json_and_markdown import as_json
 from visgraft.compare.own_images import ask_variants
 from visgraft.compare.report import write_report
 from visgraft.compare.results_table import best_validation, loss_unit, results
+from visgraft.compare.variants import Comparison
 from visgraft.errors import BadSampleError, CheckpointError
 from visgraft.inference import answer, load
 from visgraft.metrics.text_match import exact_match
-from visgraft.reporting.progress import make_progress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
+from visgraft.training.progress import make_progress
+
+pytestmark = pytest.mark.slow
 
 
 def other_language(folder: Path) -> str:
@@ -121,7 +125,9 @@ def test_images_of_ones_own_are_put_to_every_model_with_every_prompt(comparison:
     [text] = answer(*load(str(run.folder), device="cpu"), [sample], max_new_tokens=6)
     assert [given.text for given in questions[2].given if (given.variant, given.seed) == ("lora", 1)] == [text]
     page = write_report(comparison, gather(comparison.variants), tmp_path / "report.html", own=questions)
-    assert "Your own images" in page.read_text()
+    own = read_page(page).section("Your own images").all("article", "question")
+    assert [card.one("b").text for card in own] == ["Which colour?", "(a caption)"] * 2
+    assert [row.one("dd").text for row in own[0].all("div", data_variant="0")] == ["— not asked"]  # half has no model
     assert len(as_json(comparison, questions)["answers"]) == 4
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 from tests.convert.test_merge import with_lora
 from tests.tiny import fresh, randomise
 from tests.training.tiny import save_parts
+from tests.warm_python import warm_python
 from visgraft import Processor, VisionLanguageModel
 from visgraft.convert import llava
 from visgraft.convert.llava import ExportRefusedError, chat_template, export_llava, why_not
@@ -35,6 +35,7 @@ assert "visgraft" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_class_token", [True, False])
 def test_the_folder_says_what_the_model_said_without_visgraft(keep_class_token: bool, tmp_path: Path) -> None:
     vision, language = save_parts(tmp_path)
@@ -47,7 +48,7 @@ def test_the_folder_says_what_the_model_said_without_visgraft(keep_class_token: 
     inputs = processor(images=IMAGE, text="What is it?")
     expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
     found = subprocess.run(
-        [sys.executable, "-c", CODE, str(tmp_path / "llava")], capture_output=True, text=True, check=False
+        [*warm_python(), "-c", CODE, str(tmp_path / "llava")], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
     ids = [int(word) for word in found.stdout.strip().strip("[]").split(",")]

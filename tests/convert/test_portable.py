@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 
 from tests.tiny import randomise
 from tests.training.tiny import save_parts
+from tests.warm_python import warm_python
 from visgraft import Processor, VisionLanguageModel
 from visgraft.convert.portable import export_full, make_portable, needed_modules, rewritten
 from visgraft.errors import CheckpointError
@@ -41,6 +41,7 @@ print(answer(text="What is it?", images=image, max_new_tokens=5)[0]["generated_t
 """
 
 
+@pytest.mark.slow
 def test_a_portable_folder_answers_where_visgraft_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,7 +55,7 @@ def test_a_portable_folder_answers_where_visgraft_is_not_installed(
     expected = model.generate(**processor(images=IMAGE, text="What is it?"), max_new_tokens=5, do_sample=False)[0]
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     found = subprocess.run(
-        [sys.executable, "-c", CODE, str(folder)], capture_output=True, text=True, check=False, cwd=tmp_path
+        [*warm_python(), "-c", CODE, str(folder)], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert found.returncode == 0, found.stderr
     tokens, answer = found.stdout.split("\n")[:2]

@@ -106,3 +106,15 @@ def test_a_folder_without_a_tokenizer_says_so(config, tmp_path):
     config().save_pretrained(tmp_path)  # transformers makes an empty tokenizer for most of these
     with pytest.raises(CheckpointError, match=r"has no tokenizer that can be loaded.*Copy the tokenizer's files"):
         load_tokenizer(tmp_path)
+
+
+def test_code_beside_the_files_is_never_asked_about(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asks whether to run code"))
+    TOKENIZERS["opt, llama 3"]().save_pretrained(tmp_path)
+    own = {"auto_map": {"AutoTokenizer": ["own.Own", None], "AutoImageProcessor": "own.Own"}}
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **own, "tokenizer_class": "Foreign"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**own, "image_processor_type": "Foreign"}))
+    for load in (load_tokenizer, load_image_processor):
+        with pytest.raises(CheckpointError, match=r"needs code that lies beside its files .* never run from here"):
+            load(tmp_path)

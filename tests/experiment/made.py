@@ -14,8 +14,8 @@ from tests.training.tiny import tiny_recipe
 from visgraft.errors import VisgraftError
 from visgraft.experiment import Outcome, PlannedRun
 from visgraft.experiment.run_folders import action_for
-from visgraft.reporting.progress import make_progress
 from visgraft.training.loop import train
+from visgraft.training.progress import make_progress
 
 
 def write_experiment(folder: Path, *, num_images: int = 4, train: dict[str, Any] | None = None, **values: Any) -> Path:

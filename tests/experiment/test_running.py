@@ -12,10 +12,10 @@ from visgraft.errors import CheckpointError, ConfigError
 from visgraft.experiment import PlannedRun, load_experiment, run_experiment
 from visgraft.experiment.run_folders import action_for
 from visgraft.experiment.variant_results import as_table, as_values, results_of
-from visgraft.reporting.progress import TrainProgress, make_progress
 from visgraft.runs import Run, read_experiment_record
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
+from visgraft.training.progress import TrainProgress, make_progress
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def quiet() -> TrainProgress:
     return make_progress(show=False)
 
 
+@pytest.mark.slow
 def test_every_run_is_made_once_with_the_same_probes(tmp_path: Path) -> None:
     experiment = load_experiment(write_experiment(tmp_path, seeds=2))
     reports = Reports()

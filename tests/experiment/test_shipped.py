@@ -15,12 +15,14 @@ from safetensors import safe_open
 from tests.experiment.look_alikes import RECIPES, localised
 from tests.experiment.made import Reports, run_here
 from visgraft.experiment import Outcome, load_experiment, run_experiment
-from visgraft.reporting.progress import make_progress
 from visgraft.runs import Run
 from visgraft.training import setup
 from visgraft.training import steps as train_steps
 from visgraft.training.loop import train
+from visgraft.training.progress import make_progress
 from visgraft.training.setup import open_session
+
+pytestmark = pytest.mark.slow
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SHORT = [

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.compare.chromium import needs_chromium, run_in_page
+from tests.reporting.chromium import needs_chromium, run_in_page
 from tests.training.tiny import save_data, save_parts
 from visgraft import Processor, VisionLanguageModel
 from visgraft.data.images.opening import open_image
 from visgraft.inspection import inspect_image, write_report
+
+pytestmark = pytest.mark.slow  # a browser
 
 pytestmark = needs_chromium
 VISIT = """

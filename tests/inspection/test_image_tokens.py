@@ -1,7 +1,7 @@
 """A whole look: what is asked and answered, shares, spelling, JSON, the page and the picture."""
 
 import json
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tests.data.made_tokenizers import TOKENIZERS
+from tests.reporting.page_tree import read_page
 from tests.training.tiny import save_parts
 from visgraft import Processor, Sample, Turn, VisionLanguageModel
 from visgraft.errors import ConfigError
@@ -134,18 +135,41 @@ def test_quantiles_are_values_that_there_are() -> None:
 def test_the_page_is_one_offline_file_with_a_control_for_every_answer_token(
     look: ImageInspection, tmp_path: Path
 ) -> None:
-    text = write_report(tmp_path / "inside.html", look, title="a <b> run").read_text()
-    assert "a &lt;b&gt; run" in text
-    outside = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.search(r"(src|href)=[\"']?(https?:)?//", outside)
+    page = read_page(write_report(tmp_path / "inside.html", look, title="a <b> run"))
+    assert page.one("h1").text == "a <b> run"
+    assert page.addresses == []
     assert look.attention is not None
-    assert outside.count('name="token" value=') == len(look.attention.token_ids) + 1
-    data = re.findall(r'<script type="application/json" class="data">(.*?)</script>', text, flags=re.DOTALL)
-    words, heat = (json.loads(piece) for piece in data)
+    choices = [choice["value"] for choice in page.all("input", name="token")]
+    assert choices == ["all", *map(str, range(len(look.attention.token_ids)))]
+    words, heat = page.json
     values = json.loads(json.dumps(look.as_json()))
-    assert words["tokens"] == values["image_tokens"]
-    assert heat["tokens"] == values["attention"]["tokens"]
-    assert outside.count('aria-label="square ') == 2 * 4
+    assert words == {"leading": 1, "tokens": values["image_tokens"]}
+    assert heat == {"leading": 1, "tokens": values["attention"]["tokens"]}
+    for name in ("words-view", "heat-view"):
+        squares = page.one("div", id=name).one("div", "squares")
+        assert [square["data-token"] for square in squares.all("button")] == ["1", "2", "3", "4"]
+    assert len(page.charts) == 2
+    tables = page.section("How often each word is the nearest").all("table")
+    for table, measure in zip(tables, ("dot", "cosine"), strict=True):
+        rows = [[cell.content for cell in row.all("td")] for row in table.all("tr")[1:]]
+        assert rows == [[w["text"], str(w["count"]), str(w["id"])] for w in values["frequency"][measure]]
+
+
+def test_the_page_of_no_prompt_has_no_answer_and_warns_of_words_that_mean_nothing(
+    loaded: Loaded, picture: Image.Image, tmp_path: Path
+) -> None:
+    found = inspect_image(*loaded, picture)
+    for random_cosine, words in ((-1.0, "are nearer to words"), (1.0, "do not read the words")):
+        look = replace(found, nearest=replace(found.nearest, random_cosine=random_cosine))
+        page = read_page(write_report(tmp_path / "inside.html", look, title="a run"))
+        assert page.headings == ["The nearest words on the picture", "How often each word is the nearest", "Lengths"]
+        assert words in page.section("The nearest words on the picture").text
+
+
+def test_control_characters_are_spelled_as_the_vocabulary_writes_them() -> None:
+    tokenizer = next(made for name in TOKENIZERS if "Ġ" in (made := TOKENIZERS[name]()).get_vocab())
+    spelled = [spell(tokenizer, token) for token in range(len(tokenizer))]
+    assert all(text.isprintable() for text in spelled)
 
 
 def test_the_picture_shows_words_and_heat_beside_each_other(look: ImageInspection, tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.tiny import bare_vision, batch, randomise, samples
+from tests.warm_python import warm_python
 from visgraft.model.japanese_stablelm import JapaneseStableLMConfig, rotary_factors
 from visgraft.model.vlm import VisionLanguageModel
 
@@ -72,11 +73,12 @@ def test_it_takes_an_image_prefix() -> None:
     torch.testing.assert_close(model.loss(batch(samples())).loss, shared, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_process_that_touches_the_model_alone_knows_the_family(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path)
     code = (
         "import sys; from visgraft import VisionLanguageModel; from transformers import AutoModelForCausalLM\n"
         "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
     )
-    found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    found = subprocess.run([*warm_python(), "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "JapaneseStableLMForCausalLM"

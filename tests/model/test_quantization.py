@@ -26,10 +26,10 @@ from visgraft.errors import CheckpointError, ConfigError
 from visgraft.inference import answer, load
 from visgraft.model.quantization import dequantize, format_of, is_quantized, num_weights, quantization_config
 from visgraft.model.trainable import set_trainable
-from visgraft.reporting.progress import make_progress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
+from visgraft.training.progress import make_progress
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from visgraft.model.trainable import PartRow
 from visgraft.reporting import progress as progress_module
-from visgraft.reporting.progress import Display, TrainProgress, make_progress, working
+from visgraft.reporting.progress import Display, working
+from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.setup import parts_as_table
 
 ROWS = [

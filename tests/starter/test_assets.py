@@ -161,6 +161,7 @@ def test_names_are_resolved_without_importing_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.starter
 def test_easy_vqa_unpacks_to_the_layout_of_its_package(tmp_path: Path):
     try:

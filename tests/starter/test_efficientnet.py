@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-pytestmark = pytest.mark.starter
+pytestmark = [pytest.mark.starter, pytest.mark.slow]
 
 STRIDES = [1, *[2, 1, 1], *[2, 1, 1], *[2, 1, 1, 1], *[1, 1, 1, 1], *[2, 1, 1, 1, 1], 1]  # of the 21 blocks
 

@@ -1,29 +1,20 @@
-"""A planner over tiny real data, a silent display, and one thread.
+"""A planner over tiny real data and a silent display.
 
 In: nothing. Out: fixtures. Usage: `def test_something(planner, quiet): ...`
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.training.tiny import save_data, save_parts
 from visgraft.config import SourceSettings
 from visgraft.data.sources import open_sources
 from visgraft.processor import Processor
-from visgraft.reporting.progress import TrainProgress, make_progress
 from visgraft.training.plan import Planner
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from visgraft.training.progress import TrainProgress, make_progress
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import torch
 
 from tests.training.small_memory import limit_memory
 from visgraft.config import load_recipe
-from visgraft.reporting.progress import make_progress
 from visgraft.training.loop import train, train_step
+from visgraft.training.progress import make_progress
 from visgraft.training.setup import open_session
 from visgraft.training.steps import load_steps
 

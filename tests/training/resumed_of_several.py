@@ -12,9 +12,9 @@ from typing import Any
 
 from tests.training.small_memory import limit_memory
 from visgraft.config import load_recipe
-from visgraft.reporting.progress import make_progress
 from visgraft.training import loop
 from visgraft.training.interrupt import Interrupted
+from visgraft.training.progress import make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 

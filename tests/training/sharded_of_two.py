@@ -1,8 +1,8 @@
 """One of two processes that share every weight out among them; what test_sharding.py launches.
 
 accelerate's FSDP2 quietly becomes DDP on a CPU, so its `prepare` is replaced by torch's own `fully_shard` here.
-In: a folder with recipe.json. Out: `gradients.pt` of the first step, the runs `whole/` and `resumed/`, in it.
-Usage: `torchrun --standalone --nproc_per_node 2 -m tests.training.sharded_of_two FOLDER`
+In: folders that hold a recipe.json. Out: in each, `gradients.pt` of the first step, the runs `whole/` and `resumed/`.
+Usage: `torchrun --standalone --nproc_per_node 2 -m tests.training.sharded_of_two folder another`
 """
 
 import json
@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from visgraft.config import load_recipe
 from visgraft.model.trainable import find_blocks
-from visgraft.reporting.progress import make_progress
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train, train_step
+from visgraft.training.progress import make_progress
 from visgraft.training.setup import open_session
 from visgraft.training.sharding import is_sharded, whole
 from visgraft.training.steps import load_steps
@@ -42,7 +42,6 @@ def shard(accelerator: Accelerator, model: Any, optimizer: torch.optim.Optimizer
 
 
 def run(folder: Path) -> None:
-    Accelerator.prepare = shard  # type: ignore[method-assign]
     recipe = load_recipe(json.loads((folder / "recipe.json").read_text()))
     session = open_session(recipe, folder=folder / "first", progress=make_progress(show=False))
     assert is_sharded(session.model)
@@ -62,4 +61,6 @@ def run(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+    Accelerator.prepare = shard  # type: ignore[method-assign]
+    for argument in sys.argv[1:]:
+        run(Path(argument))

@@ -8,11 +8,11 @@ import torch
 from tests.tiny import assert_close, assert_same_gradients, batch, fresh, gradients, random_ids, random_pixels, samples
 from tests.training.tiny import tiny_recipe
 from visgraft.errors import ConfigError
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training import compiling
 from visgraft.training.compiling import compile_blocks, uncompiled
 from visgraft.training.loop import train
+from visgraft.training.progress import TrainProgress
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +21,17 @@ def _nothing_compiled_before() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("language", "vision"), [("llama", "clip"), ("opt", "siglip"), ("bloom", "dinov2")])
-def test_loss_and_gradients_stay_the_same(language: str, vision: str) -> None:
+@pytest.mark.parametrize(
+    ("language", "vision", "backend"),
+    [
+        ("llama", "clip", "aot_eager"),
+        ("opt", "siglip", "eager"),
+        ("bloom", "dinov2", "eager"),
+    ],  # all but inductor's code
+)
+def test_loss_and_gradients_stay_the_same(language: str, vision: str, backend: str) -> None:
     plain, compiled = fresh(language, vision), fresh(language, vision)
-    assert compile_blocks(compiled, backend="aot_eager") == 4
+    assert compile_blocks(compiled, backend=backend) == 4
     for images in ((1, 1, 0), (2, 1, 1), (1, 0, 0)):  # other numbers of rows, images and positions
         made = batch(samples(vision, images=images))
         losses = [model.loss(made).loss for model in (plain, compiled)]
@@ -47,7 +54,7 @@ def test_a_run_may_be_compiled(tmp_path: Path, quiet: TrainProgress, monkeypatch
     plain = train(tiny_recipe(tmp_path, max_steps=3), progress=quiet)
     real, seen = compiling.compile_blocks, []
     monkeypatch.setattr(
-        "visgraft.training.setup.compile_blocks", lambda model: seen.append(real(model, backend="aot_eager"))
+        "visgraft.training.setup.compile_blocks", lambda model: seen.append(real(model, backend="eager"))
     )
     compiled = train(tiny_recipe(tmp_path, max_steps=3, compile=True), progress=quiet)
     assert seen == [4]
@@ -56,7 +63,7 @@ def test_a_run_may_be_compiled(tmp_path: Path, quiet: TrainProgress, monkeypatch
             assert other[key] == pytest.approx(record[key], abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inductor_computes_the_same() -> None:
     if not any(map(compiling.shutil.which, compiling.COMPILERS)):
         pytest.skip("there is no C++ compiler, which inductor needs")

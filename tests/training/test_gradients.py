@@ -13,11 +13,11 @@ from tests.training.small_memory import CPU_SAYS, limit_memory
 from tests.training.tiny import tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.errors import MaskSizeError, ModelError
-from visgraft.reporting.progress import TrainProgress, make_progress
 from visgraft.runs import Run
 from visgraft.training import gradients, loop
 from visgraft.training.gradients import add_gradients
 from visgraft.training.loop import Interrupted, train, train_step
+from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 from visgraft.training.steps import Step, load_steps
@@ -51,6 +51,7 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         torch.testing.assert_close(second[name], gradient, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["shared", "rows"])
 @pytest.mark.parametrize(
     "error",
@@ -79,6 +80,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
     assert max(rest[-2:]) <= session.loader.micro_batch_positions <= 90
 
 
+@pytest.mark.slow
 def test_what_fits_is_kept_for_the_rest_of_the_run(tmp_path: Path) -> None:
     session, said, _ = make(tmp_path, largest=90, error=lambda: RuntimeError(CPU_SAYS), max_steps=3)
     steps = load_steps(session.planner, session.state.position, epochs=9.0, settings=session.loader)
@@ -118,9 +120,10 @@ def test_a_run_resumed_behind_a_halving_is_the_run_that_never_stopped(
             train(recipe, progress=quiet, stop=lambda step, at=stopped_at: step == at)  # type: ignore[misc]
         assert state_of(stopped.value.folder)["micro_batch_positions"] == (None if stopped_at == 1 else limit)
         went_on = train(resume=stopped.value.folder, progress=quiet)
-        for name in ("trained.safetensors", "random.pt"):
+        for name in ("trained.safetensors", "optimizer.pt"):
             first, second = (Run.open(f).latest_checkpoint()[1] / name for f in (whole, went_on))
             assert first.read_bytes() == second.read_bytes(), (name, stopped_at)
+        assert state_of(whole)["random_states"] == state_of(went_on)["random_states"]
         assert losses(whole) == losses(went_on)
 
 
@@ -169,6 +172,7 @@ def test_behind_a_halving_steps_are_collated_once(tmp_path: Path, monkeypatch: p
     assert [step.limit for step in cut_again] == [session.state.micro_batch_positions] * 3
 
 
+@pytest.mark.slow
 def test_a_sample_that_does_not_fit_alone_ends_the_run_and_says_what_to_change(tmp_path: Path) -> None:
     session, said, _ = make(tmp_path, largest=3, error=lambda: RuntimeError(CPU_SAYS))
     message = r"memory does not suffice for sample .*\.png.* alone\. Make a sample smaller .*`visgraft estimate RECIPE`"

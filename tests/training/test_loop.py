@@ -19,12 +19,14 @@ from visgraft.errors import ConfigError, DataError, ModelError
 from visgraft.inference import answer, load
 from visgraft.metrics.text_match import exact_match
 from visgraft.model.vlm import VisionLanguageModel
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train, train_step
+from visgraft.training.progress import TrainProgress
 from visgraft.training.setup import open_session
 from visgraft.training.steps import Step, load_steps
+
+pytestmark = pytest.mark.slow
 
 EVERYTHING = {"vision": "full", "projection": "full", "language": "full", "head": "full"}
 

@@ -35,9 +35,9 @@ def test_rates_are_set_from_the_base_however_often() -> None:
 
 
 def test_the_rate_climbs_over_the_warm_up_and_is_then_full() -> None:
-    factors = [rate_factor(step, progress=0.0, warmup_steps=4, schedule="constant") for step in range(6)]
+    factors = [rate_factor(step, fraction_done=0.0, warmup_steps=4, schedule="constant") for step in range(6)]
     assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
-    assert rate_factor(0, progress=0.0, warmup_steps=0, schedule="linear") == 1.0
+    assert rate_factor(0, fraction_done=0.0, warmup_steps=0, schedule="linear") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -45,5 +45,5 @@ def test_the_rate_climbs_over_the_warm_up_and_is_then_full() -> None:
     [("constant", 1, 1, 1), ("linear", 0.75, 0.5, 0), ("cosine", 0.8536, 0.5, 0)],
 )
 def test_the_rate_falls_with_progress(schedule: str, quarter: float, half: float, end: float) -> None:
-    factors = [rate_factor(99, progress=p, warmup_steps=0, schedule=schedule) for p in (0.25, 0.5, 1.0, 1.1)]  # type: ignore[arg-type]
+    factors = [rate_factor(99, fraction_done=p, warmup_steps=0, schedule=schedule) for p in (0.25, 0.5, 1.0, 1.1)]  # type: ignore[arg-type]
     assert factors == pytest.approx([quarter, half, end, end], abs=1e-4)

@@ -1,16 +1,18 @@
-"""Two processes compute what one does: the same gradients and losses, also where one of them has nothing to do."""
+"""Two processes compute what one does, also where one of them has nothing to do; and they fail as one does: once."""
 
 import json
 import os
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.training import one_of_several
-from tests.training.tiny import tiny_recipe
+from tests.training.tiny import add_texts, tiny_recipe
+from tests.warm_python import warm_python
 from visgraft.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +31,16 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "recipe.json").write_text(json.dumps(recipe))
         folders[num_processes].append(folder)
+    for num_processes in (1, 2):  # a batch is of images or of texts, and the vision part learns from the former alone
+        recipe = tiny_recipe(
+            tmp_path / "texts", num_images=4, vision="full", language="full", head="full", text_tokens_per_step=100,
+            max_steps=4, layout="rows", micro_batch_rows=1, learning_rate=1e-3,
+        )  # fmt: skip
+        for part in ("train", "validation"):
+            add_texts(recipe["data"][part][0]["path"], number=9)
+        folders[num_processes].append(tmp_path / f"{num_processes}-texts")
+        folders[num_processes][-1].mkdir()
+        (folders[num_processes][-1] / "recipe.json").write_text(json.dumps(recipe))
     poor = tmp_path / "poor"
     poor.mkdir()
     recipe = json.loads((folders[2][0] / "recipe.json").read_text())
@@ -58,19 +70,20 @@ def test_two_processes_with_dropout_that_were_stopped_equal_those_that_were_not(
     launch("tests.training.resumed_of_several", *folders)
     for folder in folders:
         whole, resumed = (Run.open(folder / name).latest_checkpoint()[1] for name in ("whole", "resumed"))
-        state = json.loads((whole / "state.json").read_text())
+        state, other = (json.loads((folder / "state.json").read_text()) for folder in (whole, resumed))
         assert state["step"] == 5 and state["proven_positions"] > 0
         assert (state["micro_batch_positions"] is None) == (folder.name == "rich")
-        assert json.loads((resumed / "state.json").read_text())["proven_positions"] == state["proven_positions"]
-        for name in ("trained.safetensors", "random.pt"):
+        for name in ("proven_positions", "random_states"):
+            assert state[name] == other[name]
+        for name in ("trained.safetensors", "optimizer.pt"):
             assert (whole / name).read_bytes() == (resumed / name).read_bytes(), (folder.name, name)
 
 
 def launch(module: str, *folders: Path) -> None:
     """Run a module of the tests in two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
     subprocess.run(
-        [*launcher, "-m", module, *map(str, folders)],
+        [*launcher, *warm_python(), "-m", module, *map(str, folders)],
         check=True, cwd=ROOT, timeout=500,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
@@ -90,3 +103,30 @@ def compare(one: Path, two: Path) -> None:
             assert record[key] == pytest.approx(other[key], rel=1e-3)
         for key in {"supervised_tokens", "text_tokens", "image_tokens", "samples", "dialogs", "epoch"} & record.keys():
             assert record[key] == other[key]
+
+
+WORDS = {
+    "data": "error: process 1 of 2: the shelf is empty",
+    "loss": "error: process 1 of 2: the shelf is empty",
+    "number": "the loss or its gradient is not finite; samples: ",
+    "save": "error: checkpoints: No space left on device",
+    "killed": "error: process 0 of 2: another process of this run is gone without a word of its own: it was killed, or",
+}
+
+
+@pytest.mark.slow
+def test_what_fails_in_one_process_ends_both_within_seconds_and_is_said_once(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, max_steps=8, epochs=9, checkpoint_every_steps=2, validate_every_steps=100)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    subprocess.run(
+        [*warm_python(), "-m", "tests.training.failing_of_two", str(tmp_path / "recipe.yaml"), str(tmp_path), *WORDS],
+        check=True, cwd=ROOT, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    for how, words in WORDS.items():
+        ended = json.loads((tmp_path / f"{how}.json").read_text())
+        assert ended["statuses"] == [2, -signal.SIGKILL if how == "killed" else 2]
+        assert ended["seconds"] < 10
+        assert ended["said"].count(words) == ended["said"].count("error:") == 1, ended["said"]
+        assert "Traceback" not in ended["said"]
+        assert len(Run.open(tmp_path / how).checkpoints()) <= 1

@@ -7,9 +7,10 @@ import pytest
 from tests.training.tiny import save_data, tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.errors import ConfigError, DataError, PreflightError
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
-from visgraft.training.setup import check_resumable, open_session
+from visgraft.training.fingerprints import recipe_changes, refuse_recipe
+from visgraft.training.progress import TrainProgress
+from visgraft.training.setup import open_session
 
 
 def test_a_session_holds_what_trains_and_a_run_folder(tmp_path: Path, quiet: TrainProgress) -> None:
@@ -61,16 +62,20 @@ def test_data_of_which_nothing_can_be_used_is_refused(tmp_path: Path, quiet: Tra
 
 def test_what_makes_it_another_run_may_not_change(tmp_path: Path) -> None:
     before = load_recipe(tiny_recipe(tmp_path))
+    run = Run.create(before)
     allowed = ["train.epochs=9", "train.keep_checkpoints=7", "train.num_workers=3", "output=elsewhere", "name=x"]
-    check_resumable(before, load_recipe(before, overrides=allowed))
+    changes = recipe_changes(run, load_recipe(before, overrides=allowed))
+    assert len(changes) == len(allowed)
+    refuse_recipe(changes)
     for override, key in [
         ("train.seed=3", r"train\.seed: got 3, but the run began with the default"),
         ("train.lora.r=3", r"train\.lora\.r: got 3, but the run began with 2"),
         ("model.image_attention=causal", r"model\.image_attention: got causal"),
         ("data.max_dialogs_per_prefix=3", r"data\.max_dialogs_per_prefix: got 3, but the run began with 2"),
+        ("data.train.0.limit=3", r"data\.train\.0\.limit: got 3, but the run began with the default"),
     ]:
         with pytest.raises(ConfigError, match=key):
-            check_resumable(before, load_recipe(before, overrides=[override]))
+            refuse_recipe(recipe_changes(run, load_recipe(before, overrides=[override])))
 
 
 def test_what_was_set_aside_before_counts_when_a_run_is_resumed(tmp_path: Path, quiet: TrainProgress) -> None:

@@ -1,11 +1,11 @@
-"""Two processes that share every weight out compute, save and resume what one process does."""
+"""Two processes that share every weight out do what one does: with images, texts or ready features, and resumed."""
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,41 +15,61 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from tests.training import one_of_several
-from tests.training.tiny import tiny_recipe
+from tests.training.tiny import add_texts, tiny_recipe
+from tests.warm_python import warm_python
 from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
 from visgraft.inference import load
 from visgraft.runs import Run
-from visgraft.training.sharding import check_strategy
+from visgraft.training.sharding import check_strategy, launch_notes
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in shipped_recipes().values() if path.parent.name == "launch")
 
 
+def recipes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Make recipes of images, of images and texts without a batch of both, and of ready features and texts."""
+    common = {"head": "full", "max_steps": 4, "learning_rate": 1e-3, "exact_match_samples": 2}
+    images = tiny_recipe(
+        folder / "images", language="lora", text_tokens_per_step=150, micro_batch_rows=2, **common
+    )  # fmt: skip
+    apart = {"layout": "rows", "micro_batch_rows": 1, "text_tokens_per_step": 100}
+    texts = tiny_recipe(folder / "texts", num_images=4, vision="full", language="full", **apart, **common)
+    cached = tiny_recipe(folder / "cached", num_images=4, language="lora", cache_vision="disk", **apart, **common)
+    for recipe in (texts, cached):
+        add_texts(recipe["data"]["train"][0]["path"], number=9)
+        add_texts(recipe["data"]["validation"][0]["path"], number=3)
+    return {"images": images, "texts": texts, "cached": cached}
+
+
 @pytest.mark.slow
-def test_two_processes_with_shares_of_all_weights_equal_one(tmp_path: Path) -> None:
-    folders = {name: tmp_path / name for name in ("one", "two")}
-    for folder in folders.values():
-        folder.mkdir()
-        recipe = tiny_recipe(
-            tmp_path, projection="full", language="lora", head="full", text_tokens_per_step=150, max_steps=4,
-            micro_batch_rows=2, learning_rate=1e-3, exact_match_samples=2,
-        )  # fmt: skip
-        (folder / "recipe.json").write_text(json.dumps(recipe))
-    one_of_several.run(folders["one"])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def test_two_processes_with_shares_of_all_weights_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISGRAFT_CACHE", str(tmp_path / "cache"))
+    folders: list[tuple[Path, Path]] = []
+    for name, recipe in recipes(tmp_path).items():
+        folders.append((tmp_path / name / "one", tmp_path / name / "two"))
+        for folder in folders[-1]:
+            folder.mkdir()
+            (folder / "recipe.json").write_text(json.dumps(recipe))
+        one_of_several.run(folders[-1][0])
+    launcher = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
     subprocess.run(
-        [*launcher, "-m", "tests.training.sharded_of_two", str(folders["two"])],
+        [*launcher, *warm_python(), "-m", "tests.training.sharded_of_two", *(str(two) for _, two in folders)],
         check=True, cwd=ROOT, timeout=500,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
-    alone, together = (torch.load(folder / "gradients.pt") for folder in folders.values())
+    for one, two in folders:
+        compare(one, two)
+
+
+def compare(one: Path, two: Path) -> None:
+    alone, together = (torch.load(folder / "gradients.pt") for folder in (one, two))
     assert alone.keys() == together.keys()
     for name, gradient in alone.items():
         torch.testing.assert_close(together[name], gradient, atol=1e-6, rtol=1e-4)
-    reference = Run.open(folders["one"] / "whole")
+    reference = Run.open(one / "whole")
     for name in ("whole", "resumed"):
-        run = Run.open(folders["two"] / name)
+        run = Run.open(two / name)
         for record, other in zip(reference.read_metrics(), run.read_metrics(), strict=True):
             for key in {"loss", "validation_loss", "grad_norm", "exact_match"} & record.keys():
                 assert other[key] == pytest.approx(record[key], rel=1e-3)
@@ -95,3 +115,21 @@ def test_deepspeed_is_refused_with_the_reason_and_the_configs_that_do_the_same()
 def test_fsdp2_and_ddp_are_allowed() -> None:
     for kind in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP):
         check_strategy(SimpleNamespace(distributed_type=kind, is_fsdp2=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "what"), [(2, "this runs DDP, each process with the whole model"), (1, "as a")]
+)
+def test_a_config_for_fsdp_that_accelerate_does_not_follow_is_said(
+    monkeypatch: pytest.MonkeyPatch, num_processes: int, what: str
+) -> None:
+    kind = DistributedType.MULTI_CPU if num_processes > 1 else DistributedType.NO
+    accelerator: Any = SimpleNamespace(
+        distributed_type=kind, num_processes=num_processes, device=SimpleNamespace(type="cpu")
+    )
+    assert launch_notes(accelerator) == []
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    [note] = launch_notes(accelerator)
+    assert "asks for FSDP, but on this device (cpu) accelerate does not share weights out: " in note and what in note
+    accelerator.distributed_type = DistributedType.FSDP
+    assert launch_notes(accelerator) == []

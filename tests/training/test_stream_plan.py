@@ -13,11 +13,11 @@ from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.windows import open_streams
 from visgraft.errors import ConfigError, DataError
 from visgraft.processor import Processor
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
 from visgraft.training.plan import Position, StepPlan
+from visgraft.training.progress import TrainProgress
 from visgraft.training.steps import LoaderSettings, Step, load_steps
 from visgraft.training.stream_plan import StreamPlanner
 
@@ -89,6 +89,7 @@ def recipe_of(folder: Path, **train_settings: Any) -> dict[str, Any]:
     return {**recipe, "data": {"train": [entry], "stream_window": 4}}
 
 
+@pytest.mark.slow
 def test_a_run_over_a_stream_stops_and_goes_on_bit_for_bit(tmp_path: Path, quiet: TrainProgress) -> None:
     recipe = recipe_of(tmp_path, checkpoint_every_steps=7)
     whole = train(recipe, progress=quiet)

@@ -8,12 +8,14 @@ import torch
 
 from tests.training.tiny import tiny_recipe
 from visgraft.config import load_recipe
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
+from visgraft.training.progress import TrainProgress
 from visgraft.training.setup import open_session
 from visgraft.training.summary import peak_memory_bytes
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_summary_adds_up_what_the_steps_say(tmp_path: Path, quiet: TrainProgress) -> None:

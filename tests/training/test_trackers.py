@@ -11,10 +11,10 @@ from accelerate.tracking import GeneralTracker
 
 from tests.training.tiny import tiny_recipe
 from visgraft.errors import ConfigError
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
+from visgraft.training.progress import TrainProgress
 from visgraft.training.trackers import check_trackers
 
 

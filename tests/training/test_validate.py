@@ -11,9 +11,9 @@ from tests.training.tiny import tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.data.sample import Turn
 from visgraft.errors import ConfigError
-from visgraft.reporting.progress import TrainProgress
 from visgraft.training import validate as validate_module
 from visgraft.training.plan import Planner
+from visgraft.training.progress import TrainProgress
 from visgraft.training.setup import open_session
 from visgraft.training.training_data import pick_questions
 from visgraft.training.validate import answer_sample_prompts, score_questions, validate
@@ -63,8 +63,7 @@ def test_ones_own_images_are_asked_behind_the_fixed_questions_and_kept_small(
     recipe = tiny_recipe(tmp_path, max_new_tokens=2)
     recipe["data"]["sample_prompts"] = [{"image": str(tmp_path / "mine.png"), "prompts": ["What is it?", ""]}]
     session = open_session(load_recipe(recipe), progress=quiet)
-    answer_sample_prompts(session)
-    records = session.run.read("samples")
+    records = answer_sample_prompts(session)
     held_out, own = records[:4], records[4:]
     assert all(len(record["expected"]) == 1 for record in held_out)
     assert [(record["prompt"], record["expected"]) for record in own] == [("What is it?", []), ("", [])]

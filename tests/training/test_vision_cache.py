@@ -16,13 +16,15 @@ from visgraft.config import load_recipe
 from visgraft.data.images import opening as images
 from visgraft.data.images.feature_cache import image_version
 from visgraft.errors import ConfigError
-from visgraft.reporting.progress import TrainProgress, make_progress
 from visgraft.runs import Run
 from visgraft.training import steps, vision_cache
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train, train_step
+from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.setup import open_session
 from visgraft.training.steps import load_steps
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ In: an empty folder. Out: checkpoints, data and recipe values in it. Usage: `rec
 """
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def save_data(folder: Path, *, num_images: int, first: int = 0, bad: int = 0) ->
     for number in range(first, first + num_images):
         name, colour = list(COLOURS.items())[number % len(COLOURS)]
         pixels = np.random.default_rng(number).integers(-20, 20, (SIDE, SIDE, 3)) + np.array(colour)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+        encoded = BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(encoded, format="PNG")
+        _put(folder / f"{number}.png", encoded.getvalue())
         texts = [
             {"text": f"a {name} cat on a sofa"},
             {"question": "Which colour?", "answer": name},
@@ -82,10 +85,23 @@ def save_data(folder: Path, *, num_images: int, first: int = 0, bad: int = 0) ->
         ]
         lines += [{"file_name": f"{number}.png", **text} for text in texts[: 1 + number % 4]]
     for number in range(bad):
-        (folder / f"bad-{number}.png").write_bytes(b"not an image")
+        _put(folder / f"bad-{number}.png", b"not an image")
         lines.append({"file_name": f"bad-{number}.png", "text": "never seen"})
-    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    _put(folder / "metadata.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     return str(folder)
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file, unless it is what it is to be: a resumed run knows its data by their times of change."""
+    if not path.is_file() or path.read_bytes() != content:
+        path.write_bytes(content)
+
+
+def add_texts(folder: str, *, number: int) -> None:
+    """Add samples without an image."""
+    lines = [{"file_names": [], "question": f"What follows {n}?", "answer": f"{n + 1} does."} for n in range(number)]
+    with (Path(folder) / "metadata.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def tiny_recipe(

@@ -19,7 +19,7 @@ from visgraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from visgraft.compare.answers import SamplePrompt
-    from visgraft.compare.collect import Comparison
+    from visgraft.compare.variants import Comparison
 
 MAX_COLUMNS = 6  # of results in the terminal; the page has them all
 

@@ -32,7 +32,7 @@ def demo(
     note("loading PyTorch and transformers")
     quiet_libraries()
     from visgraft.demo import run_demo
-    from visgraft.reporting.progress import make_progress
+    from visgraft.training.progress import make_progress
 
     try:
         result = run_demo(progress=make_progress(), quick=quick, all_questions=all_questions, seed=seed, folder=output)

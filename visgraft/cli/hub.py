@@ -1,4 +1,4 @@
-"""Whether the Hugging Face Hub can be reached, asked once, so that nobody waits for half a minute of retries.
+"""Whether the Hugging Face Hub can be reached, asked once, so that no one waits for half a minute of retries.
 
 In: the names that a command will load. Out: where the network is missing, offline mode: what is cached is used, and
 what is not is an error at once.

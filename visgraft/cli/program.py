@@ -32,14 +32,16 @@ from visgraft.cli.train import train
 from visgraft.cli.watch import watch
 from visgraft.config.renamed import COMMANDS
 from visgraft.errors import VisgraftError
+from visgraft.training.interrupt import Interrupted, exit_status
 
 BAD_INPUT, INTERRUPTED = 2, 130
 # What typer raises for arguments that it cannot read; the base of its own BadParameter, wherever typer keeps it.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 EPILOG = (
-    "Exit status: 0 done, 1 the answer is no, 2 bad input, 130 Ctrl-C. Models come from folders or from the Hugging "
-    "Face Hub; HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honoured. VISGRAFT_CACHE is where the starter pair is kept."
+    "Exit status: 0 done, 1 the answer is no, 2 bad input, 130 Ctrl-C, 128 + its number any other signal behind which "
+    "a run was saved. Models come from folders or from the Hugging Face Hub; HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are "
+    "honoured. VISGRAFT_CACHE is where the starter pair is kept."
 )
 
 
@@ -53,6 +55,8 @@ def main(args: Sequence[str] | None = None) -> int:
     with debugging(is_debug):
         try:
             status = app(given, prog_name="visgraft", standalone_mode=False)
+        except Interrupted as error:
+            return exit_status(error)
         except (KeyboardInterrupt, typer.Abort):
             return INTERRUPTED
         except SystemExit:  # typer's way to end where the reader of its output stopped early, as `head` does

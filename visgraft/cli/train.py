@@ -32,12 +32,22 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.", show_default=False)
     ] = None,
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed", help="Resume even if data, models, settings or libraries changed; writes it down."
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output", "-o", metavar="DIR", help="The run folder itself, new or empty.", show_default="by date"
         ),
     ] = None,
+    resume_or_start: Annotated[
+        bool,
+        typer.Option("--resume-or-start", help="Go on with the run in --output if one is there, else begin it."),
+    ] = False,
 ) -> None:
     """Train the join of two models on images and texts.
 
@@ -48,6 +58,8 @@ def train(
         raise ConfigError(
             "train: got neither a recipe nor --resume; name a recipe, such as easy_vqa (`visgraft recipes`)"
         )
+    if resume_or_start and output is None:
+        raise ConfigError("--resume-or-start: got no folder; name the run's own with --output DIR")
     if resume is not None and output is not None:
         raise ConfigError(f"train: got both --resume {resume} and --output {output}; a run goes on in its own folder")
     settings = load_recipe(
@@ -59,7 +71,9 @@ def train(
     from visgraft.training.loop import train as run_training
 
     try:
-        folder = run_training(settings, resume=resume, folder=output)
+        folder = run_training(
+            settings, resume=resume, folder=output, resume_or_start=resume_or_start, allow_changed=allow_changed
+        )
     except KeyboardInterrupt as error:
         if str(error):  # it was saved, and says how to go on
             tell(str(error))

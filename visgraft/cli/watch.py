@@ -1,6 +1,6 @@
 """`visgraft watch`: the live curves of runs in the terminal.
 
-In: experiments and runs. Out: a drawing that follows them until all are over, plain lines where nobody looks.
+In: experiments and runs. Out: a drawing that follows them until all are over, plain lines where no one looks.
 Usage: `visgraft watch runs/my-run`
 """
 

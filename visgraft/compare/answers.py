@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from visgraft.compare.collect import RunData, Variant
 from visgraft.compare.differences import data_key
+from visgraft.compare.variants import RunData, Variant
 from visgraft.config import Recipe
 from visgraft.data.images.opening import open_image
 from visgraft.data.sources import epoch_order, open_sources

@@ -3,27 +3,28 @@
 In: variants. Out: Altair charts: live ones whose signals the page sets (which variants are shown, which axis, raw lines
 or not; scales follow what is shown), and a still one for a picture.
 
-    for panel in panels(comparison.variants): page.chart(live_chart(panel, style), alt=panel.title)
+    for panel in panels(comparison.variants): figure(live_chart(panel, styles, shown=names), alt=panel.title)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, Literal
 
 import altair
 
-from visgraft.compare.collect import RunData, Variant
 from visgraft.compare.curves import AXES, Axis, Curve, Unit, average, thin
 from visgraft.compare.differences import data_key, data_name
 from visgraft.compare.results_table import loss_unit
-from visgraft.reporting.page import COLORS
+from visgraft.compare.variants import RunData, Variant
+from visgraft.reporting.charts import LineStyles, Rows, loss_axis, loss_scale
 
 Split = Literal["training", "validation"]
-DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 2), (9, 3, 2, 3))  # one for each time the colours are used
 MIN_LOSS = 1e-6  # what a logarithmic axis can show of a loss that is 0
-UNLIKE_LENGTH = 0.05  # runs whose numbers of texts differ by more than this share are of unlike length
+MAX_LENGTH_DIFFERENCE = 0.05  # runs whose numbers of texts differ by more than this share are of different length
+MAX_TITLE_LENGTH = 110  # characters of a line above a picture's panel
 CROSS: dict[str, Any] = {"shape": "cross", "size": 150, "angle": 45, "filled": True}
 AXIS_WORDS: dict[Axis, str] = {
     "steps": "optimizer steps",
@@ -41,7 +42,7 @@ class Panel:
         data: what the data is, in words.
         unit: the losses are per token or per character of answer.
         variants: those with such a curve.
-        notes: curves of unlike length, runs that are not finished.
+        notes: curves of different length, runs that are not finished.
     """
 
     split: Split
@@ -92,7 +93,7 @@ def _length_notes(variants: Sequence[Variant]) -> list[str]:
             number = _num_texts(run)
             if run.status != "finished":
                 notes.append(f"{name} is {run.status}: it stopped after {number:,.0f} texts")
-            elif number < longest * (1 - UNLIKE_LENGTH):
+            elif number < longest * (1 - MAX_LENGTH_DIFFERENCE):
                 notes.append(f"{name} is shorter: {number:,.0f} texts where the longest has {longest:,.0f}")
     return notes
 
@@ -104,7 +105,7 @@ def _num_texts(run: RunData) -> float:
 def is_short(run: RunData, panel: Panel) -> bool:
     """Say whether a run's curve ends before the longest of its panel, or before its own end."""
     longest = max(_num_texts(other) for variant in panel.variants for other in variant.runs)
-    return run.status != "finished" or _num_texts(run) < longest * (1 - UNLIKE_LENGTH)
+    return run.status != "finished" or _num_texts(run) < longest * (1 - MAX_LENGTH_DIFFERENCE)
 
 
 # --- Rows
@@ -166,9 +167,6 @@ def _loss(value: float) -> float:
     return max(_round(value), MIN_LOSS)
 
 
-Rows = dict[str, list[dict[str, Any]]]
-
-
 def rows_of(panel: Panel) -> Rows:
     """Give the rows that `live_chart` calls by name."""
     return {"means": mean_rows(panel), "raw": raw_rows(panel), "ends": end_rows(panel)}
@@ -177,45 +175,8 @@ def rows_of(panel: Panel) -> Rows:
 # --- Charts
 
 
-@dataclass(frozen=True)
-class Styles:
-    """The line of each variant: a colour, and a dash pattern once the colours are used up."""
-
-    names: tuple[str, ...]
-
-    def color(self, name: str) -> str:
-        """Give a variant's colour."""
-        return COLORS[self.names.index(name) % len(COLORS)]
-
-    def dash(self, name: str) -> list[int]:
-        """Give a variant's dash pattern."""
-        return list(DASHES[self.names.index(name) // len(COLORS) % len(DASHES)])
-
-    def encodings(self, *, legend: altair.Legend | None) -> dict[str, Any]:
-        """Give the encodings that draw every variant in its own style, in every chart the same."""
-        names = list(self.names)
-        colors, dashes = [self.color(name) for name in names], [self.dash(name) for name in names]
-        return {
-            "color": altair.Color(
-                "variant:N", scale=altair.Scale(domain=names, range=colors), legend=legend, title=None
-            ),
-            "strokeDash": altair.StrokeDash(
-                "variant:N", scale=altair.Scale(domain=names, range=dashes), legend=legend, title=None
-            ),
-        }
-
-
 def _y() -> altair.Y:
-    return altair.Y(
-        "loss:Q",
-        title=None,
-        scale=altair.Scale(type="log", nice=False),
-        axis=_loss_axis(),
-    )
-
-
-def _loss_axis() -> altair.Axis:
-    return altair.Axis(format="~g", labelOverlap=True, tickCount=8)
+    return altair.Y("loss:Q", title=None, scale=loss_scale(), axis=loss_axis())
 
 
 def _x(field: str, *, title: str | None = None) -> altair.X:
@@ -227,7 +188,7 @@ def _x(field: str, *, title: str | None = None) -> altair.X:
     )
 
 
-def live_chart(panel: Panel, styles: Styles, *, shown: Sequence[str], height: int = 330) -> altair.LayerChart:
+def live_chart(panel: Panel, styles: LineStyles, *, shown: Sequence[str], height: int = 330) -> altair.LayerChart:
     """Draw a panel whose signals `shown` (names), `axis` and `raw` the page may set; scales follow what is shown."""
     means, raw, ends = (
         altair.Chart(altair.NamedData(name)).transform_filter("indexof(shown, datum.variant) >= 0")
@@ -244,16 +205,16 @@ def live_chart(panel: Panel, styles: Styles, *, shown: Sequence[str], height: in
     )
 
 
-def _dots(means: altair.Chart, raw: altair.Chart, styles: Styles) -> list[altair.Chart]:
+def _dots(means: altair.Chart, raw: altair.Chart, styles: LineStyles) -> list[altair.Chart]:
     """Draw what was measured once: a line a variant, a dot a run, a tick at the mean of the seeds."""
     loss = altair.X(
         "loss:Q",
         title=None,
-        scale=altair.Scale(type="log", nice=False, padding=14),
-        axis=_loss_axis(),
+        scale=loss_scale(padding=14),
+        axis=loss_axis(),
     )
     name = altair.Y("variant:N", title=None, sort=list(styles.names), axis=altair.Axis(labelLimit=240, grid=True))
-    color = styles.encodings(legend=None)["color"]
+    color = styles.encodings("variant", legend=None)["color"]
     hover = [altair.Tooltip("run:N"), altair.Tooltip("loss:Q", format=".4~g")]
     return [
         means.mark_tick(thickness=3, size=16).encode(x=loss, y=name, color=color),
@@ -261,12 +222,12 @@ def _dots(means: altair.Chart, raw: altair.Chart, styles: Styles) -> list[altair
     ]
 
 
-def _live_lines(means: altair.Chart, raw: altair.Chart, ends: altair.Chart, styles: Styles) -> list[altair.Chart]:
+def _live_lines(means: altair.Chart, raw: altair.Chart, ends: altair.Chart, styles: LineStyles) -> list[altair.Chart]:
     """Draw curves: means over seeds with their spread, each run as measured, crosses where one ends early."""
     means = means.transform_filter("datum.axis == axis")
     raw = raw.transform_filter("raw").transform_calculate(x="datum[axis]")
     ends = ends.transform_calculate(x="datum[axis]")
-    style = styles.encodings(legend=None)
+    style = styles.encodings("variant", legend=None)
     color = style["color"]
     x, y, low = _x("x"), _y(), altair.Y("low:Q", title=None)
     hover = [
@@ -283,10 +244,12 @@ def _live_lines(means: altair.Chart, raw: altair.Chart, ends: altair.Chart, styl
     ]
 
 
-def still_chart(found: Sequence[Panel], styles: Styles, *, shown: Sequence[str]) -> tuple[altair.VConcatChart, Rows]:
+def still_chart(
+    found: Sequence[Panel], styles: LineStyles, *, shown: Sequence[str]
+) -> tuple[altair.VConcatChart, Rows]:
     """Draw all panels below one another for a picture, with a legend, over samples; give its rows too."""
     charts: list[altair.LayerChart] = []
-    rows: Rows = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for panel in found:
         axis: Axis = "steps" if panel.is_single else "samples"
         named = {"means": mean_rows(panel, axes=[axis]), "raw": raw_rows(panel), "ends": end_rows(panel)}
@@ -300,16 +263,19 @@ def still_chart(found: Sequence[Panel], styles: Styles, *, shown: Sequence[str])
             layers = _dots(means, raw, styles)
         else:
             layers = _still_lines(means, raw, ends, styles, has_legend=number == 0)
-        charts.append(altair.LayerChart(layer=layers, width=760, height=300, title=f"{panel.title}: {panel.data}"))
+        title = altair.TitleParams(
+            panel.title, subtitle=wrap(panel.data, width=MAX_TITLE_LENGTH), anchor="start", frame="group"
+        )
+        charts.append(altair.LayerChart(layer=layers, width=760, height=300, title=title))
     return altair.VConcatChart(vconcat=charts), rows
 
 
 def _still_lines(
-    means: altair.Chart, raw: altair.Chart, ends: altair.Chart, styles: Styles, *, has_legend: bool
+    means: altair.Chart, raw: altair.Chart, ends: altair.Chart, styles: LineStyles, *, has_legend: bool
 ) -> list[altair.Chart]:
     """Draw curves over samples, as `_live_lines` does over what the page chooses."""
     legend = altair.Legend(symbolType="stroke", symbolSize=400, symbolOpacity=1, labelLimit=340) if has_legend else None
-    style = styles.encodings(legend=legend)
+    style = styles.encodings("variant", legend=legend)
     y, title = _y(), AXIS_WORDS["samples"]
     x, x_samples = _x("x", title=title), _x("samples", title=title)
     low = altair.Y("low:Q", title=None)

@@ -9,85 +9,18 @@ In: run folders and experiment folders. Out: `Comparison`, which the other files
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
-from visgraft.compare.curves import Curve, training_curve, validation_curve
+from visgraft.compare.curves import training_curve, validation_curve
 from visgraft.compare.differences import all_settings, data_key, without_seed
 from visgraft.compare.names import variant_names
-from visgraft.config import Recipe, load_recipe
+from visgraft.compare.variants import Comparison, RunData, Variant
+from visgraft.config import load_recipe
 from visgraft.errors import CheckpointError, ConfigError
-from visgraft.runs import Run, Status, read_experiment_record
-
-
-@dataclass(frozen=True)
-class RunData:
-    """One run as it is on disk.
-
-    Attributes:
-        folder: where it lies.
-        variant: name of the variant it belongs to.
-        seed: of its weights and order.
-        recipe: as it ran.
-        settings: dotted key -> value, defaults included; without what is of effect on the disk alone.
-        training: loss over steps, samples and minutes.
-        validation: the same of the held-out data.
-        scores: name -> values over the same validations, None where one was not measured.
-        summary: what `summary.json` holds; empty of a run that has none.
-        sample_answers: the lines of `samples.jsonl`.
-        status: as `Run.status` says.
-    """
-
-    folder: Path
-    variant: str
-    seed: int
-    recipe: Recipe
-    settings: Mapping[str, Any]
-    training: Curve
-    validation: Curve
-    scores: Mapping[str, Sequence[float | None]]
-    summary: Mapping[str, Any]
-    sample_answers: Sequence[Mapping[str, Any]]
-    status: Status
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Runs that differ in nothing but their seed; `settings` are those of the first."""
-
-    name: str
-    runs: tuple[RunData, ...]
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Dotted key -> value, defaults included."""
-        return self.runs[0].settings
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether any of its runs has come to its end."""
-        return any(run.status == "finished" for run in self.runs)
-
-    @property
-    def counted(self) -> tuple[RunData, ...]:
-        """The runs that its means are made of: the finished ones or, where there are none, all."""
-        return tuple(run for run in self.runs if run.status == "finished") or self.runs
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All that is compared: the variants in their order, and what was left out and why."""
-
-    variants: tuple[Variant, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def runs(self) -> list[RunData]:
-        """Every run of every variant."""
-        return [run for variant in self.variants for run in variant.runs]
+from visgraft.runs import Run, read_experiment_record
 
 
 def choose(comparison: Comparison, only: Sequence[str]) -> list[str]:

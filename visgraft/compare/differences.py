@@ -13,13 +13,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from visgraft.compare.variants import RunData, Variant
 from visgraft.config import PARTS, Recipe, effect_of
 from visgraft.config.plain_values import to_plain
-
-if TYPE_CHECKING:
-    from visgraft.compare.collect import RunData, Variant
 
 ABSENT = "—"  # a key that the recipe does not have
 
@@ -49,7 +47,7 @@ def without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "train.seed"}
 
 
-def unlike_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def different_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Give the keys whose values are not the same in all of these: key -> value in each, in their order."""
     found = {}
     for key in dict.fromkeys(key for each in settings for key in each):
@@ -61,13 +59,13 @@ def unlike_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any
 
 def differences(variants: Sequence[Variant]) -> dict[str, dict[str, Any]]:
     """Give the settings that are not the same in all variants: key -> variant -> value."""
-    unlike = unlike_settings([without_seed(variant.settings) for variant in variants])
+    found = different_settings([without_seed(variant.settings) for variant in variants])
     names = [variant.name for variant in variants]
-    return {key: dict(zip(names, values, strict=True)) for key, values in unlike.items()}
+    return {key: dict(zip(names, values, strict=True)) for key, values in found.items()}
 
 
 def as_text(value: object) -> str:
-    """Write a setting's value as a person would."""
+    """Write a setting's value as a user would."""
     if value is None:
         return "null"
     if isinstance(value, bool):

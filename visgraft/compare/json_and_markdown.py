@@ -12,10 +12,10 @@ from typing import Any
 
 from visgraft.compare.answers import SamplePrompt, text_quality
 from visgraft.compare.charts import panels
-from visgraft.compare.collect import Comparison, Variant
 from visgraft.compare.differences import ABSENT, as_text, differences, what_trains
 from visgraft.compare.report import TEXT_QUALITY_COLUMNS
 from visgraft.compare.results_table import Cell, Column, results, written
+from visgraft.compare.variants import Comparison, Variant
 
 
 def as_json(comparison: Comparison, questions: Sequence[SamplePrompt]) -> dict[str, Any]:

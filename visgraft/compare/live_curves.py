@@ -1,6 +1,6 @@
 """The live curves of runs in a terminal: training loss of each as a line of dots, below it where each run stands.
 
-In: run and experiment folders, read anew whenever their files change. Out: a drawing for rich, plain lines elsewhere.
+In: run and experiment folders, read again whenever their files change. Out: a drawing for rich, plain lines elsewhere.
 
     watched = Watch(["runs/modules"]); watched.read(); console.print(watched.drawing(width=100, height=16))
 """
@@ -17,8 +17,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from visgraft.compare.collect import RunData, find_runs, num_waiting, read_run
+from visgraft.compare.collect import find_runs, num_waiting, read_run
 from visgraft.compare.curves import Array, smooth
+from visgraft.compare.variants import RunData
 from visgraft.runs import Run
 
 COLORS = ("bright_blue", "yellow", "green", "magenta", "cyan", "red", "bright_magenta", "bright_green")

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from visgraft.compare.differences import as_text, unlike_settings, without_seed
+from visgraft.compare.differences import as_text, different_settings, without_seed
+from visgraft.compare.variants import RunData
 
-if TYPE_CHECKING:
-    from visgraft.compare.collect import RunData
-
-Group = Sequence["RunData"]
+Group = Sequence[RunData]
 MAX_SETTINGS = 2  # that name a variant; where more differ, its folder does
 MAX_VALUE_LENGTH = 24  # characters of a value that still reads as part of a name
 
@@ -49,29 +46,29 @@ def without_seed_ending(name: str) -> str:
 def _by_settings(groups: Sequence[Group]) -> list[str]:
     """Tell groups apart by their settings; an empty list where too many differ, none does, or one is long."""
     settings = [without_seed(group[0].settings) for group in groups]
-    unlike = unlike_settings(settings)
-    if not 1 <= len(unlike) <= MAX_SETTINGS:
+    found = different_settings(settings)
+    if not 1 <= len(found) <= MAX_SETTINGS:
         return []
-    short = {key: key.partition(".")[2] or key for key in unlike}
-    titles = short if len(set(short.values())) == len(short) else {key: key for key in unlike}
-    values = [[(titles[key], as_text(found[place])) for key, found in unlike.items()] for place in range(len(groups))]
+    short = {key: key.partition(".")[2] or key for key in found}
+    titles = short if len(set(short.values())) == len(short) else {key: key for key in found}
+    values = [[(titles[key], as_text(value[place])) for key, value in found.items()] for place in range(len(groups))]
     if any(len(value) > MAX_VALUE_LENGTH for row in values for _, value in row):
         return []
-    told = [", ".join(f"{title} {value}" for title, value in row) for row in values]
-    return told if len(set(told)) == len(told) else []
+    texts = [", ".join(f"{title} {value}" for title, value in row) for row in values]
+    return texts if len(set(texts)) == len(texts) else []
 
 
 def _by_folders(groups: Sequence[Group], *, name: str) -> list[str]:
     """Tell groups apart by the folder of their first run, with as many of the folders around it as it takes."""
     folders = [group[0].folder for group in groups]
-    told: list[str] = []
+    texts: list[str] = []
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
-        told = ["/".join(folder.parts[-depth:]) for folder in folders]
-        bare = [without_seed_ending(text).removesuffix(f"-{name}") for text in told]
-        for texts in (bare, told):
-            if len(set(texts)) == len(texts) and all(texts):
-                return texts
-    return told
+        texts = ["/".join(folder.parts[-depth:]) for folder in folders]
+        bare = [without_seed_ending(text).removesuffix(f"-{name}") for text in texts]
+        for names in (bare, texts):
+            if len(set(names)) == len(names) and all(names):
+                return names
+    return texts
 
 
 def _all_different(names: Sequence[str]) -> list[str]:

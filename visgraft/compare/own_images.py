@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from visgraft.compare.answers import Given, SamplePrompt
-from visgraft.compare.collect import Variant
+from visgraft.compare.variants import Variant
 from visgraft.data.images.opening import open_image
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import BadSampleError, CheckpointError

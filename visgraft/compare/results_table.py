@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from visgraft.compare.collect import RunData, Variant
 from visgraft.compare.curves import Unit
 from visgraft.compare.differences import data_key, has_one_tokenizer
+from visgraft.compare.variants import RunData, Variant
 from visgraft.config import PARTS
 
 Kind = Literal["count", "speed", "minutes", "memory", "loss", "share", "score"]
@@ -41,7 +41,7 @@ class Column:
 
     Attributes:
         key: stable name, for programs.
-        title: what a person reads.
+        title: what a user reads.
         kind: how its numbers are written.
         cells: variant -> value; variants that lack it are left out.
         note: what one must know to compare its values; empty where nothing.
@@ -193,7 +193,7 @@ def _column(
     note = ""
     if better is not None and len(sets) > 1:
         groups = "; ".join(", ".join(names) for names in sets.values())
-        note = f"{title}: measured on unlike data, so compare only within a group: {groups}"
+        note = f"{title}: measured on different data, so compare only within a group: {groups}"
     return Column(key, title, kind, cells, note)
 
 

@@ -170,6 +170,8 @@ class TrainSettings:
     keep_checkpoints: PositiveInt = setting("disk", 2, may_change=True)  # the newest kept; older ones are removed
     # null: at the end of each epoch
     checkpoint_every_steps: PositiveInt | None = setting("disk", None, may_change=True)
+    # and whenever so much time has gone by since the last one; null: never
+    checkpoint_every_minutes: PositiveFloat | None = setting("disk", 15.0, may_change=True)
     # null: at the end of each epoch
     validate_every_steps: PositiveInt | None = setting("result", None, may_change=True)
     # answer the sample prompts; null: at the end of each epoch

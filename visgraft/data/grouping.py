@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visgraft.data.fingerprint import Fingerprint, ImagePaths, unpack
 from visgraft.data.images.opening import KEY_BYTES, image_key, image_refs
 from visgraft.data.readers.row_formats import Content, content_of_row
 from visgraft.data.readers.rows import Row, Rows
@@ -50,34 +51,39 @@ class RowSource:
         return self.rows.where(index)
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> Fingerprint:
+        """Return what differs wherever the files of the rows differ."""
+        return self.rows.fingerprint
+
+    @property
+    def reading(self) -> str:
         """Name what is read and how; another text wherever a file or an option changed."""
         options = getattr(self._read_row, "keywords", {})
-        return repr((type(self).__name__, str(self._folder), options, self.rows.fingerprint))
+        return repr((type(self).__name__, str(self._folder), options, self.fingerprint))
 
 
 class Grouped:
     """Gather the samples of a source that have the same images; see Source.
 
-    by_content: files are compared by what they hold, not by their path.
+    by_content: files are compared by what they hold, not by their path. alone: nothing is gathered, a sample is a row.
     """
 
-    def __init__(self, source: Source, *, by_content: bool) -> None:
+    def __init__(self, source: Source, *, by_content: bool, alone: bool = False) -> None:
         self.source = source
         fingerprint = None
         if isinstance(source, RowSource) and not by_content:
-            fingerprint = source.fingerprint
+            fingerprint = f"rows and their images {source.reading}"
         scan = keep_arrays(partial(_scan, source, by_content=by_content), fingerprint=fingerprint)
-        keys, num_dialogs = scan["keys"], scan["num_dialogs"]
+        keys, num_dialogs, self._images = scan["keys"], scan["num_dialogs"], scan["images"]
         # The label of a row is the first row with the same images; bad rows and those without an image stand alone.
         labels = np.arange(len(keys))
-        shared = np.flatnonzero(keys != b"")
+        shared = np.flatnonzero((keys != b"") & (not alone))
         _, first, inverse = np.unique(keys[shared], return_index=True, return_inverse=True)
         labels[shared] = shared[first[inverse.reshape(-1)]]
         self._members = np.argsort(labels, kind="stable")
         ordered = labels[self._members]
         self._starts = np.flatnonzero(np.diff(ordered, prepend=-1, append=len(keys)))
-        self.keys = keys[self._members[self._starts[:-1]]]  # empty of what stands alone
+        self.keys = None if alone else keys[self._members[self._starts[:-1]]]  # empty of what stands alone
         self.num_dialogs: NDArray[np.int64] = np.add.reduceat(num_dialogs[self._members], self._starts[:-1])
 
     def __len__(self) -> int:
@@ -98,21 +104,28 @@ class Grouped:
         more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
         return ", ".join(self.source.where(int(row)) for row in rows[:_NAMED_ROWS]) + more
 
+    @property
+    def image_files(self) -> list[str]:
+        """The paths of the images that are files of their own, of very many a part."""
+        return unpack(self._images)
+
 
 def _scan(source: Source, *, by_content: bool) -> dict[str, NDArray[Any]]:
-    """Read every row once: its key (empty where it stands alone) and how many dialogs it holds (0: it is bad)."""
+    """Read every row once: its key (empty where it stands alone), its dialogs (0: it is bad) and its image files."""
+    images = ImagePaths()
     keys = np.zeros(len(source), dtype=f"S{KEY_BYTES + 1}")
     num_dialogs = np.zeros(len(source), dtype=np.int64)
     for index in range(len(source)):
         try:
             sample = source[index]
             num_dialogs[index] = len(sample.dialogs)
+            images.add(*(image for image in sample.images if isinstance(image, Path)))
             key = sample_key(sample, by_content=by_content)
         except BadSampleError:
             continue  # asking for it, or opening its image, gives the reason
         if key is not None:
             keys[index] = key + b"."  # numpy cuts zeros off the end of bytes
-    return {"keys": keys, "num_dialogs": num_dialogs}
+    return {"keys": keys, "num_dialogs": num_dialogs, "images": images.packed()}
 
 
 def sample_key(sample: Sample, *, by_content: bool) -> bytes | None:

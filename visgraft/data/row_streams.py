@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from visgraft.data.fingerprint import Fingerprint
 from visgraft.data.grouping import ReadRow
 from visgraft.data.images.opening import image_refs
 from visgraft.data.readers.rows import Row
@@ -41,6 +42,10 @@ class StreamedRow(NamedTuple):
 
 class RowStream(Protocol):
     """Rows in an order that depends on nothing but seed and epoch."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Return what differs wherever the files differ, as far as the stream knows them."""
 
     def read(self, *, seed: int | None, epoch: int, place: StreamPlace) -> Iterator[StreamedRow]:
         """Read on from a place that an earlier reading of the same seed and epoch gave; None: from the beginning.

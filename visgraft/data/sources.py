@@ -14,7 +14,7 @@ import inspect
 import pkgutil
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -22,14 +22,15 @@ from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from random import Random
-from typing import Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visgraft.config import AugmentSettings, DataSettings, SourceSettings, Strict, unknown_key
+from visgraft.data.fingerprint import Fingerprint, describe_images
 from visgraft.data.grouping import Grouped, RowSource, sample_key
-from visgraft.data.images.opening import is_web_address
+from visgraft.data.images.opening import is_web_address, short_digest
 from visgraft.data.images.remote import RemoteImage
 from visgraft.data.images.video import frames_of
 from visgraft.data.mixing import epoch_order as epoch_order
@@ -73,7 +74,7 @@ def open_sources(
     for name, entry, read in zip(name_sources(entries), entries, readers, strict=True):
         samples, notes = _open(entry, read, settings=settings, is_training=is_training)
         length = len(samples) if entry.limit is None else min(entry.limit, len(samples))
-        opened.append(OpenSource(name=name, samples=samples, length=length, weight=entry.weight, notes=notes))
+        opened.append(OpenSource(name, samples, length=length, weight=entry.weight, notes=notes, entry=entry))
     temperature = settings.mixing_temperature if is_training else 1.0
     if settings.group_across_sources and len(opened) > 1:
         opened = [_gather_all(opened, temperature=temperature)]
@@ -104,6 +105,8 @@ def _open(
     notes: Sequence[str] = getattr(samples, "notes", ())
     if entry.group in ("path", "content") or (entry.group == "auto" and isinstance(samples, RowSource)):
         samples = Grouped(samples, by_content=entry.group == "content")
+    elif entry.group == "none" and isinstance(samples, RowSource):
+        samples = Grouped(samples, by_content=False, alone=True)
     elif entry.group == "none" and (counts := known_counts(samples)) is not None:
         samples = Ungrouped(samples, counts)
     if entry.held_out:
@@ -245,23 +248,23 @@ class Subset:
 
     def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
         self.source = source
-        self._indices = indices
+        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.source[int(self._indices[index])]
+        return self.source[int(self.indices[index])]
 
     def where(self, index: int) -> str:
         """Say what the source says."""
-        return self.source.where(int(self._indices[index]))
+        return self.source.where(int(self.indices[index]))
 
     @property
     def num_dialogs(self) -> NDArray[np.int64] | None:
         """The dialogs of each sample; None where they are not known without reading."""
         counts = known_counts(self.source)
-        return None if counts is None else counts[self._indices]
+        return None if counts is None else counts[self.indices]
 
 
 def _hold_out(source: Source, *, share: float, held_out: bool) -> Subset:
@@ -291,13 +294,43 @@ def _hold_out(source: Source, *, share: float, held_out: bool) -> Subset:
 
 @dataclass(frozen=True)
 class OpenSource:
-    """Hold one source among others: the first length samples, seen weight times an epoch; what its reader notes."""
+    """Hold one source among others.
+
+    Attributes:
+        name: of the source among the others.
+        samples: all of them.
+        length: how many of them count, the first ones.
+        weight: how often they are seen in an epoch.
+        notes: what the reader has to say.
+        entry: the recipe's; None of what is no entry's.
+    """
 
     name: str
     samples: Source
     length: int
     weight: float = 1.0
     notes: Sequence[str] = ()
+    entry: SourceSettings | None = None
+
+    def described(self) -> dict[str, str]:
+        """Describe what is read without reading it: its files, its image files, which samples."""
+        found = {"samples": f"{self.length:,}"}
+        for layer in layers(self.samples):
+            if isinstance(getattr(layer, "fingerprint", None), Fingerprint):
+                found |= layer.fingerprint.described()
+            if isinstance(layer, Subset):
+                found["split"] = f"{len(layer):,} samples, sum {short_digest(layer.indices.tobytes()).hex()}"
+            images = describe_images(getattr(layer, "image_files", ()))
+            if images is not None:
+                found["images"] = images
+        return found
+
+
+def layers(source: Any) -> Iterator[Any]:
+    """List a source and what it is made of, down to what its reader returned."""
+    while source is not None:
+        yield source
+        source = getattr(source, "source", None)
 
 
 class Sources:
@@ -343,6 +376,32 @@ class Sources:
     def num_texts(self) -> dict[str, int]:
         """The texts of each source, bad samples apart."""
         return {entry.name: int(self._count(number).sum()) for number, entry in enumerate(self.opened)}
+
+    def described(self) -> dict[str, dict[str, str]]:
+        """Describe by name what each source reads, without reading it; those gathered into one come behind it."""
+        found: dict[str, dict[str, str]] = {}
+        for entry in self.opened:
+            found[entry.name] = {**entry.described(), "texts": f"{self.num_texts[entry.name]:,}"}
+            for layer in layers(entry.samples):
+                if isinstance(layer, Sources):
+                    found |= {inner.name: inner.described() for inner in layer.opened}
+        return found
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Name the texts and how they are read: another name wherever a file or an option changed.
+
+        None where that is not known: of a source that tells no files, or is gathered by what its images hold.
+        """
+        named: list[object] = []
+        for entry in self.opened:
+            below = list(layers(entry.samples))
+            known = [layer.fingerprint for layer in below if getattr(layer, "fingerprint", None) is not None]
+            if not known or (entry.entry is not None and entry.entry.group == "content"):
+                return None
+            split = [short_digest(layer.indices.tobytes()).hex() for layer in below if isinstance(layer, Subset)]
+            named.append((entry.name, entry.length, entry.entry, known, split))
+        return repr(named)
 
     @property
     def weights(self) -> list[float]:
@@ -392,8 +451,16 @@ def _count_by_reading(entry: OpenSource) -> NDArray[np.int64]:
 
 def chunk_dialogs(sample: Sample, *, max_dialogs: int, rng: Random) -> list[Sample]:
     """Deal a sample's dialogs at random into as few samples of at most max_dialogs as will do, evenly filled."""
-    num_chunks = ceil(len(sample.dialogs) / max_dialogs)
-    if num_chunks <= 1:
+    dealt = deal_dialogs(len(sample.dialogs), max_dialogs=max_dialogs, rng=rng)
+    if len(dealt) == 1:
         return [sample]
-    dialogs = rng.sample(sample.dialogs, len(sample.dialogs))
-    return [replace(sample, dialogs=dialogs[first::num_chunks]) for first in range(num_chunks)]
+    return [replace(sample, dialogs=[sample.dialogs[number] for number in numbers]) for numbers in dealt]
+
+
+def deal_dialogs(num_dialogs: int, *, max_dialogs: int, rng: Random) -> list[list[int]]:
+    """Say which dialogs of a sample with so many `chunk_dialogs` puts together, in their order."""
+    num_chunks = ceil(num_dialogs / max_dialogs)
+    if num_chunks <= 1:
+        return [list(range(num_dialogs))]
+    numbers = rng.sample(range(num_dialogs), num_dialogs)
+    return [numbers[first::num_chunks] for first in range(num_chunks)]

@@ -25,6 +25,9 @@ from transformers import (
 from visgraft.errors import CheckpointError
 from visgraft.starter import resolve
 
+# Else transformers asks on the terminal whether to run code that lies beside the files.
+OWN_CODE_ONLY: dict[str, Any] = {"trust_remote_code": False}
+
 
 def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> BaseImageProcessor:
     """Load the image processor of an encoder.
@@ -39,7 +42,7 @@ def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> Ba
     name = _name_of(source, needs="image processor")
     try:
         try:
-            return AutoImageProcessor.from_pretrained(name, **hub)
+            return AutoImageProcessor.from_pretrained(name, **{**OWN_CODE_ONLY, **hub})
         except ImportError:  # transformers 5.17 without torchvision: the Auto class does not even look
             return _load_pil_class(name, **hub)
     except OSError as error:
@@ -74,7 +77,7 @@ def load_tokenizer(
     name = _name_of(source, needs="tokenizer")
     reason = "it knows no token but special ones"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(name, **{**OWN_CODE_ONLY, **hub})
         # Where the files are missing, some classes (GPT-2, OPT, Qwen) come up empty instead of failing.
         if len(tokenizer) > len(tokenizer.added_tokens_decoder):
             return tokenizer
@@ -115,4 +118,15 @@ def _name_of(source: str | Path | PreTrainedModel, *, needs: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs code that lies beside its files (auto_map), which is never run from here"
     return " ".join(str(error).split())[:300]
+
+
+def vocabulary_of(tokenizer: Any) -> str:
+    """Write down how a tokenizer makes ids of texts, so that another one can be told from it."""
+    if not tokenizer.is_fast:
+        return repr(sorted(tokenizer.get_vocab().items()))
+    # What stands in front is truncation and padding, which every call sets anew.
+    whole: str = tokenizer.backend_tokenizer.to_str()
+    return whole.partition('"added_tokens":')[2]

@@ -88,6 +88,10 @@ class Streams:
         self._running = ((seed, epoch, after), iterators)
         return Window(self._gather(buffered), num_read, after)
 
+    def described(self) -> dict[str, dict[str, str]]:
+        """Describe by name what is known of each stream's files, without reading them."""
+        return {name: stream.rows.fingerprint.described() for name, stream, _ in self.streams}
+
     def _begin(self, number: int, *, seed: int | None, epoch: int, place: StreamPlace) -> Iterator[StreamedRow]:
         _, stream, entry = self.streams[number]
         seed = seed if entry.limit is None else None  # the first rows are the same in every epoch

@@ -19,8 +19,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from visgraft.config import Recipe
-from visgraft.reporting.progress import make_progress
 from visgraft.training.loop import train_step
+from visgraft.training.progress import make_progress
 from visgraft.training.setup import open_session
 from visgraft.training.steps import load_steps
 

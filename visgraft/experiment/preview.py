@@ -71,6 +71,7 @@ def preview_experiment(experiment: Experiment, *, progress: Callable[[str], None
         VisgraftError: a variant could run nowhere: a pattern matches nothing, a language model is refused.
     """
     lengths: dict[str, Length | str] = {}
+    missing: dict[str, MissingAssetError] = {}
     previews = []
     for variant in dict.fromkeys(run.variant for run in experiment.runs):
         own = [run for run in experiment.runs if run.variant == variant]
@@ -78,7 +79,7 @@ def preview_experiment(experiment: Experiment, *, progress: Callable[[str], None
         if progress is not None:
             progress(f"looking at {variant}")
         try:
-            previews.append(_preview(own, recipe, lengths))
+            previews.append(_preview(own, recipe, lengths, missing))
         except VisgraftError as error:
             raise type(error)(f"variants.{variant}: {error}") from error
     return previews
@@ -94,11 +95,17 @@ def _with_known_parts(experiment: Experiment, run: PlannedRun) -> Recipe:
     return recipe
 
 
-def _preview(own: Sequence[PlannedRun], recipe: Recipe, lengths: dict[str, Length | str]) -> Preview:
+def _preview(
+    own: Sequence[PlannedRun],
+    recipe: Recipe,
+    lengths: dict[str, Length | str],
+    missing: dict[str, MissingAssetError],
+) -> Preview:
     unknown: list[str] = []
     parameters: dict[str, int] | None = None
     total: int | None = None
     try:
+        _fetch(recipe, missing)
         rows = describe_recipe(recipe, name=own[0].variant).rows
         parameters = {str(row.part): row.num_trainable for row in rows if row.num_trainable}
         total = sum(row.num_parameters for row in rows)
@@ -107,6 +114,7 @@ def _preview(own: Sequence[PlannedRun], recipe: Recipe, lengths: dict[str, Lengt
     key = json.dumps(_what_decides_length(recipe), sort_keys=True)
     if key not in lengths:
         try:
+            _fetch(recipe, missing)
             lengths[key] = measure_length(recipe)
         except NOT_THERE as error:
             lengths[key] = _one_line(error)
@@ -122,6 +130,23 @@ def _preview(own: Sequence[PlannedRun], recipe: Recipe, lengths: dict[str, Lengt
         length=None if isinstance(length, str) else length,
         unknown=unknown,
     )
+
+
+def _fetch(recipe: Recipe, missing: dict[str, MissingAssetError]) -> None:
+    """Fetch the starter assets that a recipe names; one that could not be had is not asked for again."""
+    model, data = recipe.model, recipe.data
+    for name in (
+        model.vision,
+        model.language and model.language.name,
+        *(e.path for e in (*data.train, *data.validation)),
+    ):
+        if name in missing:
+            raise missing[name]
+        try:
+            resolve(name or "")
+        except MissingAssetError as error:
+            missing[name or ""] = error
+            raise
 
 
 def mode_in_words(recipe: Recipe, part: Any) -> str:

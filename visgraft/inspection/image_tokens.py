@@ -9,6 +9,7 @@ and every number, which `report.py` draws.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from visgraft.inspection.patch_grid import PatchGrid, find_patch_grid
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
+UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ufffd]")
 SPACE_MARKS = ("Ġ", "▁")  # how byte-level and sentencepiece vocabularies write a space in front
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
 
@@ -242,10 +244,10 @@ def parse_layers(text: str | None, *, num_layers: int) -> list[int]:
 
 
 def spell(tokenizer: Any, token_id: int) -> str:
-    """Write a token so that a person can read it; a space in front is written as an open box."""
+    """Write a token so that it can be read; a space in front is written as an open box."""
     piece = str(tokenizer.convert_ids_to_tokens(token_id))
     text = str(tokenizer.decode([token_id])).strip()
-    if not text or "\ufffd" in text:  # white space alone, or some bytes of a letter
+    if not text or UNREADABLE.search(text):  # white space alone, control characters, or some bytes of a letter
         return piece
     return f"␣{text}" if piece.startswith(SPACE_MARKS) else text
 

@@ -1,9 +1,12 @@
-"""Draw a look inside a model: the page, or one picture.
+"""Draw what was found inside a model: the page, or one picture.
 
 In: an `ImageInspection`. Out: an offline HTML page with the words on the picture, their frequencies, norms, and an
 answer's attention as heat; or a PNG of the words (and of the mean attention beside it).
 
-    write_report(Path("inside.html"), look, title="runs/my-run", subtitle="cat.jpg")
+    write_report(Path("inside.html"), found, title="runs/my-run", subtitle="cat.jpg")
+
+Here is what the page shows, as values; its words are in `reporting/templates/inspection.html`, what its controls do in
+`words.js` and `heat.js` there.
 """
 
 from __future__ import annotations
@@ -12,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import altair
-import vl_convert
 from torch import Tensor
 
-from visgraft.atomic import write_whole
 from visgraft.inspection.image_tokens import AnswerInspection, ImageInspection
-from visgraft.inspection.overlay import STYLE, attention_view, words_view
-from visgraft.reporting.page import Page, image_tag, numbers, table
+from visgraft.reporting.charts import figure, write_png
+from visgraft.reporting.page import Table, embed_image, make_table, write_page
 
 MAX_FREQUENCIES = 30
 NUM_BINS = 48
 PICTURE_SIDE = 640  # pixels, of a PNG's one picture
 KINDS = ("image tokens", "vocabulary")
+MEASURES = (("dot product", "dot"), ("cosine", "cosine"))
 
 
 def write_report(path: Path, look: ImageInspection, *, title: str, subtitle: str = "") -> Path:
@@ -32,43 +34,33 @@ def write_report(path: Path, look: ImageInspection, *, title: str, subtitle: str
     Raises:
         ConfigError: the path is a folder.
     """
-    page = Page(title, subtitle=subtitle)
     values = look.as_json()
-    picture = image_tag(look.picture, alt="the image as the encoder gets it", max_side=768)
-    page.add("", STYLE, numbers(_large_numbers(values)))
-    page.add(
-        "The nearest words on the picture",
-        '<p class="soft">Each square is an image token, and on it stands the token of the vocabulary that is nearest '
-        "to it among the input embeddings of the language model. “␣” is a space in front. Choose a square to see what "
-        "else is near.</p>",
-        f"<p>{_verdict(values['nearest_cosine'])}</p>",
-        words_view(look.squares, values, picture=picture),
-    )
+    layers = None
     if look.attention is not None:
-        page.add(
-            "Where the answer looks",
-            '<p class="soft">Of the position that chose each token of the answer: the share of its attention that goes '
-            "to the image at all, mean over heads, and how that share is spread over the picture. The first position "
-            "of a row often draws attention whatever stands there.</p>",
-            attention_view(look.squares, values["attention"], picture=picture),
-            page.chart(_layer_chart(look.attention), alt="share of attention that goes to the image, by layer"),
-        )
-    page.add("How often each word is the nearest", _frequencies(values))
-    page.add(
-        "Lengths",
-        '<p class="soft">Lengths (L2 norms) of the image tokens beside the tokens of the vocabulary, where both '
-        "enter the language model.</p>",
-        page.chart(_norm_chart(look), alt="lengths of image tokens and of the vocabulary's tokens"),
-        _norm_table(values),
+        layers = figure(_layer_chart(look.attention), alt="share of attention that goes to the image, by layer")
+    return write_page(
+        path,
+        "inspection.html",
+        title=title,
+        subtitle=subtitle,
+        large_numbers=_large_numbers(values),
+        cosine=values["nearest_cosine"],
+        grid=look.squares,
+        picture=embed_image(look.picture, alt="the image as the encoder gets it", max_side=768),
+        image_tokens=values["image_tokens"],
+        attention=values["attention"],
+        layers=layers,
+        frequencies=[_frequency(name, values["frequency"][key]) for name, key in MEASURES],
+        lengths=figure(_norm_chart(look), alt="lengths of image tokens and of the vocabulary's tokens"),
+        length_table=_norm_table(values),
     )
-    return page.write(path)
 
 
 def write_picture(path: Path, look: ImageInspection) -> Path:
     """Write the words nearest by cosine on the picture as a PNG; beside it, if there is an answer, its mean attention.
 
     Raises:
-        OSError: the file cannot be written.
+        ConfigError: the path is a folder.
     """
     charts = [_picture_chart(look, _word_layers(look), title="nearest by cosine")]
     if look.attention is not None:
@@ -76,11 +68,7 @@ def write_picture(path: Path, look: ImageInspection) -> Path:
         share = float(found.image_share.mean())
         title = f"“{found.answer}”: {share:.0%} of its attention goes to the image"
         charts.append(_picture_chart(look, _heat_layers(look, found.weights.mean(dim=(0, 1))), title=title))
-    chart = altair.HConcatChart(hconcat=charts, spacing=24).configure(
-        background="white", font="DejaVu Sans, sans-serif"
-    )
-    write_whole(path, vl_convert.vegalite_to_png(chart.to_dict(), scale=1.5))
-    return path
+    return write_png(altair.HConcatChart(hconcat=charts, spacing=24), path, scale=1.5)
 
 
 # --- The page
@@ -88,7 +76,7 @@ def write_picture(path: Path, look: ImageInspection) -> Path:
 
 def _large_numbers(values: dict[str, Any]) -> dict[str, str]:
     grid, cosine, norms = values["grid"], values["nearest_cosine"], values["norms"]
-    squares = f"{grid['rows']} x {grid['columns']} squares"
+    squares = f"{grid['rows']} x {grid['columns']} square{'s' * (grid['rows'] * grid['columns'] != 1)}"
     leading = f" behind {grid['leading_tokens']} in front" if grid["leading_tokens"] else ""
     ratio = norms["image"]["median"] / max(norms["text"]["median"], 1e-12)
     shown = {
@@ -105,34 +93,17 @@ def _large_numbers(values: dict[str, Any]) -> dict[str, str]:
     return shown
 
 
-def _verdict(cosine: dict[str, float]) -> str:
-    """Say whether the words mean anything: an image token need not lie near any word for the model to read it."""
-    if cosine["image_tokens"] <= cosine["random_directions"]:
-        return (
-            "By direction, half of the image tokens are no nearer to any word than random directions are: do not read "
-            "the words as what the model sees."
-        )
-    return (
-        "By direction, the image tokens are nearer to words than random directions are "
-        f"({cosine['image_tokens']:.2f} against {cosine['random_directions']:.2f}); text tokens are to one another "
-        f"at {cosine['text_tokens']:.2f}."
-    )
+def _frequency(measure: str, words: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give the table of the words that are most often the nearest, and how many more there are."""
+    rows = [[word["text"], word["count"], word["id"]] for word in words[:MAX_FREQUENCIES]]
+    table = make_table([f"nearest by {measure}", "squares", "id"], rows)
+    return {"table": table, "num_more": len(words) - len(rows)}
 
 
-def _frequencies(values: dict[str, Any]) -> str:
-    tables = []
-    for measure, words in (("dot product", values["frequency"]["dot"]), ("cosine", values["frequency"]["cosine"])):
-        rows = [[word["text"], word["count"], word["id"]] for word in words[:MAX_FREQUENCIES]]
-        rest = len(words) - len(rows)
-        more = f'<p class="soft">and {rest} more</p>' if rest else ""
-        tables.append(f"<div>{table([f'nearest by {measure}', 'squares', 'id'], rows)}{more}</div>")
-    return f'<div class="halves">{"".join(tables)}</div>'
-
-
-def _norm_table(values: dict[str, Any]) -> str:
+def _norm_table(values: dict[str, Any]) -> Table:
     norms = values["norms"]
     rows = [[kind, *(f"{value:.3f}" for value in norms[key].values())] for kind, key in zip(KINDS, norms, strict=True)]
-    return table(["", *norms["image"]], rows)
+    return make_table(["", *norms["image"]], rows)
 
 
 def _norm_chart(look: ImageInspection) -> altair.Chart:
@@ -190,8 +161,8 @@ def _layer_chart(found: AnswerInspection) -> altair.Chart:
 
 def _picture_chart(look: ImageInspection, layers: list[altair.Chart], *, title: str) -> altair.LayerChart:
     width, height = (round(side * PICTURE_SIDE / max(look.picture.size)) for side in look.picture.size)
-    address = image_tag(look.picture, alt="", max_side=PICTURE_SIDE).split('src="')[1].split('"')[0]
-    data = altair.Data(values=[{"url": address, "x": 0.5, "y": 0.5}])
+    picture = embed_image(look.picture, alt="", max_side=PICTURE_SIDE)
+    data = altair.Data(values=[{"url": picture.address, "x": 0.5, "y": 0.5}])
     shown = altair.Chart(data).mark_image(width=width, height=height, aspect=False)
     placed = shown.encode(url="url:N", x=_across("x"), y=_down("y"))
     return altair.LayerChart(layer=[placed, *layers], title=title, width=width, height=height)

@@ -156,7 +156,8 @@ def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
     """Read how a language model takes masks and positions, and install its family's quirk where it has one.
 
     Raises:
-        UnsupportedModelError: layers that no mask can govern (recurrent, linear, convolutional).
+        UnsupportedModelError: layers that no mask can govern (recurrent, linear, convolutional), or a forward that
+            takes no attention_mask or no inputs_embeds.
     """
     config = language.config.get_text_config(decoder=True)
     parameters = inspect.signature(language.forward).parameters

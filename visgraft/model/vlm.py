@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -45,12 +46,12 @@ from visgraft.model.precision import float32_under_autocast, let_layer_norms_tak
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
 from visgraft.model.sequence import SegmentTable, append_segment, append_texts, image_then_text, pads_first
-from visgraft.model.storage.checkpoint import CheckpointMixin
+from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
 from visgraft.segments import IMAGE, TEXT
 
 
-class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
+class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
     """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
 
     main_input_name = "input_ids"
@@ -190,8 +191,7 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
             placed = tokens.new_zeros(*is_image.shape, tokens.shape[-1])  # [B, S, width]
             placed = placed.index_put((is_image,), tokens[real])
             embeds = self.prefix_injection.inject(embeds, placed, is_image)  # [B, S, D_lm]
-        elif self.training:
-            # A batch without images still runs the vision part, or processes that wait for its gradients would hang.
+        if self._needs_black_image(vision_inputs):
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
@@ -200,6 +200,16 @@ class VisionLanguageModel(CheckpointMixin, PrefixGenerationMixin):
         return supervised_loss(
             self.language, run, source=batch["source"], target=batch["target"], logits_bytes=self.logits_bytes
         )
+
+    def _needs_black_image(self, vision_inputs: Mapping[str, Tensor]) -> bool:
+        """Say whether a batch runs the vision part for the other processes alone, which wait for it.
+
+        They wait for its gradients, so a batch without images runs it in training. Processes that share the weights out
+        wait for its weights too, whatever it is run for, so there a batch of ready features runs it as well.
+        """
+        if isinstance(self, FSDPModule):
+            return not vision_inputs or "features" in vision_inputs
+        return not vision_inputs and self.training
 
     # --- Logits
 

@@ -1,5 +1,5 @@
-"""The one offline page that every report uses, and the theme of its charts.
+"""Offline pages out of templates, and the look and the files of their charts.
 
-In: sections and charts. Out: one HTML file that needs no network.
-Usage: `page = Page("first run"); page.chart(chart, "Loss"); page.write(Path("report.html"))`
+In: values and charts. Out: one HTML file that needs no network; PNG files.
+Usage: `write_page(Path("report.html"), "demo.html", title="first run", figure=figure(chart, alt="loss"), ...)`
 """

@@ -22,18 +22,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from visgraft.data.batch import Batch
 from visgraft.errors import MaskSizeError, ModelError
 from visgraft.training.session import Session
+from visgraft.training.sharding import is_sharded
 from visgraft.training.state import get_random_state, set_random_state
 from visgraft.training.steps import Step, Steps, cut_finer, num_groups, whole_samples
 
 # What the allocators of devices that have no exception of their own say.
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
-NO_EXCHANGE_IN_FORWARD = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 WHAT_TO_DO = (
     "Make a sample smaller (data.max_dialogs_per_prefix, data.max_text_tokens, model.image_size, "
     "model.projection.pool), set train.gradient_checkpointing: true, or train less of the model; "
@@ -78,7 +77,7 @@ def add_gradients(session: Session, step: Step, steps: Steps) -> Gradients:
         total, num_passes, largest = int(counts[:, 0].sum()), int(counts[:, 1].max()), int(counts[:, 2].max())
         if total == 0:
             return Gradients(step, [], 0)
-        can_go_back = accelerator.distributed_type in NO_EXCHANGE_IN_FORWARD
+        can_go_back = not is_sharded(session.model)  # else the others wait for its weights in the middle of it
         is_trial = accelerator.num_processes > 1 and can_go_back and largest > session.state.proven_positions
         losses: list[Tensor] = []
         limit = math.inf
@@ -151,7 +150,7 @@ def samples_not_finite(session: Session, done: Gradients) -> list[str]:
         whole = list(whole_samples(batch, samples))
         for index in batch.target_sample[~losses.isfinite()].unique().tolist():
             suspects.append(batch.sample_ids[index])
-            if accelerator.distributed_type in NO_EXCHANGE_IN_FORWARD:
+            if not is_sharded(session.model):
                 alone = session.processor.collate([whole[index]], layout=batch.layout).to(accelerator.device)
                 with accelerator.autocast(), undrawn(accelerator.device):
                     loss = session.model.loss(alone).loss

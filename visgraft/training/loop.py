@@ -3,7 +3,7 @@
 In: a recipe (a path, a dict or a Recipe), or a run to go on with. Out: the run folder, the trained model in `model/`.
 
     folder = train("recipe.yaml")
-    folder = train(resume=folder)        # after Ctrl-C
+    folder = train(resume=folder)        # after Ctrl-C, or whatever else ended it
 
 One step is a budget of text tokens. Every process takes every n-th group of the step, goes through its share in
 micro-batches, and adds up gradients of the summed loss divided by the number of supervised tokens of all processes: so
@@ -16,6 +16,8 @@ them forward (model/vlm.py, which asks model/sequence.py who sees whom) and back
 from __future__ import annotations
 
 import math
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -23,23 +25,28 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
-from visgraft.errors import ConfigError, ModelError
-from visgraft.reporting.progress import TrainProgress, make_progress
+from visgraft.errors import CheckpointError, ConfigError, ModelError
+from visgraft.folder_lock import FolderLock
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.training.interrupt import Interrupted as Interrupted
-from visgraft.training.interrupt import interrupts
+from visgraft.training.interrupt import StopAsked, interrupts
 from visgraft.training.optimizer import rate_factor, set_learning_rates
+from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
-from visgraft.training.sharding import is_sharded, whole, whole_model
-from visgraft.training.state import get_random_state, load_trained, save_state
+from visgraft.training.sharding import whole, whole_model
+from visgraft.training.state import RandomState, find_damage, load_trained, save_state
 from visgraft.training.steps import Step, Steps, load_steps
 from visgraft.training.summary import note_cost, write_summary
+from visgraft.training.together import ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
+
+LEAST_SECONDS_TO_SAVE = 5.0  # that are left for it, before any checkpoint has shown how long it takes
 
 
 def train(
@@ -47,6 +54,8 @@ def train(
     *,
     resume: str | Path | None = None,
     folder: str | Path | None = None,
+    resume_or_start: bool = False,
+    allow_changed: bool = False,
     progress: TrainProgress | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> Path:
@@ -54,35 +63,93 @@ def train(
 
     Args:
         recipe: a path, a dict or a Recipe; None resumes a run under its own.
-        resume: a run folder to go on with from its newest checkpoint, as if it had never stopped.
+        resume: a run folder to go on with from its newest checkpoint, as if it had never stopped; without a checkpoint
+            the run begins again.
         folder: where to make the run folder; None names one by date in the recipe's `output`.
+        resume_or_start: go on with the run in `folder` if one is there, else begin it; a finished one stays as it is.
+        allow_changed: resume even if data, models, settings or libraries are not those that the run began with; what
+            changed is written down in `metrics.jsonl`.
         progress: what the user sees; None shows it on standard error.
         stop: given the number of steps done, after each; True stops the run as Ctrl-C does.
 
     Raises:
-        Interrupted: Ctrl-C or `stop`; the run is saved and can be resumed.
-        VisgraftError: bad input, or a loss that is not finite.
+        Interrupted: Ctrl-C, another signal that stops, or `stop`; the run is saved and can be resumed.
+        VisgraftError: bad input, a run that another process trains, or a loss that is not finite.
     """
     if recipe is None:
         if resume is None:
             raise ConfigError("train: got neither a recipe nor a run to resume; give one of them")
         recipe = Run.open(resume).folder
     recipe = load_recipe(recipe)
-    with progress or make_progress() as shown:
-        session = open_session(recipe, resume=resume, folder=folder, progress=shown)
-        steps = load_steps(session.planner, session.state.position, epochs=recipe.train.epochs, settings=session.loader)
-        with interrupts(say=shown.say) as is_interrupted, closing(session):
-            if session.state.step:
-                after_step(session)  # what a stopped run still owes its last step
-            while not session.is_over:
-                train_step(session, steps)
-                is_to_stop = is_interrupted() or (stop is not None and stop(session.state.step))
-                if any(session.sum([is_to_stop])):  # in one process, and all stop here
-                    save_checkpoint(session)
-                    raise Interrupted(session.run.folder)
-                after_step(session)
+    with (
+        FolderLock() as lock,
+        progress or make_progress() as shown,
+        ending_together(tidy=shown.__exit__, leaves=Interrupted),
+    ):
+        if resume_or_start:
+            run = run_to_go_on_with(folder, resume=resume)
+            if run is not None and run.status() == "finished" and run.model_path.is_dir():
+                shown.say(f"{run.folder}: this run is finished; --resume goes on with it under a longer recipe")
+                return run.folder
+            resume = None if run is None else run.folder
+        session = open_session(
+            recipe, resume=resume, folder=folder, lock=lock, allow_changed=allow_changed, progress=shown
+        )
+        with interrupts(say=shown.say) as signals, closing(session):
+            session.signals = signals
+            signals.seconds_to_save = lambda: max(LEAST_SECONDS_TO_SAVE, 2 * session.seconds_to_save)
+            signals.too_late = lambda number: save_last_step(session, lock=lock, number=number)
+            try:
+                take_steps(session, lock=lock, stop=stop)
+            except StopAsked as asked:
+                save_checkpoint(session)
+                signals.settle()
+                raise Interrupted(session.run.folder, number=asked.number) from None
         finish(session)
     return session.run.folder
+
+
+def run_to_go_on_with(folder: str | Path | None, *, resume: str | Path | None) -> Run | None:
+    """Find the run that is in a folder; None: none was begun there.
+
+    Raises:
+        ConfigError: no folder is named, or a run to resume as well.
+    """
+    if folder is None or resume is not None:
+        got = "no folder" if resume is None else f"--resume {resume} too"
+        raise ConfigError(f"--resume-or-start: got {got}; name the run's folder, with --output DIR (Python: folder)")
+    run = Run(Path(folder).expanduser().absolute())
+    return None if run.status() == "new" else Run.open(run.folder)
+
+
+def take_steps(session: Session, *, lock: FolderLock, stop: Callable[[int], bool] | None) -> None:
+    """Take step after step until the run is over, and do after each what is due.
+
+    Raises:
+        StopAsked: in all processes, behind a step or in what comes after it.
+    """
+    steps = load_steps(
+        session.planner, session.state.position, epochs=session.recipe.train.epochs, settings=session.loader
+    )
+    if session.state.step:
+        after_step(session)  # what a stopped run still owes its last step
+    while not session.is_over:
+        train_step(session, steps)
+        number = session.signals.number or (stop is not None and stop(session.state.step) and signal.SIGINT)
+        wishes = session.each([number, is_checkpoint_due(session), lock.is_lost])
+        numbers, is_due, is_lost = (
+            wishes[::3],
+            wishes[1],
+            any(wishes[2::3]),
+        )  # by the first one's clock
+        if is_lost:
+            raise CheckpointError(
+                f"{session.run.folder}: another process took this run over, as this one did not answer for minutes; "
+                "go on with --resume when that one has ended"
+            )
+        if any(numbers):
+            raise StopAsked(int(max(numbers)))
+        after_step(session, is_checkpoint_due=bool(is_due))
 
 
 # --- One step
@@ -95,15 +162,17 @@ def train_step(session: Session, steps: Steps) -> None:
     accelerator, state = session.accelerator, session.state
     set_bad_samples_aside(session, step)
     done = add_gradients(session, step, steps)
-    if done.total:
-        record = update(session, done)
-    state.position = step.plan.end
-    state.epoch_ended = step.plan.end.epoch > step.plan.start.epoch
-    if not done.total:
-        return  # every sample of the step was bad
-    state.step += 1
-    state.seconds += time.monotonic() - started
-    epoch, seen = session.planner.epochs_done(state.position), session.count_texts(step)
+    with session.is_changing:
+        if done.total:
+            record = update(session, done)
+        state.position = step.plan.end
+        state.epoch_ended = step.plan.end.epoch > step.plan.start.epoch
+        if not done.total:
+            return  # every sample of the step was bad
+        state.step += 1
+        state.seconds += time.monotonic() - started
+        epoch, seen = session.planner.epochs_done(state.position), session.count_texts(step)
+        session.remember_random_state()
     record = {"step": state.step, "epoch": epoch, **record, "sources": seen, "seconds": time.monotonic() - started}
     if accelerator.is_main_process:
         session.record(record)
@@ -127,7 +196,7 @@ def update(session: Session, done: Gradients) -> dict[str, Any]:
         )
     factor = rate_factor(
         state.step,
-        progress=session.fraction_done,
+        fraction_done=session.fraction_done,
         warmup_steps=settings.warmup_steps,
         schedule=settings.schedule,
     )
@@ -160,24 +229,31 @@ def set_bad_samples_aside(session: Session, step: Step) -> None:
 # --- Between steps
 
 
-def after_step(session: Session) -> None:
-    """Validate, answer the sample prompts and save, each if it is due and was not done yet for this step."""
+def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
+    """Validate, answer the sample prompts and save, each if it is due and was not done yet for this step.
+
+    Raises:
+        StopAsked: in all processes, in the middle of it; what was not done yet is done when the run is resumed.
+    """
     state, settings, is_main = session.state, session.recipe.train, session.accelerator.is_main_process
     is_best = False
     if session.validation and state.validated_step != state.step and is_due(session, settings.validate_every_steps):
         record = validate(session)
-        is_best = state.best_loss is None or record["validation_loss"] < state.best_loss
-        if is_best:
-            state.best_step, state.best_loss = state.step, record["validation_loss"]
-        state.validated_step = state.step
-        if is_main:
-            session.record(record)
-            session.progress.validated(record)
+        with session.is_changing:
+            is_best = state.best_loss is None or record["validation_loss"] < state.best_loss
+            if is_best:
+                state.best_step, state.best_loss = state.step, record["validation_loss"]
+            state.validated_step = state.step
+            if is_main:
+                session.record(record)
+                session.progress.validated(record)
     if state.sampled_step != state.step and is_due(session, settings.sample_every_steps):
-        state.sampled_step = state.step
-        if is_main or is_sharded(session.model):
-            answer_sample_prompts(session)
-    if is_best or is_due(session, settings.checkpoint_every_steps):
+        records = answer_sample_prompts(session)
+        with session.is_changing:
+            state.sampled_step = state.step
+            for record in records:
+                session.run.append("samples", record)
+    if is_best or is_checkpoint_due or is_due(session, settings.checkpoint_every_steps):
         save_checkpoint(session)
 
 
@@ -187,33 +263,90 @@ def is_due(session: Session, every: int | None) -> bool:
     return now or session.is_over
 
 
+def is_checkpoint_due(session: Session) -> bool:
+    """Say whether so much time has gone by since the last checkpoint that there has to be one."""
+    minutes = session.recipe.train.checkpoint_every_minutes
+    return minutes is not None and time.monotonic() - session.saved_at >= 60.0 * minutes
+
+
 def save_checkpoint(session: Session) -> None:
     """Save all that the next step depends on, and remove checkpoints that are neither new nor the best."""
-    accelerator, run, state = session.accelerator, session.run, session.state
-    note_cost(session)
-    states = gather_object([get_random_state(accelerator.device)])
-    trained, moments = whole(session.trained), whole(session.optimizer.state_dict())
-    if accelerator.is_main_process:
-        with run.new_checkpoint(state.step) as folder:
-            save_state(folder, state, trained=trained, moments=moments, scaler=accelerator.scaler, random_states=states)
-        best = () if state.best_step is None else (state.best_step,)
-        run.prune_checkpoints(keep=session.recipe.train.keep_checkpoints, protect=best)
-    accelerator.wait_for_everyone()
+    with session.is_changing:
+        note_cost(session)
+        states = gather_object([session.random_state])
+        trained, moments = whole(session.trained), whole(session.optimizer.state_dict())
+        if session.accelerator.is_main_process:
+            write_checkpoint(session, trained=trained, moments=moments, random_states=states)
+    session.accelerator.wait_for_everyone()
+
+
+def write_checkpoint(
+    session: Session, *, trained: Mapping[str, Tensor], moments: Mapping[str, Any], random_states: list[RandomState]
+) -> None:
+    """Write the checkpoint of the last finished step, all tensors whole; the first process does so."""
+    run, state, begun = session.run, session.state, time.monotonic()
+    scaler = session.accelerator.scaler
+    state.logs = run.sync_logs()
+    folder = run.checkpoint_path(state.step)
+    save_state(folder, state, trained=trained, moments=moments, scaler=scaler, random_states=random_states)
+    best = () if state.best_step is None else (state.best_step,)
+    run.prune_checkpoints(keep=session.recipe.train.keep_checkpoints, protect=best)
+    session.saved_at = time.monotonic()
+    session.seconds_to_save = session.saved_at - begun
+
+
+def save_last_step(session: Session, *, lock: FolderLock, number: int) -> None:
+    """Save the last finished step while the next one is on its way, as that takes too long to wait for.
+
+    The thread that hears signals calls it. Only the end of a step changes weights, moments and state, and that end
+    holds `is_changing`. Behind Ctrl-C the step goes on to its end; any other signal ends the process, as who sent it
+    will not wait.
+    """
+    if session.accelerator.num_processes > 1:
+        return  # the other processes' random states and shares of the weights are not at hand in the middle of a step
+    with session.is_changing:
+        note_cost(session)
+        moments = session.optimizer.state_dict()
+        write_checkpoint(session, trained=session.trained, moments=moments, random_states=[session.random_state])
+        session.progress.say(f"step {session.state.step} is saved, for the one behind it takes long")
+        if number != signal.SIGINT:
+            session.progress.say(str(Interrupted(session.run.folder)))
+            session.progress.bars.stop()
+            session.close()
+            lock.release()
+            os._exit(128 + number)
 
 
 def finish(session: Session) -> None:
     """Write the model, the best by validation or, without validation, the last; then the run's summary."""
-    state, run = session.state, session.run
-    if state.best_step is not None and state.best_step != state.step:
-        load_trained(run.checkpoints()[state.best_step], trained=session.trained)
-        session.progress.say(f"the model is that of step {state.best_step}, the best by validation")
-    recipe, accelerator = session.recipe, session.accelerator
+    run, recipe, accelerator = session.run, session.recipe, session.accelerator
+    step = take_best(session)
     model = whole_model(session.model, trained=session.trained, recipe=recipe, accelerator=accelerator)
-    if session.accelerator.is_main_process:
-        with whole_folder(run.model_path) as folder:
-            model.save_pretrained(folder, full=session.recipe.train.save == "full")
+    if accelerator.is_main_process:
+        is_full = recipe.train.save == "full"
+        kept = model.parameters() if is_full else session.trained.values()
+        with whole_folder(run.model_path, num_bytes=sum(weight.nbytes for weight in kept)) as folder:
+            model.save_pretrained(folder, full=is_full)
             session.processor.save_pretrained(folder)
     note_cost(session)
+    if accelerator.is_main_process:
+        write_summary(session, model_step=step)
+    accelerator.wait_for_everyone()
+
+
+def take_best(session: Session) -> int:
+    """Bring the best weights back; the newest stay where the best are lost. Return the step whose weights they are."""
+    state, run = session.state, session.run
+    if state.best_step is None or state.best_step == state.step:
+        return state.step
+    damage = find_damage(run, state.best_step)
+    is_lost = any(session.sum([damage is not None]))  # in one process, and all keep the newest
+    step, text = state.best_step, f"the model is that of step {state.best_step}, the best by validation"
+    if is_lost:
+        why = damage or "another process could not read them"
+        step, text = state.step, f"the best weights are lost: {why}; the model is that of step {state.step}, the newest"
+    else:
+        load_trained(run.checkpoints()[state.best_step], trained=session.trained)
     if session.accelerator.is_main_process:
-        write_summary(session)
-    session.accelerator.wait_for_everyone()
+        session.progress.say(text)
+    return step

@@ -44,7 +44,7 @@ def build_optimizer(trained: Mapping[Part, Mapping[str, nn.Parameter]], settings
     return torch.optim.AdamW(groups, betas=settings.betas, fused=has_fused_kernel)
 
 
-def rate_factor(step: int, *, progress: float, warmup_steps: int, schedule: Schedule) -> float:
+def rate_factor(step: int, *, fraction_done: float, warmup_steps: int, schedule: Schedule) -> float:
     """Return what the base rates are multiplied with.
 
     The rate climbs along a straight line over the warm-up and falls to 0 at the end of the run; the lower of the two
@@ -52,13 +52,13 @@ def rate_factor(step: int, *, progress: float, warmup_steps: int, schedule: Sche
 
     Args:
         step: steps done before this one.
-        progress: the part of the run that is done, 0 to 1.
+        fraction_done: of the run, 0 to 1: by epochs or by steps, whichever is further.
         warmup_steps: steps until the full rate.
         schedule: how it falls.
     """
     warm = (step + 1) / (warmup_steps + 1)
-    progress = min(1.0, progress)
-    falling = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+    done = min(1.0, fraction_done)
+    falling = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
     return min(1.0, warm, falling[schedule])
 
 

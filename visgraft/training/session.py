@@ -6,8 +6,10 @@ Usage: `record = validate(session)`
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,10 +22,11 @@ from visgraft.data.sample import Sample
 from visgraft.data.sources import Quarantine
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
-from visgraft.reporting.progress import TrainProgress
 from visgraft.runs import Run
+from visgraft.training.interrupt import Signals, StopAsked
 from visgraft.training.plan import Planner
-from visgraft.training.state import TrainState
+from visgraft.training.progress import TrainProgress
+from visgraft.training.state import RandomState, TrainState, get_random_state
 from visgraft.training.steps import LoaderSettings, Step
 from visgraft.training.trackers import Trackers
 
@@ -52,6 +55,11 @@ class Session:
         progress: what the user sees.
         counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
         trackers: where the metrics are sent too; None without `train.report_to`, and in every process but the first.
+        signals: what came of Ctrl-C and its like.
+        random_state: of this process, as the last finished step left it.
+        is_changing: is held while weights, moments and state go from one step to the next, and while they are saved.
+        saved_at: the moment (`time.monotonic`) of the last checkpoint, or of the beginning.
+        seconds_to_save: how long the last checkpoint took.
     """
 
     recipe: Recipe
@@ -73,6 +81,19 @@ class Session:
     progress: TrainProgress
     counted_until: float
     trackers: Trackers | None
+    signals: Signals = field(default_factory=Signals)
+    random_state: RandomState = field(default_factory=dict)
+    is_changing: threading.RLock = field(default_factory=threading.RLock)
+    saved_at: float = field(default_factory=time.monotonic)
+    seconds_to_save: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Remember where the random generators stand before the first step."""
+        self.remember_random_state()
+
+    def remember_random_state(self) -> None:
+        """Take note that a step is finished here: what is saved from now on goes on with these random numbers."""
+        self.random_state = get_random_state(self.accelerator.device)
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Write a record of the metrics down, and send it to the trackers; the first process does so."""
@@ -114,6 +135,16 @@ class Session:
         for name, number in zip(totals, added, strict=True):
             texts[name] = texts.get(name, 0) + int(number)
         return {name: {"texts": texts[name], "epochs": texts[name] / n if n else None} for name, n in totals.items()}
+
+    def stop_if_asked(self) -> None:
+        """Stop all processes if a signal came to any of them; all must call it.
+
+        Raises:
+            StopAsked: one did.
+        """
+        number = int(max(self.each([self.signals.number])))
+        if number:
+            raise StopAsked(number)
 
     def sum(self, values: Sequence[float]) -> list[Any]:
         """Add numbers up over all processes."""

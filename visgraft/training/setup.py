@@ -8,7 +8,7 @@ In: a recipe, and perhaps a run to go on with. Out: a `Session`. `open_session` 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,41 +20,63 @@ from accelerate.utils import broadcast_object_list, set_seed
 from rich.table import Table
 from torch import Tensor, nn
 
-from visgraft.atomic import write_whole
 from visgraft.builder.build import apply_modes, build_model, build_processor
-from visgraft.config import Recipe, changeable_keys, effect_of, flatten, load_recipe, recipe_to_dict
+from visgraft.config import Recipe
 from visgraft.data.batch import Batch
 from visgraft.data.sources import BadSample, Quarantine
-from visgraft.errors import ConfigError
+from visgraft.errors import DataError
+from visgraft.folder_lock import FolderLock, refuse_held
 from visgraft.model.attention_kernel import choose_attention, set_attention
 from visgraft.model.checks.preflight import preflight
 from visgraft.model.parts import trained_parameters
 from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import PartRow, freeze_unused, parts_table
 from visgraft.model.vlm import VisionLanguageModel
-from visgraft.reporting.progress import TrainProgress
+from visgraft.processor import Processor
 from visgraft.runs import Run
 from visgraft.starter import resolve
 from visgraft.training.compiling import compile_blocks
+from visgraft.training.fingerprints import (
+    Change,
+    Fingerprints,
+    accept,
+    find_changes,
+    in_words,
+    recipe_changes,
+    refuse,
+    refuse_recipe,
+    take_fingerprints,
+)
 from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
+from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
-from visgraft.training.sharding import check_strategy, current_parameters
-from visgraft.training.state import TrainState, load_state, set_random_state
+from visgraft.training.sharding import check_strategy, current_parameters, launch_notes
+from visgraft.training.state import TrainState, find_damage, load_state, set_random_state
 from visgraft.training.trackers import Trackers, check_trackers
-from visgraft.training.training_data import open_training_data
+from visgraft.training.training_data import TrainingData, open_training_data
 from visgraft.training.vision_cache import fill_vision_cache
+
+SET_BY_RECIPE = ("base_rate", "weight_decay", "betas")  # of the optimizer
 
 
 def open_session(
-    recipe: Recipe, *, resume: str | Path | None = None, folder: str | Path | None = None, progress: TrainProgress
+    recipe: Recipe,
+    *,
+    resume: str | Path | None = None,
+    folder: str | Path | None = None,
+    lock: FolderLock | None = None,
+    allow_changed: bool = False,
+    progress: TrainProgress,
 ) -> Session:
     """Open a run: check, data, model, optimizer, restore.
 
     Args:
         recipe: of the run; `starter:` names become folders.
-        resume: the run to go on with.
+        resume: the run to go on with; one without a checkpoint begins again.
         folder: where to make the run folder; None names one by date.
+        lock: is taken by the first process, so that no other run is in the folder; whoever made it releases it.
+        allow_changed: go on even if the run to resume depends on something else than it did.
         progress: shows what will train, and what takes long.
 
     Raises:
@@ -62,10 +84,15 @@ def open_session(
     """
     started = time.monotonic()
 
-    # Check: what can be refused before anything is read.
-    check_before_loading(recipe, resume=resume)
+    # Check: what can be refused before anything is read. What is wrong from here on is said once, by one process.
     accelerator = make_accelerator(recipe)
     is_main = accelerator.is_main_process
+    check_before_loading(recipe, resume=resume, folder=folder, allow_changed=allow_changed)
+    accelerator.wait_for_everyone()  # before the first one makes what the others look for
+    if lock is not None and is_main and resume is not None:
+        lock.take(Run.open(resume).folder, say=progress.say)
+    for note in launch_notes(accelerator) if is_main else []:
+        progress.say(note)
     local = resolve(recipe, say=progress.say)
 
     # Data: opened and tried before any weight is loaded.
@@ -75,8 +102,9 @@ def open_session(
     # Model: built, set to train, tried on a batch; what passes gets a run folder.
     set_seed(recipe.train.seed)  # new weights are drawn from it
     model = build_model(local, image_size=processor.image_size)
+    now, changes = check_unchanged(recipe, data, processor, model, accelerator, resume=resume, allowed=allow_changed)
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
-    run = open_run(recipe, accelerator, resume=resume, folder=folder)
+    run = open_run(recipe, accelerator, resume=resume, folder=folder, fingerprints=now, lock=lock, say=progress.say)
     if is_main:
         progress.begin(run.folder, table=parts_as_table(rows), notes=notes)
     loader = data.loader
@@ -96,7 +124,25 @@ def open_session(
 
     # Restore: where a stopped run was, or the start of a new one.
     set_seed(recipe.train.seed, device_specific=True)  # dropout
-    state = TrainState() if resume is None else restore(run, trained, optimizer=optimizer, accelerator=accelerator)
+    state = TrainState()
+    if resume is not None:
+        state = restore(run, trained, optimizer=optimizer, accelerator=accelerator, say=progress.say)
+        state.position = settle_position(
+            state.position,
+            data.planner,
+            epochs=recipe.train.epochs,
+            is_changed=any(change["what"].startswith("data.train") for change in changes),
+            say=progress.say,
+        )
+        if is_main:
+            if run.read_fingerprints() is None:
+                progress.say(
+                    "this run has kept no fingerprints, as older versions kept none: what has changed since it began "
+                    "is not known; it keeps them from here on"
+                )
+            if changes:
+                progress.say(f"what this run depends on has changed:\n{in_words(changes)}")
+            accept(run, recipe, now=now, changes=changes, step=state.step)
     return Session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
         optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation,
@@ -110,16 +156,22 @@ def open_session(
 # --- Check
 
 
-def check_before_loading(recipe: Recipe, *, resume: str | Path | None) -> None:
+def check_before_loading(
+    recipe: Recipe, *, resume: str | Path | None = None, folder: str | Path | None = None, allow_changed: bool = False
+) -> None:
     """Refuse, before anything is read, what cannot work.
 
     Raises:
         ConfigError: another recipe than that of the run to resume; a tracker that is not there.
-        CheckpointError: the run to resume has no checkpoint.
+        CheckpointError: there is no such run; it is training; something is where the run folder is to be made.
     """
     if resume is not None:
-        check_resumable(load_recipe(Run.open(resume).folder), recipe)
-        Run.open(resume).latest_checkpoint()
+        refuse_held(Run.open(resume).folder)
+        if not allow_changed:
+            refuse_recipe(recipe_changes(Run.open(resume), recipe))
+    elif folder is not None:
+        refuse_held(Path(folder).expanduser())
+        Run.check_free(folder)
     check_trackers(recipe.train.report_to)
 
 
@@ -141,20 +193,35 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def check_resumable(before: Recipe, now: Recipe) -> None:
-    """Refuse to go on with a run under a recipe that would have made another run of it.
+def check_unchanged(
+    recipe: Recipe,
+    data: TrainingData,
+    processor: Processor,
+    model: VisionLanguageModel,
+    accelerator: Accelerator,
+    *,
+    resume: str | Path | None,
+    allowed: bool,
+) -> tuple[Fingerprints, list[Change]]:
+    """Look at what the run depends on: as it is now, and what of it has changed since the run began.
+
+    The first process looks; all know. What a resumed run may change of its recipe is among the changes.
 
     Raises:
-        ConfigError: with the first key that differs.
+        ConfigError: something changed that may not.
     """
-    old, new = flatten(recipe_to_dict(before)), flatten(recipe_to_dict(now))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not effect_of(Recipe, key).may_change:
-            raise ConfigError(
-                f"{key}: got {new.get(key, 'the default')}, but the run began with {old.get(key, 'the default')}; "
-                f"resume it as it was (only these may change: {', '.join(changeable_keys(Recipe))}), "
-                "or start a new run with model.start_from"
-            )
+    seen: list[Any] = [{}, [], []]
+    if accelerator.is_main_process:
+        now = take_fingerprints(recipe, data=data, processor=processor, model=model)
+        seen = [now, [], []]
+        if resume is not None:
+            run = Run.open(resume)
+            seen = [now, recipe_changes(run, recipe), find_changes(run.read_fingerprints(), now)]
+    broadcast_object_list(seen)
+    now, of_recipe, others = seen
+    if resume is not None and not allowed:
+        refuse(others, Run.open(resume))
+    return now, [*of_recipe, *others]
 
 
 # --- Model
@@ -208,33 +275,104 @@ def parts_as_table(rows: Sequence[PartRow]) -> Table:
 # --- Run folder, and what it remembers
 
 
-def open_run(recipe: Recipe, accelerator: Accelerator, *, resume: str | Path | None, folder: str | Path | None) -> Run:
+def open_run(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    *,
+    resume: str | Path | None,
+    folder: str | Path | None,
+    fingerprints: Fingerprints,
+    lock: FolderLock | None,
+    say: Callable[[str], None],
+) -> Run:
     """Make or open the run folder in the first process; the others are sent its path."""
     where: list[Any] = [None]
     if accelerator.is_main_process:
-        run = Run.create(recipe, folder=folder) if resume is None else Run.open(resume)
-        if resume is not None:
-            write_whole(run.folder / "recipe.yaml", recipe.to_yaml())
+        if resume is None and folder is not None and lock is not None:
+            path = Path(folder).expanduser().absolute()
+            path.mkdir(parents=True, exist_ok=True)
+            lock.take(path, say=say)
+        run = Run.create(recipe, folder=folder, fingerprints=fingerprints) if resume is None else Run.open(resume)
+        if resume is None and folder is None and lock is not None:
+            lock.take(run.folder, say=say)
         where = [str(run.folder)]
     broadcast_object_list(where)
     return Run.open(where[0])
 
 
 def restore(
-    run: Run, trained: Mapping[str, nn.Parameter], *, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    run: Run,
+    trained: Mapping[str, nn.Parameter],
+    *,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
 ) -> TrainState:
-    """Read the newest checkpoint into weights, optimizer and random states; forget what was logged after it.
+    """Read the newest whole checkpoint into weights, optimizer and random states; forget what was logged after it.
+
+    Of a run that has none, everything is forgotten: it begins again.
 
     Raises:
-        CheckpointError: it is not of this model, or incomplete.
+        CheckpointError: it is not of this model, or none is whole.
     """
-    step, checkpoint = run.latest_checkpoint()
+    of_recipe = [{key: group[key] for key in SET_BY_RECIPE} for group in optimizer.param_groups]
+    found: list[Any] = [None]
+    if accelerator.is_main_process and run.checkpoints():
+        found = [run.latest_checkpoint(say=say)]
+    broadcast_object_list(found)  # a checkpoint that one process can read is that of all
+    if found[0] is None:
+        if accelerator.is_main_process:
+            say(f"{run.folder} holds no checkpoint yet: the run begins again")
+            run.resume_from(0)
+        return TrainState()
+    step, checkpoint = found[0]
     state, random_states = load_state(checkpoint, trained=trained, optimizer=optimizer, scaler=accelerator.scaler)
+    for group, own in zip(optimizer.param_groups, of_recipe, strict=True):
+        group.update(own)  # what the recipe says now rules, not what it said when the checkpoint was written
     if accelerator.process_index < len(random_states):
         set_random_state(random_states[accelerator.process_index], device=accelerator.device)
+    accelerator.wait_for_everyone()  # the folder may be moved back into its place now
     if accelerator.is_main_process:
-        run.resume_from(step)
+        run.resume_from(step, logs=state.logs)
+        damage = None if state.best_step is None else find_damage(run, state.best_step)
+        if damage is not None:
+            say(f"the best weights are lost: {damage}; unless later ones are better, the model will be the newest")
     return state
+
+
+def settle_position(
+    position: Position, planner: Planner, *, epochs: float, is_changed: bool, say: Callable[[str], None]
+) -> Position:
+    """Return where a resumed run goes on: where it stopped, or with the next epoch if its data end before that.
+
+    Args:
+        position: where it stopped.
+        planner: of the training data.
+        epochs: of the run.
+        is_changed: the training data are not what they were.
+        say: tells the user.
+
+    Raises:
+        DataError: the data have become so few that nothing of the run is left.
+    """
+    if not planner.has_known_length:
+        return position  # streams know their own places
+    settled = position
+    while settled.epoch < epochs and settled.cursor >= planner.num_groups(settled.epoch):
+        settled = Position(settled.epoch + 1, 0)
+    is_over = planner.epochs_done(settled) >= epochs
+    if settled == position and not (is_over and is_changed):
+        return position
+    what = (
+        f"data.train: the run has learned from {position.cursor:,} groups of texts of its epoch {position.epoch + 1}, "
+        f"of which there are only {planner.num_groups(position.epoch):,} now"
+    )
+    if is_over:
+        raise DataError(
+            f"{what}: nothing is left of train.epochs: {epochs:g}; bring the data back, or set train.epochs to more"
+        )
+    say(f"{what}: it goes on with epoch {settled.epoch + 1}")
+    return settled
 
 
 def open_quarantine(recipe: Recipe, run: Run, planner: Planner, *, is_main: bool) -> Quarantine:

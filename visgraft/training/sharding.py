@@ -12,6 +12,7 @@ al. 2020, arXiv:1910.02054; FSDP2 is torch's `fully_shard`.)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,18 @@ def check_strategy(accelerator: Accelerator) -> None:
             "of `visgraft recipes` launch/fsdp2 shards as ZeRO-3 does, launch/fsdp2_zero2 as ZeRO-2 and ZeRO-1"
             f"{WHY_NOT_DEEPSPEED if kind == DistributedType.DEEPSPEED else ''}"
         )
+
+
+def launch_notes(accelerator: Accelerator) -> list[str]:
+    """Say where the processes do something else than the config of `accelerate launch` asks for."""
+    asks_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not asks_for_fsdp or accelerator.distributed_type == DistributedType.FSDP:
+        return []
+    runs = "DDP, each process with the whole model" if accelerator.num_processes > 1 else "as a single process"
+    return [
+        f"the config of accelerate launch asks for FSDP, but on this device ({accelerator.device.type}) accelerate "
+        f"does not share weights out: this runs {runs}"
+    ]
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -13,7 +13,6 @@ went on after its micro-batches were halved, and one that began behind it, compu
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +26,13 @@ from visgraft.data.batch import Batch, EncodedSample, Layout, split_dialogs
 from visgraft.data.bundle import Bundle, make_bundle
 from visgraft.data.images.feature_cache import FeatureCache
 from visgraft.data.packing import fill_rows, split_by_positions
+from visgraft.data.prompt import EncodedDialog
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample
 from visgraft.errors import BadSampleError
 from visgraft.processor import Processor
 from visgraft.segments import PAD
+from visgraft.training.interrupt import leave_signals_to_the_main_process
 from visgraft.training.plan import Planner, Position, StepPlan
 
 
@@ -100,22 +101,18 @@ class Step:
 
 
 class Steps(Iterator[Step]):
-    """The steps from a position to the end of the run, each ready before it is needed.
-
-    Attributes:
-        settings: how batches are made; others of them count for what is asked for from then on, which is some steps
-            ahead where there are workers.
-    """
+    """The steps from a position to the end of the run, each ready before it is needed."""
 
     def __init__(self, planner: Planner, position: Position, *, epochs: float, settings: LoaderSettings) -> None:
-        self.settings = settings
+        # Apart from self, as a circle would keep the workers waiting until somebody collects the garbage.
+        self._orders = _Orders(planner.steps(position, epochs=epochs), settings)
         loader = DataLoader(  # its own generator: making one leaves the random state of the run alone
             _Worker(planner),
-            sampler=self._orders(planner.steps(position, epochs=epochs)),
+            sampler=self._orders,
             batch_size=None,
             generator=torch.Generator(),
             num_workers=settings.num_workers,
-            worker_init_fn=_leave_interrupts_to_the_main_process if settings.num_workers else None,
+            worker_init_fn=leave_signals_to_the_main_process if settings.num_workers else None,
             pin_memory=settings.pin_memory,
         )
         self._bundles = iter(loader)
@@ -124,11 +121,14 @@ class Steps(Iterator[Step]):
         step: Step = next(self._bundles).open()
         return step
 
-    def _orders(self, plans: Iterator[StepPlan]) -> Iterator[_Order]:
-        """Plans are drawn in the main process, in order."""
-        for plan in plans:
-            settings = self.settings
-            yield _Order(plan.holding(settings.process_index, num_processes=settings.num_processes), settings)
+    @property
+    def settings(self) -> LoaderSettings:
+        """How batches are made; others count for what is asked for from then on, with workers some steps ahead."""
+        return self._orders.settings
+
+    @settings.setter
+    def settings(self, settings: LoaderSettings) -> None:
+        self._orders.settings = settings
 
 
 def load_steps(planner: Planner, position: Position, *, epochs: float, settings: LoaderSettings) -> Steps:
@@ -141,6 +141,19 @@ class _Order(NamedTuple):
 
     plan: StepPlan
     settings: LoaderSettings
+
+
+@dataclass
+class _Orders(Iterator[_Order]):
+    """Plans, drawn in the main process and in order, with the settings of that moment."""
+
+    plans: Iterator[StepPlan]
+    settings: LoaderSettings
+
+    def __next__(self) -> _Order:
+        settings = self.settings
+        plan = next(self.plans).holding(settings.process_index, num_processes=settings.num_processes)
+        return _Order(plan, settings)
 
 
 class _Worker(Dataset[Bundle]):
@@ -183,28 +196,27 @@ class StepDataset(Dataset[Step]):
         processor, settings = self.planner.processor, self.settings
         encoded: list[EncodedSample] = []
         bad: list[BadSample] = []
-        for group in plan.groups[self.settings.process_index :: self.settings.num_processes]:
+        texts = plan.texts or (None,) * len(plan.groups)
+        share = slice(settings.process_index, None, settings.num_processes)
+        for group, text in zip(plan.groups[share], texts[share], strict=True):
             try:
-                sample = self.planner.sample(group)
-                exact, most = settings.exact_pixels, settings.max_pixels
-                made = self._from_cache(sample)
-                if made is None:
-                    made = processor.encode(sample, max_pixels=most, exact_pixels=exact, as_bytes=True)
-                encoded.append(made)
+                sample = self.planner.sample(group) if text is None or text.sample is None else text.sample
+                dialogs = processor.encode_text(sample) if text is None else text.dialogs
+                encoded.append(self._with_images(sample, dialogs))
             except BadSampleError as error:
                 bad.append(self.planner.bad_sample(group, str(error)))
         return encoded, bad
 
-    def _from_cache(self, sample: Sample) -> EncodedSample | None:
-        """Encode a sample without opening its images; None: their features are not all there."""
-        processor, cache = self.planner.processor, self.settings.vision_cache
-        features = None if cache is None else cache.find(sample.images)
+    def _with_images(self, sample: Sample, dialogs: tuple[EncodedDialog, ...]) -> EncodedSample:
+        """Add the pixels of its images, or their features where all of them are in the cache."""
+        processor, settings = self.planner.processor, self.settings
+        features = None if settings.vision_cache is None else settings.vision_cache.find(sample.images)
         if features is None:
-            return None
+            return processor.encode_images(
+                sample, dialogs, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels, as_bytes=True
+            )
         counts = (processor.num_image_tokens,) * len(features)
-        return EncodedSample(
-            processor.encode_text(sample), {"features": features}, counts, id=sample.id, source=sample.source
-        )
+        return EncodedSample(dialogs, {"features": features}, counts, id=sample.id, source=sample.source)
 
 
 Rows = list[list[EncodedSample]]
@@ -301,7 +313,3 @@ def _with_batches(
 
 def _length(row: Sequence[int], lengths: Sequence[int]) -> int:
     return sum(lengths[index] for index in row)
-
-
-def _leave_interrupts_to_the_main_process(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

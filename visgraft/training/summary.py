@@ -3,7 +3,7 @@
 In: a session at its end. Out: plain values.
 
     note_cost(session)          # at every checkpoint, so that a resumed run counts all its time
-    write_summary(session)
+    write_summary(session, model_step=step)
 """
 
 from __future__ import annotations
@@ -44,16 +44,15 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def write_summary(session: Session) -> None:
-    """Write `summary.json`; the last thing that a run does."""
-    write_json(session.run.summary_path, summarise(session))
+def write_summary(session: Session, *, model_step: int) -> None:
+    """Write `summary.json`; the last thing that a run does. The weights in `model/` are those of `model_step`."""
+    write_json(session.run.summary_path, summarise(session, model_step=model_step))
 
 
-def summarise(session: Session) -> dict[str, Any]:
+def summarise(session: Session, *, model_step: int) -> dict[str, Any]:
     """Gather what `summary.json` holds."""
     state, device, steps = session.state, session.accelerator.device, session.run.steps()
-    step = state.best_step if state.best_step is not None else state.step
-    validations = [record for record in session.run.validations() if record["step"] == step]
+    validations = [record for record in session.run.validations() if record["step"] == model_step]
     validation = validations[-1] if validations else {}
     parts, trained = full_names(session.model), trained_parameters(session.model)
     seconds = sum(record["seconds"] for record in steps)
@@ -75,6 +74,7 @@ def summarise(session: Session) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "num_processes": session.accelerator.num_processes,
         "loss": steps[-1]["loss"] if steps else None,
+        "model_step": model_step,
         "validation_step": validation.get("step"),
         "validation_loss": validation.get("validation_loss"),
         "validation_loss_per_character": validation.get("validation_loss_per_character"),

@@ -4,13 +4,13 @@ In: a session. Out: numbers for `metrics.jsonl`, answers for `samples.jsonl`. No
 random state, so a run that validates more often is the same run.
 
     record = validate(session)
-    answer_sample_prompts(session)
+    records = answer_sample_prompts(session)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,22 +21,30 @@ from visgraft.inference import answer
 from visgraft.metrics.text_match import exact_match
 from visgraft.model.attention_kernel import dense_attention
 from visgraft.training.compiling import uncompiled
+from visgraft.training.interrupt import StopAsked
 from visgraft.training.plan import Position
 from visgraft.training.session import Session
 from visgraft.training.sharding import gathered, is_sharded
 from visgraft.training.steps import load_steps
+
+T = TypeVar("T")
 
 PICTURE_SIDE = 320  # pixels, of the longer side of a sample image that a run keeps
 
 
 @torch.no_grad()
 def validate(session: Session) -> dict[str, Any]:
-    """Measure loss on the validation data and, if the recipe asks for it, the share of right answers."""
+    """Measure loss on the validation data and, if the recipe asks for it, the share of right answers.
+
+    Raises:
+        StopAsked: in all processes, between two batches; the state holds what was measured so far, and the next call
+            takes it up there.
+    """
     assert session.validation is not None
-    accelerator, model = session.accelerator, session.model
-    loss_sum, num_tokens, num_characters = 0.0, 0, 0
+    accelerator, model, state = session.accelerator, session.model, session.state
+    position, sums = _validated_so_far(session)
     model.eval()
-    for step in load_steps(session.validation, Position(0, 0), epochs=1.0, settings=session.loader):
+    for step in load_steps(session.validation, position, epochs=1.0, settings=session.loader):
         # Processes that share the weights out run the model together, one that has no batch left with the filler.
         num_more = max(session.each([len(step.batches)])) - len(step.batches) if is_sharded(model) else 0
         for batch in (*step.batches, *[None] * int(num_more)):
@@ -46,19 +54,60 @@ def validate(session: Session) -> dict[str, Any]:
             if batch is None:
                 continue
             assert losses is not None
-            loss_sum += float(losses.sum())
-            num_tokens += batch.target.numel()
-            num_characters += batch.num_answer_characters
+            sums[0] += float(losses.sum())
+            sums[1] += batch.target.numel()
+            sums[2] += batch.num_answer_characters
+        position = step.plan.end
+        if any(session.each([session.signals.number])):
+            break
+    each = session.each(sums)
+    state.validated_so_far = {"position": [*position], "sums": [each[at : at + 3] for at in range(0, len(each), 3)]}
     model.train()
-    loss_sum, num_tokens, num_characters = session.sum([loss_sum, num_tokens, num_characters])
+    session.stop_if_asked()
+    loss_sum, num_tokens, num_characters = session.sum(sums)
     record = {
-        "step": session.state.step,
+        "step": state.step,
         "validation_loss": loss_sum / max(1, num_tokens),
         "validation_loss_per_character": loss_sum / max(1, num_characters),
     }
-    if session.questions and (accelerator.is_main_process or is_sharded(model)):
-        record["exact_match"] = score_questions(session)
+    if session.questions:
+        score = _asked(session, score_questions)
+        if score is not None:
+            record["exact_match"] = score
+    state.validated_so_far = None
     return record
+
+
+def _validated_so_far(session: Session) -> tuple[Position, list[float]]:
+    """Give where a validation begins, and this process's sums: of loss, tokens and characters.
+
+    What a stopped one had measured is this process's own where there are as many as then, else the first one's.
+    """
+    done, accelerator = session.state.validated_so_far, session.accelerator
+    if done is None:
+        return Position(0, 0), [0.0, 0.0, 0.0]
+    sums = done["sums"]
+    if len(sums) != accelerator.num_processes:
+        sums = [[sum(of_all) for of_all in zip(*sums, strict=True)], *[[0.0] * 3] * accelerator.num_processes]
+    return Position(*done["position"]), list(sums[accelerator.process_index])
+
+
+def _asked(session: Session, ask: Callable[[Session], T]) -> T | None:
+    """Let the first process ask the model (all of them, where they share the weights out); None: this one did not.
+
+    Raises:
+        StopAsked: in all processes, if a signal came to one that asks.
+    """
+    result, number = None, 0
+    if session.accelerator.is_main_process or is_sharded(session.model):
+        try:
+            result = ask(session)
+        except StopAsked as asked:
+            number = asked.number
+    number = int(max(session.each([number])))
+    if number:
+        raise StopAsked(number)
+    return result
 
 
 def score_questions(session: Session) -> float:
@@ -68,18 +117,31 @@ def score_questions(session: Session) -> float:
     return exact_match(answers, references=accepted).value
 
 
-def answer_sample_prompts(session: Session) -> None:
-    """Answer the fixed sample prompts and write the answers down, beside the images in small."""
+def answer_sample_prompts(session: Session) -> list[dict[str, Any]]:
+    """Answer the fixed sample prompts; return what to write down, and keep the images in small.
+
+    Returns:
+        A record for each prompt; none in any process but the first.
+
+    Raises:
+        StopAsked: in all processes, between two tokens.
+    """
+    return _asked(session, _answer_sample_prompts) or []
+
+
+def _answer_sample_prompts(session: Session) -> list[dict[str, Any]]:
     stopped: list[bool] = []
     texts = _answers(session, session.sample_prompts, stopped=stopped)
     if not session.accelerator.is_main_process:
-        return
+        return []
+    records = []
     for number, (sample, text, has_stopped) in enumerate(zip(session.sample_prompts, texts, stopped, strict=True)):
         turn = sample.dialogs[0][-1]
         record = {"step": session.state.step, "id": sample.id, "prompt": turn.request, "answer": text}
         expected = [accepted for accepted in (turn.answer, *turn.references) if accepted]
         picture = _keep_picture(session, sample, number=number)
-        session.run.append("samples", {**record, "stopped": has_stopped, "expected": expected, "image": picture})
+        records.append({**record, "stopped": has_stopped, "expected": expected, "image": picture})
+    return records
 
 
 def _keep_picture(session: Session, sample: Sample, *, number: int) -> str | None:
@@ -97,7 +159,17 @@ def _keep_picture(session: Session, sample: Sample, *, number: int) -> str | Non
 
 def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[bool] | None = None) -> list[str]:
     limit = session.recipe.train.max_new_tokens
-    with session.accelerator.autocast(), uncompiled(), dense_attention(session.model), gathered(session.model):
-        texts = answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)
-    session.model.train()
-    return texts
+
+    def stop_if_asked(*_: Any) -> None:
+        if is_sharded(session.model):
+            session.stop_if_asked()  # every process is here
+        elif session.signals.number:
+            raise StopAsked(session.signals.number)
+
+    listening = session.model.register_forward_pre_hook(stop_if_asked, prepend=True)
+    try:
+        with session.accelerator.autocast(), uncompiled(), dense_attention(session.model), gathered(session.model):
+            return answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)
+    finally:
+        listening.remove()
+        session.model.train()

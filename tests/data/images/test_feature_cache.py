@@ -73,7 +73,7 @@ def test_what_was_written_before_ctrl_c_is_kept(tmp_path: Path) -> None:
 
 
 def test_two_processes_may_write_the_same_images_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # a second at most: nothing is imported again
     writers = [context.Process(target=write, args=(tmp_path, range(start, start + 60))) for start in (0, 30)]
     for writer in writers:
         writer.start()

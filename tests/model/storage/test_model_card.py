@@ -42,6 +42,11 @@ def test_a_run_tells_data_and_scores_and_no_path_of_this_machine(tmp_path: Path)
     assert "train: folder" in text
     assert "| validation_loss | 1.25 |" in text
     assert "| exact_match | 0.5 |" in text
+    assert "## Changes" not in text
+    moved = {"what": "data.train.0.path", "before": str(tmp_path / "a|b"), "now": str(tmp_path / "c")}
+    run.append("metrics", {"step": 4, "changed": [moved, {"what": "versions torch", "before": "2.1", "now": "2.2"}]})
+    text = model_card(run.model_path, repo_id="me/cats", run=run.folder)
+    assert "| 4 | data.train.0.path | a&#124;b | c |\n| 4 | versions torch | 2.1 | 2.2 |" in text
     assert str(tmp_path) not in text
 
 
@@ -73,6 +78,6 @@ def test_pushing_uploads_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             seen["card"] = (Path(folder_path) / "README.md").read_text()
             return SimpleNamespace(commit_url="https://hub/commit/1")
 
-    monkeypatch.setattr("visgraft.model.storage.checkpoint.HfApi", Api)
+    monkeypatch.setattr("visgraft.model.storage.load_and_save.HfApi", Api)
     fresh("llama", "clip").push_to_hub("cats")
     assert 'Processor.from_pretrained("me/cats")' in seen["card"]

@@ -1,5 +1,6 @@
 """Parts come from names, folders and modules; a checkpoint that is not one is refused with the reason."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,14 @@ def test_a_model_on_the_hub_that_transformers_refuses_is_not_called_missing(monk
     monkeypatch.setattr(loading.AutoConfig, "from_pretrained", refuse)
     with pytest.raises(CheckpointError, match=r"some/model: transformers cannot load a model from it \(.*custom code"):
         load_language("some/model")
+
+
+@pytest.mark.parametrize("load", [load_vision, load_language])
+def test_code_beside_the_weights_is_never_asked_about(
+    tmp_path: Path, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asks whether to run code"))
+    auto_map = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "own.Own")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": auto_map}))
+    with pytest.raises(CheckpointError, match=r"needs code that lies beside its weights \(auto_map .* never run from"):
+        load(tmp_path)

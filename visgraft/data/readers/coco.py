@@ -11,6 +11,7 @@ Out: one sample per image, each of its captions a dialog of its own, behind an e
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from visgraft.data.fingerprint import Fingerprint, stamp
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
@@ -73,6 +75,16 @@ class CocoCaptions:
         if index >= len(self._ids):
             return f"{self._captions_file.name} {self._bad[index - len(self._ids)][0]}"
         return f"{self._captions_file.name} image {self._ids[index]}"
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Return path, size and time of the captions file."""
+        return stamp([self._captions_file])
+
+    @property
+    def image_files(self) -> list[str]:
+        """The paths of the images."""
+        return [os.path.join(self.folder, name) for name in self.file_names]  # noqa: PTH118  # there are many
 
     def _image_names(self, entries: list[Any]) -> Iterator[tuple[Any, str]]:
         for number, entry in enumerate(entries):

@@ -27,6 +27,7 @@ from typing import Literal
 
 import numpy as np
 
+from visgraft.data.fingerprint import Fingerprint, stamp
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import DataError, MissingAssetError
 
@@ -87,6 +88,17 @@ class EasyVqa:
     def where(self, index: int) -> str:
         """Say which image it is."""
         return f"{self._folder.name}/images/{self._questions[index][0]}.png"
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Return path, size and time of the questions."""
+        return stamp([self._folder / "questions.json"])
+
+    @property
+    def image_files(self) -> list[str]:
+        """The paths of the images."""
+        folder = self._folder / "images"
+        return [f"{folder}/{image_id}.png" for image_id, _ in self._questions]
 
 
 def _package_folder() -> Path:

@@ -13,11 +13,13 @@ Out: one sample per image (or list of images), with the dialogs of all its lines
 
 from __future__ import annotations
 
+import os
 from array import array
 from pathlib import Path
 
 import numpy as np
 
+from visgraft.data.fingerprint import Fingerprint, ImagePaths, unpack
 from visgraft.data.readers.files import open_files
 from visgraft.data.readers.row_formats import content_of_row
 from visgraft.data.readers.rows import Row, Rows
@@ -50,6 +52,7 @@ class FolderWithMetadata:
         self._folder = folder
         self._groups: list[array[int]] = []  # per sample: its rows
         num_dialogs: list[int] = []
+        images = ImagePaths()
         by_images: dict[tuple[str, ...], int] = {}
         for index in range(len(rows)):
             number = len(self._groups)
@@ -58,6 +61,8 @@ class FolderWithMetadata:
                 row = rows[index]
                 count = len(content_of_row(row).dialogs)
                 names = _file_names(row)
+                if names and names not in by_images:
+                    images.add(*names)
                 number = by_images.setdefault(names, number) if names else number
             except BadSampleError:
                 count = 0  # it stands alone, and asking for it gives the reason
@@ -67,6 +72,7 @@ class FolderWithMetadata:
             self._groups[number].append(index)
             num_dialogs[number] += count
         self.num_dialogs = np.array(num_dialogs, dtype=np.int64)
+        self._images = images.packed()
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -83,6 +89,16 @@ class FolderWithMetadata:
         """Say on which lines it stands."""
         first, *others = (self._rows.where(row) for row in self._groups[index])
         return ", ".join([first, *(other.rsplit(" ", 1)[1] for other in others)])
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Return path, size and time of the metadata file."""
+        return self._rows.fingerprint
+
+    @property
+    def image_files(self) -> list[str]:
+        """The paths of the images, of very many a part."""
+        return [os.path.join(self._folder, name) for name in unpack(self._images)]  # noqa: PTH118  # there are many
 
 
 def _metadata_file(path: Path, *, split: str) -> Path:

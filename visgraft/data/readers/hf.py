@@ -61,7 +61,8 @@ def read(
         return SampleStream(DatasetStream(_load(wanted, streaming=True), name=str(path)), read_row, folder)
     rows: Rows
     if take is None:
-        rows = DatasetRows(_load(wanted, streaming=False), name=str(path))
+        dataset = _load(wanted, streaming=False)
+        rows = DatasetRows(dataset, name=str(path), files=_saved_files(dataset, path))
     else:
         rows = ParquetRows(_take(wanted, take=take))
     if not len(rows):
@@ -85,6 +86,12 @@ def _load(wanted: dict[str, Any], *, streaming: bool) -> Any:
             f"hf: the dataset {wanted['path']} (name {wanted['name']}, split {wanted['split']}) cannot be loaded: "
             f"{reason}. Check path, name and split; a dataset with a loading script must be exported first"
         ) from error
+
+
+def _saved_files(dataset: Any, path: Path) -> list[Path]:
+    """Return the files of a folder of save_to_disk; those of the library's cache may be made again at any time."""
+    files = [Path(cached["filename"]) for cached in dataset.cache_files]
+    return [file for file in files if file.is_relative_to(path.expanduser().absolute())]
 
 
 def _take(wanted: dict[str, Any], *, take: int) -> list[Path]:

@@ -13,9 +13,11 @@ Splits are train, restval, val and test; train+restval is the 113,287 images tha
 
 from __future__ import annotations
 
+import os
 from array import array
 from pathlib import Path
 
+from visgraft.data.fingerprint import Fingerprint, ImagePaths, unpack
 from visgraft.data.readers.rows import JsonListRows, Row
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
@@ -47,13 +49,18 @@ class Karpathy:
         self._rows = JsonListRows(file, inside="images")
         self._prompt = prompt
         self._entries = array("q")
+        images = ImagePaths()
         for index in range(len(self._rows)):
             try:
-                split = self._rows[index].get("split")
+                row = self._rows[index]
+                split = row.get("split")
+                if split in wanted:
+                    images.add(file_name(row))
             except BadSampleError:
                 split = None  # asking for it gives the reason
             if split is None or split in wanted:
                 self._entries.append(index)
+        self._images = images.packed()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -68,6 +75,16 @@ class Karpathy:
     def where(self, index: int) -> str:
         """Say which image of the file it is."""
         return self._rows.where(self._entries[index])
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Return path, size and time of the file."""
+        return self._rows.fingerprint
+
+    @property
+    def image_files(self) -> list[str]:
+        """The paths of the images, of very many a part."""
+        return [os.path.join(self.folder, name) for name in unpack(self._images)]  # noqa: PTH118  # there are many
 
     def first_names(self, number: int) -> list[str]:
         """Return the file names of the first good images."""

@@ -197,6 +197,7 @@ def _m3it(row: Row, images: list[Any]) -> list[list[Turn]]:
 
 
 def _question(row: Row, images: list[Any]) -> list[list[Turn]]:
+    """Read a question; of several answers the most common is learned, and all are accepted when answers are scored."""
     prompt = row["question"] if row.get("question") is not None else row["prompt"]
     answer = row["answer"] if row.get("answer") is not None else row["answers"]
     references = row.get("references") or ()

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 
+from visgraft.data.fingerprint import Fingerprint, stamp
 from visgraft.disk_cache import Arrays, keep_arrays
 from visgraft.errors import BadSampleError, DataError
 
@@ -46,7 +47,7 @@ class Rows(Protocol):
         """Say where a user finds that row."""
 
     @property
-    def fingerprint(self) -> object:
+    def fingerprint(self) -> Fingerprint:
         """Return what differs wherever the files differ."""
 
 
@@ -79,12 +80,6 @@ def parse_object(text: bytes, *, what: str = "line") -> Row:
     return row
 
 
-def stamp(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Return path, size and time of change of files: what differs wherever they differ."""
-    states = [(path, path.stat()) for path in paths]
-    return [(str(path.absolute()), state.st_size, state.st_mtime_ns) for path, state in states]
-
-
 class JsonLinesRows:
     """Hold where the lines of a JSON Lines file begin; blank lines are none. See Rows."""
 
@@ -112,7 +107,7 @@ class JsonLinesRows:
         return f"{self.path.name} line {self._numbers[index]}"
 
     @property
-    def fingerprint(self) -> object:
+    def fingerprint(self) -> Fingerprint:
         """Return path, size and time of the file."""
         return stamp([self.path])
 
@@ -141,7 +136,7 @@ class JsonListRows:
         return f"{self.path.name} entry {index}"
 
     @property
-    def fingerprint(self) -> object:
+    def fingerprint(self) -> Fingerprint:
         """Return path, size and time of the file."""
         return stamp([self.path])
 
@@ -212,7 +207,7 @@ class CsvRows:
         return f"{self.path.name} line {self._numbers[index]}"
 
     @property
-    def fingerprint(self) -> object:
+    def fingerprint(self) -> Fingerprint:
         """Return path, size and time of the file."""
         return stamp([self.path])
 
@@ -259,9 +254,9 @@ class JoinedRows:
         return self._parts[number].where(index - self._starts[number])
 
     @property
-    def fingerprint(self) -> object:
-        """Return those of the parts."""
-        return [part.fingerprint for part in self._parts]
+    def fingerprint(self) -> Fingerprint:
+        """Return those of the parts together."""
+        return sum((part.fingerprint for part in self._parts), Fingerprint())
 
     def _part_of(self, index: int) -> int:
         return bisect_right(self._starts, index) - 1

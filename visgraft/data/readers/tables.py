@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visgraft.atomic import whole_file
-from visgraft.data.readers.rows import Row, stamp
+from visgraft.data.fingerprint import Fingerprint, stamp
+from visgraft.data.images.opening import short_digest
+from visgraft.data.readers.rows import Row
 from visgraft.data.row_streams import StreamedRow
 from visgraft.errors import BadSampleError, DataError
 
@@ -64,7 +66,7 @@ class ParquetRows:
         return f"{self._paths[file].name} row {index - first}"
 
     @property
-    def fingerprint(self) -> object:
+    def fingerprint(self) -> Fingerprint:
         """Return path, size and time of the files."""
         return stamp(self._paths)
 
@@ -98,9 +100,10 @@ def _metadata(path: Path) -> pq.FileMetaData:
 class DatasetRows:
     """Hold a `datasets.Dataset`; images stay undecoded, class labels become their names. See Rows."""
 
-    def __init__(self, dataset: Any, *, name: str) -> None:
+    def __init__(self, dataset: Any, *, name: str, files: Sequence[Path] = ()) -> None:
         self._dataset = dataset.with_format("arrow")
         self._name = name
+        self._files = list(files)  # that tell whether it changed, beside its own fingerprint
         self._labels = label_names(dataset.features)
 
     def __len__(self) -> int:
@@ -114,9 +117,9 @@ class DatasetRows:
         return f"{self._name} row {index}"
 
     @property
-    def fingerprint(self) -> object:
+    def fingerprint(self) -> Fingerprint:
         """Return the dataset's own."""
-        return (self._name, self._dataset._fingerprint)
+        return stamp(self._files, marks=[f"{self._name} {self._dataset._fingerprint}"])
 
 
 class DatasetStream:
@@ -126,6 +129,7 @@ class DatasetStream:
     """
 
     def __init__(self, dataset: Any, *, name: str) -> None:
+        self.fingerprint = _fingerprint_of_stream(dataset)
         self._dataset = dataset.decode(False) if dataset.features is not None else dataset
         self._name = name
         self._labels = label_names(dataset.features or {})
@@ -140,6 +144,16 @@ class DatasetStream:
             named = with_names(dict(row), self._labels)
             yield StreamedRow(named, number, f"{self._name} row {number}", [number + 1, dataset.state_dict()])
             number += 1
+
+
+def _fingerprint_of_stream(dataset: Any) -> Fingerprint:
+    """Return what a stream tells of its files: those on this machine, the addresses of others (with their commit)."""
+    arguments = getattr(getattr(dataset, "_ex_iterable", None), "kwargs", {})
+    lists = [value for value in arguments.values() if isinstance(value, list)]
+    names = list(dict.fromkeys(name for value in lists for name in value if isinstance(name, str)))
+    here = [Path(name) for name in names if Path(name).is_file()]
+    others = [name for name in names if not Path(name).is_file()]
+    return stamp(here, marks=[others[0], short_digest(repr(others).encode()).hex()] if others else [])
 
 
 def label_names(features: Any) -> dict[str, list[str]]:

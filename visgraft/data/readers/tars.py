@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from visgraft.data.fingerprint import Fingerprint, stamp
 from visgraft.data.images.opening import FilePart
 from visgraft.data.mixing import epoch_order
-from visgraft.data.readers.rows import Row, parse_object, stamp
+from visgraft.data.readers.rows import Row, parse_object
 from visgraft.data.row_streams import StreamedRow
 from visgraft.disk_cache import Arrays, keep_arrays
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
@@ -96,7 +97,7 @@ class TarRows:
         return f"{self._paths[self._shards[index]].name} sample {self._keys[index]}"
 
     @property
-    def fingerprint(self) -> object:
+    def fingerprint(self) -> Fingerprint:
         """Return path, size and time of the tars."""
         return stamp(self._paths)
 
@@ -154,6 +155,11 @@ class TarStream:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Return path, size and time of the tars."""
+        return stamp(self._paths)
 
     def read(self, *, seed: int | None, epoch: int, place: Any) -> Iterator[StreamedRow]:
         """Read on from a place; a tar that is damaged gives one bad row, and the next one is read."""

@@ -4,6 +4,8 @@ In: a language model. Out: nothing, or an `UnsupportedModelError` that names the
 model of the same class and configuration is asked three things: does it compute what the bare LM computes without an
 image; does a change at one position move exactly the positions that the mask lets see it; do two texts behind one
 prefix compute what each computes alone. A model whose class cannot be made tiny is tried itself.
+(Before that, `read_attention_spec` refuses what takes no mask at all; later, `supervised_loss` what makes its logits
+elsewhere than in its output embeddings.)
 
     check_language(language)
 """

@@ -115,18 +115,26 @@ def _about_run(run: Run) -> list[str]:
             if isinstance(value, (int, float)) and ("validation" in name or "match" in name or name == "step"):
                 rows.append(f"| {name} | {value:.4g} |")
         paragraphs += ["## Scores", "Of the step with the lowest validation loss:", "\n".join(rows)]
+    changed = [record for record in run.read_metrics() if "changed" in record]
+    if changed:
+        rows = ["| after step | what | before | from then on |", "|---|---|---|---|"]
+        for record in changed:
+            for change in record["changed"]:
+                values = (record["step"], change["what"], _shortened(change["before"]), _shortened(change["now"]))
+                rows.append(f"| {' | '.join(str(value).replace('|', '&#124;') for value in values)} |")
+        paragraphs += ["## Changes", "The run was stopped and resumed with what was not the same:", "\n".join(rows)]
     return [*paragraphs, "## Recipe", f"```yaml\n{_public(recipe)}```"]
 
 
 def _public(recipe: dict[str, Any]) -> str:
     """Write the recipe without where things lie on this machine."""
+    return yaml.safe_dump(_shortened(recipe), sort_keys=False, allow_unicode=True)
 
-    def shortened(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: shortened(below) for key, below in value.items()}
-        if isinstance(value, list):
-            return [shortened(below) for below in value]
-        is_path = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
-        return Path(value).name if is_path else value
 
-    return yaml.safe_dump(shortened(recipe), sort_keys=False, allow_unicode=True)
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shortened(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_shortened(below) for below in value]
+    is_path = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+    return Path(value).name if is_path else value

@@ -31,6 +31,8 @@ from visgraft.starter import resolve
 
 Origin = dict[str, Any]  # {"name": str | None, "revision": str | None}
 LANGUAGE_INIT = ("pretrained", "random")
+# Else transformers asks on the terminal whether to run code that lies beside the weights.
+OWN_CODE_ONLY: dict[str, Any] = {"trust_remote_code": False}
 
 
 def load_vision(
@@ -86,8 +88,9 @@ def load_language(
         return name, _origin(None)
     config = load_config(name, revision=revision)
     if init == "random":
-        with quiet_transformers():
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs).eval(), _origin(None)
+        with explain_load_errors(name), quiet_transformers():
+            made = AutoModelForCausalLM.from_config(config, dtype=dtype, **{**OWN_CODE_ONLY, **kwargs})
+        return made.eval(), _origin(None)
     loaded = read_part("language", name, revision=revision, dtype=dtype, config=config, **kwargs)
     if loaded.missing:
         raise missing_weights_error(name, loaded.missing)
@@ -107,7 +110,7 @@ def load_config(name: str | Path, *, revision: str | None = None) -> PreTrainedC
         CheckpointError: nothing there that is a model.
     """
     with explain_load_errors(name), quiet_transformers():
-        return AutoConfig.from_pretrained(_expanded(name), revision=revision)
+        return AutoConfig.from_pretrained(_expanded(name), revision=revision, **OWN_CODE_ONLY)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,12 @@ def read_part(
         ConfigError: it cannot be quantized as it was asked for.
     """
     auto: Any = AutoModel if part == "vision" else AutoModelForCausalLM
-    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
+    options: dict[str, Any] = {
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        **OWN_CODE_ONLY,
+        **kwargs,
+    }
     # The bits of a quantized weight depend on the format it is quantized from, so that is always the same one.
     first = torch.float32 if kwargs.get("quantization_config") is not None else dtype
     with explain_load_errors(name), quiet_transformers():
@@ -187,6 +195,11 @@ def _explanation(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     if "gated" in str(error).lower():
         return f"{name} is gated: accept its licence at https://huggingface.co/{name}, then run `hf auth login`"
+    if "trust_remote_code" in str(error):
+        return (
+            f"{name}: needs code that lies beside its weights (auto_map in its config.json), which is never run from "
+            "here; name a model of a class that transformers has, or in Python load it yourself and give the module"
+        )
     if Path(name).expanduser().exists() or not isinstance(error, OSError):
         return f"{name}: transformers cannot load a model from it ({reason})"
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:

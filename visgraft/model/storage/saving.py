@@ -1,6 +1,6 @@
 """Write a model folder: what was trained, and the names of the rest.
 
-In: a model and a folder. Out: the files that `checkpoint.py` draws. Weights that are still those of the checkpoint
+In: a model and a folder. Out: the files that `load_and_save.py` draws. Weights that are still those of the checkpoint
 they were loaded from are only named, with a checksum; everything else is written.
 
     save_folder(model, Path("runs/first/model"))
@@ -76,6 +76,10 @@ def save_folder(
 
 def plan_save(model: JoinedModel, *, full: bool = False) -> dict[str, PartPlan]:
     """List which weights of each part a folder will hold.
+
+    A slim folder holds a weight of a part where its checksum is no longer that with which it was loaded; where a
+    checkpoint keeps such a weight cut up or merged, or where a part has no name, the whole part. LoRA and the
+    projection are always written.
 
     Raises:
         CheckpointError: weights are not in memory.

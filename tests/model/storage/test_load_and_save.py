@@ -450,7 +450,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
             seen.update(settings, folder=copied(Path(folder_path), tmp_path / "hub"))
             return type("Commit", (), {"commit_url": "https://hub/commit/1"})
 
-    monkeypatch.setattr("visgraft.model.storage.checkpoint.HfApi", Api)
+    monkeypatch.setattr("visgraft.model.storage.load_and_save.HfApi", Api)
     return seen
 
 

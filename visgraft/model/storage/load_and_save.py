@@ -1,7 +1,7 @@
 """Construction from parts, saving and loading: the methods of the model that touch names and folders.
 
-In: names of parts, or a folder. Out: a model, or a folder. A slim folder holds what was trained and names the rest; a
-full folder holds everything. Either may hold LoRA.
+In: names of parts, or a folder. Out: a model, or a folder. A slim folder holds what changed since it was
+loaded and names the rest; a full folder holds everything. Either may hold LoRA.
 
     config.json                 the join, both parts' configs, what is stored of each and where the rest is from
     model.safetensors           the projection
@@ -42,7 +42,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", 
 AUTO_CLASS_ARGUMENTS = ("_from_auto", "adapter_kwargs", "trust_remote_code")  # what AutoModel adds; of no use here
 
 
-class CheckpointMixin(JoinedModel):
+class StorageMixin(JoinedModel):
     """How a model comes to be, from parts or from a folder, and how it is kept."""
 
     @classmethod
