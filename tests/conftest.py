@@ -4,12 +4,17 @@ In: nothing. Out: fixtures; a list of the tests that should be marked slow. Usag
 """
 
 import os
+import signal
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: a test never waits for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: on tiny tensors a second thread only waits, and sums differ with it
+
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # in the background, under nohup; what tests start inherits it
+        signal.signal(number, handler)
 
 SLOW_S = 5.0
 

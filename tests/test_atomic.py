@@ -1,12 +1,20 @@
 """Files and folders are whole or not there, and nothing in the package writes past that."""
 
 import ast
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
+from tests.full_disk import Disk
 from visgraft.atomic import append_record, whole_file, whole_folder, write_json, write_whole
+from visgraft.errors import DiskError
+from visgraft.sealed import Summed
 
 PACKAGE = Path(__file__).resolve().parent.parent / "visgraft"
 #: file -> why it may write by itself
@@ -94,3 +102,122 @@ def _writes(call: ast.Call) -> bool:
         modes = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
         return any(isinstance(mode, str) and mode[:1] in ("w", "a", "x") and len(mode) <= 3 for mode in modes)
     return call.func.attr in ("write_text", "write_bytes", "fsync")
+
+
+# --- What a disk refuses
+
+WRITERS = {
+    "write_whole": lambda path: write_whole(path, "new" * 1000),
+    "write_json": lambda path: write_json(path, ["new"] * 1000),
+    "append_record": lambda path: append_record(path, {"text": "new" * 1000}),
+    "whole_folder": lambda path: _write_folder(path),
+}
+REFUSED = [
+    ("open", errno.ENOSPC, "the disk is full"),  # out of inodes
+    ("write", errno.ENOSPC, "the disk is full"),
+    ("write", errno.EDQUOT, "the disk quota is used up"),
+    ("write", errno.EFBIG, "files as large are not allowed here"),
+    ("fsync", errno.ENOSPC, "the disk is full"),
+    ("rename", errno.EROFS, "the disk is read-only"),
+    ("open", errno.EROFS, "the disk is read-only"),
+]
+CASES = [
+    (writer, *refused)
+    for writer in WRITERS
+    for refused in REFUSED
+    if writer != "append_record" or refused[0] not in ("fsync", "rename")  # a log is not synced at each line
+]
+
+
+def _write_folder(path: Path) -> None:
+    with whole_folder(path, num_bytes=3000) as folder:
+        (folder / "inside").mkdir()
+        write_whole(folder / "inside" / "file", "new" * 1000)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize(("writer", "call", "number", "reason"), CASES)
+def test_what_a_disk_refuses_is_one_line_with_path_and_bytes_and_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, is_there: bool, call: str, number: int, reason: str
+) -> None:
+    path = tmp_path / "there"
+    if is_there and writer == "whole_folder":
+        path.mkdir()
+        (path / "file").write_text("old")
+    elif is_there:
+        path.write_text('"old"\n')
+    before = _contents(tmp_path)
+    disk = Disk(monkeypatch)
+    disk.refuse(call, number, after_bytes=1234)
+    with pytest.raises(
+        DiskError, match=rf"^{path}: cannot be written: {reason}; needs [0-9,]+ bytes.*then go on$"
+    ) as told:
+        WRITERS[writer](path)
+    assert told.value.errno == number and "\n" not in str(told.value)
+    disk.repair()
+    assert disk.refused
+    assert _contents(tmp_path) == before
+    WRITERS[writer](path)  # after room was made it goes on
+    assert _contents(tmp_path) != before
+
+
+def test_how_many_bytes_are_needed_and_free_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Disk(monkeypatch).refuse("write", errno.ENOSPC, after_bytes=1234)  # what was told to be full stays so
+    with pytest.raises(DiskError, match=r"full; needs 3,000 bytes, has room for [0-9,]+; make room, then go on"):
+        write_whole(tmp_path / "a", "new" * 1000)
+    with pytest.raises(DiskError, match="full; needs more than 1,234 bytes"), whole_file(tmp_path / "a") as building:
+        building.write_text("new" * 1000)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # of tokenizers
+    ],
+)
+def test_a_full_disk_is_known_in_whatever_library_met_it(tmp_path: Path, error: Exception) -> None:
+    line = r"model: cannot be written: the disk is full; needs more than 3 bytes"
+    with pytest.raises(DiskError, match=line), whole_folder(tmp_path / "model") as building:
+        (building / "file").write_text("new")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_says_of_a_full_disk_what_no_one_understands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Disk(monkeypatch).refuse("write", errno.ENOSPC, after_bytes=200)
+    line = r"a\.pt: cannot be written: the disk is full"
+    with pytest.raises(DiskError, match=line), whole_file(tmp_path / "a.pt") as building, building.open("wb") as file:
+        torch.save(torch.zeros(1000), Summed(file))
+
+
+def test_what_is_no_business_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^mistake$"), whole_file(tmp_path / "a"):
+        raise RuntimeError("mistake")
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "a"):
+        (tmp_path / "gone").read_text()
+
+
+def test_a_folder_that_may_not_be_written_is_named_and_not_the_file_being_built(tmp_path: Path) -> None:
+    line = rf"^{tmp_path / 'a'}: cannot be written: Permission denied$"
+    with pytest.raises(DiskError, match=line), whole_file(tmp_path / "a") as building:
+        raise PermissionError(errno.EACCES, "Permission denied", str(building))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for a real limit")
+def test_a_limit_of_the_kernel_is_told_where_no_python_writes(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys, torch; from pathlib import Path; from safetensors.torch import save_file\n"
+        "from visgraft.atomic import whole_folder\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "with whole_folder(Path(sys.argv[1])) as folder: save_file({'a': torch.zeros(9000)}, folder / 'a.safetensors')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], capture_output=True, text=True)
+    assert ran.stderr.splitlines()[-1].startswith(
+        f"visgraft.errors.DiskError: {tmp_path / 'model'}: cannot be written: files as large are not allowed here"
+    ), ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}

@@ -14,7 +14,7 @@ import pytest
 
 from visgraft import folder_lock
 from visgraft.errors import CheckpointError
-from visgraft.folder_lock import LOCK_FILE, FolderLock, Holder, find_holder, process_start, refuse_held
+from visgraft.folder_lock import LOCK_FILE, FolderLock, Holder, clear_dead, find_holder, process_start, refuse_held
 
 
 def quiet(_: str) -> None:
@@ -218,3 +218,14 @@ def test_a_fork_of_the_holder_leaves_the_lock_alone(tmp_path: Path) -> None:
         lock.take(tmp_path, say=quiet)
         with child(lock.release):
             assert (tmp_path / LOCK_FILE).exists()
+
+
+def test_only_the_lock_of_a_dead_process_of_this_machine_is_cleared(tmp_path: Path, own: Holder) -> None:
+    clear_dead(tmp_path)  # where there is none
+    for holder in (own, replace(own, machine="far")):
+        write(tmp_path, holder)
+        clear_dead(tmp_path)
+        assert holder_of_file(tmp_path / LOCK_FILE) == holder
+    write(tmp_path, replace(own, started="1"))
+    clear_dead(tmp_path)
+    assert not (tmp_path / LOCK_FILE).exists()

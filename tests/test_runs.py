@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -129,6 +130,17 @@ def test_steps_that_a_resumed_run_made_again_count_once(recipe: Recipe) -> None:
     assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 5  # append-only
 
 
+def test_a_checkpoint_brings_every_log_to_the_disk(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(recipe)
+    logs = [run.folder / f"{log}.jsonl" for log in ("metrics", "samples", "quarantine")]
+    for path in logs:
+        append_record(path, {"step": 1})
+    synced: list[tuple[int, int]] = []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append((os.fstat(file).st_dev, os.fstat(file).st_ino)))
+    assert run.sync_logs() == {"metrics": 12, "samples": 12}  # quarantine knows which samples it holds
+    assert synced == [(path.stat().st_dev, path.stat().st_ino) for path in logs]
+
+
 def test_what_was_logged_after_a_checkpoint_counts_once_however_often_the_run_was_killed(recipe: Recipe) -> None:
     run = Run.create(recipe)
     run.append("metrics", {"step": 3, "loss": 1.0})
@@ -227,14 +239,30 @@ def test_what_a_kill_left_goes_away_when_the_run_goes_on(recipe: Recipe) -> None
     kept = sorted(path.name for path in run.folder.iterdir())
     for folder in (".step-7.new", ".step-2.gone"):
         (run.folder / "checkpoints" / folder / "deep").mkdir(parents=True)
-    (run.folder / ".model.new").mkdir()
+    (run.folder / "sample_prompts").mkdir()
+    kept.append("sample_prompts")
+    for folder in (".model.new", ".model.new.gone"):
+        (run.folder / folder).mkdir()
+        (run.folder / folder / ".config.json.1234.new").write_text("half")
     (run.folder / ".recipe.yaml.1234.new").write_text("half")
+    (run.folder / "sample_prompts" / ".3.jpg.1234.new").write_text("half")
     (inside / ".state.json.1234.new").write_text("half")
     assert list(run.checkpoints()) == [3]
     run.resume_from(3)
     assert sorted(path.name for path in run.folder.iterdir()) == kept
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-3"]
     assert sorted(path.name for path in inside.iterdir()) == ["state.json", "weights"]
+
+
+def test_what_a_kill_left_of_a_run_that_was_not_there_yet_goes_away_when_it_is_begun(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    for name in ("environment.json", ".fingerprints.json.1234.new", ".recipe.yaml.1234.new"):
+        (folder / name).write_text("half")
+    Run.create(recipe, folder=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["environment.json", "first_recipe.yaml", "recipe.yaml"]
 
 
 def test_a_kill_between_two_renames_loses_no_checkpoint(recipe: Recipe) -> None:

@@ -75,6 +75,7 @@ def serve(address: str) -> list[str]:
     import gc
     import importlib
     import select
+    import threading
 
     for name in LIBRARIES:
         importlib.import_module(name)
@@ -95,6 +96,7 @@ def serve(address: str) -> list[str]:
         size, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
         pid = os.fork()
         if pid:
+            threading.Thread(target=end_with_client, args=(connection, pid), daemon=True).start()
             connection.sendall(f"{pid}\n".encode())
             for descriptor in (0, 1, 2, *descriptors):
                 os.close(descriptor)
@@ -111,6 +113,16 @@ def serve(address: str) -> list[str]:
         os.chdir(request["folder"])
         return request["arguments"]
     os._exit(0)
+
+
+def end_with_client(connection: socket.socket, pid: int) -> None:
+    """Kill the forked process once the client is gone, which a SIGKILL may have ended."""
+    import select
+
+    gone = select.poll()
+    gone.register(connection, 0)  # 0: tell of nothing but the other end's closing
+    gone.poll()
+    os.kill(pid, signal.SIGKILL)
 
 
 def become(arguments: list[str]) -> None:

@@ -18,13 +18,14 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from visgraft.errors import DiskError
+from visgraft.errors import CheckpointError, DiskError
+from visgraft.parsing import parse_json
 
 #: what a disk says when it takes no more, and what helps
 REFUSALS = {
@@ -33,6 +34,7 @@ REFUSALS = {
     errno.EFBIG: ("files as large are not allowed here", "raise the limit (`ulimit -f`), or write to another disk"),
     errno.EROFS: ("the disk is read-only", "make it writable, or write to another one"),
 }
+NumBytes = int | Callable[[], int] | None
 TAIL_BYTES = 2**16  # read at a time to find where the last whole line ends
 
 
@@ -49,43 +51,43 @@ def write_json(path: Path, values: Any) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
+def whole_file(path: Path, *, num_bytes: NumBytes = None) -> Iterator[Path]:
     """Give a name beside `path` to write to; the file takes its place only if the block did not raise.
 
     Args:
         path: the file.
-        num_bytes: how large it will be, if that is known.
+        num_bytes: how large it will be, if that is known, or what finds it out when it is asked for.
 
     Raises:
         DiskError: the disk took no more; nothing of the file stays.
     """
     if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing can take its place
-        with _refusals_told(path, num_bytes=num_bytes):
+        with refusals_told(path, num_bytes=num_bytes):
             yield path
         return
     path = path.resolve()  # what a link points to is written, not the link
     building = path.with_name(f".{path.name}.{uuid4().hex}.new")  # several processes may write one file of a cache
-    with _refusals_told(path, building=building, num_bytes=num_bytes):
+    with refusals_told(path, building=building, num_bytes=num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield building
         put_in_place(building, path)
 
 
 @contextmanager
-def whole_folder(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
+def whole_folder(target: Path, *, num_bytes: NumBytes = None) -> Iterator[Path]:
     """Give an empty folder beside `target` that takes target's place only if the block did not raise.
 
     One process writes a folder at a time: what one that was killed left over goes away.
 
     Args:
         target: the folder.
-        num_bytes: how large it will be, if that is known.
+        num_bytes: how large it will be, if that is known, or what finds it out when it is asked for.
 
     Raises:
         DiskError: the disk took no more; nothing of the folder stays.
     """
     building = target.with_name(f".{target.name}.new")
-    with _refusals_told(target, building=building, num_bytes=num_bytes):
+    with refusals_told(target, building=building, num_bytes=num_bytes):
         target.parent.mkdir(parents=True, exist_ok=True)
         restore_folder(target)
         shutil.rmtree(building, ignore_errors=True)
@@ -147,7 +149,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """
     line = (json.dumps(_finite(record), allow_nan=False, ensure_ascii=False) + "\n").encode()
     is_new = not path.exists()
-    with _refusals_told(path, num_bytes=len(line)), path.open("ab+", buffering=0) as file:
+    with refusals_told(path, num_bytes=len(line)), path.open("ab+", buffering=0) as file:
         end = _whole_lines(file)
         try:
             while line:
@@ -157,11 +159,31 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
             raise
 
 
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the records of a log with the byte that each starts at; none where there is no log.
+
+    A torn last line is left out. Raises CheckpointError for any other line that is no record.
+    """
+    if not path.exists():
+        return
+    start = 0
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # what follows is empty or torn
+        try:
+            record = parse_json(line.decode("utf-8", errors="replace"))
+        except ValueError as error:
+            what = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise CheckpointError(f"{path}: line {number} is not JSON: {what}; mend or remove the line") from error
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{path}: line {number} is no JSON object; mend or remove the line")
+        yield start, record
+        start += len(line) + 1
+
+
 def sync_records(path: Path) -> int:
     """Bring the lines of a log to the disk, without a torn last one; return how many bytes they are, 0 of no log."""
     if not path.exists():
         return 0
-    with _refusals_told(path), path.open("rb+", buffering=0) as file:
+    with refusals_told(path), path.open("rb+", buffering=0) as file:
         end = _whole_lines(file)
         os.fsync(file.fileno())
     return end
@@ -184,15 +206,24 @@ def _whole_lines(file: Any) -> int:
 
 
 @contextmanager
-def _refusals_told(path: Path, *, building: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
-    """Turn what the disk refuses into a DiskError, whichever library met it; what was being built goes away."""
+def refusals_told(path: Path, *, building: Path | None = None, num_bytes: NumBytes = None) -> Iterator[None]:
+    """Turn what the disk refuses into a DiskError, whichever library met it; what was being built goes away.
+
+    Args:
+        path: what is written.
+        building: where it is written until it is whole.
+        num_bytes: how large it will be, if that is known, or what finds it out when it is asked for.
+    """
     try:
         yield
     except Exception as error:
         number, reason = _refusal(error, building)
         if not reason:
             raise
-        written = 0 if building is None else _size_of(building)
+        written = 0
+        if building is not None:
+            written = _size_of(building)
+            _clear(building)  # its room is free again, and counts as such
         told = DiskError(_in_words(path, number, reason, num_bytes=num_bytes, written=written))
         told.errno = number
         raise told from error
@@ -215,10 +246,11 @@ def _refusal(error: BaseException | None, building: Path | None) -> tuple[int | 
     return None, ""
 
 
-def _in_words(path: Path, number: int | None, reason: str, *, num_bytes: int | None, written: int) -> str:
+def _in_words(path: Path, number: int | None, reason: str, *, num_bytes: NumBytes, written: int) -> str:
     if number not in REFUSALS:
         return f"{path}: cannot be written: {reason}"
-    needed = f"more than {written:,}" if num_bytes is None else f"{max(num_bytes, written):,}"
+    known = num_bytes() if callable(num_bytes) else num_bytes
+    needed = f"more than {written:,}" if known is None else f"{max(known, written):,}"
     free = _free(path) if number in (errno.ENOSPC, errno.EDQUOT) else ""
     return f"{path}: cannot be written: {reason}; needs {needed} bytes{free}; {REFUSALS[number][1]}, then go on"
 
@@ -242,7 +274,8 @@ def _clear(building: Path) -> None:
     if building.is_dir():
         shutil.rmtree(building, ignore_errors=True)
     else:
-        building.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or what went wrong before is told
+            building.unlink()
 
 
 def _outgoing(target: Path) -> Path:

@@ -28,6 +28,7 @@ from visgraft.data.readers import easy_vqa
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import answer, load
 from visgraft.metrics.text_match import exact_match
+from visgraft.parsing import parse_json
 from visgraft.reporting.charts import figure, loss_scale
 from visgraft.reporting.page import (
     EmbeddedImage,
@@ -194,7 +195,7 @@ def score(questions: Sequence[DemoQuestion]) -> dict[str, float]:
 
 def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], steps: Sequence[dict[str, Any]]) -> Path:
     """Write `report.html` into the run folder."""
-    environment = json.loads((result.folder / "environment.json").read_text())
+    environment = parse_json((result.folder / "environment.json").read_bytes())
     rows = [
         [kind, result.counts[kind], f"{result.scores[kind]:.1%}", f"{result.baseline[kind]:.1%}"]
         for kind in ("all", "what", "yes/no")

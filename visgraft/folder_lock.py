@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
+from visgraft.atomic import refusals_told
 from visgraft.errors import CheckpointError
+from visgraft.parsing import parse_json
 
 LOCK_FILE = "lock.json"
 TOUCH_EVERY_S = 20.0
@@ -144,6 +146,13 @@ def find_holder(folder: Path) -> Holder | None:
     return None if there is None or there.holder is None or there.holder.is_gone else there.holder
 
 
+def clear_dead(folder: Path) -> None:
+    """Remove the lock of a process of this machine that is gone, where nobody wants to take it over."""
+    there = _State.of(folder / LOCK_FILE)
+    if there is not None and there.holder is not None and there.holder.is_gone:
+        _take_over(folder / LOCK_FILE, there)
+
+
 def refuse_held(folder: Path) -> None:
     """Refuse a folder that a process of this machine, or one of another that may be alive, holds.
 
@@ -190,7 +199,7 @@ class _State:
             return None
         holder = None
         with suppress(ValueError, TypeError):
-            holder = Holder(**json.loads(content))
+            holder = Holder(**parse_json(content))
         return cls(holder, found.st_mtime_ns, found.st_ino)
 
 
@@ -211,12 +220,17 @@ def _machine() -> str:
 
 def _create(path: Path, own: Holder) -> bool:
     """Make the file; say whether it was not there, and is this process's when it is written."""
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(asdict(own), file)
+    with refusals_told(path):
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(asdict(own), file)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
     there = _State.of(path)  # another process may have taken over what this one was so slow to write
     return there is not None and there.holder == own
 

@@ -25,12 +25,12 @@ Usage: `run = Run.create(recipe); run.append("metrics", {"step": 1, "loss": 2.3}
 """
 
 import datetime
-import json
 import os
 import platform
 import re
 import subprocess
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -41,21 +41,24 @@ import yaml
 from visgraft.atomic import (
     append_record,
     current_folder,
+    read_records,
     remove_folder,
     restore_folder,
     sync_records,
     write_json,
     write_whole,
 )
-from visgraft.errors import CheckpointError
+from visgraft.errors import CheckpointError, DiskError
 from visgraft.folder_lock import LOCK_FILE
+from visgraft.parsing import parse_json, parse_yaml
 from visgraft.sealed import check_files, read_sealed
 
 Log = Literal["metrics", "samples", "quarantine"]
 Status = Literal["new", "unfinished", "failed", "finished"]  # unfinished: it trains now, or was interrupted
 EXPERIMENT_FILE = "experiment.yaml"
 STATE_FILE = "state.json"  # of a checkpoint: the one written last, which proves the others
-REWOUND: tuple[Log, ...] = ("metrics", "samples")  # the logs that a resumed run goes back in; quarantine knows its own
+LOGS: tuple[Log, ...] = ("metrics", "samples", "quarantine")
+REWOUND: tuple[Log, ...] = ("metrics", "samples")  # those that a resumed run goes back in; quarantine knows its own
 FIRST_RECIPE, FINGERPRINTS = "first_recipe.yaml", "fingerprints.json"
 # what may be there although no recipe is: recipe.yaml is written last
 OF_NO_RUN_YET = {"environment.json", FINGERPRINTS, FIRST_RECIPE, LOCK_FILE, f".{LOCK_FILE}.takeover"}
@@ -114,11 +117,19 @@ class Run:
             path = cls.check_free(folder)
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        write_json(path / "environment.json", environment())
-        if fingerprints is not None:
-            run.write_fingerprints({**fingerprints, "changes": []})
-        write_whole(path / FIRST_RECIPE, recipe.to_yaml())
-        write_whole(run.recipe_path, recipe.to_yaml())  # last: by it a folder is known as a run's
+        run._remove_leftovers()
+        try:
+            write_json(path / "environment.json", environment())
+            if fingerprints is not None:
+                run.write_fingerprints({**fingerprints, "changes": []})
+            write_whole(path / FIRST_RECIPE, recipe.to_yaml())
+            write_whole(run.recipe_path, recipe.to_yaml())  # last: by it a folder is known as a run's
+        except DiskError:
+            for name in ("environment.json", FINGERPRINTS, FIRST_RECIPE):
+                (path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it is locked
+                path.rmdir()
+            raise
         return run
 
     @classmethod
@@ -198,7 +209,7 @@ class Run:
         if not self.summary_path.is_file():
             return None
         try:
-            summary: dict[str, Any] = json.loads(self.summary_path.read_text(encoding="utf-8"))
+            summary: dict[str, Any] = parse_json(self.summary_path.read_bytes())
         except ValueError as error:
             raise CheckpointError(
                 f"{self.summary_path}: is not JSON: {error}; remove it and resume the run, which writes it again"
@@ -211,7 +222,7 @@ class Run:
         if not path.is_file():
             return None
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_bytes())
             _ = values["recipe"].items(), [(each["step"], each["changed"]) for each in values["changes"]]
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise CheckpointError(
@@ -234,23 +245,13 @@ class Run:
 
     def read(self, log: Log) -> list[dict[str, Any]]:
         """Read the records of a log, without those that a resumed run made again; a torn last line is left out."""
-        path = self._log_path(log)
-        if not path.exists():
-            return []
         records: list[tuple[int, dict[str, Any]]] = []
-        start = 0
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # what follows is empty or torn
-            try:
-                record = json.loads(line.decode("utf-8", errors="replace"))
-            except (ValueError, RecursionError) as error:
-                what = error.msg if isinstance(error, json.JSONDecodeError) else error
-                raise CheckpointError(f"{path}: line {number} is not JSON: {what}; mend or remove the line") from error
+        for start, record in read_records(self._log_path(log)):
             if "resumed_from" in record:
                 step, end = record["resumed_from"], record.get("bytes", start)
                 records = [(at, kept) for at, kept in records if at < end and kept.get("step", 0) <= step]
             else:
                 records.append((start, record))
-            start += len(line) + 1
         return [record for _, record in records]
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -267,7 +268,8 @@ class Run:
 
     def sync_logs(self) -> dict[str, int]:
         """Bring the logs to the disk; say how many bytes of each there are, which is for `resume_from`."""
-        return {log: sync_records(self._log_path(log)) for log in REWOUND}
+        lengths = {log: sync_records(self._log_path(log)) for log in LOGS}
+        return {log: lengths[log] for log in REWOUND}
 
     def resume_from(self, step: int, *, logs: Mapping[str, int] | None = None) -> None:
         """Prepare the folder for going on after a checkpoint.
@@ -284,17 +286,22 @@ class Run:
                 end = {} if logs is None or log not in logs else {"bytes": logs[log]}
                 self.append(log, {"resumed_from": step, **end})
         self.summary_path.unlink(missing_ok=True)
-        for leftover in (*self.folder.glob(".*.new"), *self._checkpoints_path.glob("step-*/.*.new")):
-            remove_folder(leftover) if leftover.is_dir() else leftover.unlink()
         for kept in self.checkpoints():
             restore_folder(self.checkpoint_path(kept))
-        for leftover in (*self._checkpoints_path.glob(".*.new"), *self._checkpoints_path.glob(".*.gone")):
-            remove_folder(leftover)
+        self._remove_leftovers()
         for later, folder in self.checkpoints().items():
             if later > step:
                 aside = folder.with_name(f"{folder.name}.damaged")
                 remove_folder(aside)
                 folder.rename(aside)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed write, or a killed removal, left behind anywhere in the folder."""
+        for leftover in (*self.folder.rglob(".*.new"), *self.folder.rglob(".*.gone")):
+            if leftover.is_dir():
+                remove_folder(leftover)
+            else:
+                leftover.unlink(missing_ok=True)  # one inside of a folder went with it
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or will be."""
@@ -329,7 +336,8 @@ class Run:
             return step, folder
         if damages:
             raise CheckpointError(
-                f"{self.folder}: no checkpoint is whole; {'; '.join(damages)}; start the recipe again"
+                f"{self.folder}: no checkpoint is whole; {'; '.join(damages)}; bring one back, or remove "
+                f"{self._checkpoints_path} to begin the run again"
             )
         raise CheckpointError(f"{self.folder}: holds no checkpoint to resume from; start the recipe again")
 
@@ -393,9 +401,9 @@ def read_experiment_record(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = parse_yaml(path.read_bytes())
         _ = [(entry["folder"], entry["variant"]) for entry in record["runs"]]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as the record of an experiment: need `runs`, each with folder and variant; "
             "remove it and run the experiment again, or name the run folders themselves"

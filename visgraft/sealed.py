@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from visgraft.atomic import write_json
 from visgraft.errors import CheckpointError
+from visgraft.parsing import parse_json
 
 PIECE_BYTES = 2**22  # read at a time
 Sum = dict[str, int]  # of a file: {"bytes": ..., "crc32": ...}
@@ -67,10 +68,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, or is not what was written.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
     if not isinstance(values, dict) or "crc32" not in values:
         raise CheckpointError(f"{path}: holds no sum of itself")

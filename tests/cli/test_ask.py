@@ -11,6 +11,7 @@ from tests.cli.conftest import Visgraft
 from tests.warm_python import warm_python
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import answer, load, score_candidates
+from visgraft.reporting.progress import visible
 
 
 def expected(folder: Path, prompt: str, *names: str) -> list[str]:
@@ -73,8 +74,8 @@ def test_captions_come_in_the_order_of_the_images(visgraft: Visgraft, folder: Pa
     paths = [folder / "photos" / name for name in names]
     outcome = visgraft("caption", folder / "run", *paths, *SHORT)
     assert outcome.status == 0
-    assert outcome.out == "".join(f"{path}: {text}\n" for path, text in zip(paths, texts, strict=True))
-    assert visgraft("caption", folder / "run", paths[0], *SHORT).out == f"{texts[0]}\n"
+    assert outcome.out == "".join(f"{path}: {visible(text)}\n" for path, text in zip(paths, texts, strict=True))
+    assert visgraft("caption", folder / "run", paths[0], *SHORT).out == f"{visible(texts[0])}\n"
     outcome = visgraft("caption", folder / "run", *paths, "--json", "--batch-size", 2, *SHORT)
     assert json.loads(outcome.out) == [
         {"image": str(path), "caption": text} for path, text in zip(paths, texts, strict=True)

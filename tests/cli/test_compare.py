@@ -26,6 +26,7 @@ def test_compare_writes_what_is_asked_for_and_names_it(folder: Path, capsys: pyt
     assert "## Results" in Path("new/c.md").read_text()
 
 
+@pytest.mark.slow
 def test_json_stands_alone_on_standard_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "modules", "-o", "report.html", "--json"]) == 0
     captured = capsys.readouterr()

@@ -104,7 +104,10 @@ def wait_for(is_there: Callable[[], bool], process: "subprocess.Popen[str]") -> 
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(visgraft: Visgraft, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_what_runs_and_the_same_command_goes_on(
+    visgraft: Visgraft, tmp_path: Path, number: int, status: int
+) -> None:
     path = write_experiment(tmp_path, variants={"lora": {}, "later": {}}, num_images=8, train={"epochs": 10_000})
     longer = ["--set", "train.max_steps=100000"]
     run = tmp_path / "runs" / "tiny" / "lora-seed0"
@@ -113,11 +116,11 @@ def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(visgraft: Visgraft,
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
     ) as process:
         wait_for(lambda: (run / "metrics.jsonl").is_file(), process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=180)
-    assert process.returncode == 130, err
+    assert process.returncode == status, err
     assert err.splitlines()[-1] == "stopped; what was done is kept, and the same command goes on"
-    assert "lora-seed0: stopping after this step, then saving; Ctrl-C again stops at once" in err
+    assert "lora-seed0: stopping after this step, then saving (SIGTERM); Ctrl-C stops at once" in err
     assert action_for(run) == "resume"
     assert not (run.parent / "later-seed0").exists()
     refused = visgraft("experiment", path, "--set", "train.max_steps=3")

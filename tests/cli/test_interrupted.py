@@ -46,14 +46,16 @@ def wait_for(stream: IO[str] | None, words: Sequence[str]) -> str:
     raise AssertionError(f"{words} never came: {seen}")
 
 
-def test_ctrl_c_while_training_saves_and_says_how_to_go_on(recipe: Path) -> None:
-    process = start("train", recipe, "--set", "name=stopped", "--set", "train.validate_every_steps=99999")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_training_saves_and_says_how_to_go_on(recipe: Path, number: int, status: int) -> None:
+    name = f"stopped-{status}"
+    process = start("train", recipe, "--set", f"name={name}", "--set", "train.validate_every_steps=99999")
     wait_for(process.stderr, ["  loss "])
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 130, err
+    assert process.returncode == status, err
     assert (out, "Traceback" in err) == ("", False)
-    [folder] = (recipe.parent / "runs").glob("*stopped*")
+    [folder] = (recipe.parent / "runs").glob(f"*{name}")
     assert f"stopped and saved; go on with `visgraft train --resume {folder}`" in err
     steps = Run.open(folder).latest_checkpoint()[0]
     assert steps >= 1

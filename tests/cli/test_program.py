@@ -1,14 +1,17 @@
 """The program as a whole: its help, its errors, its exit statuses."""
 
+import json
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
 
 from tests.cli.conftest import Visgraft
 from visgraft.cli import main, program
+from visgraft.cli.terminal import print_error, print_json, print_line
 from visgraft.errors import ModelError
 
 COMMANDS = ["init", "train", "demo", "show", "ask", "caption", "chat"]
@@ -132,3 +135,72 @@ def test_an_error_of_several_lines_stays_readable(visgraft: Visgraft, monkeypatc
 
     monkeypatch.setattr(program, "app", fail)
     assert visgraft("show").err == "error: a [bold]name[/bold] in brackets\nand what to do\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            EOFError("Ran out of input"),
+            "a file or a pipe ended where more was to come (Ran out of input); with --debug",
+        ),
+        (EOFError(), "a file or a pipe ended where more was to come; with --debug you see where"),
+        (RecursionError("maximum recursion depth"), "something is nested too deeply to be read or worked on; with"),
+        (UnpicklingError("persistent_load"), "a file holds something else than plain tensors, which is not run; with"),
+    ],
+)
+def test_an_error_of_a_file_is_one_line_and_no_interrupt(
+    visgraft: Visgraft, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("visgraft.cli.recipes.shipped_recipe", fail)
+    outcome = visgraft("recipes", "easy_vqa")
+    assert outcome.status == 2
+    assert outcome.err.strip().startswith(f"error: {message}")
+    assert outcome.err.strip().count("\n") == 0
+    assert "Traceback" in visgraft("recipes", "easy_vqa", "--debug").err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_steps=" + "9" * 5000, "the value cannot be read: Exceeds the limit"),
+        ("train.max_steps=" + "[" * 5000, "the value cannot be read: nested too deeply"),
+        ("train.max_steps=2026-13-45", "the value cannot be read: month must be in 1..12"),
+    ],
+)
+def test_a_value_that_breaks_the_parser_is_one_line(visgraft: Visgraft, override: str, message: str) -> None:
+    outcome = visgraft("show", "easy_vqa", "--set", override)
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_recipe_that_is_nested_too_deeply_is_one_line(visgraft: Visgraft, tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text("model: " + "[" * 5000)
+    outcome = visgraft("show", tmp_path / "deep.yaml")
+    assert (outcome.status, outcome.err) == (2, f"error: {tmp_path / 'deep.yaml'}: cannot be read: nested too deeply\n")
+
+
+def test_what_would_steer_the_terminal_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a\x1b[2J cat\x07 \x9b31m 犬\r\n"
+    print_line(text)
+    print_error(text)
+    out, err = capsys.readouterr()
+    shown = "a\\x1b[2J cat\\x07 \\x9b31m 犬\\x0d\n\n"
+    assert (out, err) == (shown, f"error: {shown}")
+    print_json({"answer": text})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"answer": text}
+    assert not [char for char in out if (ord(char) < 32 and char != "\n") or 127 <= ord(char) < 160]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.parametrize("args", [["recipes"], ["recipes", "easy_vqa"], ["recipes", "--json"]])
+def test_standard_output_without_room_is_one_line(args: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run([sys.executable, "-m", "visgraft", *args], stdout=full, stderr=subprocess.PIPE, text=True)
+    line = "error: standard output: cannot be written: the disk is full; make room, then run it again\n"
+    assert (ran.returncode, ran.stderr) == (2, line)

@@ -8,7 +8,7 @@ import yaml
 
 from tests.cli.conftest import Visgraft
 from tests.training.tiny import tiny_recipe
-from visgraft.training.interrupt import Interrupted
+from visgraft.training.interrupt import STOP_SIGNALS, Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,16 @@ def test_a_recipe_becomes_a_run_that_answers_and_goes_on(visgraft: Visgraft, rec
     assert "2 steps" in visgraft("show", run).out
 
 
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_an_interrupted_run_says_how_to_go_on(
-    visgraft: Visgraft, recipe: Path, monkeypatch: pytest.MonkeyPatch
+    visgraft: Visgraft, recipe: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
-        raise Interrupted(Path("runs/first"))
+        raise Interrupted(Path("runs/first"), number=number)
 
     monkeypatch.setattr("visgraft.training.loop.train", interrupt)
     outcome = visgraft("train", recipe)
-    assert (outcome.status, outcome.out) == (130, "")
+    assert (outcome.status, outcome.out) == (128 + number, "")
     assert outcome.err == "stopped and saved; go on with `visgraft train --resume runs/first`\n"
 
 
@@ -103,6 +104,21 @@ def test_a_run_may_be_made_in_a_folder_of_its_own_name(visgraft: Visgraft, recip
     both = visgraft("train", "--resume", tmp_path / "mine", "-o", tmp_path / "other")
     assert both.status == 2
     assert "a run goes on in its own folder" in both.err
+
+
+def test_one_command_begins_a_run_goes_on_with_it_and_says_that_it_is_finished(
+    visgraft: Visgraft, recipe: Path, tmp_path: Path
+) -> None:
+    command = ("train", recipe, "--set", "train.max_steps=1", "-o", tmp_path / "mine", "--resume-or-start")
+    for _ in range(2):
+        outcome = visgraft(*command)
+        assert (outcome.status, outcome.out) == (0, f"{tmp_path / 'mine'}\n"), outcome.err
+    assert "this run is finished" in outcome.err
+    outcome = visgraft("train", recipe, "--resume-or-start")
+    assert (outcome.status, outcome.err) == (
+        2,
+        "error: --resume-or-start: got no folder; name the run's own with --output DIR\n",
+    )
 
 
 def test_validation_without_samples_is_said_before_the_first_step(

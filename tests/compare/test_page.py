@@ -16,9 +16,7 @@ from visgraft.compare.answers import gather
 from visgraft.compare.collect import collect
 from visgraft.compare.report import write_report
 
-pytestmark = pytest.mark.slow  # a browser
-
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 LAYOUT = """
   const box = element => element.getBoundingClientRect();
   const layout = {

@@ -83,3 +83,22 @@ def test_an_installed_wheel_reads_the_recipes_from_itself(tmp_path: Path) -> Non
         [sys.executable, "-P", "-c", code, site], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert result.stdout.split() == list(shipped_recipes())
+
+
+def test_what_is_said_about_launchers_lets_them_pass_on_every_signal_that_saves() -> None:
+    option, variable = "--signals-to-handle=", "PET_SIGNALS_TO_HANDLE="
+    named = {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"}
+    found: dict[str, int] = {option: 0, variable: 0}
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *FOLDER.rglob("*.yaml")):
+        is_set = False
+        for line in path.read_text().splitlines():
+            words = [word for word in line.split() if word.startswith((option, variable))]
+            is_set = not line.startswith("```") and (is_set or any(word.startswith(variable) for word in words))
+            assert all(set(word.partition("=")[2].split(",")) == named for word in words), line
+            if "torchrun --" in line:
+                assert option in line, f"{path.name}: {line}"
+                found[option] += 1
+            elif "accelerate launch --" in line:
+                assert is_set, f"{path.name}: {line}"
+                found[variable] += 1
+    assert all(found.values())

@@ -17,6 +17,8 @@ from tests.convert.made_checkpoints import CLIP, LORA_TARGETS, V, make, write
 from visgraft import VisionLanguageModel
 from visgraft.errors import CheckpointError, ConfigError
 
+pytestmark = pytest.mark.slow
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "opt": {"model_type": "git_opt"},
     "opt as 350m": {"model_type": "git_opt", "post_norm": True, "narrow": 16},

@@ -89,6 +89,25 @@ def test_too_many_bad_samples_stop_it(tmp_path):
     assert len((tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()) == 6
 
 
+def test_what_a_kill_left_of_its_own_files_is_mended(tmp_path, rows, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".prepared.json.1234.new").write_text("{")  # killed before anything was there
+    monkeypatch.setattr(module, "SAMPLES_PER_SHARD", 2)
+    prepare(opened(rows), out, split="train", fingerprint="x")
+    log = out / "quarantine.jsonl"
+    [record] = log.read_text().splitlines()
+    log.write_text(record[:20])  # killed in the middle of a line; the shard that it is of was not written
+    (out / "data" / "train-00002.parquet").unlink()
+    for _ in range(2):
+        prepare(opened(rows), out, split="train", fingerprint="x")
+        assert log.read_text() == f"{record}\n"
+    assert not list(out.rglob(".*"))
+    (out / "prepared.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"prepared\.json: is not JSON .*; name a new folder"):
+        prepare(opened(rows), out, split="train", fingerprint="x")
+
+
 def test_what_is_no_file_becomes_a_png_and_a_file_keeps_its_bytes():
     image = Image.new("RGB", (3, 2), (1, 2, 3))
     buffer = BytesIO()

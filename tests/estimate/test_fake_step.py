@@ -13,6 +13,8 @@ from visgraft.estimate.memory_tracker import MemoryTracker
 from visgraft.model.activation_checkpointing import checkpoint_activations
 from visgraft.model.trainable import set_trainable
 
+pytestmark = pytest.mark.slow
+
 MODES = {"projection": {}, "lora": {"language": "lora"}, "full": {"language": "full", "head": "full"}}
 LAYOUTS = ("shared", "rows")
 

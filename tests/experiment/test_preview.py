@@ -10,6 +10,8 @@ from visgraft.experiment import load_experiment, preview, run_experiment
 from visgraft.experiment.preview import measure_length, preview_experiment
 from visgraft.runs import Run
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = {
     "lora": {},
     "all": {"train.vision": "full", "train.language": "full", "train.max_steps": 3},

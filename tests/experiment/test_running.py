@@ -1,5 +1,7 @@
 """Runs are made once, gone on with, scheduled side by side, and fail alone."""
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ from visgraft.errors import CheckpointError, ConfigError
 from visgraft.experiment import PlannedRun, load_experiment, run_experiment
 from visgraft.experiment.run_folders import action_for
 from visgraft.experiment.variant_results import as_table, as_values, results_of
+from visgraft.folder_lock import LOCK_FILE, FolderLock
 from visgraft.runs import Run, read_experiment_record
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
 from visgraft.training.progress import TrainProgress, make_progress
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -23,7 +28,6 @@ def quiet() -> TrainProgress:
     return make_progress(show=False)
 
 
-@pytest.mark.slow
 def test_every_run_is_made_once_with_the_same_probes(tmp_path: Path) -> None:
     experiment = load_experiment(write_experiment(tmp_path, seeds=2))
     reports = Reports()
@@ -65,6 +69,21 @@ def test_what_stopped_before_its_first_checkpoint_is_made_again(tmp_path: Path) 
     Run.create(run.recipe, folder=experiment.folder_of(run)).append("metrics", {"step": 1, "loss": 1.0})
     [outcome] = run_experiment(experiment, launch=run_here, progress=Reports())
     assert [record["step"] for record in Run.open(outcome.folder).read_metrics() if "loss" in record] == [1, 2]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None:
+    experiment = load_experiment(write_experiment(tmp_path, variants={"lora": {}, "other": {}}))
+    folder = experiment.folder_of(experiment.runs[0])
+    folder.mkdir(parents=True)
+    with FolderLock() as lock:
+        lock.take(folder, say=print)
+        held, other = run_experiment(experiment, launch=run_here, progress=Reports())
+        assert (folder / LOCK_FILE).exists()
+    assert held.reason is not None
+    assert re.fullmatch(rf"not run: process {os.getpid()} on .* is training it", held.reason)
+    assert other.reason is None
+    [held, _] = run_experiment(experiment, launch=run_here, progress=Reports())
+    assert held.reason is None
 
 
 def test_one_failure_stops_only_what_starts_from_it(tmp_path: Path) -> None:

@@ -12,9 +12,7 @@ from visgraft import Processor, VisionLanguageModel
 from visgraft.data.images.opening import open_image
 from visgraft.inspection import inspect_image, write_report
 
-pytestmark = pytest.mark.slow  # a browser
-
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 VISIT = """
   const words = document.getElementById("words-view"), heat = document.getElementById("heat-view");
   const squares = view => [...view.querySelectorAll(".squares button")];

@@ -11,7 +11,7 @@ from visgraft.data.contact_sheet import Piece
 from visgraft.demo import DemoQuestion
 from visgraft.reporting.page import embed_image, make_table, write_page
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 LONG = "a-very-long-name-without-any-space/" * 4
 TEXT = "  two  spaces\nand a line "
 LOOK = """

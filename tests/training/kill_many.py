@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from tests.data.test_windows import write_tars
@@ -156,25 +157,31 @@ def draw(chance: random.Random, ground: Ground) -> list[Kill]:
             "alone": ground.kind.num_processes > 1 and chance.random() < 0.5,
         }
         if chance.random() < 0.5:
-            at, torn = chance.randrange(len(ground.operations)), chance.random() < 0.5
+            at, torn = chance.choice(chance.choice(alike(ground.operations))), chance.random() < 0.5
             kills.append(Kill(at=at, torn=torn, **{**several, "process": 0}))  # the others write nothing
         else:
             kills.append(Kill(after_s=chance.uniform(0, ground.seconds), **several))
     return kills
 
 
+def alike(operations: list[str]) -> list[range]:
+    """Put operations of one name on one file together where one follows the other: a file is written in many pieces."""
+    starts = [n for n, operation in enumerate(operations) if n == 0 or operation != operations[n - 1]]
+    return [range(start, end) for start, end in pairwise([*starts, len(operations)])]
+
+
 def points(operations: list[str], *, every: int) -> Iterator[Kill]:
     """List the operations at which to kill: in front of every n-th, and in the middle of those that write."""
-    for at in range(0, len(operations), every):
-        yield Kill(at=at)
-        if "*" in operations[at]:
-            yield Kill(at=at, torn=True)
+    for pieces in alike(operations)[::every]:
+        yield Kill(at=pieces[0])
+        if "*" in operations[pieces[0]]:
+            yield Kill(at=pieces[len(pieces) // 2], torn=True)
 
 
 def kill_kind(kind: Kind, folder: Path, *, kills: int, every: int | None, chance: random.Random) -> Tally:
     """Kill runs of a kind, at every n-th operation or at random."""
     ground = Ground(kind, folder)
-    tally = Tally(kind.name, num_operations=len(ground.operations))
+    tally = Tally(kind.name, num_operations=len(alike(ground.operations)))
     chosen = [[kill] for kill in points(ground.operations, every=every)] if every else [
         draw(chance, ground) for _ in range(kills)
     ]  # fmt: skip

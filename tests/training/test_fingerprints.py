@@ -26,6 +26,8 @@ from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 
+pytestmark = pytest.mark.slow  # real trainings
+
 STOP_AT = 3
 
 

@@ -53,7 +53,7 @@ def test_what_schedulers_send_is_told_once_however_often_it_comes(number: int) -
         assert signals.number == number
         wait_until(lambda: said)
     name = signal.Signals(number).name
-    assert said == [f"{name}: stopping after this step, then saving; Ctrl-C stops at once"]
+    assert said == [f"stopping after this step, then saving ({name}); Ctrl-C stops at once"]
     assert signal.getsignal(number) is signal.SIG_DFL
 
 
@@ -100,6 +100,23 @@ def test_nothing_is_too_late_once_all_is_saved(monkeypatch: pytest.MonkeyPatch) 
         signals.settle()
         time.sleep(0.4)
     assert len(said) == 1
+
+
+def test_a_worker_process_outlives_what_is_sent_to_all_and_ends_in_the_end() -> None:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        interrupt.WORKER_GRACE_S = 1
+        interrupt.leave_signals_to_the_main_process()
+        os.write(writing, b"1")
+        while True:
+            time.sleep(0.01)
+    os.read(reading, 1)
+    for number in STOP_SIGNALS:
+        os.kill(pid, number)
+    time.sleep(0.3)
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGALRM
 
 
 def test_the_exit_status_is_that_of_shells(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.file_operations import FileOperations
+from tests.training.kill_many import alike, points
 from tests.training.killed_run import Kill, differences, fork, wait_for
 from tests.warm_python import warm_python
 from visgraft.atomic import append_record, write_whole
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_a_run_killed_at_any_file_operation_ends_as_if_it_never_was(tmp_path: Path) -> None:
     killed = subprocess.run(
-        [*warm_python(), "-m", "tests.training.kill_many", "--every", "13", "--only", "map-style"],
+        [*warm_python(), "-m", "tests.training.kill_many", "--every", "19", "--only", "map-style"],
         cwd=ROOT, timeout=400, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
@@ -68,6 +69,14 @@ def test_a_process_that_hangs_is_ended_and_is_no_success(tmp_path: Path, monkeyp
     monkeypatch.setattr("tests.training.killed_run.PATIENCE_S", 0.1)
     with pytest.raises(TimeoutError, match="1 of 1 processes hang"):
         wait_for([fork(signal.pause, tmp_path / "said.txt")], Kill())
+
+
+def test_the_many_pieces_of_one_file_are_one_thing_to_choose_from() -> None:
+    assert alike([]) == []
+    written = ["open a", "write * a", "write * a", "write * a", "fsync a", "write * a"]
+    assert alike(written) == [range(1), range(1, 4), range(4, 5), range(5, 6)]
+    chosen = [(kill.at, kill.torn) for kill in points(written, every=1)]
+    assert chosen == [(0, False), (1, False), (2, True), (4, False), (5, False), (5, True)]
 
 
 def test_what_differs_between_two_runs_is_named() -> None:

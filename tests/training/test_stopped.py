@@ -1,7 +1,10 @@
 """A run that signals stop, or that is killed early, is the run that never stopped; its records stand once."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.training.tiny import save_data, tiny_recipe
@@ -21,12 +25,18 @@ from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
 from visgraft.training.progress import TrainProgress
 
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow  # real trainings
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("stopped")
+    return make_recipe(tmp_path_factory.mktemp("stopped"), dropout=0.1)
+
+
+def make_recipe(folder: Path, *, dropout: float) -> dict[str, Any]:
     values = tiny_recipe(
-        folder, family="opt", dropout=0.1, max_steps=4, validate_every_steps=2, sample_every_steps=4,
+        folder, family="opt", dropout=dropout, max_steps=4, validate_every_steps=2, sample_every_steps=4,
         exact_match_samples=2, max_new_tokens=3, text_tokens_per_step=40,
     )  # fmt: skip
     save_data(folder / "validation", num_images=12, first=100)
@@ -296,3 +306,23 @@ def test_behind_ctrl_c_a_step_that_takes_long_is_finished_and_the_one_before_it_
     assert slow_child(recipe, folder, number=signal.SIGINT) == 130
     assert list(Run.open(folder).checkpoints()) == [2, 3]
     assert_equal(train(resume=folder, progress=quiet), whole)
+
+
+# --- Two processes
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on_as_if_never_stopped(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(make_recipe(tmp_path / "made", dropout=0.0)))
+    subprocess.run(
+        [sys.executable, "-m", "tests.training.stopped_of_two", str(tmp_path / "recipe.yaml"), str(tmp_path)],
+        check=True, cwd=ROOT, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    ended = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "validation", "step")}
+    assert ended["whole"]["statuses"] == [0, 0]
+    assert ended["validation"] == {"statuses": [138, 138], "saved": [2]}
+    assert ended["step"] == {"statuses": [143, 143], "saved": [2]}
+    assert_equal(tmp_path / "validation", tmp_path / "whole")
+    assert_equal(tmp_path / "step", tmp_path / "whole")
+    assert (tmp_path / "step.log").read_text().count("stopped and saved; go on with") == 1

@@ -14,7 +14,7 @@ import typer
 
 from visgraft.cli.ask import load_model, open_named
 from visgraft.cli.options import Device, MaxNewTokens, Model, Precision
-from visgraft.cli.terminal import note, print_error, print_line
+from visgraft.cli.terminal import note, print_error, print_line, print_piece
 from visgraft.errors import ConfigError, VisgraftError
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ class Chat:
         try:
             with closing(self.conversation.say(prompt, max_new_tokens=self.max_new_tokens)) as pieces:
                 for piece in pieces:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+                    print_piece(piece)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise

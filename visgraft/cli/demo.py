@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from visgraft.cli.terminal import note, print_json, print_line, quiet_libraries, tell
+from visgraft.cli.terminal import end_stopped, note, print_json, print_line, quiet_libraries
 
 
 def demo(
@@ -23,7 +23,7 @@ def demo(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to put the run.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
-) -> None:
+) -> int:
     """See it work in a few minutes: real weights, real images, an honest score.
 
     Fetches SmolLM2-135M and EfficientNet-Lite2, joins them, trains the projection and LoRA on easy-VQA's training
@@ -37,12 +37,10 @@ def demo(
     try:
         result = run_demo(progress=make_progress(), quick=quick, all_questions=all_questions, seed=seed, folder=output)
     except KeyboardInterrupt as error:
-        if str(error):  # it was saved, and says how to go on
-            tell(str(error))
-        raise
+        return end_stopped(error)
     if as_json:
         print_json({**vars(result), "folder": str(result.folder)})
-        return
+        return 0
     for kind, share in result.scores.items():
         blind = result.baseline[kind]
         print_line(
@@ -50,3 +48,4 @@ def demo(
         )
     print_line(f"report: {result.folder / 'report.html'}")
     print_line(f'ask it about a picture of your own: visgraft ask {result.folder} PICTURE "What color is the shape?"')
+    return 0

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson
-from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries, tell
+from visgraft.cli.terminal import end_stopped, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.errors import ConfigError
 from visgraft.reporting.progress import error_console
 
@@ -120,9 +120,7 @@ def _run(planned: "Experiment", *, gpus: str | None, as_json: bool) -> int:
         with ExperimentProgress(error_console()) as progress:
             outcomes = run_experiment(planned, devices=_devices(gpus), progress=progress)
     except KeyboardInterrupt as error:
-        if str(error):
-            tell(str(error))
-        raise
+        return end_stopped(error)
     if as_json:
         print_json(as_values(outcomes))
     else:

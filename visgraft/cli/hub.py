@@ -6,7 +6,6 @@ what is not is an error at once.
     go_offline_without_network(names_of_recipe(recipe))
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from visgraft.cli.terminal import note
 from visgraft.config import Recipe
+from visgraft.parsing import parse_json
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 5.0
@@ -33,7 +33,7 @@ def names_of_model(name: str) -> list[str]:
     if not paths:
         return [name]
     try:
-        parts = json.loads(paths[0].read_text(encoding="utf-8"))["parts"].values()
+        parts = parse_json(paths[0].read_bytes())["parts"].values()
         return [part["name"] for part in parts if part["name"] and part.get("stored") != "all"]
     except (ValueError, KeyError, AttributeError, TypeError):
         return []  # loading it will say what is wrong with it

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import typer
@@ -32,11 +33,14 @@ from visgraft.cli.train import train
 from visgraft.cli.watch import watch
 from visgraft.config.renamed import COMMANDS
 from visgraft.errors import VisgraftError
-from visgraft.training.interrupt import Interrupted, exit_status
 
 BAD_INPUT, INTERRUPTED = 2, 130
 # What typer raises for arguments that it cannot read; the base of its own BadParameter, wherever typer keeps it.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+# What is wrong with a file, where whoever reads it did not say so; no mistake of ours, most of the time.
+UNREADABLE = (EOFError, RecursionError, UnpicklingError)
+WHERE = "; with --debug you see where"
 
 EPILOG = (
     "Exit status: 0 done, 1 the answer is no, 2 bad input, 130 Ctrl-C, 128 + its number any other signal behind which "
@@ -55,13 +59,13 @@ def main(args: Sequence[str] | None = None) -> int:
     with debugging(is_debug):
         try:
             status = app(given, prog_name="visgraft", standalone_mode=False)
-        except Interrupted as error:
-            return exit_status(error)
-        except (KeyboardInterrupt, typer.Abort):
+        except KeyboardInterrupt:
             return INTERRUPTED
         except SystemExit:  # typer's way to end where the reader of its output stopped early, as `head` does
             return 0
-        except (VisgraftError, UsageError, OSError) as error:
+        except (VisgraftError, UsageError, OSError, typer.Abort, *UNREADABLE) as error:
+            if isinstance(error, typer.Abort) and not isinstance(error.__cause__, EOFError):
+                return INTERRUPTED  # a question of ours that was not answered
             if is_debug:
                 traceback.print_exc()
             print_error(_in_words(error))
@@ -87,6 +91,13 @@ def _in_words(error: Exception) -> str:
                 text = f"No such command '{old}': it is called '{new}' today"
         command = usage.ctx.command_path if usage.ctx else "visgraft"
         return f"{text}{'' if text.endswith('?') else '.'} See `{command} --help`."
+    if isinstance(error, typer.Abort | EOFError):  # typer turns the one into the other
+        said = str(error.__cause__ or "") if isinstance(error, typer.Abort) else str(error)
+        return f"a file or a pipe ended where more was to come{f' ({said})' if said else ''}{WHERE}"
+    if isinstance(error, RecursionError):
+        return f"something is nested too deeply to be read or worked on{WHERE}"
+    if isinstance(error, UnpicklingError):
+        return f"a file holds something else than plain tensors, which is not run{WHERE}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)

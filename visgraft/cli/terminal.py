@@ -7,6 +7,7 @@ In: texts, tables, values. Out: colours and columns in a terminal, plain lines e
 """
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from visgraft.reporting.progress import Display, error_console
+from visgraft.atomic import REFUSALS
+from visgraft.errors import DiskError
+from visgraft.reporting.progress import Display, error_console, visible
+from visgraft.training.interrupt import exit_status
 
 PLAIN_WIDTH = 160  # columns of what is piped into a file
 _debug: ContextVar[bool] = ContextVar("debug", default=False)
@@ -56,7 +60,7 @@ def quiet_libraries() -> None:
 def note(text: str) -> None:
     """Tell a user who waits at a terminal what the program does."""
     if sys.stderr.isatty():
-        Console(stderr=True).print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(visible(text), style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def tell(text: str) -> None:
@@ -64,22 +68,35 @@ def tell(text: str) -> None:
     Display(error_console()).say(text)
 
 
+def end_stopped(error: KeyboardInterrupt) -> int:
+    """Say how to go on with what a signal stopped, if it was saved; return the exit status that shells give it."""
+    if str(error) and os.environ.get("RANK", "0") == "0":  # one of several processes says it
+        tell(str(error))
+    return exit_status(error)
+
+
 def print_error(text: str) -> None:
     """Say what is wrong."""
     console = Console(stderr=True)
     console.print("error:", style="bold red", end=" ")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_line(text: str = "") -> None:
-    """Print one line of an answer as it is."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    """Print one line."""
+    print_piece(f"{text}\n")
+
+
+def print_piece(text: str) -> None:
+    """Print what a model wrote, or a part of it; what would steer the terminal is shown instead (\\x1b)."""
+    with _refusals_told():
+        sys.stdout.write(visible(text))
+        sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:
     """Print one JSON value, alone on standard output."""
-    print_line(json.dumps(value, ensure_ascii=False, indent=2))
+    print_line(visible(json.dumps(value, ensure_ascii=False, indent=2), form="\\u{:04x}"))
 
 
 def labelled(facts: Iterable[tuple[str, str]]) -> Table:
@@ -94,4 +111,17 @@ def labelled(facts: Iterable[tuple[str, str]]) -> Table:
 def print_rich(renderable: RenderableType) -> None:
     """Print a table or a text of rich's; what is piped gets no colours and wide lines."""
     is_terminal = sys.stdout.isatty()
-    Console(width=None if is_terminal else PLAIN_WIDTH, highlight=False).print(renderable)
+    with _refusals_told():
+        Console(width=None if is_terminal else PLAIN_WIDTH, highlight=False).print(renderable)
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Say where there is no room, of what the kernel knows no name. Raises DiskError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        reason, remedy = REFUSALS[error.errno]
+        raise DiskError(f"standard output: cannot be written: {reason}; {remedy}, then run it again") from error

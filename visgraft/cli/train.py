@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
-from visgraft.cli.terminal import note, print_line, quiet_libraries, tell
+from visgraft.cli.terminal import end_stopped, note, print_line, quiet_libraries
 from visgraft.config import load_recipe
 from visgraft.errors import ConfigError
 
@@ -48,7 +48,7 @@ def train(
         bool,
         typer.Option("--resume-or-start", help="Go on with the run in --output if one is there, else begin it."),
     ] = False,
-) -> None:
+) -> int:
     """Train the join of two models on images and texts.
 
     A recipe names a vision encoder, a language model and the data, and whatever differs from the defaults. The run
@@ -75,8 +75,7 @@ def train(
             settings, resume=resume, folder=output, resume_or_start=resume_or_start, allow_changed=allow_changed
         )
     except KeyboardInterrupt as error:
-        if str(error):  # it was saved, and says how to go on
-            tell(str(error))
-        raise
+        return end_stopped(error)
     print_line(str(folder))
     note(f'ask it: visgraft ask {folder} IMAGE "question"')
+    return 0

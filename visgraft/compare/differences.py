@@ -18,6 +18,7 @@ from typing import Any
 from visgraft.compare.variants import RunData, Variant
 from visgraft.config import PARTS, Recipe, effect_of
 from visgraft.config.plain_values import to_plain
+from visgraft.parsing import parse_json
 
 ABSENT = "—"  # a key that the recipe does not have
 
@@ -119,7 +120,7 @@ def tokenizer_key(run: RunData) -> str:
     file = run.folder / "model" / "tokenizer.json"
     if file.is_file():
         try:
-            model = json.loads(file.read_text(encoding="utf-8"))["model"]
+            model = parse_json(file.read_bytes())["model"]
             kept = json.dumps([model.get("vocab"), model.get("merges")], sort_keys=True)
             return hashlib.sha256(kept.encode()).hexdigest()
         except (ValueError, KeyError, TypeError, AttributeError):

@@ -20,6 +20,7 @@ from visgraft.config.settings import PARTS, Recipe
 from visgraft.config.shipped import find_recipe
 from visgraft.config.strict import Strict
 from visgraft.errors import ConfigError
+from visgraft.parsing import parse_yaml
 
 
 class _Loader(yaml.SafeLoader):
@@ -81,7 +82,7 @@ def read_yaml(path: Path, *, what: str, need: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such {what}; need {need}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = parse_yaml(path.read_text(encoding="utf-8"), loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: cannot be read: {_yaml_problem(error)}") from error
     except UnicodeDecodeError as error:
@@ -109,7 +110,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise ConfigError(f"--set {override}: need KEY=VALUE with a dotted key, such as train.epochs=3")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = parse_yaml(text, loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value cannot be read: {_yaml_problem(error)}") from error
     try:

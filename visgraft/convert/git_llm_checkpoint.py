@@ -8,7 +8,6 @@ In: a folder with their `config.json` and `model.safetensors`, shards of it, or 
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from visgraft.convert.architectures import Architecture, find_architecture
 from visgraft.errors import CheckpointError
+from visgraft.parsing import parse_json
 
 _WRAPPER = "base_model.model."  # peft's, around the whole model (heron) or around OPT's decoder (GIT-LLM)
 _LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight$")
@@ -128,7 +129,7 @@ def is_dead(key: str, architecture: Architecture) -> bool:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); need the checkpoint's folder") from error
     if not isinstance(values, dict):
@@ -138,7 +139,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _listed(index: Path) -> list[Path]:
     """Give the shards that an index names."""
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    try:
+        names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: is no index of shards ({error}); download the checkpoint again") from error
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{index}: names {missing}, which are not there; download the whole checkpoint")
@@ -147,7 +151,10 @@ def _listed(index: Path) -> list[Path]:
 
 def _read_file(path: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is cut short or damaged ({error}): copy or download it again") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

@@ -15,6 +15,7 @@ import yaml
 
 from visgraft.data.readers.m3it_tasks import NAMED_SETS
 from visgraft.errors import ConfigError
+from visgraft.parsing import parse_yaml
 
 
 def convert_datasets(values: Mapping[str, Any], *, folder: Path, notes: list[str]) -> dict[str, Any]:
@@ -33,7 +34,10 @@ def convert_datasets(values: Mapping[str, Any], *, folder: Path, notes: list[str
         if path is None:
             notes.append(f"{named} was not found: its data are left out; put the file beside the training file")
             continue
-        dataset = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            dataset = parse_yaml(path.read_bytes())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())[:200]}") from error
         if not isinstance(dataset, dict) or "dataset_type" not in dataset:
             raise ConfigError(f"{path}: need a dataset file of heron, with dataset_type")
         _add(dataset, data, notes=notes)

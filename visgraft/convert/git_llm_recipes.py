@@ -18,6 +18,7 @@ import yaml
 from visgraft.config import Recipe, load_recipe, recipe_to_yaml
 from visgraft.convert.git_llm_datasets import convert_datasets
 from visgraft.errors import ConfigError
+from visgraft.parsing import parse_yaml
 
 SCHEDULES = {
     "constant": "constant",
@@ -99,8 +100,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: there is none.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = parse_yaml(path.read_bytes())
+    except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); need a YAML file") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: got {type(values).__name__}, need a mapping")

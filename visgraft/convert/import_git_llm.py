@@ -8,7 +8,6 @@ In: a folder in their layout, or its Hub name. Out: a full model folder, and a r
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.lora import add_lora
 from visgraft.model.storage.restoring import find_folder
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.parsing import parse_json
 
 DEFAULT_LORA_ALPHA = 32.0  # of GIT-LLM and heron
 REPORT_FILE = "import.json"
@@ -270,7 +270,10 @@ def _lora_alpha(checkpoint: GitLlmCheckpoint, given: float | None) -> float:
     if given is not None:
         return given
     adapter = checkpoint.folder / "adapter_config.json"
-    stored = json.loads(adapter.read_text(encoding="utf-8")) if adapter.is_file() else checkpoint.values
+    try:
+        stored = parse_json(adapter.read_bytes()) if adapter.is_file() else checkpoint.values
+    except ValueError as error:
+        raise CheckpointError(f"{adapter}: is not JSON ({error}); download the checkpoint again") from error
     for values in (stored, stored.get("lora"), stored.get("lora_config")):
         if isinstance(values, dict) and "lora_alpha" in values:
             return float(values["lora_alpha"])

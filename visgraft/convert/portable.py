@@ -10,7 +10,6 @@ in its configs. transformers' own copying does not do: it takes one file and wha
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
 
 from visgraft.atomic import whole_folder, write_json, write_whole
@@ -18,6 +17,7 @@ from visgraft.convert.merge import check_target, copy_missing
 from visgraft.errors import CheckpointError
 from visgraft.model.storage.restoring import find_folder
 from visgraft.model.vlm import VisionLanguageModel
+from visgraft.parsing import parse_json
 from visgraft.runs import find_model
 
 PACKAGE = "visgraft"
@@ -74,7 +74,7 @@ def make_portable(folder: str | Path) -> list[str]:
     for file, names in AUTO_MAP.items():
         path = folder / file
         if path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_bytes())
             values["auto_map"] = {
                 auto: f"{flat_name(_module_of(name))}.{name.rpartition('.')[2]}" for auto, name in names.items()
             }
@@ -140,7 +140,7 @@ def _path(module: str) -> Path:
 
 
 def _check_parts(folder: Path) -> None:
-    parts = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("parts", {})
+    parts = parse_json((folder / "config.json").read_bytes()).get("parts", {})
     for part, described in parts.items():
         name = described.get("name")
         if described.get("stored") != "all" and name and Path(name).is_absolute():

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from visgraft.atomic import append_record, write_json
+from visgraft.atomic import append_record, read_records, write_json
 from visgraft.data.grouping import Grouped, sample_key
 from visgraft.data.images.opening import image_data, open_image
 from visgraft.data.quarantine import BadSample, Quarantine
@@ -30,6 +30,7 @@ from visgraft.data.readers.tables import write_parquet
 from visgraft.data.sample import Sample
 from visgraft.data.sources import OpenSource, Sources
 from visgraft.errors import BadSampleError, ConfigError
+from visgraft.parsing import parse_json
 
 SAMPLES_PER_SHARD = 2048
 _STATE = "prepared.json"
@@ -94,18 +95,22 @@ def prepare(
 
 def _begin(folder: Path, *, split: str, fingerprint: str) -> None:
     state_file = folder / _STATE
+    unfinished = [*folder.glob(".*.new"), *(folder / "data").glob(".*.new")]  # of a call that was killed
     state: dict[str, str] = {}
     if state_file.is_file():
-        state = json.loads(state_file.read_text(encoding="utf-8"))
-    elif folder.is_dir() and any(folder.iterdir()):
+        try:
+            state = parse_json(state_file.read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"{state_file}: is not JSON ({error}); name a new folder") from error
+    elif folder.is_dir() and any(path not in unfinished for path in folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty and was not begun by `data prepare`; name a new folder")
     if state.get(split, fingerprint) != fingerprint:
         raise ConfigError(
             f"{folder}: was begun with other data for {split} (another recipe, or files that changed since); "
             "name a new folder, or remove this one"
         )
-    for unfinished in (folder / "data").glob(".*.new"):  # of a call that was killed
-        unfinished.unlink()
+    for path in unfinished:
+        path.unlink()
     write_json(state_file, {**state, split: fingerprint})
 
 
@@ -120,9 +125,7 @@ def _gather(sources: Sources) -> Sources:
 
 def _quarantine(folder: Path, sources: Sources) -> Quarantine:
     path = folder / "quarantine.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-    known = [BadSample(**json.loads(line)) for line in lines]
+    known = [BadSample(**record) for _, record in read_records(path)]
     share = sources.settings.max_bad_fraction
     return Quarantine(num_samples=len(sources), max_bad_fraction=share, known=known, write=partial(append_record, path))
 

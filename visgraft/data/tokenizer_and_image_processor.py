@@ -52,7 +52,7 @@ def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> Ba
             f"{name} has no preprocessor_config.json, so no one knows how its images are prepared; copy "
             "that file from the encoder it came from, or save an image processor into the folder (save_pretrained)"
         ) from error
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{name}: its image processor cannot be loaded: {_one_line(error)}. "
             "If it needs a package, install that; else give an image processor of another encoder of its kind"
@@ -81,7 +81,7 @@ def load_tokenizer(
         # Where the files are missing, some classes (GPT-2, OPT, Qwen) come up empty instead of failing.
         if len(tokenizer) > len(tokenizer.added_tokens_decoder):
             return tokenizer
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RecursionError) as error:
         reason = _one_line(error) if _may_have_tokenizer(Path(name).expanduser()) else "none of its files is there"
     raise CheckpointError(
         f"{name} has no tokenizer that can be loaded: {reason}. Copy the tokenizer's files (tokenizer.json, "

@@ -29,6 +29,7 @@ class ProcessJob:
     def __init__(self, command: Sequence[str], *, recipe: Path, device: str | None, say: Callable[[str], None]) -> None:
         """Start it; the recipe's file goes away with it."""
         self._recipe = recipe
+        self._is_told = False
         environment = dict(os.environ) | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
         self._lines: deque[str] = deque(maxlen=NUM_LINES)
         self._process = subprocess.Popen(
@@ -61,7 +62,11 @@ class ProcessJob:
 
     def interrupt(self) -> None:
         """Tell it to save and stop; a second time, to stop at once."""
-        self._process.send_signal(signal.SIGINT)
+        if self._is_told:
+            self._process.kill()
+        else:
+            self._process.terminate()  # shells let what runs in the background ignore Ctrl-C, this never
+        self._is_told = True
 
     def kill(self) -> None:
         """End it at once."""

@@ -18,21 +18,24 @@ from visgraft.atomic import write_whole
 from visgraft.config import Recipe, effect_of, flatten, load_recipe, recipe_to_dict
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.experiment.planned import Experiment, PlannedRun
-from visgraft.runs import EXPERIMENT_FILE, Run, read_experiment_record
+from visgraft.folder_lock import find_holder
+from visgraft.runs import EXPERIMENT_FILE, OF_NO_RUN_YET, Run, read_experiment_record
 
 Action = Literal["skip", "resume", "start"]
-OF_A_FAILED_RUN = {"failure.txt", "environment.json"}  # what may be there although no recipe is
+OF_A_FAILED_RUN = {"failure.txt", *OF_NO_RUN_YET}  # what may be there although no recipe is
 
 
 def action_for(folder: Path) -> Action:
     """Say what an experiment does with a run: others may start from its model, so it is skipped only if that is there.
 
-    A run is resumed from its newest checkpoint; without one it starts again.
+    A run is resumed from its newest checkpoint; without one it starts again. Whether a process of another machine that
+    holds it is alive, is found out as it is resumed.
     """
     run = Run(folder)
     if run.status() == "finished" and run.model_path.is_dir():
         return "skip"
-    return "resume" if (folder / "recipe.yaml").is_file() and run.checkpoints() else "start"
+    is_begun = (folder / "recipe.yaml").is_file() and (run.checkpoints() or find_holder(folder) is not None)
+    return "resume" if is_begun else "start"
 
 
 def check_folder(experiment: Experiment) -> None:

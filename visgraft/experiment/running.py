@@ -24,7 +24,9 @@ from visgraft.atomic import write_whole
 from visgraft.experiment.planned import Experiment, PlannedRun
 from visgraft.experiment.process import launch_process
 from visgraft.experiment.run_folders import action_for, check_folder, clear_failed_run, write_record
+from visgraft.folder_lock import find_holder
 from visgraft.runs import Run
+from visgraft.training.interrupt import catch_signals, release_signals
 
 POLL_S = 0.2
 Device = str | None  # as CUDA_VISIBLE_DEVICES names a GPU; None: whatever is there
@@ -37,7 +39,7 @@ class Job(Protocol):
         """Return the exit status, None while it runs."""
 
     def interrupt(self) -> None:
-        """Tell it to save and stop, as Ctrl-C does."""
+        """Tell it to save and stop; a second time, to stop at once."""
 
     def kill(self) -> None:
         """End it at once."""
@@ -72,7 +74,11 @@ class Outcome:
 
 
 class ExperimentInterrupted(KeyboardInterrupt):
-    """An experiment was stopped; what its runs had saved is kept."""
+    """An experiment was stopped by the signal `number`; what its runs had saved is kept."""
+
+    def __init__(self, *, number: int) -> None:
+        super().__init__("stopped; what was done is kept, and the same command goes on")
+        self.number = number
 
 
 Launch = Callable[[PlannedRun, Path, Device, Callable[[str], None]], Job]
@@ -92,24 +98,24 @@ def run_experiment(
     Raises:
         ConfigError: a run that is there was made with other settings.
         CheckpointError: something else is in a run's place.
-        ExperimentInterrupted: Ctrl-C; the same call goes on.
+        ExperimentInterrupted: Ctrl-C or another signal that stops; the same call goes on.
     """
     check_folder(experiment)
     write_record(experiment)
     schedule = _Schedule(experiment, devices=devices, progress=progress, launch=launch)
     num_passed_on = 0
-    with _interrupts() as num_interrupts:
+    with _interrupts() as signals:
         try:
             while schedule.is_busy:
-                if not num_interrupts():
+                if not signals:
                     schedule.start()
                 elif not schedule.running:
-                    raise ExperimentInterrupted("stopped; what was done is kept, and the same command goes on")
-                for _ in range(num_interrupts() - num_passed_on):
+                    raise ExperimentInterrupted(number=signals[0])
+                for _ in range(len(signals) - num_passed_on):
                     num_passed_on += 1
                     schedule.interrupt()
                 time.sleep(POLL_S)
-                schedule.collect(is_interrupted=num_interrupts() > 0)
+                schedule.collect(is_interrupted=bool(signals))
         finally:
             schedule.kill()
     return [schedule.outcomes[run.folder_name] for run in experiment.runs]
@@ -148,6 +154,11 @@ class _Schedule:
 
     def _start(self, run: PlannedRun, device: Device) -> None:
         folder = self.experiment.folder_of(run)
+        holder = find_holder(folder)
+        if holder is not None and holder.is_here:
+            self.free.append(device)
+            self._end(run, reason=f"not run: {holder} is training it")
+            return
         is_resumed = action_for(folder) == "resume"
         if is_resumed:
             Run(folder).failure_path.unlink(missing_ok=True)
@@ -191,19 +202,19 @@ class _Schedule:
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], int]]:
-    """Count Ctrl-C and SIGTERM, which end nothing by themselves meanwhile; yield what says how many came."""
+def _interrupts() -> Iterator[list[int]]:
+    """List the signals that stop, which end nothing by themselves meanwhile: each Ctrl-C, of all others the first."""
     came: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
-        came.append(number)
+        if number == signal.SIGINT or not came:
+            came.append(number)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield came.__len__
+        yield came
         return
-    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = catch_signals(note)
     try:
-        yield came.__len__
+        yield came
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        release_signals(before)

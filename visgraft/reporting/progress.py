@@ -8,6 +8,7 @@ In: what happens, as it happens. Out: text. Every bar of the program is drawn he
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 LINE_EVERY_S = 10.0  # between two plain lines about the same work
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of ASCII and Latin-1, without \t and \n
 PLAIN_WIDTH = 120  # characters, where no terminal says how wide it is
 
 
@@ -27,6 +29,11 @@ def error_console(*, is_shown: bool = True) -> Console:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
+
+
+def visible(text: str, *, form: str = "\\x{:02x}") -> str:
+    """Show characters that would steer a terminal as Python writes them, new lines and tabs apart."""
+    return CONTROL.sub(lambda found: form.format(ord(found[0])), text)
 
 
 class Display:
@@ -53,7 +60,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Show a line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def work(

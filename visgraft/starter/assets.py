@@ -11,7 +11,6 @@ Usage: `folder = resolve("starter:vision", say=print)`
 """
 
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from visgraft.atomic import put_in_place, write_json
 from visgraft.config import Recipe, SourceSettings
 from visgraft.disk_cache import cache_folder
 from visgraft.errors import ConfigError, MissingAssetError
+from visgraft.parsing import parse_json
 
 Say = Callable[[str], None]  # called with one plain line at the start of each piece of long work
 
@@ -221,7 +221,10 @@ def _is_complete(folder: Path, *, asset: Asset) -> bool:
     marker = folder / MARKER
     if not marker.is_file():
         return False
-    found = json.loads(marker.read_text(encoding="utf-8"))
+    try:
+        found = parse_json(marker.read_bytes())
+    except ValueError:
+        return False  # damaged: it is made again
     return bool(found["format"] == FORMAT and found["source"]["sha256"] == asset.sha256)
 
 

@@ -108,7 +108,7 @@ class Signals:
 def _what_happens_now(number: int) -> str:
     if number == signal.SIGINT:
         return "stopping after this step, then saving; Ctrl-C again stops at once"
-    return f"{signal.Signals(number).name}: stopping after this step, then saving; Ctrl-C stops at once"
+    return f"stopping after this step, then saving ({signal.Signals(number).name}); Ctrl-C stops at once"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ them forward (model/vlm.py, which asks model/sequence.py who sees whom) and back
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -29,8 +30,9 @@ from torch import Tensor
 
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
-from visgraft.errors import CheckpointError, ConfigError, ModelError
-from visgraft.folder_lock import FolderLock
+from visgraft.errors import CheckpointError, ConfigError, ModelError, VisgraftError
+from visgraft.folder_lock import FolderLock, clear_dead
+from visgraft.parsing import parse_json
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
 from visgraft.training.interrupt import Interrupted as Interrupted
@@ -39,11 +41,11 @@ from visgraft.training.optimizer import rate_factor, set_learning_rates
 from visgraft.training.progress import TrainProgress, make_progress
 from visgraft.training.session import Session
 from visgraft.training.setup import open_session
-from visgraft.training.sharding import whole, whole_model
+from visgraft.training.sharding import is_sharded, whole, whole_model
 from visgraft.training.state import RandomState, find_damage, load_trained, save_state
 from visgraft.training.steps import Step, Steps, load_steps
 from visgraft.training.summary import note_cost, write_summary
-from visgraft.training.together import ending_together
+from visgraft.training.together import LOOK_EVERY_S, Beside, ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
 
 LEAST_SECONDS_TO_SAVE = 5.0  # that are left for it, before any checkpoint has shown how long it takes
@@ -84,18 +86,20 @@ def train(
     with (
         FolderLock() as lock,
         progress or make_progress() as shown,
-        ending_together(tidy=shown.__exit__, leaves=Interrupted),
+        ending_together(tidy=lambda: leave(shown, lock), leaves=Interrupted),
     ):
         if resume_or_start:
             run = run_to_go_on_with(folder, resume=resume)
             if run is not None and run.status() == "finished" and run.model_path.is_dir():
                 shown.say(f"{run.folder}: this run is finished; --resume goes on with it under a longer recipe")
+                clear_dead(run.folder)  # it may have been killed as it was about to let go
                 return run.folder
             resume = None if run is None else run.folder
         session = open_session(
             recipe, resume=resume, folder=folder, lock=lock, allow_changed=allow_changed, progress=shown
         )
-        with interrupts(say=shown.say) as signals, closing(session):
+        is_main = session.accelerator.is_main_process
+        with interrupts(say=lambda text: shown.say(text) if is_main else None) as signals, closing(session):
             session.signals = signals
             signals.seconds_to_save = lambda: max(LEAST_SECONDS_TO_SAVE, 2 * session.seconds_to_save)
             signals.too_late = lambda number: save_last_step(session, lock=lock, number=number)
@@ -137,19 +141,14 @@ def take_steps(session: Session, *, lock: FolderLock, stop: Callable[[int], bool
         train_step(session, steps)
         number = session.signals.number or (stop is not None and stop(session.state.step) and signal.SIGINT)
         wishes = session.each([number, is_checkpoint_due(session), lock.is_lost])
-        numbers, is_due, is_lost = (
-            wishes[::3],
-            wishes[1],
-            any(wishes[2::3]),
-        )  # by the first one's clock
-        if is_lost:
+        if any(wishes[2::3]):
             raise CheckpointError(
                 f"{session.run.folder}: another process took this run over, as this one did not answer for minutes; "
                 "go on with --resume when that one has ended"
             )
-        if any(numbers):
-            raise StopAsked(int(max(numbers)))
-        after_step(session, is_checkpoint_due=bool(is_due))
+        if any(wishes[::3]):
+            raise StopAsked(int(max(wishes[::3])))
+        after_step(session, is_checkpoint_due=bool(wishes[1]))  # by the first process's clock
 
 
 # --- One step
@@ -173,9 +172,10 @@ def train_step(session: Session, steps: Steps) -> None:
         state.seconds += time.monotonic() - started
         epoch, seen = session.planner.epochs_done(state.position), session.count_texts(step)
         session.remember_random_state()
-    record = {"step": state.step, "epoch": epoch, **record, "sources": seen, "seconds": time.monotonic() - started}
+        record = {"step": state.step, "epoch": epoch, **record, "sources": seen, "seconds": time.monotonic() - started}
+        if accelerator.is_main_process:
+            session.record(record)
     if accelerator.is_main_process:
-        session.record(record)
         session.progress.step(record, fraction=session.fraction_done)
 
 
@@ -240,9 +240,10 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
     if session.validation and state.validated_step != state.step and is_due(session, settings.validate_every_steps):
         record = validate(session)
         with session.is_changing:
-            is_best = state.best_loss is None or record["validation_loss"] < state.best_loss
+            loss = record["validation_loss"]
+            is_best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
             if is_best:
-                state.best_step, state.best_loss = state.step, record["validation_loss"]
+                state.best_step, state.best_loss = state.step, loss
             state.validated_step = state.step
             if is_main:
                 session.record(record)
@@ -299,22 +300,53 @@ def save_last_step(session: Session, *, lock: FolderLock, number: int) -> None:
     """Save the last finished step while the next one is on its way, as that takes too long to wait for.
 
     The thread that hears signals calls it. Only the end of a step changes weights, moments and state, and that end
-    holds `is_changing`. Behind Ctrl-C the step goes on to its end; any other signal ends the process, as who sent it
-    will not wait.
+    holds `is_changing`; what the other processes add, their random states, comes beside the step. Behind Ctrl-C the
+    step goes on to its end; any other signal ends the process, as who sent it will not wait. Where the processes share
+    the weights out, only all together have them, so there the step is finished first.
     """
-    if session.accelerator.num_processes > 1:
-        return  # the other processes' random states and shares of the weights are not at hand in the middle of a step
-    with session.is_changing:
-        note_cost(session)
-        moments = session.optimizer.state_dict()
-        write_checkpoint(session, trained=session.trained, moments=moments, random_states=[session.random_state])
-        session.progress.say(f"step {session.state.step} is saved, for the one behind it takes long")
-        if number != signal.SIGINT:
-            session.progress.say(str(Interrupted(session.run.folder)))
-            session.progress.bars.stop()
-            session.close()
-            lock.release()
-            os._exit(128 + number)
+    if is_sharded(session.model):
+        return
+    beside = Beside(str(session.run.folder))
+    try:
+        is_saved = _write_last_step(session, beside, until=time.monotonic() + session.signals.seconds_to_save())
+    except (VisgraftError, OSError) as error:  # the step goes on; its own save may find room again
+        session.progress.say(f"the last finished step is not saved: {error}")
+        return
+    if not is_saved or number == signal.SIGINT:
+        return
+    if session.accelerator.is_main_process:
+        session.progress.say(str(Interrupted(session.run.folder)))
+    beside.part(is_main=session.accelerator.is_main_process)
+    session.close()
+    leave(session.progress, lock)
+    os._exit(128 + number)
+
+
+def leave(progress: TrainProgress, lock: FolderLock) -> None:
+    """Tidy up in a process that ends in the middle of its work."""
+    progress.__exit__()
+    lock.release()
+
+
+def _write_last_step(session: Session, beside: Beside, *, until: float) -> bool:
+    """Let the first process write the last step that all have finished; say whether it did."""
+    accelerator = session.accelerator
+    while time.monotonic() < until:
+        with session.is_changing:  # for a moment each time: one of them may be about to finish its step
+            step = session.state.step
+            states = beside.gather(f"random states of step {step}", json.dumps(session.random_state))
+            if states is not None and accelerator.is_main_process:
+                if accelerator.num_processes == 1:
+                    note_cost(session)
+                moments, random_states = session.optimizer.state_dict(), [parse_json(state) for state in states]
+                write_checkpoint(session, trained=session.trained, moments=moments, random_states=random_states)
+                beside.tell(f"saved step {step}")
+                session.progress.say(f"step {step} is saved, for the one behind it takes long")
+                return True
+        if states is not None and beside.hears(f"saved step {step}"):
+            return True
+        time.sleep(LOOK_EVERY_S)
+    return False
 
 
 def finish(session: Session) -> None:

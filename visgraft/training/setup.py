@@ -84,15 +84,15 @@ def open_session(
     """
     started = time.monotonic()
 
-    # Check: what can be refused before anything is read. What is wrong from here on is said once, by one process.
+    # Check: what can be refused before anything is read. What is wrong from here on ends all processes, said once.
     accelerator = make_accelerator(recipe)
     is_main = accelerator.is_main_process
-    check_before_loading(recipe, resume=resume, folder=folder, allow_changed=allow_changed)
-    accelerator.wait_for_everyone()  # before the first one makes what the others look for
-    if lock is not None and is_main and resume is not None:
-        lock.take(Run.open(resume).folder, say=progress.say)
-    for note in launch_notes(accelerator) if is_main else []:
-        progress.say(note)
+    if is_main:
+        check_before_loading(recipe, resume=resume, folder=folder, allow_changed=allow_changed)
+        if lock is not None and resume is not None:
+            lock.take(Run.open(resume).folder, say=progress.say)
+        for note in launch_notes(accelerator):
+            progress.say(note)
     local = resolve(recipe, say=progress.say)
 
     # Data: opened and tried before any weight is loaded.

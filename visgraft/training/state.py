@@ -116,8 +116,10 @@ def save_state(
     if there is not None and there == {name: _sum(writer) for name, writer in writers.items()}:
         write_sealed(folder / STATE_FILE, {**values, "files": there})
         return
-    tensors = [*trained.values(), *(value for inner in moments["state"].values() for value in inner.values())]
-    num_bytes = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+    def num_bytes() -> int:
+        return sum(_sum(writer)["bytes"] for writer in writers.values()) + len(json.dumps(values, indent=2))
+
     with whole_folder(folder, num_bytes=num_bytes) as building:
         files = {name: _write(building / name, writer) for name, writer in writers.items()}
         write_sealed(building / STATE_FILE, {**values, "files": files})

@@ -85,7 +85,7 @@ class _Watch(threading.Thread):
         store: Any = None
         while not self.is_over.wait(LOOK_EVERY_S):
             with suppress(RuntimeError):  # the store is gone: the main thread learns it from what it waits for
-                store = store or self.open_store()
+                store = store or open_store()
                 if store is not None and store.check([self.key]):
                     self.end(store.get(self.key).decode())
 
@@ -96,22 +96,13 @@ class _Watch(threading.Thread):
         status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else status
         mine = f"{self.rank} {status}"
         with suppress(RuntimeError):
-            store = self.open_store()
+            store = open_store()
             if store is None:
                 return  # the processes have not joined: this one has nobody to tell
             first = store.compare_set(self.key, "", mine).decode()
             if first != mine:
                 self.end(first)
             time.sleep(2 * LOOK_EVERY_S)  # the store may be this process's: let the others look before it goes
-
-    def open_store(self) -> Any:
-        """Open the store through which the processes joined; None: they have not yet, or joined in another way."""
-        if not distributed.is_initialized() or "MASTER_PORT" not in os.environ:
-            return None
-        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return distributed.TCPStore(  # type: ignore[attr-defined]
-            *where, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT
-        )
 
     def end(self, told: str) -> NoReturn:
         """End this process, wherever its main thread waits, once the one that failed first has had its say."""
@@ -120,6 +111,60 @@ class _Watch(threading.Thread):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(int(told.split()[1]))
+
+
+class Beside:
+    """What processes tell one another while they are in the middle of a step, through the store by which they joined.
+
+    A process alone hears itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Begin; `name` tells runs apart."""
+        self.prefix = f"visgraft/beside/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+        self.rank, self.size = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+        self.own: dict[str, str] = {}
+        self.store: Any = None if self.size == 1 else open_store()
+
+    def tell(self, key: str, text: str = "") -> None:
+        """Tell all others something."""
+        self.own[key] = text
+        if self.store is not None:
+            with suppress(RuntimeError):  # the store is gone, and with it whoever could listen
+                self.store.set(f"{self.prefix}/{key}", text)
+
+    def hears(self, key: str) -> bool:
+        """Say whether someone has told that."""
+        return self._text(key) is not None
+
+    def gather(self, what: str, text: str) -> list[str] | None:
+        """Tell a text, and list those of all processes in their order; None: not all have told theirs yet."""
+        self.tell(f"{what}/{self.rank}", text)
+        texts = [self._text(f"{what}/{rank}") for rank in range(self.size)]
+        return None if None in texts else [each for each in texts if each is not None]
+
+    def part(self, *, is_main: bool) -> None:
+        """Wait before this process ends, where the store may be its own, so that the others have heard all."""
+        if is_main and self.store is not None:
+            time.sleep(4 * LOOK_EVERY_S)
+
+    def _text(self, key: str) -> str | None:
+        if key in self.own:
+            return self.own[key]
+        with suppress(RuntimeError):
+            if self.store is not None and self.store.check([f"{self.prefix}/{key}"]):
+                return str(self.store.get(f"{self.prefix}/{key}").decode())
+        return None
+
+
+def open_store() -> Any:
+    """Open the store through which the processes joined; None: they have not yet, or joined in another way."""
+    if not distributed.is_initialized() or "MASTER_PORT" not in os.environ:
+        return None
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return distributed.TCPStore(  # type: ignore[attr-defined]
+        *where, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT
+    )
 
 
 def _is_another_gone(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ random state, so a run that validates more often is the same run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -61,7 +62,8 @@ def validate(session: Session) -> dict[str, Any]:
         if any(session.each([session.signals.number])):
             break
     each = session.each(sums)
-    state.validated_so_far = {"position": [*position], "sums": [each[at : at + 3] for at in range(0, len(each), 3)]}
+    so_far = {"position": [*position], "sums": [each[at : at + 3] for at in range(0, len(each), 3)]}
+    state.validated_so_far = so_far if all(map(math.isfinite, each)) else None  # JSON holds no other numbers
     model.train()
     session.stop_if_asked()
     loss_sum, num_tokens, num_characters = session.sum(sums)

@@ -1,5 +1,6 @@
 """Features come back as they were written, whoever wrote them and however many at once, or not at all."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -11,12 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.full_disk import Disk
 from visgraft.data.images import feature_cache
 from visgraft.data.images.feature_cache import FeatureCache, image_version
 from visgraft.data.images.opening import FilePart
 from visgraft.data.images.remote import RemoteImage
 from visgraft.data.images.video import VideoFrame
-from visgraft.errors import BadSampleError
+from visgraft.errors import BadSampleError, DiskError
 
 SHAPE = (3, 5)
 
@@ -142,3 +144,17 @@ def test_the_version_of_an_image_changes_when_the_image_does(tmp_path: Path) -> 
     assert image_version(RemoteImage("https://a/1.png")) != image_version(RemoteImage("https://a/2.png"))
     with pytest.raises(BadSampleError, match="image file is missing"):
         image_version(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "rename"])
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    disk = Disk(monkeypatch)
+    disk.refuse(call, errno.ENOSPC, match=".features.part", after_bytes=40)
+    with pytest.raises(DiskError, match=r"\.features: cannot be written: the disk is full; needs .* bytes"):
+        write(tmp_path, range(3))
+    disk.repair()
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path, range(3))
+    assert len(opened(tmp_path)) == 3

@@ -49,6 +49,16 @@ def test_an_adapter_names_the_base_that_it_belongs_on(tmp_path: Path) -> None:
     assert language.peft_config["default"].base_model_name_or_path != "me/llama"  # memory is left alone
 
 
+def test_an_adapter_is_written_alike_in_every_process(tmp_path: Path) -> None:
+    language = with_lora().language
+    names = [f"layers.{n}.self_attn.{kind}_proj" for n in range(40) for kind in "qkvo"]
+    language.peft_config["default"].target_modules = set(names)  # whose order Python draws anew in each process
+    save_adapter(language, "default", folder=tmp_path / "lora", name=None)
+    values = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert values["target_modules"] == sorted(names)
+    assert language.peft_config["default"].target_modules == set(names)
+
+
 def test_adapters_are_put_on_one_after_the_other_and_all_take_effect(tmp_path: Path) -> None:
     model = with_lora(r=3, model=with_lora())
     for index, adapter in enumerate(adapters_of(model.language)):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visgraft.atomic import put_in_place, write_whole
+from visgraft.atomic import put_in_place, refusals_told, write_whole
 from visgraft.data.images.opening import KEY_BYTES, image_key, is_web_address, looks_like_base64, short_digest
 from visgraft.data.sample import ImageRef, StoredImage
-from visgraft.errors import BadSampleError
+from visgraft.errors import BadSampleError, DiskError
 
 FILE_BYTES = 2**30  # a pair is closed at this size, and is there for others from then on
 _LEFT_OVER_S = 86_400.0  # files that a killed process never closed are removed after a day
@@ -142,6 +142,11 @@ class FeatureCache:
 
         try:
             yield add
+        except DiskError:
+            if pair is not None:
+                pair.abandon()
+                pair = None
+            raise
         finally:  # what is whole is kept, also when Ctrl-C ends the work
             if pair is not None:
                 pair.close()
@@ -165,20 +170,31 @@ class _Pair:
 
     def __init__(self, folder: Path) -> None:
         self.stem = folder / uuid4().hex
-        self.file: BinaryIO = self.stem.with_suffix(".features.part").open("wb")
+        self.path = self.stem.with_suffix(".features")
+        self.part = self.stem.with_suffix(".features.part")
+        with refusals_told(self.path):
+            self.file: BinaryIO = self.part.open("wb")
         self.entries: list[tuple[bytes, int, int]] = []
         self.size_bytes = 0
 
     def write(self, version: bytes, record: bytes) -> None:
-        self.file.write(record)
+        with refusals_told(self.path, num_bytes=self.size_bytes + len(record)):
+            self.file.write(record)
         checksum = zlib.crc32(record)
         self.entries.append((version, checksum, zlib.crc32(version, checksum)))
         self.size_bytes += len(record)
 
     def close(self) -> None:
-        self.file.close()
-        put_in_place(self.stem.with_suffix(".features.part"), self.stem.with_suffix(".features"))
+        with refusals_told(self.path, building=self.part, num_bytes=self.size_bytes):
+            self.file.close()
+            put_in_place(self.part, self.path)
         write_whole(self.stem.with_suffix(".index"), np.array(self.entries, _INDEX).tobytes())
+
+    def abandon(self) -> None:
+        """Remove what there is of the first file: the disk took no more."""
+        with suppress(OSError):
+            self.file.close()
+        self.part.unlink(missing_ok=True)
 
 
 def _holds_its_content(text: str | Path) -> bool:

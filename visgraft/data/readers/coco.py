@@ -10,7 +10,6 @@ Out: one sample per image, each of its captions a dialog of its own, behind an e
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -22,6 +21,7 @@ import numpy as np
 from visgraft.data.fingerprint import Fingerprint, stamp
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
+from visgraft.parsing import parse_json
 
 _YEARS = ("2017", "2014")
 _NUM_FILES_TRIED = 20  # files looked for in a folder before it is taken for the wrong one
@@ -125,7 +125,7 @@ def _captions_file(path: Path, *, split: str) -> Path:
 
 def _load(captions_file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(captions_file.read_bytes())
+        content = parse_json(captions_file.read_bytes())
     except ValueError as error:
         raise DataError(f"coco: {captions_file} is not JSON ({error})") from error
     if not (

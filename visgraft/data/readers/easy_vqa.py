@@ -19,7 +19,6 @@ The official train images are divided once and for all, so that nothing need be 
 
 from __future__ import annotations
 
-import json
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 from visgraft.data.fingerprint import Fingerprint, stamp
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import DataError, MissingAssetError
+from visgraft.parsing import parse_json
 
 SPLITS = ("train", "validation", "train+validation", "test")
 _VALIDATION_SHARE = 4  # one image of so many
@@ -118,7 +118,7 @@ def _read_questions(path: Path) -> list[tuple[object, object, int]]:
             f"and {path.parent.name}/images/, or be left out to read the installed package"
         )
     try:
-        rows = [(question, answer, int(image_id)) for question, answer, image_id in json.loads(path.read_bytes())]
+        rows = [(question, answer, int(image_id)) for question, answer, image_id in parse_json(path.read_bytes())]
     except (ValueError, TypeError) as error:
         raise DataError(f"easy_vqa: {path} is not a JSON list of [question, answer, image id] ({error})") from error
     if not rows:

@@ -25,6 +25,7 @@ import numpy as np
 from visgraft.data.fingerprint import Fingerprint, stamp
 from visgraft.disk_cache import Arrays, keep_arrays
 from visgraft.errors import BadSampleError, DataError
+from visgraft.parsing import parse_json
 
 Row: TypeAlias = dict[str, Any]
 
@@ -72,8 +73,8 @@ def _open_file(path: Path) -> Rows:
 def parse_object(text: bytes, *, what: str = "line") -> Row:
     """Return the JSON object that a piece of text is; raises BadSampleError."""
     try:
-        row = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+        row = parse_json(text.decode("utf-8-sig"))
+    except ValueError:
         raise BadSampleError(f"{what} is not JSON") from None
     if not isinstance(row, dict):
         raise BadSampleError(f"{what} is not a JSON object")

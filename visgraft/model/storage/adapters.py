@@ -40,6 +40,9 @@ def save_adapter(module: PreTrainedModel, adapter: str, *, folder: Path, name: s
     )
     config = copy.copy(module.peft_config[adapter])
     config.base_model_name_or_path = name
+    for key, value in vars(config).items():
+        if isinstance(value, set):  # peft would write it in another order in every process
+            setattr(config, key, sorted(value))
     config.save_pretrained(str(folder))
 
 

@@ -7,7 +7,6 @@ In: a model folder and, where it was trained here, its run folder. Out: the text
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from visgraft.errors import CheckpointError
+from visgraft.parsing import parse_json, parse_yaml
 from visgraft.runs import Run
 
 UNKNOWN = "unknown"
@@ -45,7 +45,10 @@ def model_card(folder: str | Path, *, repo_id: str, run: str | Path | None = Non
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: holds no config.json; need a model folder")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not JSON ({error}); copy or save the model again") from error
     names = {part: config["parts"][part].get("name") for part in ("vision", "language")}
     licences = {part: licence_of(name) for part, name in names.items()}
     paragraphs = [
@@ -102,7 +105,7 @@ def _parts_table(config: dict[str, Any], names: dict[str, str | None], licences:
 
 
 def _about_run(run: Run) -> list[str]:
-    recipe = yaml.safe_load((run.folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
+    recipe = parse_yaml((run.folder / "recipe.yaml").read_bytes()) or {}
     paragraphs = ["## Data"]
     for key in ("train", "validation"):
         sources = [entry["source"] for entry in (recipe.get("data") or {}).get(key) or []]

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -187,7 +188,7 @@ def explain_load_errors(name: str | Path) -> Iterator[None]:
         raise CheckpointError(
             f"{name}: its weights are cut short or damaged ({error}): copy or download it again"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, RecursionError, UnpicklingError) as error:
         raise CheckpointError(_explanation(str(name), error)) from error
 
 
