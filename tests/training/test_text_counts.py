@@ -174,7 +174,9 @@ def test_several_processes_plan_the_same_and_share_the_texts_out(
     assert found[0] == found[1]
     assert [len(step.groups) for step in found[0]] == [len(groups) for groups, _, _ in plain]
     assert [step.end for step in found[0]] == [end for _, _, end in plain]
-    assert max(encoded.values()) == 1  # by one of them
+    is_good = {key: int(key.partition(":")[2].split()[0]) % 9 != 8 for key in encoded}
+    assert max(times for key, times in encoded.items() if is_good[key]) == 1  # by one of them
+    assert max(encoded.values()) <= 2  # beside a bad text, to see which it is
     ready = [[text is not None for step in found[index] for text in step.texts] for index in range(2)]
     assert ready[0] == ready[1] and any(ready[0])  # what one has read goes to the other
 

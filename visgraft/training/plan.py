@@ -226,7 +226,10 @@ class Planner:
             sample = self.sample(group)
         except BadSampleError as error:
             return CountedText((), unread=str(error))
-        outcomes: list[EncodedDialog | str] = []
+        try:
+            return CountedText(self.processor.encode_text(sample), sample=sample)
+        except BadSampleError:
+            outcomes: list[EncodedDialog | str] = []  # one by one, to see which of them are bad
         for dialog in sample.dialogs:
             try:
                 outcomes += self.processor.encode_text(replace(sample, dialogs=[dialog]))
