@@ -2,6 +2,7 @@
 
     python bench/data.py                             # writes bench/results/data.json
     python bench/data.py --images 64 --rounds 1
+    python bench/data.py --texts 20000               # writes bench/results/data_texts.json
 
 640 x 480 JPEGs of quality 90 become 224 px tensors as CLIP wants them, with a caption each, in batches of 32, by two
 worker processes. All variants read the same files and give the same batches:
@@ -10,14 +11,26 @@ worker processes. All variants read the same files and give the same batches:
     exact      visgraft's reader, encoder and collator; pixels bit for bit those of CLIP's image processor
     quick      the same with `data.exact_pixels: false`, where a byte may differ by 1 of 255
     pillow     decoding, Pillow's resizing and the crop alone: what nothing with exact pixels can be quicker than
+
+With `--texts`: texts that a process plans a second, and the share of a step that it spends waiting for data, as one
+process and as one of eight. Rows are JSON Lines with an image inlined, five texts an image; a step is 2,048 text tokens
+a process and takes a twentieth of a second besides, in which the processor is free:
+
+    before     each text of all processes is read and encoded to plan the step, and again where the batch is made
+    first      each text is read and encoded once, when the plan gets to it
+    counted    plans are made of counts that are known, and a process reads and encodes its own share alone
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
+import os
 import tempfile
+import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +46,14 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 from visgraft import Processor
 from visgraft.config import SourceSettings
 from visgraft.data.batch import Batch
-from visgraft.data.sources import Sources, open_sources
+from visgraft.data.sources import BadSample, Sources, open_sources
+from visgraft.errors import BadSampleError
+from visgraft.training.plan import Group, Planned, Planner, Position
+from visgraft.training.steps import LoaderSettings, load_steps
 
 BATCH, WIDTH, HEIGHT, QUALITY, SIDE = 32, 640, 480, 90, 224
+TEXTS_PER_IMAGE, STEP_TOKENS, STEP_S = 5, 2048, 0.05
+WARM_UP_STEPS, WAITED_STEPS = 6, 20
 CAPTION = "a cat on a sofa beside a large window"
 
 
@@ -138,14 +156,112 @@ def pillow_pass(folder: Path, *, num_workers: int) -> Callable[[], None]:
     return run
 
 
+class AsBefore(Planner):
+    """A planner that encodes each text to see how long it is, and forgets it."""
+
+    def look_at(self, cursor: int, *, epoch: int) -> Planned | BadSample:
+        """Encode the texts of a group."""
+        group = Group(*self.group(cursor, epoch=epoch), epoch)
+        try:
+            dialogs = self.processor.encode_text(self.sample(group))
+        except BadSampleError as error:
+            return self.bad_sample(group, str(error))
+        return Planned(group, sum(len(dialog.input_ids) for dialog in dialogs), None)
+
+
+def write_rows(path: Path, *, number: int) -> None:
+    """Write rows of a question and an answer, five about each image, which is inlined (a small JPEG)."""
+    rng = np.random.default_rng(0)
+    words = CAPTION.split()
+    with path.open("w") as file:
+        for index in range(number):
+            if index % TEXTS_PER_IMAGE == 0:
+                pixels = Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((SIDE, SIDE))
+                buffer = BytesIO()
+                pixels.save(buffer, "JPEG", quality=QUALITY)
+                image = base64.b64encode(buffer.getvalue()).decode()
+            answer = " ".join(rng.choice(words, size=int(rng.integers(4, 16))))
+            row = {"instruction": "", "inputs": f"what is {CAPTION} ?", "outputs": answer, "image_base64_str": [image]}
+            file.write(json.dumps(row) + "\n")
+
+
+def measure_texts(path: Path, *, num_texts: int, rounds: int, num_workers: int) -> dict[str, Any]:
+    """Measure planning and waiting, with texts planned in each of the three ways."""
+    sources = open_sources([SourceSettings("parquet", path=str(path))])
+    processor = Processor.from_parts(CLIPImageProcessorPil(), make_tokenizer(), num_image_tokens=197)
+
+    def planner(kind: type[Planner], number: int) -> Planner:
+        sizes = {"seed": 0, "max_dialogs": 8, "text_tokens_per_step": STEP_TOKENS * number}
+        return kind(sources, processor, **sizes)
+
+    def plan(chosen: Planner) -> list[Any]:
+        return list(chosen.steps(Position(0, 0), epochs=1.0))
+
+    def uncounted(number: int) -> Planner:
+        os.environ["VISGRAFT_CACHE"] = tempfile.mkdtemp(dir=path.parent)  # where nothing was kept yet
+        return planner(Planner, number)
+
+    counted = uncounted(1)
+    plan(counted)
+    passes: dict[str, Callable[[], Any]] = {
+        "before": lambda: plan(planner(AsBefore, 1)),
+        "first": lambda: plan(uncounted(1)),
+        "counted": lambda: plan(counted),
+    }
+    planned = interleave(passes, rounds=rounds, units=num_texts, unit="texts", clock=time.process_time)
+    waiting: dict[str, Any] = {}
+    for number in (1, 8):
+        known = planner(Planner, number)
+        plan(known)
+        makers = {"before": planner(AsBefore, number), "counted": known}
+        makers |= {"first": uncounted(1)} if number == 1 else {}
+        waiting[f"one of {number}"] = {
+            name: waited(chosen, number=number, num_workers=num_workers) for name, chosen in makers.items()
+        }
+    plans = {f"{name} / before": ratio(planned, slow="before", fast=name) for name in ("first", "counted")}
+    return {"planned": planned, "ratios": plans, "waiting": waiting}
+
+
+def waited(planner: Planner, *, number: int, num_workers: int) -> dict[str, float]:
+    """Take some steps as one of so many processes; say which share of their time goes into waiting for the next."""
+    settings = LoaderSettings("shared", 10**6, num_workers=num_workers, num_processes=number, exact_pixels=False)
+    steps = iter(load_steps(planner, Position(0, 0), epochs=9.0, settings=settings))
+    for _ in range(WARM_UP_STEPS):
+        next(steps)
+        time.sleep(STEP_S)
+    waits = []
+    for _ in range(WAITED_STEPS):
+        start = time.perf_counter()
+        next(steps)
+        waits.append(time.perf_counter() - start)
+        time.sleep(STEP_S)
+    return {
+        "wait_s_a_step": round(sum(waits) / len(waits), 4),
+        "share": round(sum(waits) / sum(waits, STEP_S * len(waits)), 3),
+    }
+
+
 def main() -> None:
     """Run the variants and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=positive, default=512)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "data.json")
+    parser.add_argument("--texts", type=positive, help="measure so many texts instead of images")
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    results = Path(__file__).parent / "results"
+    if arguments.texts:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "rows.jsonl"
+            write_rows(path, number=arguments.texts)
+            measured = measure_texts(
+                path, num_texts=arguments.texts, rounds=arguments.rounds, num_workers=arguments.workers
+            )
+        what = "texts planned per second of a processor, and the share of a step spent waiting for data"
+        result = {"what": what, "texts": arguments.texts, "workers": arguments.workers, **measured}
+        write({**result, "machine": machine()}, path=arguments.output or results / "data_texts.json")
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder, cache = Path(scratch) / "images", Path(scratch) / "cache"
         folder.mkdir()
@@ -169,7 +285,7 @@ def main() -> None:
         "variants": measured,
         "machine": machine(),
     }
-    write(result, path=arguments.output)
+    write(result, path=arguments.output or results / "data.json")
 
 
 if __name__ == "__main__":

@@ -36,16 +36,38 @@ def keep_arrays(make: Callable[[], Arrays], *, fingerprint: str | None) -> Array
     """Return what make returns, from the cache where it is there; None as fingerprint: it is made each time."""
     if fingerprint is None:
         return make()
-    path = cache_folder() / "scans" / f"{sha256(fingerprint.encode()).hexdigest()}.npz"
+    kept = read_arrays(fingerprint)
+    if kept is not None:
+        return kept
+    start = monotonic()
+    arrays = make()
+    if is_worth_keeping(monotonic() - start):
+        write_arrays(arrays, fingerprint=fingerprint)
+    return arrays
+
+
+def is_worth_keeping(seconds: float) -> bool:
+    """Say whether what took so long belongs into the cache."""
+    return seconds >= _WORTH_KEEPING_S
+
+
+def read_arrays(fingerprint: str) -> Arrays | None:
+    """Return what is kept under a fingerprint; None where nothing is, or only a part of it."""
+    path = _path(fingerprint)
     if path.is_file():
         try:
             with path.open("rb") as file, np.load(file) as kept:
                 return dict(kept)
         except (OSError, ValueError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)  # cut short by something; it is made again
-    start = monotonic()
-    arrays = make()
-    if monotonic() - start >= _WORTH_KEEPING_S:
-        with whole_file(path) as building, building.open("wb") as opened:
-            np.savez(opened, **arrays)  # type: ignore[arg-type]
-    return arrays
+    return None
+
+
+def write_arrays(arrays: Arrays, *, fingerprint: str) -> None:
+    """Keep arrays under a fingerprint, in the place of what was there."""
+    with whole_file(_path(fingerprint)) as building, building.open("wb") as opened:
+        np.savez(opened, **arrays)  # type: ignore[arg-type]
+
+
+def _path(fingerprint: str) -> Path:
+    return cache_folder() / "scans" / f"{sha256(fingerprint.encode()).hexdigest()}.npz"

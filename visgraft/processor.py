@@ -191,6 +191,22 @@ class Processor(ProcessorMixin):
             BadSampleError: a dialog or an image cannot be used.
         """
         dialogs = self.encode_text(sample)
+        return self.encode_images(sample, dialogs, max_pixels=max_pixels, exact_pixels=exact_pixels, as_bytes=as_bytes)
+
+    def encode_images(
+        self,
+        sample: Sample,
+        dialogs: tuple[EncodedDialog, ...],
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        exact_pixels: bool = True,
+        as_bytes: bool = False,
+    ) -> EncodedSample:
+        """Encode a sample whose dialogs are encoded already; see `encode`.
+
+        Raises:
+            BadSampleError: an image cannot be used.
+        """
         opened = [open_image(ref, max_pixels=max_pixels) for ref in sample.images]
         vision_inputs = make_pixels(self.image_processor, opened, exact=exact_pixels, as_bytes=as_bytes)
         counts = tuple(count_tokens(vision_inputs, self.num_image_tokens).tolist()) if vision_inputs else ()

@@ -13,15 +13,21 @@ CPU_SAYS = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: c
 
 
 def limit_memory(
-    model: VisionLanguageModel, *, largest: int, error: Callable[[], Exception] = lambda: RuntimeError(CPU_SAYS)
+    model: VisionLanguageModel,
+    *,
+    largest: int,
+    error: Callable[[], Exception] = lambda: RuntimeError(CPU_SAYS),
+    is_short: Callable[[], bool] = lambda: True,
 ) -> list[int]:
-    """Let a model fail above a size, after a part of the gradients was added."""
+    """Let a model fail above a size, after a part of the gradients was added, while memory is short."""
     forward, sizes = model.forward, []
 
-    def limited(*, batch: Any) -> Any:
+    def limited(*, batch: Any = None, **inputs: Any) -> Any:
+        if batch is None:  # it generates
+            return forward(**inputs)
         sizes.append(batch["kind"].numel())
         out = forward(batch=batch)
-        if sizes[-1] > largest:
+        if sizes[-1] > largest and model.training and is_short():
             (out.loss_sum * 3.0).backward()
             raise error()
         return out

@@ -49,17 +49,44 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     (poor / "memory.json").write_text(json.dumps(1))  # the second process; the first one has enough
     for folder in folders[1]:
         one_of_several.run(folder)
-    launcher = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    subprocess.run(
-        [*launcher, *warm_python(), "-m", "tests.training.one_of_several", *map(str, [*folders[2], poor])],
-        check=True, cwd=ROOT, timeout=500,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    launch("tests.training.one_of_several", *folders[2], poor)
     for one, two in zip(folders[1], folders[2], strict=True):
         compare(one, two)
     compare(folders[1][0], poor)
     limits = [json.loads((poor / f"limit-{index}.json").read_text()) for index in range(2)]
     assert limits[0] == limits[1] is not None
+
+
+@pytest.mark.slow
+def test_two_processes_with_dropout_that_were_stopped_equal_those_that_were_not(tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tmp_path, family="opt", dropout=0.2, text_tokens_per_step=300, max_steps=5, epochs=9, checkpoint_every_steps=5,
+    )  # fmt: skip
+    folders = [tmp_path / "rich", tmp_path / "poor"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+    (folders[1] / "memory.json").write_text(json.dumps(1))
+    launch("tests.training.resumed_of_several", *folders)
+    for folder in folders:
+        whole, resumed = (Run.open(folder / name).latest_checkpoint()[1] for name in ("whole", "resumed"))
+        state, other = (json.loads((folder / "state.json").read_text()) for folder in (whole, resumed))
+        assert state["step"] == 5 and state["proven_positions"] > 0
+        assert (state["micro_batch_positions"] is None) == (folder.name == "rich")
+        for name in ("proven_positions", "random_states"):
+            assert state[name] == other[name]
+        for name in ("trained.safetensors", "optimizer.pt"):
+            assert (whole / name).read_bytes() == (resumed / name).read_bytes(), (folder.name, name)
+
+
+def launch(module: str, *folders: Path) -> None:
+    """Run a module of the tests in two processes."""
+    launcher = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    subprocess.run(
+        [*launcher, *warm_python(), "-m", module, *map(str, folders)],
+        check=True, cwd=ROOT, timeout=500,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
 
 
 def compare(one: Path, two: Path) -> None:

@@ -1,5 +1,10 @@
 """Batches come in order, the same whatever the number of workers, and processes share a step without rest."""
 
+import gc
+import multiprocessing
+import os
+import resource
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -147,3 +152,57 @@ def test_counts_tell_pads_from_positions(make_planner: Make) -> None:
     [step, *_] = steps_of(make_planner())
     counts = step.counts()
     assert counts["positions"] == counts["pads"] + counts["text_tokens"] + counts["image_tokens"]
+
+
+def test_few_open_files_suffice_for_many_micro_batches_and_workers(make_planner: Make) -> None:
+    planner = make_planner(num_images=60, text_tokens_per_step=1000)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(60)  # it once waited for ever
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            alone, helped = (steps_of(planner, epochs=4.0, micro_batch_rows=1, num_workers=n) for n in (0, 4))
+            assert max(len(step.batches) for step in alone) > 8
+            for first, second in zip(alone, helped, strict=True):
+                assert first.plan == second.plan and first.parts == second.parts
+                for batch, other in zip(first.batches, second.batches, strict=True):
+                    assert batch.keys() == other.keys()
+                    assert torch.equal(batch.input_ids, other.input_ids)
+                    assert torch.equal(batch.vision_inputs["pixel_bytes"], other.vision_inputs["pixel_bytes"])
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(("layout", "row_positions"), [("shared", None), ("shared", 120), ("rows", None)])
+def test_a_step_that_is_cut_again_is_cut_as_it_would_have_been_at_once(
+    make_planner: Make, layout: str, row_positions: int | None
+) -> None:
+    planner = make_planner(num_images=24, text_tokens_per_step=400)
+    sizes = {"layout": layout, "row_positions": row_positions}
+    for limit in (240, 100, 40):
+        settings = LoaderSettings(max_pixels=10**6, micro_batch_positions=limit, **sizes)  # type: ignore[arg-type]
+        at_once = steps_of(planner, micro_batch_positions=limit, **sizes)
+        for step, expected in zip(steps_of(planner, **sizes), at_once, strict=True):
+            again = cut_finer(step, planner.processor, settings=settings)
+            assert again.parts == expected.parts and again.limit == expected.limit == limit
+            for batch, other in zip(again.batches, expected.batches, strict=True):
+                assert batch.sample_ids == other.sample_ids
+                assert all(torch.equal(batch[key], other[key]) for key in ("input_ids", "group", "source", "target"))
+                assert torch.equal(batch.vision_inputs["pixel_bytes"], other.vision_inputs["pixel_bytes"])
+
+
+def test_workers_end_as_soon_as_nobody_waits_for_their_steps(make_planner: Make) -> None:
+    others = set(multiprocessing.active_children())
+    steps = load_steps(make_planner(), Position(0, 0), epochs=9.0, settings=LoaderSettings("shared", 1, num_workers=1))
+    next(steps)
+    [worker] = set(multiprocessing.active_children()) - others
+    gc.disable()
+    try:
+        del steps
+        worker.join(timeout=20)
+        assert not worker.is_alive()
+    finally:
+        gc.enable()

@@ -451,8 +451,16 @@ def _count_by_reading(entry: OpenSource) -> NDArray[np.int64]:
 
 def chunk_dialogs(sample: Sample, *, max_dialogs: int, rng: Random) -> list[Sample]:
     """Deal a sample's dialogs at random into as few samples of at most max_dialogs as will do, evenly filled."""
-    num_chunks = ceil(len(sample.dialogs) / max_dialogs)
-    if num_chunks <= 1:
+    dealt = deal_dialogs(len(sample.dialogs), max_dialogs=max_dialogs, rng=rng)
+    if len(dealt) == 1:
         return [sample]
-    dialogs = rng.sample(sample.dialogs, len(sample.dialogs))
-    return [replace(sample, dialogs=dialogs[first::num_chunks]) for first in range(num_chunks)]
+    return [replace(sample, dialogs=[sample.dialogs[number] for number in numbers]) for numbers in dealt]
+
+
+def deal_dialogs(num_dialogs: int, *, max_dialogs: int, rng: Random) -> list[list[int]]:
+    """Say which dialogs of a sample with so many `chunk_dialogs` puts together, in their order."""
+    num_chunks = ceil(num_dialogs / max_dialogs)
+    if num_chunks <= 1:
+        return [list(range(num_dialogs))]
+    numbers = rng.sample(range(num_dialogs), num_dialogs)
+    return [numbers[first::num_chunks] for first in range(num_chunks)]

@@ -121,3 +121,12 @@ def _one_line(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "it needs code that lies beside its files (auto_map), which is never run from here"
     return " ".join(str(error).split())[:300]
+
+
+def vocabulary_of(tokenizer: Any) -> str:
+    """Write down how a tokenizer makes ids of texts, so that another one can be told from it."""
+    if not tokenizer.is_fast:
+        return repr(sorted(tokenizer.get_vocab().items()))
+    # What stands in front is truncation and padding, which every call sets anew.
+    whole: str = tokenizer.backend_tokenizer.to_str()
+    return whole.partition('"added_tokens":')[2]

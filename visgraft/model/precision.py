@@ -9,6 +9,7 @@ In: what a recipe or a user asks for. Out: a device that is there, and the forma
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import Literal
 
@@ -19,6 +20,11 @@ from visgraft.errors import ConfigError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# oneDNN and torch's layer above it keep a kernel, about 1 MB, for each shape of a bf16 matrix product that they meet,
+# up to 1,024 each; every batch has shapes of its own. Both are read when the first kernel is made (`bench/memory.py`).
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+KEPT_KERNELS = 64
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
@@ -44,15 +50,22 @@ def pick_device(name: str | torch.device | None) -> torch.device:
 def computing_dtype(precision: Precision, *, device: torch.device) -> torch.dtype | None:
     """Return the format that frozen weights are kept in and autocast computes in; None is float32 throughout.
 
-    `auto` is bf16 where the hardware computes in it, else fp16 on a GPU, else float32.
+    `auto` is bf16 where the hardware computes in it, else fp16 on a GPU, else float32. On a CPU bf16 bounds the caches
+    of kernels, as far as nothing was computed with them yet.
 
     Raises:
         ConfigError: fp16 away from a GPU.
     """
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision: got fp16, which needs a GPU; allowed here are auto, bf16 and fp32")
-    if precision != "auto":
-        return DTYPES[precision]
+    dtype = DTYPES[precision] if precision != "auto" else _quickest_dtype(device)
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        for name in KERNEL_CACHES:
+            os.environ.setdefault(name, str(KEPT_KERNELS))
+    return dtype
+
+
+def _quickest_dtype(device: torch.device) -> torch.dtype | None:
     if has_bf16(device):
         return torch.bfloat16
     return None if device.type in ("cpu", "mps") else torch.float16

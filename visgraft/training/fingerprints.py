@@ -23,6 +23,7 @@ from typing import Any, TypedDict
 from visgraft.atomic import write_whole
 from visgraft.config import Recipe, changeable_keys, effect_of, load_recipe, recipe_to_dict
 from visgraft.data.fingerprint import stamp
+from visgraft.data.tokenizer_and_image_processor import vocabulary_of
 from visgraft.errors import ConfigError
 from visgraft.model.storage.checksums import Checksum, read_checksums
 from visgraft.model.vlm import VisionLanguageModel
@@ -98,13 +99,12 @@ def _of_weight_files(described: Mapping[str, Any]) -> Mapping[str, str]:
 
 def _of_tokenizer(processor: Processor) -> Fingerprints:
     tokenizer: Any = processor.tokenizer
-    if tokenizer.is_fast:
-        # What stands in front is truncation and padding, which every call sets anew.
-        vocabulary = tokenizer.backend_tokenizer.to_str().partition('"added_tokens":')[2]
-    else:
-        vocabulary = repr(sorted(tokenizer.get_vocab().items()))
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return {"vocabulary": _digest(vocabulary), "special": special, "chat_template": _short(tokenizer.chat_template)}
+    return {
+        "vocabulary": _digest(vocabulary_of(tokenizer)),
+        "special": special,
+        "chat_template": _short(tokenizer.chat_template),
+    }
 
 
 def _of_config(values: Mapping[str, Any]) -> Fingerprints:

@@ -4,7 +4,10 @@ In: a session and a step. Out: gradients in the parameters, and the losses of th
 the gradients are zeroed, micro-batches are halved for the rest of the run, and the step is computed again: its loss and
 its gradients are the same, however it is cut.
 
-    done = add_gradients(session, step)
+    done = add_gradients(session, step, steps)
+
+No random number of the run is used up by a pass that does not count, neither by one that failed nor by the filler's: so
+what a step draws depends on its samples and on how they are cut, and the run that is resumed draws the same.
 
 Every process must cut a step again, or none. So with several processes, a size that was never tried is first run
 without any exchange of gradients; the processes then exchange how it went, and their gradients in a pass of no weight.
@@ -14,8 +17,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +28,8 @@ from visgraft.data.batch import Batch
 from visgraft.errors import MaskSizeError, ModelError
 from visgraft.training.session import Session
 from visgraft.training.sharding import is_sharded
-from visgraft.training.steps import Step, cut_finer, num_groups, whole_samples
+from visgraft.training.state import get_random_state, set_random_state
+from visgraft.training.steps import Step, Steps, cut_finer, num_groups, whole_samples
 
 # What the allocators of devices that have no exception of their own say.
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
@@ -51,8 +55,8 @@ class Gradients:
     total: int
 
 
-def add_gradients(session: Session, step: Step) -> Gradients:
-    """Add up the gradients of a step, in micro-batches halved as often as memory asks for it.
+def add_gradients(session: Session, step: Step, steps: Steps) -> Gradients:
+    """Add up the gradients of a step, in micro-batches halved as often as memory asks for it, and later ones likewise.
 
     Raises:
         ModelError: one sample alone does not fit; or, where processes exchange more than gradients (FSDP, DeepSpeed),
@@ -74,9 +78,10 @@ def add_gradients(session: Session, step: Step) -> Gradients:
         if total == 0:
             return Gradients(step, [], 0)
         can_go_back = not is_sharded(session.model)  # else the others wait for its weights in the middle of it
-        is_trial = accelerator.num_processes > 1 and can_go_back and largest > session.proven_positions
+        is_trial = accelerator.num_processes > 1 and can_go_back and largest > session.state.proven_positions
         losses: list[Tensor] = []
         limit = math.inf
+        before = get_random_state(accelerator.device)
         try:
             passes = len(batches) if is_trial else num_passes
             backward(session, batches, losses, total=total, num_passes=passes, exchanges=not is_trial)
@@ -94,9 +99,10 @@ def add_gradients(session: Session, step: Step) -> Gradients:
         if limit == math.inf:
             if is_trial:
                 backward(session, (), [], total=total, num_passes=1, exchanges=True)
-            session.proven_positions = max(session.proven_positions, largest)
+            session.state.proven_positions = max(session.state.proven_positions, largest)
             return Gradients(step, losses, total)
-        _halve(session, int(limit), why=_what_did_not_fit(batches, len(losses), limit))
+        set_random_state(before, device=accelerator.device)
+        _halve(session, steps, int(limit), why=_what_did_not_fit(batches, len(losses), limit))
 
 
 def backward(
@@ -105,18 +111,30 @@ def backward(
     """Add up the gradients of this process's batches; append the losses of their targets as they come.
 
     Each of the `total` supervised tokens weighs the same, whichever process and micro-batch it is in. DDP averages over
-    processes, hence the factor. All processes make `num_passes`; what is missing to it is the filler at weight 0.
+    processes, hence the factor. All processes make `num_passes`; what is missing to it is the filler at weight 0, which
+    leaves the random state alone.
     Processes exchange their gradients in the last pass; or not at all, and then this process waits for no other.
     """
     accelerator = session.accelerator
     network = session.network if exchanges else session.model
     for number in range(num_passes):
         is_mine, is_last = number < len(batches), number == num_passes - 1
-        with accelerator.no_sync(network) if exchanges and not is_last else nullcontext():
+        with (
+            accelerator.no_sync(network) if exchanges and not is_last else nullcontext(),
+            nullcontext() if is_mine else undrawn(accelerator.device),
+        ):
             out = network(batch=batches[number] if is_mine else session.filler)
             accelerator.backward(out.loss_sum * (accelerator.num_processes / total if is_mine else 0.0))
         if is_mine:
             losses.append(out.target_losses)
+
+
+@contextmanager
+def undrawn(device: torch.device) -> Iterator[None]:
+    """Put the random state back to where it was before."""
+    before = get_random_state(device)
+    yield
+    set_random_state(before, device=device)
 
 
 @torch.no_grad()
@@ -134,7 +152,7 @@ def samples_not_finite(session: Session, done: Gradients) -> list[str]:
             suspects.append(batch.sample_ids[index])
             if not is_sharded(session.model):
                 alone = session.processor.collate([whole[index]], layout=batch.layout).to(accelerator.device)
-                with accelerator.autocast():
+                with accelerator.autocast(), undrawn(accelerator.device):
                     loss = session.model.loss(alone).loss
                 guilty += [] if loss is None or loss.isfinite() else [batch.sample_ids[index]]
     return guilty or suspects
@@ -163,10 +181,11 @@ def _what_did_not_fit(batches: Sequence[Batch], failed: int, limit: float) -> st
     )
 
 
-def _halve(session: Session, limit: int, *, why: str) -> None:
-    """Zero the gradients and halve the micro-batches for the rest of the run."""
+def _halve(session: Session, steps: Steps, limit: int, *, why: str) -> None:
+    """Zero the gradients and halve the micro-batches for the rest of the run, resumed or not."""
     session.optimizer.zero_grad()
-    session.loader = replace(session.loader, micro_batch_positions=limit)
+    session.state.micro_batch_positions = limit
+    session.loader = steps.settings = replace(session.loader, micro_batch_positions=limit)
     session.progress.say(f"{why}; this is done from here on, and the step is computed again")
     gc.collect()
     if session.accelerator.device.type == "cuda":

@@ -20,7 +20,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 from visgraft.training.sharding import is_sharded, whole, whole_model
 from visgraft.training.state import RandomState, find_damage, load_trained, save_state
-from visgraft.training.steps import Step, load_steps
+from visgraft.training.steps import Step, Steps, load_steps
 from visgraft.training.summary import note_cost, write_summary
 from visgraft.training.together import LOOK_EVERY_S, Beside, ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
@@ -154,13 +154,13 @@ def take_steps(session: Session, *, lock: FolderLock, stop: Callable[[int], bool
 # --- One step
 
 
-def train_step(session: Session, steps: Iterator[Step]) -> None:
+def train_step(session: Session, steps: Steps) -> None:
     """Learn from the next step: backward over its micro-batches, update, write down."""
     started = time.monotonic()
     step = next(steps)
     accelerator, state = session.accelerator, session.state
     set_bad_samples_aside(session, step)
-    done = add_gradients(session, step)
+    done = add_gradients(session, step, steps)
     with session.is_changing:
         if done.total:
             record = update(session, done)

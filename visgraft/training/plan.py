@@ -9,23 +9,31 @@ A group is one sample with at most `max_dialogs` of its dialogs: what shares one
 in an order that depends on seed and epoch alone; a step takes the next groups until their texts fill the budget, and
 may reach into the next epoch. So neither the number of processes nor of workers changes what a step learns from, and
 a position, two numbers, is all that a checkpoint must remember.
+
+Plans are made of the counts of text_counts.py. A text that nobody has counted yet is read and encoded here, once, by
+one process for all, and what came of it goes with the plan: whoever makes the batch need not do it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
+from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visgraft.data.images.augment import augment
+from visgraft.data.prompt import EncodedDialog
 from visgraft.data.sample import Sample
-from visgraft.data.sources import BadSample, Sources, chunk_dialogs, epoch_order
+from visgraft.data.sources import BadSample, Sources, chunk_dialogs, deal_dialogs, epoch_order
 from visgraft.errors import BadSampleError, DataError
 from visgraft.processor import Processor
+from visgraft.training.text_counts import CountedText, Processes, TextCounts
+
+READ_AHEAD = 32  # groups that each process reads before they tell one another
 
 
 class Position(NamedTuple):
@@ -52,6 +60,14 @@ class Group(NamedTuple):
     held: Held | None = None
 
 
+class Planned(NamedTuple):
+    """A group, the tokens of its texts, and these texts where they were just read."""
+
+    group: Group
+    num_tokens: int
+    text: CountedText | None
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """What one optimizer step learns from.
@@ -61,18 +77,21 @@ class StepPlan:
         start: the position before it.
         end: the position behind it.
         bad: samples that were met on the way and cannot be used.
+        texts: of each group, what was read of it already; None: nothing.
     """
 
     groups: tuple[Group, ...]
     start: Position
     end: Position
     bad: tuple[BadSample, ...]
+    texts: tuple[CountedText | None, ...] = field(default=(), compare=False, repr=False)
 
     def holding(self, process_index: int, *, num_processes: int) -> StepPlan:
-        """Return the plan with no samples held but those of one process; of none with `num_processes` 0."""
-        groups = enumerate(self.groups)
-        kept = [g if num_processes and n % num_processes == process_index else g._replace(held=None) for n, g in groups]
-        return replace(self, groups=tuple(kept))
+        """Return the plan with no samples and texts but those of one process; of none with `num_processes` 0."""
+        is_own = [num_processes > 0 and n % num_processes == process_index for n in range(len(self.groups))]
+        groups = tuple(g if own else g._replace(held=None) for g, own in zip(self.groups, is_own, strict=True))
+        texts = tuple(t if own else None for t, own in zip(self.texts, is_own, strict=False))
+        return replace(self, groups=groups, texts=texts)
 
 
 class Planner:
@@ -89,6 +108,7 @@ class Planner:
         max_dialogs: int,
         text_tokens_per_step: int,
         shuffle: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         self.sources = sources
         self.processor = processor
@@ -98,6 +118,8 @@ class Planner:
         self.shuffle = shuffle
         self._num_chunks = -(-sources.num_dialogs // max_dialogs)
         self.unreadable = list(self._find_unreadable())
+        self._counts = TextCounts(sources, processor, processes or Processes())
+        self._read: dict[Group, CountedText] = {}  # and not yet planned
         self._epochs: dict[int, NDArray[np.int64]] = {}
 
     def num_groups(self, epoch: int) -> int:
@@ -123,29 +145,29 @@ class Planner:
 
     def step(self, position: Position, *, epochs: float) -> StepPlan:
         """Plan the one step that starts at a position; it ends early only where the run ends."""
-        groups: list[Group] = []
+        chosen: list[Planned] = []
         bad: list[BadSample] = []
         num_tokens, end = 0, position
         while num_tokens < self.text_tokens_per_step and self.epochs_done(end) < epochs:
-            group, met, end = self._take(end)
+            planned, met, end = self._take(end)
             bad += met
-            if group is None:
-                continue
-            try:
-                num_tokens += sum(len(d.input_ids) for d in self.processor.encode_text(self.sample(group)))
-                groups.append(group)
-            except BadSampleError as error:
-                bad.append(self.bad_sample(group, str(error)))
-        return StepPlan(tuple(groups), start=position, end=end, bad=tuple(bad))
+            if planned is not None:
+                num_tokens += planned.num_tokens
+                chosen.append(planned)
+        groups, texts = tuple(planned.group for planned in chosen), tuple(planned.text for planned in chosen)
+        return StepPlan(groups, start=position, end=end, bad=tuple(bad), texts=texts)
 
     def sample(self, group: Group) -> Sample:
         """Read the sample of a group, with the dialogs of that group alone.
 
         Raises:
-            BadSampleError: it cannot be read.
+            BadSampleError: it cannot be read, or is not the one that was there when the data were opened.
         """
-        occasion = f"{self.seed} {group.epoch} {group.sample_index}"
-        chunks = chunk_dialogs(self.sources[group.sample_index], max_dialogs=self.max_dialogs, rng=Random(occasion))
+        occasion = self._occasion(group)
+        whole, num_dialogs = self.sources[group.sample_index], self._counts.num_dialogs(group.sample_index)
+        if len(whole.dialogs) != num_dialogs:
+            raise BadSampleError(f"got {len(whole.dialogs)} dialogs, but {num_dialogs} when the data were opened")
+        chunks = chunk_dialogs(whole, max_dialogs=self.max_dialogs, rng=Random(occasion))
         settings = self.sources.settings
         occasion = f"{occasion} {group.chunk}"
         return augment(chunks[group.chunk], self.sources.augment, occasion=occasion, max_pixels=settings.max_pixels)
@@ -163,13 +185,68 @@ class Planner:
             reasons = ", ".join(sorted({bad.reason for bad in self.unreadable})) or "it is empty"
             raise DataError(f"data: got {len(self.sources)} samples and none can be used ({reasons})")
 
-    def _take(self, position: Position) -> tuple[Group | None, Sequence[BadSample], Position]:
+    def _take(self, position: Position) -> tuple[Planned | None, Sequence[BadSample], Position]:
         """Return the group at a position, what bad samples come to light there, and the next position."""
-        index, chunk = self.group(position.cursor, epoch=position.epoch)
         end = Position(position.epoch, position.cursor + 1)
         while end.cursor == self.num_groups(end.epoch):  # a small weight may leave an epoch without any group
             end = Position(end.epoch + 1, 0)
-        return Group(index, chunk, position.epoch), (), end
+        planned = self.look_at(position.cursor, epoch=position.epoch)
+        return (None, [planned], end) if isinstance(planned, BadSample) else (planned, (), end)
+
+    def look_at(self, cursor: int, *, epoch: int) -> Planned | BadSample:
+        """Return a group with the tokens of its texts; what nobody has read yet is read now."""
+        group = Group(*self.group(cursor, epoch=epoch), epoch)
+        text = self._read.pop(group, None)
+        if text is None:
+            known = self._counts.look_up(group.sample_index, self._numbers(group))
+            if isinstance(known, str):
+                return self.bad_sample(group, known)
+            if known is not None:
+                return Planned(group, known, None)
+            self._read_from(cursor, epoch=epoch)
+            text = self._read.pop(group)
+        return Planned(group, text.num_tokens, text) if text.reason is None else self.bad_sample(group, text.reason)
+
+    def _read_from(self, cursor: int, *, epoch: int) -> None:
+        """Read the texts of a group; where there are several processes, of more to come, each process some of them."""
+        processes, started = self._counts.processes, monotonic()
+        number = 1 if processes.number == 1 else READ_AHEAD * processes.number
+        following = range(cursor, min(cursor + number, self.num_groups(epoch)))
+        groups = dict.fromkeys(Group(*self.group(at, epoch=epoch), epoch) for at in following)
+        unknown = [g for g in groups if self._counts.look_up(g.sample_index, self._numbers(g)) is None]
+        own = {group: self._text_of(group) for group in unknown[processes.index :: processes.number]}
+        told = processes.gather([(group, text._replace(sample=None)) for group, text in own.items()])
+        self._read = {**dict(told), **own}
+        for group in unknown:  # in one order, so that all processes know the same
+            self._counts.note(group.sample_index, self._numbers(group), self._read[group])
+        self._counts.took(monotonic() - started)
+
+    def _text_of(self, group: Group) -> CountedText:
+        try:
+            sample = self.sample(group)
+        except BadSampleError as error:
+            return CountedText((), unread=str(error))
+        try:
+            return CountedText(self.processor.encode_text(sample), sample=sample)
+        except BadSampleError:
+            outcomes: list[EncodedDialog | str] = []  # one by one, to see which of them are bad
+        for dialog in sample.dialogs:
+            try:
+                outcomes += self.processor.encode_text(replace(sample, dialogs=[dialog]))
+            except BadSampleError as error:
+                outcomes.append(str(error))
+        return CountedText(tuple(outcomes), sample=sample)
+
+    def _numbers(self, group: Group) -> list[int] | None:
+        """Say which dialogs of its sample are a group's, in their order; None: all."""
+        num_dialogs = self._counts.num_dialogs(group.sample_index)
+        if num_dialogs <= self.max_dialogs:
+            return None
+        rng = Random(self._occasion(group))
+        return deal_dialogs(num_dialogs, max_dialogs=self.max_dialogs, rng=rng)[group.chunk]
+
+    def _occasion(self, group: Group) -> str:
+        return f"{self.seed} {group.epoch} {group.sample_index}"
 
     def group(self, cursor: int, *, epoch: int) -> tuple[int, int]:
         """Return sample and chunk of a group of an epoch."""

@@ -55,7 +55,6 @@ class Session:
         progress: what the user sees.
         counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
         trackers: where the metrics are sent too; None without `train.report_to`, and in every process but the first.
-        proven_positions: the largest micro-batch, in positions, that went through the model on every process.
         signals: what came of Ctrl-C and its like.
         random_state: of this process, as the last finished step left it.
         is_changing: is held while weights, moments and state go from one step to the next, and while they are saved.
@@ -82,7 +81,6 @@ class Session:
     progress: TrainProgress
     counted_until: float
     trackers: Trackers | None
-    proven_positions: int = 0
     signals: Signals = field(default_factory=Signals)
     random_state: RandomState = field(default_factory=dict)
     is_changing: threading.RLock = field(default_factory=threading.RLock)

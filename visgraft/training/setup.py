@@ -145,7 +145,8 @@ def open_session(
             accept(run, recipe, now=now, changes=changes, step=state.step)
     return Session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
-        optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation, loader=loader,
+        optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation,
+        loader=loader.limited(state.micro_batch_positions),
         quarantine=open_quarantine(recipe, run, data.planner, is_main=is_main), filler=data.filler,
         sample_prompts=data.sample_prompts, questions=data.questions, state=state, progress=progress,
         counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,

@@ -58,6 +58,8 @@ class TrainState:
         sampled_step: the step after which the sample prompts were last answered.
         best_step: the step with the lowest validation loss.
         best_loss: that loss, per supervised token.
+        micro_batch_positions: the largest micro-batch that memory allows, found by halving; None: none was halved.
+        proven_positions: the largest micro-batch, in positions, that went through the model on every process.
         validated_so_far: of a validation that was stopped on its way: the position behind its last step, and of each
             process the sums over its share (loss, supervised tokens, characters).
         logs: how many bytes of each log belong to the run up to here (see `Run.sync_logs`).
@@ -76,6 +78,8 @@ class TrainState:
     sampled_step: int | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    micro_batch_positions: int | None = None
+    proven_positions: int = 0
     validated_so_far: dict[str, Any] | None = None
     logs: dict[str, int] = field(default_factory=dict)
 

@@ -6,7 +6,8 @@ In: streams, a processor and a position. Out: the plan of every step from there 
     for step in plan.steps(Position(0, 0), epochs=1.0): ...        # step.end: epoch, cursor in the window, its place
 
 Only the main process reads; workers get samples and open their images. So here, too, neither the number of processes
-nor of workers changes what a step learns from: every process reads the texts of all, and opens the images of its own.
+nor of workers changes what a step learns from: every process reads the rows of all, encodes its part of the texts, and
+opens the images of its own.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from typing import Any, NamedTuple
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample
 from visgraft.data.windows import Streams, Window
-from visgraft.errors import BadSampleError
 from visgraft.processor import Processor
-from visgraft.training.plan import Group, Held, Planner, Position
+from visgraft.training.plan import Group, Held, Planned, Planner, Position
 
 
 class _Planned(NamedTuple):
@@ -69,17 +69,20 @@ class StreamPlanner(Planner):
     def _check_not_empty(self) -> None:
         """Leave it to the first step: only the end of a stream shows that nothing is in it."""
 
-    def _take(self, position: Position) -> tuple[Group | None, Sequence[BadSample], Position]:
+    def _take(self, position: Position) -> tuple[Planned | None, Sequence[BadSample], Position]:
         window, planner = self._plan(position)
         met = list(planner.unreadable) if position.cursor == 0 else []
-        group, num_groups = None, planner.num_groups(0)
+        planned, num_groups = None, planner.num_groups(0)
         if position.cursor < num_groups:
-            index, chunk = planner.group(position.cursor, epoch=0)
-            try:
-                sample = planner.sample(Group(index, chunk, 0))
-                group = Group(index, chunk, position.epoch, Held(sample, planner.sources.bad_sample(index, "")))
-            except BadSampleError as error:
-                met.append(planner.sources.bad_sample(index, str(error)))
+            found = planner.look_at(position.cursor, epoch=0)
+            if isinstance(found, BadSample):
+                met.append(found)
+            else:
+                index, chunk, _, _ = found.group
+                text = found.text
+                sample = planner.sample(found.group) if text is None or text.sample is None else text.sample
+                held = Held(sample, planner.sources.bad_sample(index, ""))
+                planned = found._replace(group=Group(index, chunk, position.epoch, held))
         in_last = (position.place or [0, 0])[1]
         if position.cursor + 1 < num_groups:
             end = position._replace(cursor=position.cursor + 1)
@@ -87,7 +90,7 @@ class StreamPlanner(Planner):
             end = Position(position.epoch, 0, [window.num_read, in_last, window.after])
         else:
             end = Position(position.epoch + 1, 0, [0, window.num_read, None])
-        return group, met, end
+        return planned, met, end
 
     def _plan(self, position: Position) -> _Planned:
         """Read the window of a position, or take it from the last two."""

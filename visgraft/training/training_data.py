@@ -26,6 +26,7 @@ from visgraft.processor import Processor
 from visgraft.training.plan import Planner, Position
 from visgraft.training.steps import LoaderSettings, StepDataset
 from visgraft.training.stream_plan import StreamPlanner
+from visgraft.training.text_counts import Processes
 
 NUM_SAMPLE_PROMPTS = 8  # questions answered on the way, each about another sample
 NUM_FILLER_SAMPLES = 2
@@ -53,7 +54,8 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
         DataError: they cannot be read, or no sample can be used.
         ConfigError: a stream without a number of steps; an image of `data.sample_prompts` that cannot be used.
     """
-    planner = open_planner(recipe, "train", processor)
+    processes = Processes(accelerator.process_index, accelerator.num_processes)
+    planner = open_planner(recipe, "train", processor, processes=processes)
     if not planner.has_known_length and recipe.train.max_steps is None:
         raise ConfigError(
             "data.train: holds streams, whose length is not known; set train.max_steps: N, which the "
@@ -61,7 +63,7 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
         )
     validation = None
     if recipe.data.validation:
-        validation = open_planner(recipe, "validation", processor, shuffle=False)
+        validation = open_planner(recipe, "validation", processor, shuffle=False, processes=processes)
         if validation.has_known_length and validation.num_groups(0) == 0:  # said now, not when it is first measured on
             raise DataError(
                 f"data.validation: got {len(validation.sources)} samples and none can be used; name another split, or "
@@ -86,13 +88,19 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
     )
 
 
-def open_planner(recipe: Recipe, part: str, processor: Processor, *, shuffle: bool = True) -> Planner:
-    """Plan the steps over the training data of a recipe (`train`), or over what validates (`validation`)."""
+def open_planner(
+    recipe: Recipe, part: str, processor: Processor, *, shuffle: bool = True, processes: Processes | None = None
+) -> Planner:
+    """Plan the steps over the training data of a recipe (`train`), or over what validates (`validation`).
+
+    With `processes`, all of them must plan the same steps, and each reads its part of the texts.
+    """
     settings: dict[str, Any] = {
         "seed": recipe.train.seed,
         "max_dialogs": recipe.data.max_dialogs_per_prefix,
         "text_tokens_per_step": recipe.train.text_tokens_per_step,
         "shuffle": shuffle,
+        "processes": processes,
     }
     entries = recipe.data.train if part == "train" else recipe.data.validation
     streams = open_streams(entries, key=f"data.{part}", settings=recipe.data)
