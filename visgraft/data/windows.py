@@ -117,10 +117,10 @@ class Streams:
 
     def _gather(self, buffered: Sequence[BufferedSamples]) -> Sources:
         opened, numbers = [], []
-        for (name, _, entry), samples in zip(self.streams, buffered, strict=True):
+        for (name, stream, entry), samples in zip(self.streams, buffered, strict=True):
             grouped = None if entry.group == "none" else Grouped(samples, by_content=entry.group == "content")
             adapted = adapt(samples if grouped is None else grouped, entry=entry, settings=self.settings)
-            opened.append(OpenSource(name=name, samples=adapted, length=len(adapted)))
+            opened.append(OpenSource(name=name, samples=adapted, length=len(adapted), notes=stream.notes))
             firsts = range(len(samples)) if grouped is None else (grouped.members(i)[0] for i in range(len(grouped)))
             numbers.append([samples.numbers[int(first)] for first in firsts])
         return WindowSources(opened, numbers=numbers, settings=self.settings, is_training=self._is_training)
