@@ -271,6 +271,11 @@ class Run:
         lengths = {log: sync_records(self._log_path(log)) for log in LOGS}
         return {log: lengths[log] for log in REWOUND}
 
+    def missing_of_logs(self, logs: Mapping[str, int]) -> dict[str, int]:
+        """Say how many bytes each log lacks of those that it had with a checkpoint (see `sync_logs`)."""
+        sizes = {log: path.stat().st_size if (path := self._log_path(log)).is_file() else 0 for log in REWOUND}
+        return {log: logs[log] - size for log, size in sizes.items() if logs.get(log, 0) > size}
+
     def resume_from(self, step: int, *, logs: Mapping[str, int] | None = None) -> None:
         """Prepare the folder for going on after a checkpoint.
 

@@ -135,6 +135,7 @@ def open_session(
             say=progress.say,
         )
         if is_main:
+            forget_later(run, state, say=progress.say)
             if run.read_fingerprints() is None:
                 progress.say(
                     "this run has kept no fingerprints, as older versions kept none: what has changed since it began "
@@ -308,9 +309,7 @@ def restore(
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> TrainState:
-    """Read the newest whole checkpoint into weights, optimizer and random states; forget what was logged after it.
-
-    Of a run that has none, everything is forgotten: it begins again.
+    """Read the newest whole checkpoint into weights, optimizer and random states; a run that has none begins again.
 
     Raises:
         CheckpointError: it is not of this model, or none is whole.
@@ -323,21 +322,25 @@ def restore(
     if found[0] is None:
         if accelerator.is_main_process:
             say(f"{run.folder} holds no checkpoint yet: the run begins again")
-            run.resume_from(0)
         return TrainState()
-    step, checkpoint = found[0]
+    _, checkpoint = found[0]
     state, random_states = load_state(checkpoint, trained=trained, optimizer=optimizer, scaler=accelerator.scaler)
     for group, own in zip(optimizer.param_groups, of_recipe, strict=True):
         group.update(own)  # what the recipe says now rules, not what it said when the checkpoint was written
     if accelerator.process_index < len(random_states):
         set_random_state(random_states[accelerator.process_index], device=accelerator.device)
     accelerator.wait_for_everyone()  # the folder may be moved back into its place now
-    if accelerator.is_main_process:
-        run.resume_from(step, logs=state.logs)
-        damage = None if state.best_step is None else find_damage(run, state.best_step)
-        if damage is not None:
-            say(f"the best weights are lost: {damage}; unless later ones are better, the model will be the newest")
     return state
+
+
+def forget_later(run: Run, state: TrainState, *, say: Callable[[str], None]) -> None:
+    """Forget what was written behind the state that a run goes on from, and tell what that state misses."""
+    for log, missing in run.missing_of_logs(state.logs).items():
+        say(f"{log}.jsonl has lost at least {missing:,} bytes of records that were there at step {state.step}")
+    run.resume_from(state.step, logs=state.logs)
+    damage = None if state.best_step is None else find_damage(run, state.best_step)
+    if damage is not None:
+        say(f"the best weights are lost: {damage}; unless later ones are better, the model will be the newest")
 
 
 def settle_position(
