@@ -1,7 +1,7 @@
 """Open the sources of a recipe and put them one behind the other, in an order of nothing but seed and epoch.
 
-In:  the entries of a recipe's `data.train` or `data.validation`. Each is read, gathered by image, divided where a share
-     is held out, and adapted: dialogs, videos, web images.
+In:  the entries of a recipe's `data.train`, `data.validation` or `data.test`. Each is read, gathered by image, divided
+     where a share is held out, and adapted: dialogs, videos, web images.
 Out: Sources: samples by number, ids unique; the order of an epoch; chunks of a sample's dialogs.
 
     sources = open_sources(recipe.data.train, key="data.train", settings=recipe.data)
@@ -69,7 +69,7 @@ def open_sources(
     """
     settings = settings or DataSettings()
     readers = [reader_of(entry, key=f"{key}.{number}") for number, entry in enumerate(entries)]
-    is_training = not key.endswith("validation")
+    is_training = not key.endswith(("validation", "test"))
     refuse_unfit_balance(entries, key=key, settings=settings)
     opened: list[OpenSource] = []
     for name, entry, read in zip(name_sources(entries), entries, readers, strict=True):
