@@ -83,7 +83,7 @@ def text_key(*texts: str) -> int:
 
 
 def refuse_unfit_balance(entries: Sequence[SourceSettings], *, key: str, settings: DataSettings) -> None:
-    """Raise ConfigError where answers cannot be balanced: in validation and test, and of what is gathered from several sources.
+    """Raise ConfigError where answers cannot be balanced: where nothing is learned, and of what several sources share.
 
     key: what messages call the list.
     """
