@@ -51,7 +51,7 @@ class SourceReport:
 
     Attributes:
         source: its name, unique in its part.
-        part: train or validation.
+        part: train, validation or test.
         samples: all of them, bad ones included; a sample is one image (or list of images) with its texts.
         epochs: how often it comes in an epoch of the whole, its weight after the mixing temperature.
         images, texts: of the good samples; a text is one dialog.

@@ -45,6 +45,7 @@ class StreamPlanner(Planner):
         self.seed, self.shuffle, self.processor = seed, shuffle, processor
         first = self._plan(Position(0, 0)).window
         self._num_first = first.num_read
+        self.unfinished = streams.unfinished(first)
         super().__init__(first.sources, processor, seed=seed, shuffle=shuffle, **sizes)
 
     def epochs_done(self, position: Position) -> float:
@@ -78,7 +79,7 @@ class StreamPlanner(Planner):
             if isinstance(found, BadSample):
                 met.append(found)
             else:
-                index, chunk, _, _ = found.group
+                index, chunk = found.group[:2]
                 text = found.text
                 sample = planner.sample(found.group) if text is None or text.sample is None else text.sample
                 held = Held(sample, planner.sources.bad_sample(index, ""))
