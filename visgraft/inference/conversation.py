@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from visgraft.data.messages import asked
 from visgraft.data.prompt import encode_prompt_turns
 from visgraft.data.sample import ImageRef, Turn
 from visgraft.inference.answering import GREEDY, eval_mode, positions_taken, room_for_answer, stop_token_ids
@@ -130,7 +131,10 @@ class Conversation:
 
         Raises:
             ModelError: the prompt alone is too long; the conversation stays as it was.
+            BadSampleError: it names more images than were shown.
         """
+        num_shown = sum(isinstance(item, ConversationImage) for item in self.items)
+        prompt = asked(prompt, num_images=num_shown).prompt
         self.forget_oldest(prompt, max_new_tokens=max_new_tokens)
         segments = self._segments(self.items, prompt)
         num_text = sum(len(segment) for segment in segments if not isinstance(segment, ConversationImage))

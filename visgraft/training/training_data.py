@@ -19,7 +19,8 @@ from visgraft.config import DataSettings, Recipe
 from visgraft.data.batch import Batch, EncodedSample
 from visgraft.data.first_look import check_every_source
 from visgraft.data.images.opening import open_image
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.messages import asked
+from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Quarantine, Sources, epoch_order, open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import BadSampleError, ConfigError, DataError
@@ -199,5 +200,5 @@ def own_sample_prompts(settings: DataSettings) -> list[Sample]:
                 f"data.sample_prompts.{number}.image: {own.image}: {error}; name an image file"
             ) from error
         for prompt in own.prompts:
-            questions.append(Sample(images=[own.image], dialogs=[[Turn(prompt, "")]], id=f"own:{own.image}"))
+            questions.append(Sample(images=[own.image], dialogs=[[asked(prompt, num_images=1)]], id=f"own:{own.image}"))
     return questions
