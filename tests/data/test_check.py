@@ -34,7 +34,12 @@ def entry(tmp_path, name, rows, **settings):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_source_is_counted_by_itself(tmp_path, num_workers):
     one = [{"image": str(i // 3), "text": "a" * (i // 2 + 1)} for i in range(30)]
-    two = [{"image": "x", "text": "cat " * 40}, {"image": "y", "text": ""}, {"question": "", "answer": "no image"}, {"image": "z"}]
+    two = [
+        {"image": "x", "text": "cat " * 40},
+        {"image": "y", "text": ""},
+        {"question": "", "answer": "no image"},
+        {"image": "z"},
+    ]
     entries = [entry(tmp_path, "1.jsonl", one, weight=0.5), entry(tmp_path, "2.jsonl", two)]
     done = []
     sources = open_sources(entries, settings=DataSettings(max_bad_fraction=0.0))
