@@ -16,12 +16,15 @@ class TextsOnly:
     """A processor that opens no image."""
 
     def __init__(self):
-        self._tokenizer = TOKENIZERS["gpt2"]()
+        self.tokenizer = TOKENIZERS["gpt2"]()
+        self.prompt_template = PromptTemplate("plain")
+
+    def encode_text(self, sample):
+        template, length = self.prompt_template, 30
+        return tuple(encode_dialog(self.tokenizer, template, d, max_text_tokens=length) for d in sample.dialogs)
 
     def encode(self, sample, *, max_pixels, exact_pixels):
-        template = PromptTemplate("plain")
-        dialogs = [encode_dialog(self._tokenizer, template, d, max_text_tokens=30) for d in sample.dialogs]
-        return EncodedSample(tuple(dialogs), num_image_tokens=(1,) * len(sample.images))
+        return EncodedSample(self.encode_text(sample), num_image_tokens=(1,) * len(sample.images))
 
 
 def entry(tmp_path, name, rows, **settings):
@@ -36,7 +39,7 @@ def test_every_source_is_counted_by_itself(tmp_path, num_workers):
     entries = [entry(tmp_path, "1.jsonl", one, weight=0.5), entry(tmp_path, "2.jsonl", two)]
     done = []
     sources = open_sources(entries, settings=DataSettings(max_bad_fraction=0.0))
-    first, second = check_sources(sources, TextsOnly(), part="train", num_workers=num_workers, progress=done.append)
+    first, second = check_sources(sources, TextsOnly(), num_workers=num_workers, progress=done.append)
     assert (first.source, first.samples, first.images, first.texts, first.bad) == ("parquet", 10, 10, 30, 0)
     assert first.texts_per_image == 3.0 and first.epochs == 0.5 and first.truncated == 0
     assert (second.samples, second.images, second.texts, second.bad, second.truncated) == (4, 1, 2, 2, 1)
@@ -49,7 +52,7 @@ def test_every_source_is_counted_by_itself(tmp_path, num_workers):
 def test_the_budget_is_one_for_all_sources_of_a_part(tmp_path):
     bad = [{"image": str(i), "text": ""} for i in range(3)]
     sources = open_sources([entry(tmp_path, f"{n}.jsonl", bad) for n in "12"])
-    reports = check_sources(sources, TextsOnly(), part="train")
+    reports = check_sources(sources, TextsOnly())
     assert [report.bad for report in reports] == [3, 3] and not is_within_budget(reports)
     assert reports[0].percentile(50) == 0 and reports[0].texts_per_image == 0.0
 
@@ -62,7 +65,7 @@ def test_streams_are_counted_over_all_their_windows(tmp_path):
     entries = [SourceSettings(**tars(path, group="content"))]
     streams = open_streams(entries, key="data.train", settings=settings)
     done = []
-    [report] = check_streams(streams, TextsOnly(), part="train", progress=done.append)
+    [report] = check_streams(streams, TextsOnly(), progress=done.append)
     assert (report.texts, report.bad, report.reasons) == (14, 1, {"tar is damaged": 1})
     assert (report.samples, report.images) == (sum(done), sum(done) - 1) and report.texts_per_image > 1.7
     assert report.as_json()["examples"] == {"tar is damaged": ["a-2.tar"]}
