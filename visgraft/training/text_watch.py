@@ -6,12 +6,13 @@ In:  the texts that plans are made of, as they are read. Out: lines about them.
     watch.see(sample, text, part="train")
     for line in watch.new_lines(): progress.say(line)
 
-Nothing is read for it. Texts come in the order of training, so that the first thousands stand for all; of several
+Nothing is read for it. Texts come in the order of training, so that the first 65,536 stand for all; of several
 processes each sees its own. What a run finds is kept with the counts of its texts, for the next run does not read them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from visgraft.config import DataSettings
@@ -25,6 +26,7 @@ from visgraft.processor import Processor
 from visgraft.training.text_counts import CountedText
 
 ENOUGH_TEXTS = 4096  # for a first word
+MOST_TEXTS = 65_536  # of a part, as looking at one takes about 20 microseconds
 # What texts alone tell of a part of the data; the rest needs images, or all of the data.
 TOLD = ("answer_in_prompt", "duplicated_rows", "control_tokens", "replaced_characters", "misread_characters",
         "cut_texts", "same_answers", "words_alone", "overlapping_texts")  # fmt: skip
@@ -41,12 +43,17 @@ class TextWatch:
         named = zip(name_sources(settings.train), settings.train, strict=True)
         self._balanced = {name for name, entry in named if entry.balance is not None}
         self._closed: set[Part] = set()
-        self.num_texts = 0
+        self._seen: Counter[Part] = Counter()
+
+    @property
+    def num_texts(self) -> int:
+        """The texts looked at so far."""
+        return self._seen.total()
 
     def see(self, text: CountedText, *, part: Part) -> None:
         """Look at what was read of a sample."""
         sample = text.sample
-        if sample is None or text.unread is not None or part in self._closed:
+        if sample is None or text.unread is not None or part in self._closed or self._seen[part] >= MOST_TEXTS:
             return
         source = sample.source or ""
         if (part, source) not in self._reports:
@@ -60,7 +67,7 @@ class TextWatch:
         for dialog in sample.dialogs:
             report.add_text(self._looker.look_at_text(dialog), about=about, where=lambda: name)
         report.truncated += sum(dialog.truncated for dialog in text.dialogs)
-        self.num_texts += len(sample.dialogs)
+        self._seen[part] += len(sample.dialogs)
 
     def close(self, part: Part) -> None:
         """Look at no more of a part, as it has been read once."""
