@@ -46,7 +46,7 @@ def test_check_counts_what_is_there_and_what_is_bad(visgraft: Visgraft, recipe: 
 def test_check_prints_a_table_and_says_no_past_the_budget(visgraft: Visgraft, recipe: Path) -> None:
     outcome = visgraft("data", "check", recipe, "--workers", "1")
     assert outcome.status == 0 and "train: 2 bad, 5 allowed: within the budget" in outcome.out
-    assert "1 x line is not JSON: metadata.jsonl line 10" in outcome.out
+    assert "train folder: 1 bad: line is not JSON (metadata.jsonl line 10)." in outcome.out
     metadata = recipe.parent / "data" / "metadata.jsonl"
     metadata.write_text(metadata.read_text() + "\n{oops" * 4)
     outcome = visgraft("data", "check", recipe, "--workers", "0")
