@@ -2,7 +2,7 @@
 
 In: prompts padded on either side, pixels. Out: the given ids untouched, then the new tokens. Rows are packed as
 [pads][image][text], so that physical distance in the cache equals logical distance and sliding or static caches hold.
-Where an answer ends is decided by who asks: see `stop_token_ids` of inference/answering.py.
+Where an answer ends is decided by who asks: see `stop_token_ids` of inference/limits.py.
 
     ids = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, max_new_tokens=32)
 """

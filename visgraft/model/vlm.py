@@ -441,23 +441,20 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         row: Tensor = logits[0]
         return row
 
-    def read_rows(
-        self, input_ids: Tensor, *, counts: Sequence[int], unplaced: Sequence[int], cache: SlotCache
-    ) -> Tensor:
+    def read_rows(self, input_ids: Tensor, *, unplaced: Sequence[int], cache: SlotCache) -> Tensor:
         """Read a text of its own length behind each of the rows that a slot cache is set to read; see `SlotCache`.
 
         Args:
-            input_ids: [B, Q] long, each row's text and then pads of any id.
-            counts: ids of each row's text, from 1 to Q.
+            input_ids: [B, Q] long, each row's text, at least one id, and then pads of any id.
             unplaced: image tokens of each row that take no position (`first_layer` of prefix_injection.py).
             cache: inside its `reading`; it is written to.
 
         Returns:
             Logits [B, V] of each row's last id.
         """
-        device, num_new = input_ids.device, input_ids.shape[1]
-        starts, taken, shift = (torch.tensor(each, device=device) for each in (cache.present.starts, counts, unplaced))
-        table = rows_going_on(starts, counts=taken, num_new=num_new, num_columns=cache.present.num_columns)
+        reading, device, num_new = cache.present, input_ids.device, input_ids.shape[1]
+        starts, counts, shift = (torch.tensor(e, device=device) for e in (reading.starts, reading.counts, unplaced))
+        table = rows_going_on(starts, counts=counts, num_new=num_new, num_columns=reading.num_columns)
         embeds = self.get_input_embeddings()(input_ids)  # [B, Q, D_lm]
         arguments = self.attention_spec.arguments(
             table,
@@ -466,7 +463,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
             cache=cache,
             positions=table.position[:, -num_new:] - shift[:, None],
         )
-        with gathered_head(self.language, (torch.arange(len(counts), device=device), taken - 1)):
+        with gathered_head(self.language, (torch.arange(len(counts), device=device), counts - 1)):
             output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **arguments)
         logits: Tensor = output.logits[0]
         return logits
