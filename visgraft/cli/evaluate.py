@@ -118,7 +118,8 @@ def _evaluate(models: Sequence[str], data: str, *, output: Path | None, settings
     go_offline_without_network([name for model in models for name in names_of_model(model)])
     note("loading PyTorch and transformers")
     quiet_libraries()
-    from visgraft.evaluation.running import Settings, evaluate_models, folder_of
+    from visgraft.evaluation.report import write_report
+    from visgraft.evaluation.running import REPORT, Settings, evaluate_models, folder_of
     from visgraft.evaluation.scoring import check_metrics
     from visgraft.evaluation.test_data import open_task
 
@@ -128,7 +129,9 @@ def _evaluate(models: Sequence[str], data: str, *, output: Path | None, settings
     chosen = Settings(**settings)
     folder = folder_of(models, task, chosen) if output is None else output.expanduser()
     try:
-        return evaluate_models(models, task, settings=chosen, folder=folder, say=tell)
+        found = evaluate_models(models, task, settings=chosen, folder=folder, say=tell)
+        write_report(found, found.folder / REPORT)
+        return found
     except KeyboardInterrupt:
         tell(f"stopped; the answers so far are in {folder}, and the same command goes on from there")
         raise
@@ -138,7 +141,9 @@ def _print_evaluation(found: "Evaluation", *, power: float | None, as_json: bool
     """Print scores, sight and what differs; where the page is."""
     from visgraft.evaluation.comparing import not_compared, power_of
     from visgraft.evaluation.controls import sight_of
+    from visgraft.evaluation.running import REPORT
     from visgraft.evaluation.scoring import warn_of_language
+    from visgraft.evaluation.seeds import seed_groups, seeds_in_words
 
     scored = [each.scored for each in found.models]
     settings = found.settings
@@ -162,10 +167,12 @@ def _print_evaluation(found: "Evaluation", *, power: float | None, as_json: bool
                 print_line()
         for row in found.compared:
             print_line(row.words)
+        for group in seed_groups(scored):
+            print_line(seeds_in_words(group))
         _print_power(rows)
     for model in not_compared(scored):
         tell(f"{model}: not compared with {scored[0].model}, as the two were not asked the same questions")
-    (tell if as_json else print_line)(str(found.folder))
+    (tell if as_json else print_line)(str(found.folder / REPORT))
 
 
 WAYS = {"no image": "without the image", "another image": "with another image"}
