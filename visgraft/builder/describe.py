@@ -81,7 +81,7 @@ def describe_recipe(
     names = _names_of_recipe(recipe)
     values, facts = _facts(model, processor)
     values["data"] = recipe_to_dict(recipe).get("data", {})
-    sources = {"train": recipe.data.train, "validation": recipe.data.validation}
+    sources = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
     facts += [(key, "; ".join(_in_words(source) for source in entries)) for key, entries in sources.items() if entries]
     kind = "recipe" if run is None else "run"
     if run is not None:

@@ -34,7 +34,7 @@ RecipeFile = Annotated[
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
-Part = Annotated[Literal["train", "validation"], typer.Option(help="Which list of sources.")]
+Part = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which list of sources.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that read.", show_default="as many as CPU cores")]
 
 data = typer.Typer(help="Check, show and prepare the data of a recipe.", no_args_is_help=True)
@@ -53,7 +53,7 @@ def check(
 
     reports = []
     number = os.cpu_count() or 1 if workers is None else workers
-    for part in ("train", "validation"):
+    for part in ("train", "validation", "test"):
         streams = _open_streams(settings, part)
         if streams is not None:
             with working(f"reading {part}", total=None, unit="samples") as advance:
@@ -137,7 +137,7 @@ def _with_folders(settings: Recipe) -> Recipe:
 def _open(settings: Recipe, part: str) -> "Sources":
     from visgraft.data.sources import open_sources
 
-    entries = settings.data.train if part == "train" else settings.data.validation
+    entries = getattr(settings.data, part)
     if entries:
         note(f"opening {part}")
     return open_sources(entries, key=f"data.{part}", settings=settings.data)
@@ -146,7 +146,7 @@ def _open(settings: Recipe, part: str) -> "Sources":
 def _open_streams(settings: Recipe, part: str) -> "Streams | None":
     from visgraft.data.windows import open_streams
 
-    entries = settings.data.train if part == "train" else settings.data.validation
+    entries = getattr(settings.data, part)
     return open_streams(entries, key=f"data.{part}", settings=settings.data)
 
 
