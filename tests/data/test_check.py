@@ -12,6 +12,8 @@ from visgraft.data.sources import open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import BadSampleError
 
+NO_FORMAT = "row has no text, question and answer, dialogs or messages (columns: image)"
+
 
 class TextsOnly:
     """A processor that opens no image."""
@@ -41,7 +43,12 @@ def entry(tmp_path, name, rows, **settings):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_source_is_counted_by_itself(tmp_path, num_workers):
     one = [{"image": str(i // 3), "text": "a" * (i // 2 + 1)} for i in range(30)]
-    two = [{"image": "x", "text": "cat " * 40}, {"image": "y", "text": ""}, {"question": "seen?", "answer": "no image"}, {"image": "z"}]
+    two = [
+        {"image": "x", "text": "cat " * 40},
+        {"image": "y", "text": ""},
+        {"question": "seen?", "answer": "no image"},
+        {"image": "z"},
+    ]
     entries = [entry(tmp_path, "1.jsonl", one, weight=0.5), entry(tmp_path, "2.jsonl", two)]
     done = []
     sources = open_sources(entries, settings=DataSettings(max_bad_fraction=0.0))
@@ -50,7 +57,7 @@ def test_every_source_is_counted_by_itself(tmp_path, num_workers):
     assert first.texts_per_image == 3.0 and first.epochs == 0.5 and first.truncated == 0
     assert (second.samples, second.images, second.texts, second.bad, second.truncated) == (4, 1, 2, 2, 1)
     assert second.percentile(100) == 30 and second.percentile(50) < 30
-    assert second.reasons == {"answer is empty": 1, "row has no text, question and answer, dialogs or messages": 1}
+    assert second.reasons == {"answer is empty": 1, NO_FORMAT: 1}
     assert second.as_json()["examples"]["answer is empty"] == ["2.jsonl line 2"]
     assert sum(done) == 14 and is_within_budget([first, second])
 
