@@ -159,14 +159,14 @@ def pillow_pass(folder: Path, *, num_workers: int) -> Callable[[], None]:
 class AsBefore(Planner):
     """A planner that encodes each text to see how long it is, and forgets it."""
 
-    def look_at(self, cursor: int, *, epoch: int) -> Planned | BadSample:
+    def look_at(self, cursor: int, *, epoch: int) -> tuple[Planned | None, BadSample | None]:
         """Encode the texts of a group."""
         group = self.group(cursor, epoch=epoch)
         try:
             dialogs = self.processor.encode_text(self.sample(group))
         except BadSampleError as error:
-            return self.bad_sample(group, str(error))
-        return Planned(group, sum(len(dialog.input_ids) for dialog in dialogs), None)
+            return None, self.bad_sample(group, str(error))
+        return Planned(group, sum(len(dialog.input_ids) for dialog in dialogs), None), None
 
 
 def write_rows(path: Path, *, number: int) -> None:

@@ -107,7 +107,10 @@ def test_no_sources_are_an_empty_list():
         ({"source": "xyz"}, "no reader is named 'xyz'; there are coco, easy_vqa, folder"),
         ({"source": "coco", "options": {"promt": "x"}}, r"data.train.0.promt: unknown key; did you mean .*prompt\?"),
         ({"source": "coco", "options": {"splitt": "x"}}, r"data.train.0.splitt: .*did you mean data.train.0.split\?"),
-        ({"source": "folder", "options": {"zzz": 1}}, "allowed here: source, path, split, limit, weight"),
+        (
+            {"source": "folder", "options": {"zzz": 1}},
+            "allowed here: encoding, separator, source, path, split, limit",
+        ),
         ({"source": "coco", "options": {"prompt": 3}}, "data.train.0.prompt: got .*3.*, need text"),
     ],
 )

@@ -68,7 +68,9 @@ def fill(
             try:
                 if isinstance(sample, str):
                     raise BadSampleError(sample)
-                num_tokens += sum(len(dialog.input_ids) for dialog in processor.encode_text(sample))
+                reasons: list[str] = []
+                num_tokens += sum(len(dialog.input_ids) for dialog in processor.encode_text(sample, bad=reasons))
+                bad += [(where, reason) for reason in reasons[:1]]
                 groups.append((epoch, sample.id, texts_of(sample)))
             except BadSampleError as error:
                 bad.append((where, str(error)))

@@ -33,7 +33,7 @@ RecipeFile = Annotated[
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
-Part = Annotated[Literal["train", "validation"], typer.Option(help="Which list of sources.")]
+Part = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which list of sources.")]
 Images = Annotated[
     bool,
     typer.Option(
@@ -66,7 +66,7 @@ def check(
     reports: list[SourceReport] = []
     number = os.cpu_count() or 1 if workers is None else workers
     started = time.monotonic()
-    for part in ("train", "validation"):
+    for part in ("train", "validation", "test"):
         streams = _open_streams(settings, part)
         if streams is not None:
             with working(f"reading {part}", total=None, unit="samples") as advance:
@@ -155,7 +155,7 @@ def _with_folders(settings: Recipe) -> Recipe:
 def _open(settings: Recipe, part: str) -> "Sources":
     from visgraft.data.sources import open_sources
 
-    entries = settings.data.train if part == "train" else settings.data.validation
+    entries = getattr(settings.data, part)
     if entries:
         note(f"opening {part}")
     return open_sources(entries, key=f"data.{part}", settings=settings.data)
@@ -164,5 +164,5 @@ def _open(settings: Recipe, part: str) -> "Sources":
 def _open_streams(settings: Recipe, part: str) -> "Streams | None":
     from visgraft.data.windows import open_streams
 
-    entries = settings.data.train if part == "train" else settings.data.validation
+    entries = getattr(settings.data, part)
     return open_streams(entries, key=f"data.{part}", settings=settings.data)

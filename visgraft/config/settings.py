@@ -278,6 +278,8 @@ class DataSettings:
 
     train: tuple[SourceSettings, ...] = setting("result", ())  # sources to learn from
     validation: tuple[SourceSettings, ...] = setting("result", ())  # sources to measure on, never learned from
+    # sources that no training reads: `visgraft evaluate` scores finished models on them
+    test: tuple[SourceSettings, ...] = setting("disk", (), may_change=True)
     # own images asked during the run too
     sample_prompts: tuple[SamplePromptSettings, ...] = setting("result", (), may_change=True)
     # dialogs behind one image prefix; more go behind another

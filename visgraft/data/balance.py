@@ -83,14 +83,14 @@ def text_key(*texts: str) -> int:
 
 
 def refuse_unfit_balance(entries: Sequence[SourceSettings], *, key: str, settings: DataSettings) -> None:
-    """Raise ConfigError where answers cannot be balanced: in validation, and of what is gathered from several sources.
+    """Raise ConfigError where answers cannot be balanced: where nothing is learned, and of what several sources share.
 
     key: what messages call the list.
     """
     for number, entry in enumerate(entries):
         if entry.balance is None:
             continue
-        if key.endswith("validation"):
+        if not key.endswith("train"):
             raise ConfigError(
                 f"{key}.{number}.balance: got {entry.balance}, which changes what is learned from; what is measured on "
                 "stays as it is: leave it out here"

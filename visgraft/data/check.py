@@ -104,7 +104,7 @@ def _finished(reports: dict[str, SourceReport], sources: Sources, *, budget: int
     for entry in sources.opened:
         report = reports[entry.name]
         report.budget = budget
-        if report.bad == report.samples:
+        if report.lost == report.samples:
             report.looks = looks_of(entry)
     return list(reports.values())
 

@@ -26,6 +26,7 @@ from visgraft.data.source_report import SourceReport, Table, answer_weights
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
+HELD_BACK: tuple[Part, ...] = ("validation", "test")  # from training, to measure on
 _FEWEST_TEXTS = 20  # below it a share of the texts says nothing
 _SAME_ANSWER = 0.6  # of the texts, with which one answer makes the data monotonous
 _COMMON_ANSWER, _FEWEST_SAME = 0.05, 10  # of the texts, and texts, from which on it is worth a line
@@ -41,7 +42,7 @@ class Finding:
     Attributes:
         name: stays the same, for programs.
         level: error: training refuses it, or would be worthless; warning: mend it, or know it; note: good to know.
-        part: where it is; None: in both.
+        part: where it is.
         source: the source; None: all of them.
         count, of: how many, of how many.
         text: what was found.
@@ -51,7 +52,7 @@ class Finding:
 
     name: str
     level: Level
-    part: Part | None
+    part: Part
     source: str | None
     count: int
     of: int
@@ -71,7 +72,7 @@ class Finding:
     @property
     def where(self) -> str:
         """Name where it is."""
-        return " ".join(word for word in (self.part or "train, validation", self.source) if word)
+        return " ".join(word for word in (self.part, self.source) if word)
 
 
 Finder = Callable[[Sequence[SourceReport], DataSettings], Iterator[Finding]]
@@ -98,7 +99,7 @@ def _too_many_bad(reports: Sequence[SourceReport], settings: DataSettings) -> It
 def _no_good_sample(reports: Sequence[SourceReport], settings: DataSettings) -> Iterator[Finding]:
     advice = "Repair it, tell the reader how to read it (docs/data.md), or take it out of the recipe."
     for report in reports:
-        if report.bad == report.samples:
+        if report.lost == report.samples:
             text = "It has no good sample: training would stop." if report.samples else "It holds no sample at all."
             looks = f" {report.looks}." if report.looks else ""
             yield _of(report, "no_good_sample", "error", report.bad, report.samples, text + looks, advice)
@@ -117,44 +118,49 @@ def _bad_samples(reports: Sequence[SourceReport], settings: DataSettings) -> Ite
 
 def _overlapping_images(reports: Sequence[SourceReport], settings: DataSettings) -> Iterator[Finding]:
     tables = {part: [report.image_keys for report in inside] for part, inside in _parts(reports).items()}
-    both = _shared(tables.get("train", []), tables.get("validation", []))
-    yield from overlap_finding("overlapping_images", *both, what="images", settings=settings)
+    for part in HELD_BACK:
+        both = _shared(tables.get("train", []), tables.get(part, []))
+        yield from overlap_finding("overlapping_images", *both, part=part, what="images", settings=settings)
 
 
 def _overlapping_texts(reports: Sequence[SourceReport], settings: DataSettings) -> Iterator[Finding]:
     """Texts without an image, which are all that there is of their sample; about images, long ones alone tell much."""
     thinned = max((report.text_keys.thinned for report in reports), default=0)
     tables = {part: [report.text_keys for report in inside] for part, inside in _parts(reports).items()}
-    if len(tables) < 2:
-        return
-    (here, about, _), (there, about_there, long) = (_joined(table, thinned=thinned) for table in tables.values())
-    alone, _ = _shared_keys(here[about == 0], there[about_there == 0])
-    of = len(np.unique(there))
-    yield from overlap_finding("overlapping_texts", alone, of, what="texts, without an image,", settings=settings)
-    repeated, of = _shared_keys(here[about != 0], there[(about_there != 0) & (long != 0)])
-    if repeated and repeated / of > settings.max_overlap_fraction:
-        text = (
-            f"{repeated:,} of {of:,} long validation texts ({repeated / of:.1%}) stand word for word in training, "
-            "about images there."
-        )
-        advice = "Look whether they are about copies of the same images."
-        yield Finding("repeated_texts", "warning", None, None, repeated, of, text, advice)
+    for part in HELD_BACK:
+        if not {"train", part} <= tables.keys():
+            continue
+        here, about, _ = _joined(tables["train"], thinned=thinned)
+        there, about_there, long = _joined(tables[part], thinned=thinned)
+        alone, _ = _shared_keys(here[about == 0], there[about_there == 0])
+        of, what = len(np.unique(there)), "texts, without an image,"
+        yield from overlap_finding("overlapping_texts", alone, of, part=part, what=what, settings=settings)
+        repeated, of = _shared_keys(here[about != 0], there[(about_there != 0) & (long != 0)])
+        if repeated and repeated / of > settings.max_overlap_fraction:
+            text = (
+                f"{repeated:,} of {of:,} long texts ({repeated / of:.1%}) stand word for word in training, "
+                "about images there."
+            )
+            advice = "Look whether they are about copies of the same images."
+            yield Finding("repeated_texts", "warning", part, None, repeated, of, text, advice)
 
 
-def overlap_finding(name: str, shared: int, of: int, *, what: str, settings: DataSettings) -> Iterator[Finding]:
-    """Say how much of the validation data stands in training too; too much is an error."""
+def overlap_finding(
+    name: str, shared: int, of: int, *, part: Part, what: str, settings: DataSettings
+) -> Iterator[Finding]:
+    """Say how much of what is held back stands in training too; too much is an error."""
     if not shared:
         return
     share = shared / of
-    text = f"{shared:,} of {of:,} validation {what} ({_per_cent(share)}) stand in training too."
+    text = f"{shared:,} of {of:,} {what} ({_per_cent(share)}) stand in training too."
     if share <= settings.max_overlap_fraction:
-        yield Finding(name, "warning", None, None, shared, of, text, "Take them out of one of the two.")
+        yield Finding(name, "warning", part, None, shared, of, text, "Take them out of one of the two.")
         return
     advice = (
         "What is measured on them says little: take them out of one of the two (split: {validation: 2%} divides by "
         f"image), or allow it with data.max_overlap_fraction: {ceil(100 * share) / 100:g}."
     )
-    yield Finding(name, "error", None, None, shared, of, text, advice)
+    yield Finding(name, "error", part, None, shared, of, text, advice)
 
 
 # --- Images

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -51,11 +52,13 @@ class Encoder(Protocol):
     def prompt_template(self) -> PromptTemplate:
         """What frames a prompt."""
 
-    def encode(self, sample: Sample, *, max_pixels: int, exact_pixels: bool) -> EncodedSample:
-        """Encode a sample, or raise BadSampleError."""
+    def encode_each(self, sample: Sample) -> tuple[EncodedDialog | str, ...]:
+        """Encode each dialog of a sample by itself, or say in words why it cannot be used."""
 
-    def encode_text(self, sample: Sample) -> tuple[EncodedDialog, ...]:
-        """Encode the dialogs of a sample without its images, or raise BadSampleError."""
+    def encode_images(
+        self, sample: Sample, dialogs: tuple[EncodedDialog, ...], *, max_pixels: int, exact_pixels: bool
+    ) -> EncodedSample:
+        """Add the pixels of a sample's images to its encoded dialogs, or raise BadSampleError."""
 
 
 class ImageRecord(NamedTuple):
@@ -84,7 +87,7 @@ class TextRecord(NamedTuple):
 
 
 class SampleRecord(NamedTuple):
-    """What one sample turned out to be; reason is None of a good one, and the rest empty of a bad one."""
+    """What one sample turned out to be: why it is bad, None of a good one; of what is left of it, the rest."""
 
     number: int
     reason: str | None = None
@@ -120,28 +123,36 @@ class Looker:
 
     def look(self, sample: Sample, *, number: int) -> SampleRecord:
         """Encode a sample and note what it is; its id is what its row calls it."""
-        watched = [_Watched(ref, self._settings.max_pixels) for ref in sample.images]
+        outcomes = self._processor.encode_each(sample)
+        reasons = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        encoded = tuple(outcome for outcome in outcomes if not isinstance(outcome, str))
+        if not encoded:
+            return SampleRecord(number, reasons[0] if reasons else "no dialog")
         try:
-            if self._with_images:
-                whole = Sample(watched, sample.dialogs, id=sample.id, source=sample.source)
-                encoded = self._processor.encode(
-                    whole, max_pixels=self._settings.max_pixels, exact_pixels=self._settings.exact_pixels
-                )
-                dialogs, images = encoded.dialogs, _images(watched, encoded)
-            else:
-                dialogs = self._processor.encode_text(sample)
-                images = tuple(ImageRecord(_path_key(ref)) for ref in sample.images)
+            images = self._look_at_images(sample, encoded)
         except BadSampleError as error:
             return SampleRecord(number, str(error))
+        pairs = zip(sample.dialogs, outcomes, strict=True)
         return SampleRecord(
             number=number,
+            reason=reasons[0] if reasons else None,
             name=None if sample.id is None else text_key(sample.id),
             images=images,
-            texts=tuple(map(self.look_at_text, sample.dialogs)),
-            num_tokens=tuple(len(dialog.input_ids) for dialog in dialogs),
-            num_supervised=sum(sum(dialog.supervised) for dialog in dialogs),
-            num_truncated=sum(dialog.truncated for dialog in dialogs),
+            texts=tuple(self.look_at_text(dialog) for dialog, outcome in pairs if not isinstance(outcome, str)),
+            num_tokens=tuple(len(dialog.input_ids) for dialog in encoded),
+            num_supervised=sum(sum(dialog.supervised) for dialog in encoded),
+            num_truncated=sum(dialog.truncated for dialog in encoded),
         )
+
+    def _look_at_images(self, sample: Sample, dialogs: tuple[EncodedDialog, ...]) -> tuple[ImageRecord, ...]:
+        settings = self._settings
+        if not self._with_images:
+            return tuple(ImageRecord(_path_key(ref)) for ref in sample.images)
+        watched = [_Watched(ref, settings.max_pixels) for ref in sample.images]
+        encoded = self._processor.encode_images(
+            replace(sample, images=watched), dialogs, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels
+        )
+        return _images(watched, encoded)
 
     def look_at_text(self, dialog: Sequence[Turn]) -> TextRecord:
         """Note what a dialog is; it need not be one that can be encoded."""

@@ -89,10 +89,11 @@ class SourceReport:
 
     Attributes:
         source: its name, unique in its part.
-        part: train or validation.
+        part: train, validation or test.
         samples: all of them, bad ones included; a sample is one image (or list of images) with its texts.
         epochs: how often it comes in an epoch of the whole, its weight after the mixing temperature.
         budget: bad samples allowed in its part.
+        lost: the bad ones of which nothing can be used; of the others, only some of the texts are bad.
         is_balanced: the answers of a prompt come equally often.
         notes: what the reader has to say.
         looks: what its first row looks like, of a source without a good sample.
@@ -115,6 +116,7 @@ class SourceReport:
     epochs: float = 1.0
     samples: int = 0
     budget: int = 0
+    lost: int = 0
     is_balanced: bool = False
     notes: Sequence[str] = ()
     looks: str | None = None
@@ -142,7 +144,7 @@ class SourceReport:
     @property
     def texts_per_image(self) -> float:
         """How many texts share an image prefix, on average."""
-        good = self.samples - self.bad
+        good = self.samples - self.lost
         return self.texts / good if good else 0.0
 
     def percentile(self, part: float) -> int:
@@ -157,7 +159,7 @@ class SourceReport:
         """Count a sample; where says where it is found."""
         if record.reason is not None:
             _note(self.reasons, self.examples, record.reason, where)
-            return
+        self.lost += not record.texts
         self.images += len(record.images)
         self.texts += len(record.texts)
         self.supervised += record.num_supervised

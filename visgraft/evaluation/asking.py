@@ -20,7 +20,7 @@ from visgraft.errors import BadSampleError
 from visgraft.evaluation.answer_log import AnswerLog
 from visgraft.evaluation.questions import Question, QuestionSet
 from visgraft.evaluation.records import Answered
-from visgraft.inference import answer_each
+from visgraft.inference import Answer, answer_each
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
@@ -73,13 +73,19 @@ def ask_questions(
         question = order[place]
         values: dict[str, Any] = {**described(question), "answer": each.text}
         if each.error is None:
-            tokens = loaded.processor.tokenizer(each.text, add_special_tokens=False)["input_ids"]
-            values |= {"tokens": len(tokens) + each.has_stopped, "stopped": each.has_stopped}
+            values |= {"tokens": _count_tokens(loaded, each, limit=max_new_tokens), "stopped": each.has_stopped}
         else:
             values["error"] = str(each.error)
         log.add({**values, "model": loaded.name, **({} if shown == "image" else {"shown": shown})})
         advance(1)
     return answered_of(questions.all, log.known)
+
+
+def _count_tokens(loaded: Loaded, each: Answer, *, limit: int) -> int:
+    """Count an answer's tokens, its end included: those of its text, or as many as there may be where it was cut."""
+    if not each.has_stopped:
+        return limit
+    return len(loaded.processor.tokenizer(each.text, add_special_tokens=False)["input_ids"]) + 1
 
 
 def _samples(

@@ -9,6 +9,7 @@ it is to be asked. Turns that ask the same of the same image (five captions) are
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -131,6 +132,7 @@ def questions_of(
     """
     questions: list[Question] = []
     bad: list[BadSample] = []
+    names: Counter[str] = Counter()
     several = len(sources.opened) > 1
     for number in range(len(sources)):
         if advance is not None:
@@ -161,7 +163,11 @@ def questions_of(
                     candidates=tuple(candidates(said)) if candidates else (),
                 )
         alone = len(merged) == 1
-        questions += [replace(each, id=str(sample.id)) if alone else each for each in merged.values()]
+        for each in merged.values():
+            name_of_it = str(sample.id) if alone else each.id
+            names[name_of_it] += 1
+            again = names[name_of_it]
+            questions.append(replace(each, id=name_of_it if again == 1 else f"{name_of_it} ({again})"))
     check_bad(bad, num_samples=len(sources), max_bad_fraction=sources.settings.max_bad_fraction, name=name)
     if not questions:
         raise DataError(f"{name}: got {len(sources)} samples and none of them asks anything; name another split")

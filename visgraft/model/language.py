@@ -187,7 +187,7 @@ def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
         config=config,
         reaches=reaches,
         takes_positions="position_ids" in parameters,
-        max_positions=_max_positions(config),
+        max_positions=max_positions_of(config),
     )
     quirk = QUIRKS.get(config.model_type)
     return quirk.install(language, attention_spec) if quirk is not None and quirk.applies(config) else attention_spec
@@ -212,7 +212,9 @@ def _reaches(config: PreTrainedConfig) -> dict[str, tuple[Reach, int]]:
     return reaches
 
 
-def _max_positions(config: PreTrainedConfig) -> int | None:
+def max_positions_of(config: PreTrainedConfig) -> int | None:
+    """Return the longest row that a language model of this configuration takes; None = no limit is known."""
+    config = config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "max_seq_len"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from visgraft.data.dealing import chunk_dialogs, deal_balanced, deal_dialogs
 from visgraft.data.images.augment import augment
-from visgraft.data.prompt import EncodedDialog
 from visgraft.data.quarantine import budget_of
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Sources, epoch_order
@@ -230,22 +229,23 @@ class Planner:
         end = Position(position.epoch, position.cursor + 1)
         while end.cursor == self.num_groups(end.epoch):  # a small weight may leave an epoch without any group
             end = Position(end.epoch + 1, 0)
-        planned = self.look_at(position.cursor, epoch=position.epoch)
-        return (None, [planned], end) if isinstance(planned, BadSample) else (planned, (), end)
+        planned, bad = self.look_at(position.cursor, epoch=position.epoch)
+        return planned, () if bad is None else (bad,), end
 
-    def look_at(self, cursor: int, *, epoch: int) -> Planned | BadSample:
-        """Return a group with the tokens of its texts; what nobody has read yet is read now."""
+    def look_at(self, cursor: int, *, epoch: int) -> tuple[Planned | None, BadSample | None]:
+        """Return a group with the tokens of its texts; what nobody has read yet is read now.
+
+        A text that is bad does not take the others along: the group is then both, good and bad.
+        """
         group = self.group(cursor, epoch=epoch)
         text = self._read.pop(group, None)
-        if text is None:
-            known = self._counts.look_up(group.sample_index, self._numbers(group))
-            if isinstance(known, str):
-                return self.bad_sample(group, known)
-            if known is not None:
-                return Planned(group, known, None)
+        known = None if text is not None else self._counts.look_up(group.sample_index, self._numbers(group))
+        if text is None and known is None:
             self._read_from(cursor, epoch=epoch)
             text = self._read.pop(group)
-        return Planned(group, text.num_tokens, text) if text.reason is None else self.bad_sample(group, text.reason)
+        num_tokens, reason = known or (0, None) if text is None else (text.num_tokens, text.reason)
+        planned = Planned(group, num_tokens, text) if num_tokens else None
+        return planned, None if reason is None else self.bad_sample(group, reason)
 
     def _read_from(self, cursor: int, *, epoch: int) -> None:
         """Read the texts of a group; where there are several processes, of more to come, each process some of them."""
@@ -269,16 +269,7 @@ class Planner:
             sample = self.sample(group)
         except BadSampleError as error:
             return CountedText((), unread=str(error))
-        try:
-            return CountedText(self.processor.encode_text(sample), sample=sample)
-        except BadSampleError:
-            outcomes: list[EncodedDialog | str] = []  # one by one, to see which of them are bad
-        for dialog in sample.dialogs:
-            try:
-                outcomes += self.processor.encode_text(replace(sample, dialogs=[dialog]))
-            except BadSampleError as error:
-                outcomes.append(str(error))
-        return CountedText(tuple(outcomes), sample=sample)
+        return CountedText(self.processor.encode_each(sample), sample=sample)
 
     def _numbers(self, group: Group) -> list[int] | None:
         """Say which dialogs of its sample are a group's, in their order; None: all."""

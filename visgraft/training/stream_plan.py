@@ -75,10 +75,10 @@ class StreamPlanner(Planner):
         met = list(planner.unreadable) if position.cursor == 0 else []
         planned, num_groups = None, planner.num_groups(0)
         if position.cursor < num_groups:
-            found = planner.look_at(position.cursor, epoch=0)
-            if isinstance(found, BadSample):
-                met.append(found)
-            else:
+            found, bad = planner.look_at(position.cursor, epoch=0)
+            if bad is not None:
+                met.append(bad)
+            if found is not None:
                 index, chunk = found.group[:2]
                 text = found.text
                 sample = planner.sample(found.group) if text is None or text.sample is None else text.sample
