@@ -211,6 +211,11 @@ def pair_turns(said: Sequence[tuple[str, Any]], *, num_images: int) -> list[Turn
 # --- What a text of the user says
 
 
+def asked(prompt: str, *, num_images: int) -> Turn:
+    """Return the turn of what a user asks about images, unanswered; see `read_prompts`."""
+    return Turn(read_prompts([prompt], num_images=num_images)[0], "")
+
+
 def read_prompts(prompts: Sequence[str], *, num_images: int, is_caption: bool = False) -> list[str]:
     """Return what the user says in the turns of one dialog, without what stands for images and without outer space.
 
