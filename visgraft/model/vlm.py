@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedModel,
@@ -55,6 +54,7 @@ from visgraft.model.sequence import (
 )
 from visgraft.model.slots import SlotCache
 from visgraft.model.storage.load_and_save import StorageMixin
+from visgraft.model.tower import build_tower
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
 from visgraft.segments import IMAGE, TEXT
 
@@ -75,15 +75,19 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         language: PreTrainedModel | None = None,
     ) -> None:
         """Join two parts; without modules, random ones are made from their configs (`from_parts` loads real ones)."""
-        vision = AutoModel.from_config(config.vision_config) if vision is None else vision
+        if vision is None:
+            assert config.vision_config is not None, "only an empty config, which the library makes, has none"
+            vision = build_tower(config.vision_config)
         language = AutoModelForCausalLM.from_config(config.text_config) if language is None else language
         super().__init__(config)
         config.vision_config, config.text_config = vision.config, language.config
         self.vision = vision
         self.language = language
         self.prefix_injection = PrefixInjection(language, at=config.prefix_at)
+        shape = measure(vision.config, settings=config.vision_settings)
+        self.extent_per_token = shape.extent_per_token
         self.projection = Projection(
-            measure(vision.config, settings=config.vision_settings),
+            shape,
             width=self.prefix_injection.width,
             settings=config.projection_settings,
             num_frames=config.num_frames,
@@ -171,7 +175,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         is_reduced = self.projection.settings.pool * self.projection.settings.pixel_shuffle > 1
         if is_reduced:
             return torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
-        return count_tokens(vision_inputs, tokens.shape[1])
+        return count_tokens(vision_inputs, tokens.shape[1], extent_per_token=self.extent_per_token)
 
     # --- Loss
 
