@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from visgraft.data.check import check_sources, check_streams, is_within_budget
 from visgraft.data.prompt import PromptTemplate, encode_dialog
 from visgraft.data.sources import open_sources
 from visgraft.data.windows import open_streams
+from visgraft.errors import BadSampleError
 
 
 class TextsOnly:
@@ -18,7 +20,7 @@ class TextsOnly:
     def __init__(self):
         self._tokenizer = TOKENIZERS["gpt2"]()
 
-    def encode(self, sample, *, max_pixels, exact_pixels):
+    def encode(self, sample, *, max_pixels, exact_pixels, bad):
         template = PromptTemplate("plain")
         dialogs = [encode_dialog(self._tokenizer, template, d, max_text_tokens=30) for d in sample.dialogs]
         return EncodedSample(tuple(dialogs), num_image_tokens=(1,) * len(sample.images))
@@ -52,6 +54,25 @@ def test_the_budget_is_one_for_all_sources_of_a_part(tmp_path):
     reports = check_sources(sources, TextsOnly(), part="train")
     assert [report.bad for report in reports] == [3, 3] and not is_within_budget(reports)
     assert reports[0].percentile(50) == 0 and reports[0].texts_per_image == 0.0
+
+
+class SomeBad(TextsOnly):
+    """A processor that leaves out dialogs whose answer is long, as one does whose language model has few positions."""
+
+    def encode(self, sample, *, max_pixels, exact_pixels, bad):
+        good = [dialog for dialog in sample.dialogs if len(dialog[0].answer) < 9]
+        bad += ["too long"] * (len(sample.dialogs) - len(good))
+        if not good:
+            raise BadSampleError("too long")
+        return super().encode(replace(sample, dialogs=good), max_pixels=0, exact_pixels=True, bad=[])
+
+
+def test_a_bad_text_is_named_and_takes_none_of_those_about_its_image_along(tmp_path):
+    rows = [{"image": name, "text": text} for name in "abc" for text in ("a cat", "dog" * (1 + ord(name)), "birds")]
+    rows = [*rows, {"image": "d", "text": "cat" * 9}, {"image": "e", "text": "a cat"}]
+    [report] = check_sources(open_sources([entry(tmp_path, "1.jsonl", rows)]), SomeBad(), part="train")
+    assert (report.samples, report.bad, report.lost, report.texts, report.images) == (5, 4, 1, 7, 4)
+    assert report.reasons == {"too long": 4} and report.texts_per_image == 7 / 4
 
 
 def test_streams_are_counted_over_all_their_windows(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,24 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from tests.tiny import ALIBI, LANGUAGES, WINDOW, P, assert_close, bare, bare_language, joined, random_ids, random_pixels
+from tests.tiny import (
+    ALIBI,
+    LANGUAGES,
+    WINDOW,
+    P,
+    assert_close,
+    bare,
+    bare_language,
+    bare_vision,
+    fresh,
+    joined,
+    random_ids,
+    random_pixels,
+)
 from visgraft.errors import UnsupportedModelError
 from visgraft.model.language import QUIRKS, Reach, embedding_scale, embedding_width, read_attention_spec
 from visgraft.model.sequence import image_then_text, shared_prefix
+from visgraft.model.vlm import VisionLanguageModel
 
 PREFIX = shared_prefix(num_image_tokens=3, text_lengths=[2, 2])
 
@@ -118,6 +133,26 @@ def test_a_model_that_takes_no_mask_is_refused_by_name() -> None:
         read_attention_spec(Blind(bare("llama").config))
 
 
+# --- The kernel is read where it is used
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma3", "phi3", "bloom", "mistral"])
+def test_a_kernel_that_is_set_after_the_join_gets_the_masks_that_it_takes(name: str) -> None:
+    model, ids, pixels = fresh(name), random_ids(2, 6), random_pixels(2)
+    with torch.no_grad():
+        before = model(input_ids=ids, pixel_values=pixels).logits
+        for kernel in ("eager", "sdpa"):
+            model.set_attn_implementation(kernel)
+            assert_close(model(input_ids=ids, pixel_values=pixels).logits, before)
+
+
+def test_a_kernel_without_masks_is_refused_where_it_is_used() -> None:
+    model = fresh("llama")
+    model.language.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(UnsupportedModelError, match=r"llama is set to compute with flash_attention_2, which takes no"):
+        model(input_ids=random_ids(1, 4))
+
+
 # --- The quirks
 
 
@@ -163,6 +198,31 @@ def test_a_quirk_leaves_the_model_fit_to_be_copied(name: str) -> None:
         second = twin(input_ids=ids, pixel_values=pixels).logits
         assert not torch.allclose(first, second)
         assert torch.equal(model(input_ids=ids, pixel_values=pixels).logits, first)
+
+
+@pytest.mark.parametrize("name", ALIBI)
+def test_a_language_model_alone_computes_what_it_did_before_it_was_joined(name: str) -> None:
+    language, ids, pixels = bare_language(name), random_ids(2, 6), random_pixels(2)
+    padded = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        before = language(input_ids=ids, attention_mask=padded).logits, language.generate(ids, max_new_tokens=4)
+        model = VisionLanguageModel.from_parts(bare_vision("clip"), language)
+        joined_logits = model(input_ids=ids, pixel_values=pixels).logits
+        after = language(input_ids=ids, attention_mask=padded).logits, language.generate(ids, max_new_tokens=4)
+        assert torch.equal(before[0], after[0])
+        assert torch.equal(before[1], after[1])
+        assert torch.equal(model(input_ids=ids, pixel_values=pixels).logits, joined_logits)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", *ALIBI])
+def test_a_joined_model_can_be_pickled(name: str) -> None:
+    model, ids, pixels = joined(name), random_ids(1, 4), random_pixels(1)
+    with torch.no_grad():
+        twin = pickle.loads(pickle.dumps(model))
+        assert torch.equal(
+            twin(input_ids=ids, pixel_values=pixels).logits, model(input_ids=ids, pixel_values=pixels).logits
+        )
+        assert torch.equal(twin.language(input_ids=ids).logits, bare(name)(input_ids=ids).logits)
 
 
 def test_mpt_keeps_its_own_scale_clipping_and_cache() -> None:

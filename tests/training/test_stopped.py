@@ -313,7 +313,7 @@ def test_behind_ctrl_c_a_step_that_takes_long_is_finished_and_the_one_before_it_
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on_as_if_never_stopped(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(make_recipe(tmp_path / "made", dropout=0.0)))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(make_recipe(tmp_path / "made", dropout=0.1)))
     subprocess.run(
         [sys.executable, "-m", "tests.training.stopped_of_two", str(tmp_path / "recipe.yaml"), str(tmp_path)],
         check=True, cwd=ROOT, timeout=300,

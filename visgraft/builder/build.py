@@ -129,4 +129,6 @@ def _with_settings(processor: Processor, *, template: str, max_text_tokens: int)
         image_size=processor.image_size,
         template=template,
         max_text_tokens=max_text_tokens,
+        max_positions=processor.max_positions,
+        images_take_positions=processor.images_take_positions,
     )

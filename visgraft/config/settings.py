@@ -221,6 +221,8 @@ class SourceSettings:
     group: Literal["auto", "path", "content", "none"] = setting("result", "auto")
     # a dialog per turn, or one per image
     dialogs: Literal["as_given", "independent", "conversation"] = setting("result", "as_given")
+    # answers: whatever the words of a prompt, each of its answers comes equally often in an epoch; null: as given
+    balance: Literal["answers"] | None = setting("result", None)
     num_frames: PositiveInt = setting("result", 8)  # frames taken of a video, or of a folder of frames
     # seconds between frames; null: spread over the whole video
     frame_spacing_s: PositiveFloat | None = setting("result", None)
@@ -300,7 +302,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         # What is held out of a training source validates, whether the recipe repeats it under validation or not.
         there = [(entry.source, entry.path, entry.split, entry.options) for entry in self.validation]
-        held_out = [replace(entry, weight=1.0, limit=None) for entry in self.train if entry.held_out]
+        held_out = [replace(entry, weight=1.0, limit=None, balance=None) for entry in self.train if entry.held_out]
         new = [e for e in held_out if (e.source, e.path, e.split, e.options) not in there]
         object.__setattr__(self, "validation", (*self.validation, *new))
         if self.augment.crop and not 0 < self.augment.crop[0] <= self.augment.crop[1]:

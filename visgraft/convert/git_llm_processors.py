@@ -66,6 +66,8 @@ def import_processor(source: Path, folder: Path, *, model: VisionLanguageModel, 
         num_image_tokens=model.projection.num_tokens,
         image_size=size,
         template=template,
+        max_positions=model.attention_spec.max_positions,
+        images_take_positions=model.prefix_injection.at == "embeddings",
     )
     processor.save_pretrained(folder)
     native = native_image_size(model.vision.config)

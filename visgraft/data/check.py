@@ -30,12 +30,12 @@ _NUM_EXAMPLES = 3  # places named per reason
 class SampleEncoder(Protocol):
     """What is needed of a processor."""
 
-    def encode(self, sample: Sample, *, max_pixels: int, exact_pixels: bool) -> EncodedSample:
-        """Encode a sample, or raise BadSampleError."""
+    def encode(self, sample: Sample, *, max_pixels: int, exact_pixels: bool, bad: list[str]) -> EncodedSample:
+        """Encode a sample, or raise BadSampleError; `bad` gets the reasons of dialogs that are left out."""
 
 
 class CheckedSample(NamedTuple):
-    """What one sample turned out to be; reason is None of a good one."""
+    """What one sample turned out to be; reason is None of a good one. Of a bad one, some dialogs may yet be good."""
 
     number: int
     num_images: int
@@ -53,6 +53,7 @@ class SourceReport:
         source: its name, unique in its part.
         part: train, validation or test.
         samples: all of them, bad ones included; a sample is one image (or list of images) with its texts.
+        lost: the bad ones of which nothing can be used; of the others, only some of the texts are bad.
         epochs: how often it comes in an epoch of the whole, its weight after the mixing temperature.
         images, texts: of the good samples; a text is one dialog.
         tokens: length of every text, prompt and answer.
@@ -66,6 +67,7 @@ class SourceReport:
     samples: int
     epochs: float
     budget: int
+    lost: int = 0
     images: int = 0
     texts: int = 0
     supervised: int = 0
@@ -83,7 +85,7 @@ class SourceReport:
     @property
     def texts_per_image(self) -> float:
         """How many texts share an image prefix, on average."""
-        good = self.samples - self.bad
+        good = self.samples - self.lost
         return self.texts / good if good else 0.0
 
     def percentile(self, part: float) -> int:
@@ -92,7 +94,7 @@ class SourceReport:
 
     def add(self, other: SourceReport) -> None:
         """Add what a later stretch of the same source holds."""
-        for name in ("samples", "images", "texts", "supervised", "truncated", "tokens", "reasons"):
+        for name in ("samples", "lost", "images", "texts", "supervised", "truncated", "tokens", "reasons"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, places in other.examples.items():
             self.examples[reason] = [*self.examples.get(reason, []), *places][:_NUM_EXAMPLES]
@@ -136,13 +138,13 @@ def check_sources(
     }
     for checked in _check_samples(sources, processor, num_workers=num_workers):
         report = reports[sources.find(checked.number)[0].name]
-        if checked.reason is None:
-            report.images += checked.num_images
-            report.texts += len(checked.num_tokens)
-            report.supervised += checked.num_supervised
-            report.truncated += checked.num_truncated
-            report.tokens += checked.num_tokens
-        else:
+        report.lost += not checked.num_tokens
+        report.images += checked.num_images
+        report.texts += len(checked.num_tokens)
+        report.supervised += checked.num_supervised
+        report.truncated += checked.num_truncated
+        report.tokens += checked.num_tokens
+        if checked.reason is not None:
             report.reasons[checked.reason] += 1
             examples = report.examples.setdefault(checked.reason, [])
             if len(examples) < _NUM_EXAMPLES:
@@ -209,9 +211,10 @@ class _CheckedSamples(Dataset[list[CheckedSample]]):
 
     def _check(self, index: int) -> CheckedSample:
         settings = self._sources.settings
+        bad: list[str] = []
         try:
             sample = self._processor.encode(
-                self._sources[index], max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels
+                self._sources[index], max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels, bad=bad
             )
         except BadSampleError as error:
             return CheckedSample(index, 0, (), 0, 0, str(error))
@@ -221,5 +224,5 @@ class _CheckedSamples(Dataset[list[CheckedSample]]):
             num_tokens=tuple(len(dialog.input_ids) for dialog in sample.dialogs),
             num_supervised=sum(sum(dialog.supervised) for dialog in sample.dialogs),
             num_truncated=sum(dialog.truncated for dialog in sample.dialogs),
-            reason=None,
+            reason=bad[0] if bad else None,
         )

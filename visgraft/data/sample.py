@@ -37,7 +37,8 @@ class Turn:
 
     instruction says what to do, apart from the question itself, where a dataset keeps the two apart; kind is the kind
     of question, where a dataset names one, for scores kind by kind.
-    Raises BadSampleError where a field is not a string (a NaN or null of a broken row, say).
+    Raises BadSampleError where a field is not a string (a NaN or null of a broken row, say), or is one that no file
+    can hold: half of a character's two UTF-16 codes, as a program leaves it that cuts texts by such codes.
     """
 
     prompt: str
@@ -56,11 +57,20 @@ class Turn:
         if not isinstance(self.references, (tuple, list)) or not all(isinstance(text, str) for text in self.references):
             raise BadSampleError("references are not a list of strings")
         object.__setattr__(self, "references", tuple(self.references))
+        if not all(map(_is_unicode, (self.prompt, self.answer, self.instruction, *self.references))):
+            raise BadSampleError("text is not valid Unicode (half of a surrogate pair)")
 
     @property
     def request(self) -> str:
         """Instruction and prompt as one text."""
         return "\n".join(text for text in (self.instruction.strip(), self.prompt.strip()) if text)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

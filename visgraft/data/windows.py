@@ -88,6 +88,11 @@ class Streams:
         self._running = ((seed, epoch, after), iterators)
         return Window(self._gather(buffered), num_read, after)
 
+    def unfinished(self, window: Window) -> list[str]:
+        """Name the streams that go on behind a window."""
+        places = [_ENDED] * len(self.streams) if window.after is None else window.after[1]
+        return [stream.name for stream, place in zip(self.streams, places, strict=True) if place != _ENDED]
+
     def described(self) -> dict[str, dict[str, str]]:
         """Describe by name what is known of each stream's files, without reading them."""
         return {name: stream.rows.fingerprint.described() for name, stream, _ in self.streams}
@@ -117,10 +122,10 @@ class Streams:
 
     def _gather(self, buffered: Sequence[BufferedSamples]) -> Sources:
         opened, numbers = [], []
-        for (name, _, entry), samples in zip(self.streams, buffered, strict=True):
+        for (name, stream, entry), samples in zip(self.streams, buffered, strict=True):
             grouped = None if entry.group == "none" else Grouped(samples, by_content=entry.group == "content")
             adapted = adapt(samples if grouped is None else grouped, entry=entry, settings=self.settings)
-            opened.append(OpenSource(name=name, samples=adapted, length=len(adapted)))
+            opened.append(OpenSource(name=name, samples=adapted, length=len(adapted), notes=stream.notes))
             firsts = range(len(samples)) if grouped is None else (grouped.members(i)[0] for i in range(len(grouped)))
             numbers.append([samples.numbers[int(first)] for first in firsts])
         return WindowSources(opened, numbers=numbers, settings=self.settings, is_training=self._is_training)
@@ -148,7 +153,8 @@ def open_streams(entries: Sequence[SourceSettings], *, key: str, settings: DataS
         )
     streams = []
     for number, (name, entry) in enumerate(zip(name_sources(entries), entries, strict=True)):
-        for setting, is_set in {"weight": entry.weight != 1.0, "split": not isinstance(entry.split, str)}.items():
+        unfit = {"weight": entry.weight != 1.0, "split": not isinstance(entry.split, str), "balance": entry.balance}
+        for setting, is_set in unfit.items():
             if is_set:
                 raise ConfigError(
                     f"{key}.{number}.{setting}: got {getattr(entry, setting)}, which a stream cannot have, as no one "

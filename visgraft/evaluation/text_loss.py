@@ -85,7 +85,7 @@ def measure_forgetting(name: str, path: Path, *, device: str | None, precision: 
 
 
 def _pieces(loaded: Loaded, text: str) -> list[list[int]]:
-    """Cut a text into pieces of tokens that fit; what each begins with, the start token or a first one, is not counted."""
+    """Cut a text into pieces that fit; what each begins with, the start token or its first one, is not counted."""
     tokenizer = loaded.processor.tokenizer
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

@@ -52,9 +52,8 @@ class AttentionSpec:
 
     Attributes:
         name: `model_type`, for messages.
+        config: the LM's own; which kernel it computes with is read there at every call, as it may change at any time.
         reaches: kind of layer -> reach, and the index of the first such layer in the cache.
-        additive: the kernel adds the mask to the scores (eager) instead of taking a boolean one (SDPA).
-        blocks: whole rows are given a block mask (FlexAttention), and no dense mask is made.
         takes_positions: forward has `position_ids`.
         alibi: logical positions [B, S] -> ALiBi bias of each head [B, H, S], scaled as the scores after 1/sqrt(d).
         zero_positions: positions are given as 0, which makes the family's rotary embedding the identity.
@@ -63,14 +62,23 @@ class AttentionSpec:
     """
 
     name: str
+    config: PreTrainedConfig = field(repr=False, compare=False)
     reaches: Mapping[str, tuple[Reach, int]]
-    additive: bool
     takes_positions: bool
     max_positions: int | None
-    blocks: bool = False
     alibi: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
     zero_positions: bool = False
     deliver: Callable[[Tensor], None] | None = field(default=None, compare=False)
+
+    @property
+    def additive(self) -> bool:
+        """Whether the kernel adds the mask to the scores (eager) instead of taking a boolean one (SDPA)."""
+        return self.alibi is not None or self.config._attn_implementation != "sdpa"
+
+    @property
+    def blocks(self) -> bool:
+        """Whether whole rows are given a block mask (FlexAttention), and no dense mask is made."""
+        return self.config._attn_implementation == "flex_attention"
 
     def arguments(
         self,
@@ -96,7 +104,14 @@ class AttentionSpec:
 
         Raises:
             MaskSizeError: a dense mask would take more than `MAX_MASK_BYTES`.
+            UnsupportedModelError: the LM was set to a kernel that takes no mask.
         """
+        kernel = self.config._attn_implementation or ""
+        if "flash" in kernel:
+            raise UnsupportedModelError(
+                f"{self.name} is set to compute with {kernel}, which takes no mask of who sees whom: set "
+                'model.attention, or `model.set_attn_implementation("sdpa")`'
+            )
         num_queries = table.length if num_queries is None else num_queries
         masks: dict[str, Any] = {}
         for kind, (reach, layer_index) in self.reaches.items():
@@ -121,7 +136,7 @@ class AttentionSpec:
     def _check_size(self, table: SegmentTable, num_queries: int, num_keys: int, dtype: torch.dtype) -> None:
         num_rows = table.kind.shape[0]
         heads = 1 if self.alibi is None else self.alibi(table.position[:1, :1]).shape[1]
-        width = 1 if not self.additive and self.alibi is None else dtype.itemsize
+        width = dtype.itemsize if self.additive else 1
         size_bytes = num_rows * heads * num_queries * num_keys * width
         if size_bytes > MAX_MASK_BYTES:
             raise MaskSizeError(
@@ -135,7 +150,7 @@ class AttentionSpec:
         self, mask: Tensor, table: SegmentTable, num_queries: int, keys: slice | None, dtype: torch.dtype
     ) -> Tensor:
         """Give a boolean mask [B, 1, Q, K] the form that the LM's kernel takes, with its ALiBi bias."""
-        if not self.additive and self.alibi is None:
+        if not self.additive:
             return mask
         lowest = torch.finfo(dtype if dtype == torch.float16 else torch.bfloat16).min  # finite in every kernel's dtype
         bias = torch.zeros((), dtype=dtype, device=mask.device)
@@ -169,11 +184,10 @@ def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
     reaches = _reaches(config)
     attention_spec = AttentionSpec(
         name=config.model_type,
+        config=config,
         reaches=reaches,
-        additive=config._attn_implementation not in ("sdpa",),
         takes_positions="position_ids" in parameters,
-        max_positions=_max_positions(config),
-        blocks=config._attn_implementation == "flex_attention",
+        max_positions=max_positions_of(config),
     )
     quirk = QUIRKS.get(config.model_type)
     return quirk.install(language, attention_spec) if quirk is not None and quirk.applies(config) else attention_spec
@@ -198,7 +212,9 @@ def _reaches(config: PreTrainedConfig) -> dict[str, tuple[Reach, int]]:
     return reaches
 
 
-def _max_positions(config: PreTrainedConfig) -> int | None:
+def max_positions_of(config: PreTrainedConfig) -> int | None:
+    """Return the longest row that a language model of this configuration takes; None = no limit is known."""
+    config = config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "max_seq_len"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
@@ -242,55 +258,101 @@ class Quirk:
 
 
 def _install_bloom(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
-    def no_alibi(attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(attention_mask.shape[0] * num_heads, 1, 1, dtype=dtype, device=attention_mask.device)
-
-    language.transformer.build_alibi_tensor = no_alibi
+    if not isinstance(language.transformer.build_alibi_tensor, _BloomBias):
+        language.transformer.build_alibi_tensor = _BloomBias(language.transformer)
     slopes = bloom_alibi(torch.ones(1, 2, dtype=torch.long), language.config.n_head, torch.float32)[:, 0, 1]
-    return replace(attention_spec, additive=True, alibi=lambda position: _ramp(slopes, position))
+    return replace(attention_spec, alibi=_Ramp(slopes))
 
 
 def _install_falcon(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
-    language.transformer.use_alibi = False
+    if _switch_falcon_alibi not in language.transformer._forward_pre_hooks.values():
+        language.transformer.register_forward_pre_hook(_switch_falcon_alibi, with_kwargs=True)
     heads = language.config.num_attention_heads
     slopes = falcon_alibi(torch.ones(1, 2, dtype=torch.long), heads, torch.bfloat16)[:, 0, 1]
-    scale = (language.config.hidden_size // heads) ** -0.5
-
-    def alibi(position: Tensor) -> Tensor:  # rounded to bfloat16 as the family rounds it
-        return _ramp(slopes, position.to(torch.bfloat16)).float() * scale
-
-    return replace(attention_spec, additive=True, alibi=alibi, zero_positions=True)
+    scale = (language.config.hidden_size // heads) ** -0.5  # positions are rounded to bfloat16 as the family does
+    return replace(attention_spec, alibi=_Ramp(slopes, torch.bfloat16, scale), zero_positions=True)
 
 
 def _install_mpt(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
-    held: dict[str, Tensor] = {}
     model = language.transformer
-    model.build_mpt_alibi_tensor = lambda *_, **__: held["mask"]
-    for block in model.blocks:
-        block.attn.forward = _MptAttentionForward(block.attn)
+    if not isinstance(model.build_mpt_alibi_tensor, _MptBias):
+        model.build_mpt_alibi_tensor = _MptBias(model)
+        for block in model.blocks:
+            block.attn.forward = _MptAttentionForward(block.attn)
     slopes = mpt_alibi(language.config.n_heads, 2, alibi_bias_max=8)[:, 0].float().diff()[:, 0]
-    return replace(
-        attention_spec,
-        alibi=lambda position: _ramp(slopes, position),
-        deliver=lambda mask: held.update(mask=mask),
-    )
+    return replace(attention_spec, alibi=_Ramp(slopes), deliver=model.build_mpt_alibi_tensor.deliver)
 
 
-def _ramp(slopes: Tensor, position: Tensor) -> Tensor:
-    """Multiply slopes [H] by positions [B, S] -> [B, H, S]."""
-    return slopes.to(position.device)[None, :, None] * position[:, None, :]
+@dataclass(frozen=True)
+class _Ramp:
+    """The bias of each head by position: slopes [H], positions [B, S] -> [B, H, S]."""
+
+    slopes: Tensor
+    rounded_to: torch.dtype = torch.long
+    scale: float = 1.0
+
+    def __call__(self, position: Tensor) -> Tensor:
+        rounded = position.to(self.rounded_to)[:, None, :]  # [B, 1, S]
+        ramp = self.slopes.to(position.device)[None, :, None] * rounded  # [B, H, S]
+        return ramp if self.scale == 1.0 else ramp.float() * self.scale
+
+
+# What is put into a module acts on our calls alone, known by their masks of four axes: the same module computes without
+# the join what it computed before, and can be pickled and copied.
+
+
+class _BloomBias:
+    """BLOOM's bias, left out where it is in the mask."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
+        if attention_mask.ndim == 4:
+            return torch.zeros(attention_mask.shape[0] * num_heads, 1, 1, dtype=dtype, device=attention_mask.device)
+        bias: Tensor = type(self.model).build_alibi_tensor(self.model, attention_mask, num_heads, dtype)
+        return bias
+
+
+def _switch_falcon_alibi(model: Any, _: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Switch Falcon's own bias off where it is in the mask."""
+    mask = named.get("attention_mask")
+    model.use_alibi = mask is None or mask.ndim != 4
+
+
+class _MptBias:
+    """MPT's bias, or in its place the mask with the bias that was delivered for the next call."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.waiting: Tensor | None = None
+
+    def deliver(self, mask: Tensor) -> None:
+        self.waiting = mask
+
+    def __call__(self, *arguments: Any, **named: Any) -> Tensor:
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            return waiting
+        bias: Tensor = type(self.model).build_mpt_alibi_tensor(self.model, *arguments, **named)
+        return bias
 
 
 class _MptAttentionForward:
-    """MPT's attention through SDPA, with the additive mask that arrives as `position_bias`."""
+    """MPT's attention, through SDPA where the additive mask arrives as `position_bias`."""
 
     def __init__(self, attention: nn.Module) -> None:
         self.attention = attention
 
     def __call__(
-        self, hidden_states: Tensor, position_bias: Tensor, past_key_values: Cache | None = None, **_: Any
-    ) -> tuple[Tensor, None]:
+        self, hidden_states: Tensor, position_bias: Tensor, past_key_values: Cache | None = None, **named: Any
+    ) -> tuple[Tensor, Tensor | None]:
         own: Any = self.attention
+        if position_bias.ndim != 4:
+            states: tuple[Tensor, Tensor | None] = type(own).forward(
+                own, hidden_states, position_bias, past_key_values=past_key_values, **named
+            )
+            return states
         mixed = own.Wqkv(hidden_states)  # [B, Q, 3 * D]
         if own.clip_qkv:
             mixed = mixed.clamp(min=-own.clip_qkv, max=own.clip_qkv)
@@ -301,10 +363,10 @@ class _MptAttentionForward:
             key, value = past_key_values.update(key, value, own.layer_idx)
         dropout = own.attn_dropout_p if own.training else 0.0
         mask = position_bias.to(query.dtype)  # [B, H, Q, K]
-        states = nn.functional.scaled_dot_product_attention(
+        mixed = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=own.softmax_scale
         )  # [B, H, Q, D / H]
-        return own.out_proj(states.transpose(1, 2).flatten(2)), None
+        return own.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
 QUIRKS: Mapping[str, Quirk] = {

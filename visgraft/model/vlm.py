@@ -45,7 +45,15 @@ from visgraft.model.parts import input_embedding
 from visgraft.model.precision import float32_under_autocast, let_layer_norms_take_float32
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
-from visgraft.model.sequence import SegmentTable, append_segment, append_texts, image_then_text, pads_first
+from visgraft.model.sequence import (
+    SegmentTable,
+    append_segment,
+    append_texts,
+    image_then_text,
+    pads_first,
+    rows_going_on,
+)
+from visgraft.model.slots import SlotCache
 from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
 from visgraft.segments import IMAGE, TEXT
@@ -432,6 +440,36 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         logits, _ = self._decode(self.get_input_embeddings()(input_ids[None]), table, cache, 0)  # [1, T, V]
         row: Tensor = logits[0]
         return row
+
+    def read_rows(
+        self, input_ids: Tensor, *, counts: Sequence[int], unplaced: Sequence[int], cache: SlotCache
+    ) -> Tensor:
+        """Read a text of its own length behind each of the rows that a slot cache is set to read; see `SlotCache`.
+
+        Args:
+            input_ids: [B, Q] long, each row's text and then pads of any id.
+            counts: ids of each row's text, from 1 to Q.
+            unplaced: image tokens of each row that take no position (`first_layer` of prefix_injection.py).
+            cache: inside its `reading`; it is written to.
+
+        Returns:
+            Logits [B, V] of each row's last id.
+        """
+        device, num_new = input_ids.device, input_ids.shape[1]
+        starts, taken, shift = (torch.tensor(each, device=device) for each in (cache.present.starts, counts, unplaced))
+        table = rows_going_on(starts, counts=taken, num_new=num_new, num_columns=cache.present.num_columns)
+        embeds = self.get_input_embeddings()(input_ids)  # [B, Q, D_lm]
+        arguments = self.attention_spec.arguments(
+            table,
+            dtype=embeds.dtype,
+            num_queries=num_new,
+            cache=cache,
+            positions=table.position[:, -num_new:] - shift[:, None],
+        )
+        with gathered_head(self.language, (torch.arange(len(counts), device=device), taken - 1)):
+            output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **arguments)
+        logits: Tensor = output.logits[0]
+        return logits
 
     def _check_length(self, table: SegmentTable) -> None:
         limit = self.attention_spec.max_positions

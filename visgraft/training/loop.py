@@ -30,7 +30,7 @@ from torch import Tensor
 
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
-from visgraft.errors import CheckpointError, ConfigError, ModelError, VisgraftError
+from visgraft.errors import CheckpointError, ConfigError, DataError, ModelError, VisgraftError
 from visgraft.folder_lock import FolderLock, clear_dead
 from visgraft.parsing import parse_json
 from visgraft.runs import Run
@@ -43,7 +43,7 @@ from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 from visgraft.training.sharding import is_sharded, whole, whole_model
 from visgraft.training.state import RandomState, find_damage, load_trained, save_state
-from visgraft.training.steps import Step, Steps, load_steps
+from visgraft.training.steps import Steps, load_steps
 from visgraft.training.summary import note_cost, write_summary
 from visgraft.training.together import LOOK_EVERY_S, Beside, ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
@@ -148,7 +148,8 @@ def take_steps(session: Session, *, lock: FolderLock, stop: Callable[[int], bool
             )
         if any(wishes[::3]):
             raise StopAsked(int(max(wishes[::3])))
-        after_step(session, is_checkpoint_due=bool(wishes[1]))  # by the first process's clock
+        if session.state.step:  # nothing has been learned as long as all samples were bad
+            after_step(session, is_checkpoint_due=bool(wishes[1]))  # by the first process's clock
 
 
 # --- One step
@@ -159,7 +160,7 @@ def train_step(session: Session, steps: Steps) -> None:
     started = time.monotonic()
     step = next(steps)
     accelerator, state = session.accelerator, session.state
-    set_bad_samples_aside(session, step)
+    session.set_bad_samples_aside(step, part="train")
     done = add_gradients(session, step, steps)
     with session.is_changing:
         if done.total:
@@ -218,14 +219,6 @@ def update(session: Session, done: Gradients) -> dict[str, Any]:
     }
 
 
-def set_bad_samples_aside(session: Session, step: Step) -> None:
-    """Put the bad samples of all processes into quarantine; too many of them end the run in every process."""
-    session.quarantine.expect(session.planner.num_samples(step.plan.end))
-    if any(session.sum([len(step.bad)])):
-        for bad in gather_object(list(step.bad)):
-            session.quarantine.add(bad)
-
-
 # --- Between steps
 
 
@@ -238,10 +231,15 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
     state, settings, is_main = session.state, session.recipe.train, session.accelerator.is_main_process
     is_best = False
     if session.validation and state.validated_step != state.step and is_due(session, settings.validate_every_steps):
-        record = validate(session)
+        try:
+            record = validate(session)
+        except DataError:
+            save_checkpoint(session)  # the steps are none the worse for it
+            raise
         with session.is_changing:
             loss = record["validation_loss"]
-            is_best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+            is_measured = loss is not None and math.isfinite(loss)
+            is_best = is_measured and (state.best_loss is None or loss < state.best_loss)
             if is_best:
                 state.best_step, state.best_loss = state.step, loss
             state.validated_step = state.step

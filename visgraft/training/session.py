@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from visgraft.config import Recipe
 from visgraft.data.batch import Batch
 from visgraft.data.sample import Sample
-from visgraft.data.sources import Quarantine
+from visgraft.data.sources import Part, Quarantine
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run
@@ -47,7 +48,7 @@ class Session:
         planner: the steps over the training data.
         validation: the steps over the validation data, if there are any.
         loader: how this process makes batches.
-        quarantine: the bad samples so far.
+        quarantines: the bad samples so far, of train and of validation.
         filler: a small batch of real samples, run at weight 0 where a process has nothing to do.
         sample_prompts: fixed questions that are answered on the way, for the user to read.
         questions: fixed validation questions that are answered and scored.
@@ -73,7 +74,7 @@ class Session:
     planner: Planner
     validation: Planner | None
     loader: LoaderSettings
-    quarantine: Quarantine
+    quarantines: Mapping[Part, Quarantine]
     filler: Batch
     sample_prompts: Sequence[Sample]
     questions: Sequence[Sample]
@@ -135,6 +136,19 @@ class Session:
         for name, number in zip(totals, added, strict=True):
             texts[name] = texts.get(name, 0) + int(number)
         return {name: {"texts": texts[name], "epochs": texts[name] / n if n else None} for name, n in totals.items()}
+
+    def set_bad_samples_aside(self, step: Step, *, part: Part) -> None:
+        """Put the bad samples of a step into quarantine, those of all processes.
+
+        Raises:
+            DataError: in every process, there are too many of them.
+        """
+        planner = self.planner if part == "train" else self.validation
+        assert planner is not None
+        self.quarantines[part].expect(planner.num_samples(step.plan.end))
+        if any(self.sum([len(step.bad)])):
+            for bad in gather_object(list(step.bad)):
+                self.quarantines[part].add(bad)
 
     def stop_if_asked(self) -> None:
         """Stop all processes if a signal came to any of them; all must call it.

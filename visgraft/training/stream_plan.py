@@ -45,6 +45,7 @@ class StreamPlanner(Planner):
         self.seed, self.shuffle, self.processor = seed, shuffle, processor
         first = self._plan(Position(0, 0)).window
         self._num_first = first.num_read
+        self.unfinished = streams.unfinished(first)
         super().__init__(first.sources, processor, seed=seed, shuffle=shuffle, **sizes)
 
     def epochs_done(self, position: Position) -> float:
@@ -74,11 +75,11 @@ class StreamPlanner(Planner):
         met = list(planner.unreadable) if position.cursor == 0 else []
         planned, num_groups = None, planner.num_groups(0)
         if position.cursor < num_groups:
-            found = planner.look_at(position.cursor, epoch=0)
-            if isinstance(found, BadSample):
-                met.append(found)
-            else:
-                index, chunk, _, _ = found.group
+            found, bad = planner.look_at(position.cursor, epoch=0)
+            if bad is not None:
+                met.append(bad)
+            if found is not None:
+                index, chunk = found.group[:2]
                 text = found.text
                 sample = planner.sample(found.group) if text is None or text.sample is None else text.sample
                 held = Held(sample, planner.sources.bad_sample(index, ""))

@@ -16,10 +16,11 @@ from typing import Any
 from accelerate import Accelerator
 
 from visgraft.config import DataSettings, Recipe
-from visgraft.data.batch import Batch
+from visgraft.data.batch import Batch, EncodedSample
+from visgraft.data.first_look import check_every_source
 from visgraft.data.images.opening import open_image
 from visgraft.data.sample import Sample, Turn
-from visgraft.data.sources import Sources, epoch_order, open_sources
+from visgraft.data.sources import BadSample, Quarantine, Sources, epoch_order, open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import BadSampleError, ConfigError, DataError
 from visgraft.processor import Processor
@@ -69,6 +70,9 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
                 f"data.validation: got {len(validation.sources)} samples and none can be used; name another split, or "
                 "leave data.validation out"
             )
+    for each in (planner, validation):
+        if each is not None:
+            check_every_source(each.sources, processor, unfinished=each.unfinished)
     num_scored = recipe.train.exact_match_samples if validation is not None else 0
     asked_of = (planner if validation is None else validation).sources
     questions = pick_questions(asked_of, processor, number=max(NUM_SAMPLE_PROMPTS, num_scored))
@@ -78,6 +82,8 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
+    if validation is not None and not questions:  # a question shows that one sample is good
+        first_good_samples(validation, loader)
     return TrainingData(
         planner=planner,
         validation=validation,
@@ -129,17 +135,37 @@ def first_batch(planner: Planner, loader: LoaderSettings) -> Batch:
     """Make a small batch of the first samples that can be used, those with an image and several dialogs first.
 
     Raises:
-        DataError: no sample of the first step can be used.
+        DataError: no sample can be used, or too many are bad before the first that can.
     """
-    plan = next(planner.steps(Position(0, 0), epochs=1.0))
-    encoded, bad = StepDataset(planner, replace(loader, process_index=0, num_processes=1)).encode(plan)
-    if not encoded:
-        reason = [*plan.bad, *bad][0].reason
-        raise DataError(f"data.train: no sample of the first step can be used; the first is bad: {reason}")
+    encoded = first_good_samples(planner, loader)
     encoded.sort(key=lambda sample: (not sample.num_image_tokens, len(sample.dialogs) == 1))  # stable
     chosen = encoded[:NUM_FILLER_SAMPLES]  # in one row, so that the preflight sees whether the mask keeps them apart
     rows = [list(range(len(chosen)))] if loader.layout == "shared" else None
     return planner.processor.collate(chosen, layout=loader.layout, rows=rows)
+
+
+def first_good_samples(planner: Planner, loader: LoaderSettings) -> list[EncodedSample]:
+    """Encode the samples of the first step in which one can be used.
+
+    Raises:
+        DataError: no sample can be used, or too many are bad before the first that can.
+    """
+    dataset = StepDataset(planner, replace(loader, process_index=0, num_processes=1))
+    met = Quarantine(num_samples=0, max_bad_fraction=planner.sources.settings.max_bad_fraction)
+    first: BadSample | None = None
+    for plan in planner.steps(Position(0, 0), epochs=1.0):
+        encoded, bad = dataset.encode(plan)
+        if encoded:
+            return encoded
+        met.expect(planner.num_samples(plan.end))
+        for each in (*plan.bad, *bad):
+            first = first or each
+            met.add(each)
+    why = "it is empty" if first is None else f"the first is bad: {first.where}: {first.reason}"
+    raise DataError(
+        f"data.{planner.sources.part}: got {met.num_samples:,} samples and none can be used ({why}); repair them, or "
+        "name other data"
+    )
 
 
 def pick_questions(sources: Sources, processor: Processor, *, number: int) -> list[Sample]:
@@ -151,7 +177,7 @@ def pick_questions(sources: Sources, processor: Processor, *, number: int) -> li
         try:
             sample = sources[index]
             chosen = replace(sample, dialogs=[Random(index).choice(sample.dialogs)])
-            processor.encode(chosen)
+            processor.encode(chosen, max_pixels=sources.settings.max_pixels)
         except BadSampleError:
             continue  # the training or validation loss meets it too, and reports it
         questions.append(chosen)
