@@ -136,4 +136,4 @@ def test_augmentation_and_mixing_are_no_business_of_the_test_data() -> None:
     entry = SourceSettings(source="easy_vqa", weight=2.5)
     recipe = load_recipe({"model": {"vision": "a", "language": "b"}, "data": {"test": [{"source": "easy_vqa"}]}})
     assert recipe.data.test == (SourceSettings(source="easy_vqa"),)
-    assert Sources([], settings=DataSettings(train=(entry,)), is_training=False).augment.is_on is False
+    assert Sources([], settings=DataSettings(train=(entry,)), part="test").augment.is_on is False

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from visgraft.builder.build import apply_modes, build_processor, join_settings
 from visgraft.builder.shapes import Stage, shapes_of, stages_of
@@ -30,8 +30,8 @@ from visgraft.model.quantization import quantization_name
 from visgraft.model.storage.adapters import adapter_folder
 from visgraft.model.storage.pretrained import load_config
 from visgraft.model.storage.restoring import find_folder, read_config
+from visgraft.model.tower import build_tower, vision_tower_config
 from visgraft.model.trainable import PartRow, parts_table, set_trainable
-from visgraft.model.vision import vision_tower_config
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, find_model
@@ -161,7 +161,7 @@ def _model_of_folder(folder: Path, config: VisionLanguageConfig) -> VisionLangua
 
 def _empty_parts(vision: Any, language: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
     with quiet_transformers(), torch.device("meta"):
-        return AutoModel.from_config(vision), AutoModelForCausalLM.from_config(language)
+        return build_tower(vision), AutoModelForCausalLM.from_config(language)
 
 
 def _num_stored(*folders: Path) -> int:

@@ -288,6 +288,8 @@ class DataSettings:
     max_text_tokens: PositiveInt = setting("result", 512)
     # bad samples that a source may have before the run stops
     max_bad_fraction: Fraction = setting("result", 0.01, may_change=True)
+    # of the validation images and texts, what may stand in training too
+    max_overlap_fraction: Fraction = setting("result", 0.01, may_change=True)
     max_pixels: PositiveInt = setting("result", 100_000_000)  # larger images are refused
     exact_pixels: bool = setting("result", True)  # false: resize quicker, which changes some bytes by 1 of 255
     # whether images are downloaded where the data names web addresses

@@ -27,8 +27,13 @@ class StoredImage(Protocol):
 
 
 # An image not yet opened: a PIL image, a path, an encoded file's bytes, a data: URL or base64 text, a dict
-# {"bytes": ..., "path": ..., "base64": ...}, or a StoredImage.
+# {"bytes": ..., "path": ..., "base64": ...}, or a StoredImage; numpy arrays and tensors of uint8 are taken, too.
 ImageRef: TypeAlias = Image.Image | str | Path | bytes | Mapping[str, Any] | StoredImage
+
+
+def is_image_array(value: object) -> bool:
+    """Say whether a value is an array or tensor that holds one image, by its axes."""
+    return getattr(value, "ndim", 0) in (2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,8 @@ class Sample:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, (str, bytes, Path, Mapping, Image.Image, StoredImage)):
+        kinds = (str, bytes, Path, Mapping, Image.Image, StoredImage)
+        if isinstance(self.images, kinds) or is_image_array(self.images):
             raise BadSampleError("images is one image, not a sequence of images: write images=[image]")
         if any(isinstance(dialog, Turn) for dialog in self.dialogs):
             raise BadSampleError("dialogs is one dialog, not a sequence of dialogs: write dialogs=[[Turn(...)]]")

@@ -2,7 +2,7 @@
 
 In: prompts padded on either side, pixels. Out: the given ids untouched, then the new tokens. Rows are packed as
 [pads][image][text], so that physical distance in the cache equals logical distance and sliding or static caches hold.
-Where an answer ends is decided by who asks: see `stop_token_ids` of inference/answering.py.
+Where an answer ends is decided by who asks: see `stop_token_ids` of inference/limits.py.
 
     ids = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, max_new_tokens=32)
 """
@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from visgraft.errors import ModelError
 from visgraft.model.joined import JoinedModel
 from visgraft.model.sequence import SegmentTable
+from visgraft.model.vision import is_vision_input
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 
@@ -48,9 +49,7 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
         Returns:
             [B, T + new] long: the given ids untouched, then the new tokens (or Hugging Face's output object).
         """
-        vision_inputs = {
-            name: kwargs.pop(name) for name in ("pixel_attention_mask", "spatial_shapes") if name in kwargs
-        }
+        vision_inputs = {name: kwargs.pop(name) for name in list(kwargs) if is_vision_input(name)}
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         if input_ids is None or input_ids.shape[1] == 0:
             num_rows = 1 if pixel_values is None else pixel_values.shape[0]

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedModel,
@@ -55,6 +54,7 @@ from visgraft.model.sequence import (
 )
 from visgraft.model.slots import SlotCache
 from visgraft.model.storage.load_and_save import StorageMixin
+from visgraft.model.tower import build_tower
 from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
 from visgraft.segments import IMAGE, TEXT
 
@@ -75,15 +75,19 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         language: PreTrainedModel | None = None,
     ) -> None:
         """Join two parts; without modules, random ones are made from their configs (`from_parts` loads real ones)."""
-        vision = AutoModel.from_config(config.vision_config) if vision is None else vision
+        if vision is None:
+            assert config.vision_config is not None, "only an empty config, which the library makes, has none"
+            vision = build_tower(config.vision_config)
         language = AutoModelForCausalLM.from_config(config.text_config) if language is None else language
         super().__init__(config)
         config.vision_config, config.text_config = vision.config, language.config
         self.vision = vision
         self.language = language
         self.prefix_injection = PrefixInjection(language, at=config.prefix_at)
+        shape = measure(vision.config, settings=config.vision_settings)
+        self.extent_per_token = shape.extent_per_token
         self.projection = Projection(
-            measure(vision.config, settings=config.vision_settings),
+            shape,
             width=self.prefix_injection.width,
             settings=config.projection_settings,
             num_frames=config.num_frames,
@@ -171,7 +175,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         is_reduced = self.projection.settings.pool * self.projection.settings.pixel_shuffle > 1
         if is_reduced:
             return torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
-        return count_tokens(vision_inputs, tokens.shape[1])
+        return count_tokens(vision_inputs, tokens.shape[1], extent_per_token=self.extent_per_token)
 
     # --- Loss
 
@@ -441,23 +445,20 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         row: Tensor = logits[0]
         return row
 
-    def read_rows(
-        self, input_ids: Tensor, *, counts: Sequence[int], unplaced: Sequence[int], cache: SlotCache
-    ) -> Tensor:
+    def read_rows(self, input_ids: Tensor, *, unplaced: Sequence[int], cache: SlotCache) -> Tensor:
         """Read a text of its own length behind each of the rows that a slot cache is set to read; see `SlotCache`.
 
         Args:
-            input_ids: [B, Q] long, each row's text and then pads of any id.
-            counts: ids of each row's text, from 1 to Q.
+            input_ids: [B, Q] long, each row's text, at least one id, and then pads of any id.
             unplaced: image tokens of each row that take no position (`first_layer` of prefix_injection.py).
             cache: inside its `reading`; it is written to.
 
         Returns:
             Logits [B, V] of each row's last id.
         """
-        device, num_new = input_ids.device, input_ids.shape[1]
-        starts, taken, shift = (torch.tensor(each, device=device) for each in (cache.present.starts, counts, unplaced))
-        table = rows_going_on(starts, counts=taken, num_new=num_new, num_columns=cache.present.num_columns)
+        reading, device, num_new = cache.present, input_ids.device, input_ids.shape[1]
+        starts, counts, shift = (torch.tensor(e, device=device) for e in (reading.starts, reading.counts, unplaced))
+        table = rows_going_on(starts, counts=counts, num_new=num_new, num_columns=reading.num_columns)
         embeds = self.get_input_embeddings()(input_ids)  # [B, Q, D_lm]
         arguments = self.attention_spec.arguments(
             table,
@@ -466,7 +467,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
             cache=cache,
             positions=table.position[:, -num_new:] - shift[:, None],
         )
-        with gathered_head(self.language, (torch.arange(len(counts), device=device), taken - 1)):
+        with gathered_head(self.language, (torch.arange(len(counts), device=device), counts - 1)):
             output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **arguments)
         logits: Tensor = output.logits[0]
         return logits

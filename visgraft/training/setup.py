@@ -106,7 +106,7 @@ def open_session(
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
     run = open_run(recipe, accelerator, resume=resume, folder=folder, fingerprints=now, lock=lock, say=progress.say)
     if is_main:
-        progress.begin(run.folder, table=parts_as_table(rows), notes=notes)
+        progress.begin(run.folder, table=parts_as_table(rows), notes=[*notes, *data.remarks])
     loader = data.loader
     if recipe.train.cache_vision is not None:
         planners = [planner for planner in (data.planner, data.validation) if planner is not None]
@@ -149,7 +149,7 @@ def open_session(
         optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation,
         loader=loader.limited(state.micro_batch_positions),
         quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes), filler=data.filler,
-        sample_prompts=data.sample_prompts, questions=data.questions, state=state, progress=progress,
+        sample_prompts=data.sample_prompts, questions=data.questions, watch=data.watch, state=state, progress=progress,
         counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
 
