@@ -9,7 +9,7 @@ Out: Turn and Sample, frozen, and what a Source of them looks like; no image is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -50,7 +50,7 @@ class Turn:
     answer: str
     references: tuple[str, ...] = ()
     instruction: str = ""
-    kind: str = ""
+    kind: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
