@@ -123,20 +123,19 @@ def _load(wanted: dict[str, Any], *, split: str, streaming: bool = False) -> Any
     import datasets
 
     parse_split(split, reader="hf")
-    *others, last = _spellings(split)
-    for spelling in (*others, last):
+    first: Exception | None = None
+    for spelling in _spellings(split):
         try:
             return datasets.load_dataset(**wanted, split=spelling, streaming=streaming)
         except (OSError, ValueError, RuntimeError, LookupError, pa.ArrowException) as error:
-            is_unknown = isinstance(error, ValueError) and _UNKNOWN_SPLIT.search(str(error)) is not None
-            if is_unknown and spelling != last:
-                continue
-            reason = " ".join(str(error).split())[:300]
-            raise MissingAssetError(
-                f"hf: the dataset {wanted['path']} (name {wanted['name']}, split {split}) cannot be loaded: "
-                f"{reason}. Check path, name and split; a dataset with a loading script must be exported first"
-            ) from error
-    raise AssertionError("every spelling was tried")
+            first = first or error
+            if not (isinstance(error, ValueError) and _UNKNOWN_SPLIT.search(str(error))):
+                break  # another name of the split would not help
+    reason = " ".join(str(first).split())[:300].rstrip(".")
+    raise MissingAssetError(
+        f"hf: the dataset {wanted['path']} (name {wanted['name']}, split {split}) cannot be loaded: "
+        f"{reason}. Check path, name and split; a dataset with a loading script must be exported first"
+    ) from first
 
 
 def _spellings(split: str) -> list[str]:

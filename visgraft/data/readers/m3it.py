@@ -80,7 +80,8 @@ def read(
         if len(rows):
             parts.append(rows)
         found[task] = len(rows)
-        notes.append(_note(task, split=split, num_found=len(rows), has_files=bool(there)))
+        counted = split if is_whole else None
+        notes.append(_note(task, split=split, counted=counted, num_found=len(rows), has_files=bool(there)))
     if not parts:
         raise DataError(f"m3it: no rows of split {split!r}: {'; '.join(notes)}")
     sets = [] if tasks is None or not is_whole else [tasks] if isinstance(tasks, str) else tasks
@@ -155,8 +156,11 @@ def _fetch(task: str, *, split: str, allow_partial: bool) -> list[Path]:
         ) from error
 
 
-def _note(task: str, *, split: str, num_found: int, has_files: bool) -> str:
-    expected = TASKS[task].expected(split) if task in TASKS else None
+def _note(task: str, *, split: str, counted: str | None, num_found: int, has_files: bool) -> str:
+    """Say what was found of a task, beside what the card counts in a split (None: in a part of it, nothing)."""
+    if counted is None:
+        return f"{task}: {num_found:,} rows of {split} found"
+    expected = TASKS[task].expected(counted) if task in TASKS else None
     if not has_files:
         usual = "" if expected else ", which the card does not count either" if expected == 0 else ""
         return f"{task}: has no {split} split{usual}"
