@@ -20,6 +20,7 @@ def test_every_metric_refuses_what_it_cannot_score(name, predictions, references
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_value_is_the_mean_of_the_samples(name):
-    scores = METRICS[name](["a cat", "a dog", "x"], references=[["a cat"], ["a dog", "dog"], ["a fish"]])
+    references = [["a cat"] * 5, ["a dog", "dog"] * 5, ["a fish"] * 5]
+    scores = METRICS[name](["a cat", "a dog", "x"], references=references)
     assert scores.value == pytest.approx(sum(scores.per_sample) / 3)
     assert scores.per_sample[0] > scores.per_sample[2] == 0

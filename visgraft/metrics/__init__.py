@@ -8,9 +8,11 @@ from visgraft.metrics.captioning import cider
 from visgraft.metrics.scores import Metric as Metric
 from visgraft.metrics.scores import Scores as Scores
 from visgraft.metrics.text_match import exact_match, vqa_accuracy
+from visgraft.metrics.vqa_v2 import vqa_v2
 
 METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "vqa_accuracy": vqa_accuracy,
+    "vqa_v2": vqa_v2,
     "cider": cider,
 }

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visgraft.metrics.scores import Scores, check_pairs, mean_of
+from visgraft.metrics.text_quality import WITHOUT_SPACES
 
 _Counts = Counter[tuple[str, ...]]
 _MAX_WORDS = 4  # n-grams of 1 to 4 words
+_LETTER = rf"[^\W{WITHOUT_SPACES}]"
+_WORD = re.compile(rf"[{WITHOUT_SPACES}]|n't\b|'{_LETTER}+|{_LETTER}+(?:[-.,]{_LETTER}+)*")
 _LENGTH_SIGMA = 6.0  # of the penalty for another length
 
 
@@ -31,9 +34,10 @@ def tokenize_caption(caption: str) -> list[str]:
 
     "n't", "'s" and the like are words of their own, as in the Penn Treebank; inside a word a hyphen, a period or a
     comma stays ("well-lit", "3.5"). The COCO server's tokenizer, a Java program, differs from this in rare cases only.
+    In scripts that set no spaces (Chinese, Japanese, Thai, ...) each character is a word: a whole caption would be one.
     """
     spaced = re.sub(r"(n't|'(?:s|m|d|re|ve|ll))\b", r" \1", caption.lower().replace("\u2019", "'"))
-    return re.findall(r"n't\b|'\w+|\w+(?:[-.,]\w+)*", spaced)
+    return _WORD.findall(spaced)
 
 
 def cider(predictions: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:

@@ -54,13 +54,14 @@ def normalize_vqa_answer(answer: str) -> str:
     """Return the answer as the VQA challenge compares it (https://visualqa.org/evaluation.html).
 
     In this order: commas between digits and periods that are no decimal points go; other punctuation, but apostrophes
-    and colons, becomes a space; lower case; number words up to ten become digits; articles go; contractions get the
-    apostrophe they lack ("dont" is "don't").
+    and colons, becomes a space; lower case; number words up to ten become digits; articles go, but not an article alone,
+    which is an answer (choice "A"); contractions get the apostrophe they lack ("dont" is "don't").
     """
     answer = re.sub(r"(?<=\d),(?=\d)", "", answer)
     answer = re.sub(r"\.(?!\d)", "", answer.translate(_PUNCTUATION))
     words = [_NUMBERS.get(word, word) for word in answer.lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    words = [word for word in words if word not in _ARTICLES] or words
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words)
 
 
 def vqa_accuracy(predictions: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:
@@ -69,7 +70,7 @@ def vqa_accuracy(predictions: Sequence[str], *, references: Sequence[Sequence[st
     A sample scores min(1, n / 3), n being the references equal to the prediction, averaged over all ways of leaving one
     reference out: an answer that 3 of 10 people gave scores 0.9. Where three others cannot agree, with fewer than four
     references, one equal reference scores 1. Both sides are always normalised by `normalize_vqa_answer`; the
-    challenge's own script leaves them as they are where all ten references are the same string.
+    challenge's own script, which differs in several ways, is `vqa_v2`.
     """
     check_pairs(predictions, references)
     return mean_of([_vqa_sample(got, wanted) for got, wanted in zip(predictions, references, strict=True)])
