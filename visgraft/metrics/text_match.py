@@ -54,7 +54,7 @@ def normalize_vqa_answer(answer: str) -> str:
     """Return the answer as the VQA challenge compares it (https://visualqa.org/evaluation.html).
 
     In this order: commas between digits and periods that are no decimal points go; other punctuation, but apostrophes
-    and colons, becomes a space; lower case; number words up to ten become digits; articles go, but not an article alone,
+    and colons, becomes a space; lower case; number words up to ten become digits; articles go, but not one alone,
     which is an answer (choice "A"); contractions get the apostrophe they lack ("dont" is "don't").
     """
     answer = re.sub(r"(?<=\d),(?=\d)", "", answer)
