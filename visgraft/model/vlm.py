@@ -58,7 +58,7 @@ from visgraft.model.slots import SlotCache
 from visgraft.model.state_cache import StateCache
 from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.tower import build_tower
-from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
+from visgraft.model.vision import check_inputs, check_rows, count_tokens, dummy_inputs, encode, flatten_images, measure
 from visgraft.segments import IMAGE, TEXT
 
 
@@ -304,6 +304,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
                 attention_mask=attention_mask,
                 logits_to_keep=logits_to_keep,
             )
+        check_rows(pixel_values if image_embeds is None else image_embeds, input_ids)
         if image_embeds is None and pixel_values is not None:
             image_embeds, image_token_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
         if image_token_mask is None:
