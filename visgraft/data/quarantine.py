@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from visgraft.errors import DataError
 
-Part = Literal["train", "validation"]  # the list of a recipe that a source stands in
+Part = Literal["train", "validation", "test"]  # the list of a recipe that a source stands in
 
 NEVER_FEWER_BAD_SAMPLES = 5  # one bad sample among 20 is no reason to stop
 
@@ -24,7 +24,7 @@ NEVER_FEWER_BAD_SAMPLES = 5  # one bad sample among 20 is no reason to stop
 class BadSample:
     """Say which sample is bad and why: number index of its source, found at where; reasons are counted.
 
-    part is the list that its source stands in, train or validation.
+    part is the list that its source stands in.
     """
 
     source: str

@@ -29,6 +29,7 @@ from visgraft.evaluation.loading import Lazy, LazyBare
 from visgraft.evaluation.questions import QuestionSet
 from visgraft.evaluation.records import Answered
 from visgraft.evaluation.scoring import Scored, check_metrics, score_answers, scored_as_json
+from visgraft.evaluation.seeds import seed_groups
 from visgraft.evaluation.test_data import Task
 from visgraft.folder_lock import LOCK_FILE, FolderLock
 from visgraft.metrics.intervals import DRAWS
@@ -38,7 +39,8 @@ from visgraft.reporting.progress import working
 from visgraft.runs import library_versions
 
 ANSWERS, CONTROLS, SCORES, REQUEST = "answers.jsonl", "controls.jsonl", "scores.json", "request.json"
-OURS = {ANSWERS, CONTROLS, SCORES, REQUEST, LOCK_FILE, "report.html"}
+REPORT = "report.html"
+OURS = {ANSWERS, CONTROLS, SCORES, REQUEST, REPORT, LOCK_FILE}
 Say = Callable[[str], None]
 
 
@@ -113,6 +115,9 @@ class Evaluation:
         values: dict[str, Any] = {"models": [self._of_model(each) for each in self.models]}
         if len(self.models) > 1:
             values["comparisons"] = [row.as_json() for row in self.compared]
+        seeds = seed_groups([each.scored for each in self.models])
+        if seeds:
+            values["seeds"] = [group.as_json() for group in seeds]
         return values
 
     def _of_model(self, each: EvaluatedModel) -> dict[str, Any]:

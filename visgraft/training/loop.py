@@ -45,6 +45,7 @@ from visgraft.training.sharding import is_sharded, whole, whole_model
 from visgraft.training.state import RandomState, find_damage, load_trained, save_state
 from visgraft.training.steps import Steps, load_steps
 from visgraft.training.summary import note_cost, write_summary
+from visgraft.training.text_watch import ENOUGH_TEXTS
 from visgraft.training.together import LOOK_EVERY_S, Beside, ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
 
@@ -137,8 +138,13 @@ def take_steps(session: Session, *, lock: FolderLock, stop: Callable[[int], bool
     )
     if session.state.step:
         after_step(session)  # what a stopped run still owes its last step
+    told = 0
     while not session.is_over:
         train_step(session, steps)
+        seen, is_complete = session.watch.num_texts, session.state.epoch_ended or session.is_over
+        if seen > told and (is_complete or (not told and seen >= ENOUGH_TEXTS)):
+            session.tell_of_texts()
+            told = seen
         number = session.signals.number or (stop is not None and stop(session.state.step) and signal.SIGINT)
         wishes = session.each([number, is_checkpoint_due(session), lock.is_lost])
         if any(wishes[2::3]):
@@ -246,6 +252,8 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
             if is_main:
                 session.record(record)
                 session.progress.validated(record)
+        session.watch.close("validation")
+        session.tell_of_texts()
     if state.sampled_step != state.step and is_due(session, settings.sample_every_steps):
         records = answer_sample_prompts(session)
         with session.is_changing:

@@ -29,6 +29,7 @@ from visgraft.training.plan import Planner
 from visgraft.training.progress import TrainProgress
 from visgraft.training.state import RandomState, TrainState, get_random_state
 from visgraft.training.steps import LoaderSettings, Step
+from visgraft.training.text_watch import TextWatch
 from visgraft.training.trackers import Trackers
 
 
@@ -52,6 +53,7 @@ class Session:
         filler: a small batch of real samples, run at weight 0 where a process has nothing to do.
         sample_prompts: fixed questions that are answered on the way, for the user to read.
         questions: fixed validation questions that are answered and scored.
+        watch: is shown the texts that are read, and says what is odd about them.
         state: how far the run is.
         progress: what the user sees.
         counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
@@ -78,6 +80,7 @@ class Session:
     filler: Batch
     sample_prompts: Sequence[Sample]
     questions: Sequence[Sample]
+    watch: TextWatch
     state: TrainState
     progress: TrainProgress
     counted_until: float
@@ -149,6 +152,12 @@ class Session:
         if any(self.sum([len(step.bad)])):
             for bad in gather_object(list(step.bad)):
                 self.quarantines[part].add(bad)
+
+    def tell_of_texts(self) -> None:
+        """Say what is odd about the texts read so far and was not yet said; the first process does so."""
+        if self.accelerator.is_main_process:
+            for line in self.watch.new_lines():
+                self.progress.say(line)
 
     def stop_if_asked(self) -> None:
         """Stop all processes if a signal came to any of them; all must call it.

@@ -17,9 +17,11 @@ from accelerate import Accelerator
 
 from visgraft.config import DataSettings, Recipe
 from visgraft.data.batch import Batch, EncodedSample
-from visgraft.data.first_look import check_every_source
+from visgraft.data.findings import overlap_finding, unused_columns_in_words
+from visgraft.data.first_look import check_every_source, unused_image_columns
 from visgraft.data.images.opening import open_image
 from visgraft.data.messages import asked
+from visgraft.data.overlap import image_overlap
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Quarantine, Sources, epoch_order, open_sources
 from visgraft.data.windows import open_streams
@@ -29,6 +31,7 @@ from visgraft.training.plan import Planner, Position
 from visgraft.training.steps import LoaderSettings, StepDataset
 from visgraft.training.stream_plan import StreamPlanner
 from visgraft.training.text_counts import Processes
+from visgraft.training.text_watch import TextWatch
 
 NUM_SAMPLE_PROMPTS = 8  # questions answered on the way, each about another sample
 NUM_FILLER_SAMPLES = 2
@@ -39,7 +42,10 @@ MICRO_BATCH_POSITIONS = {"cuda": 32_768}
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data of a run; the fields are those of `Session` of the same names."""
+    """The data of a run; the fields are those of `Session` of the same names.
+
+    `remarks` are what is worth knowing about it before the first step.
+    """
 
     planner: Planner
     validation: Planner | None
@@ -47,6 +53,8 @@ class TrainingData:
     filler: Batch
     sample_prompts: Sequence[Sample]
     questions: Sequence[Sample]
+    watch: TextWatch
+    remarks: Sequence[str]
 
 
 def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Accelerator) -> TrainingData:
@@ -71,9 +79,16 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
                 f"data.validation: got {len(validation.sources)} samples and none can be used; name another split, or "
                 "leave data.validation out"
             )
+    watch = TextWatch(processor, settings=recipe.data)
+    remarks: list[str] = []
     for each in (planner, validation):
         if each is not None:
             check_every_source(each.sources, processor, unfinished=each.unfinished)
+            remarks += remarks_of(each.sources)
+            each.watch = watch
+            remarks += watch.know(each.remarks())
+    if validation is not None:
+        remarks += check_overlap(planner.sources, validation.sources)
     num_scored = recipe.train.exact_match_samples if validation is not None else 0
     asked_of = (planner if validation is None else validation).sources
     questions = pick_questions(asked_of, processor, number=max(NUM_SAMPLE_PROMPTS, num_scored))
@@ -92,7 +107,36 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
         filler=processor.finish(first_batch(planner, loader).to(accelerator.device)),
         sample_prompts=[*questions[:NUM_SAMPLE_PROMPTS], *own_sample_prompts(recipe.data)],
         questions=questions[:num_scored],
+        watch=watch,
+        remarks=remarks,
     )
+
+
+def remarks_of(sources: Sources) -> list[str]:
+    """List what the readers have to say, and columns that look like images and are not used."""
+    remarks = []
+    for entry in sources.opened:
+        notes = list(entry.notes)
+        unused = unused_image_columns(entry)
+        if unused:
+            notes.append(" ".join(unused_columns_in_words(unused)))
+        remarks += [f"data: {sources.part} {entry.name}: {note}" for note in notes]
+    return remarks
+
+
+def check_overlap(train: Sources, validation: Sources) -> list[str]:
+    """Say how many validation images stand in training too, as far as that is known without opening them.
+
+    Raises:
+        DataError: more than `data.max_overlap_fraction` of them.
+    """
+    both = image_overlap(train, validation)
+    found = overlap_finding("overlapping_images", *both, part=validation.part, what="images", settings=train.settings)
+    for finding in found:
+        if finding.level == "error":
+            raise DataError(f"data.validation: {finding.text} {finding.advice}")
+        return [f"data: {finding.where}: {finding.text} {finding.advice}"]
+    return []
 
 
 def open_planner(

@@ -173,7 +173,7 @@ def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[boo
         elif session.signals.number:
             raise StopAsked(session.signals.number)
 
-    listening = session.model.register_forward_pre_hook(stop_if_asked, prepend=True)
+    listening = session.model.language.register_forward_pre_hook(stop_if_asked, prepend=True)
     try:
         with session.accelerator.autocast(), uncompiled(), dense_attention(session.model), gathered(session.model):
             return answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)
