@@ -218,6 +218,6 @@ def test_a_mirror_is_fetched_from_the_hub_once_its_columns_are_seen_to_fit(tmp_p
     assert len(asked) == 3, "the second file of a mirror that does not fit is left where it is"
     with pytest.raises(MissingAssetError, match=r"has no data/test-\*.parquet; it holds README.md, data/train-0"):
         opened(None, repository="HuggingFaceM4/M3IT", split="test")
-    with pytest.raises(ConfigError, match="revision its commit; leave path out, or both of them"):
+    with pytest.raises(ConfigError, match="revision its commit; leave out path, or both"):
         write(tmp_path / "viquae", row(0, "x"))
         opened(tmp_path, repository="HuggingFaceM4/M3IT")
