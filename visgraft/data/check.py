@@ -213,14 +213,15 @@ class _CheckedSamples(Dataset[list[CheckedSample]]):
         settings = self._sources.settings
         bad: list[str] = []
         try:
+            named = self._sources[index]
             sample = self._processor.encode(
-                self._sources[index], max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels, bad=bad
+                named, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels, bad=bad
             )
         except BadSampleError as error:
             return CheckedSample(index, 0, (), 0, 0, str(error))
         return CheckedSample(
             number=index,
-            num_images=len(sample.num_image_tokens),
+            num_images=len(named.images),
             num_tokens=tuple(len(dialog.input_ids) for dialog in sample.dialogs),
             num_supervised=sum(sum(dialog.supervised) for dialog in sample.dialogs),
             num_truncated=sum(dialog.truncated for dialog in sample.dialogs),
