@@ -138,7 +138,7 @@ def _overlapping_texts(reports: Sequence[SourceReport], settings: DataSettings) 
         repeated, of = _shared_keys(here[about != 0], there[(about_there != 0) & (long != 0)])
         if repeated and repeated / of > settings.max_overlap_fraction:
             text = (
-                f"{repeated:,} of {of:,} long texts ({repeated / of:.1%}) stand word for word in training, "
+                f"{repeated:,} of {of:,} long {part} texts ({repeated / of:.1%}) stand word for word in training, "
                 "about images there."
             )
             advice = "Look whether they are about copies of the same images."
@@ -152,7 +152,7 @@ def overlap_finding(
     if not shared:
         return
     share = shared / of
-    text = f"{shared:,} of {of:,} {what} ({_per_cent(share)}) stand in training too."
+    text = f"{shared:,} of {of:,} {part} {what} ({_per_cent(share)}) stand in training too."
     if share <= settings.max_overlap_fraction:
         yield Finding(name, "warning", part, None, shared, of, text, "Take them out of one of the two.")
         return

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -99,10 +100,10 @@ class Active:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            free_memory(self.model.device)
             begun = [request for request in group if request in self.requests]
             for request in begun if begun or len(group) > 1 else group:
                 self._refuse(request, "read this prompt")
+            free_memory(self.model.device)
             rest = [request for request in group if not request.reply.is_done]
             half = (len(rest) + 1) // 2
             self.read(rest[:half])
@@ -204,7 +205,7 @@ class Active:
             return
 
     def _grow(self) -> None:
-        """Make room where a row is full; where there is no memory for it, the row that was admitted last is refused."""
+        """Make room where a row is full; where there is no memory for it, the request that came last is refused."""
         while self.requests and max(request.length for request in self.requests) >= self._cache.reserved[1]:
             try:
                 self._reserve(len(self.requests), num_columns=max(request.length for request in self.requests) + 1)
@@ -214,10 +215,8 @@ class Active:
                 self._refuse_last()
 
     def _refuse_last(self) -> None:
-        """End the request that was admitted last, as there is no memory for all of them."""
-        free_memory(self.model.device)
-        last = max(self.requests, key=lambda request: request.reply.first_token_at or 0.0)
-        self._refuse(last, "go on with this answer")
+        """End the request that came last, as there is no memory for all of them."""
+        self._refuse(max(self.requests, key=lambda request: request.reply.queued_at), "go on with this answer")
 
     def _refuse(self, request: Request, what: str) -> None:
         """End a request for which there is no memory."""
@@ -229,6 +228,9 @@ class Active:
             "rows (max_positions) or a smaller prefix cache"
         )
         self._end(request, BusyError(error))
+        with suppress(RuntimeError):  # rows that nobody uses give their room to those that go on
+            self._cache.shrink(len(self.requests))
+        free_memory(self.model.device)
 
     def _run_rows(
         self,

@@ -200,8 +200,6 @@ class Engine:
         """Stop: whatever is not finished ends with what was said so far."""
         with self._changed:
             self._is_closed = True
-            for request in (*self._waiting, *self._active.requests):
-                request.reply.is_cancelled = True
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
@@ -268,7 +266,7 @@ class Engine:
         now = time.monotonic()
 
         def reason(request: Request) -> Finish | None:
-            if request.reply.is_cancelled:
+            if request.reply.is_cancelled or self._is_closed:
                 return "cancelled"
             seconds = request.rules.decoding.deadline_s
             return "deadline" if seconds is not None and now - request.reply.queued_at > seconds else None

@@ -152,6 +152,13 @@ class SlotCache(Cache):
             raise
         self.reserved = (rows, columns)
 
+    def shrink(self, num_rows: int) -> None:
+        """Give back the room of all rows but the first ones."""
+        for layer in self.layers:
+            layer.resize(num_rows, self.reserved[1])
+        self.reserved = (num_rows, self.reserved[1])
+        self._holds = {row: known for row, known in self._holds.items() if row < num_rows}
+
     def place(self, row: int, states: KeptStates, *, length: int) -> None:
         """Copy the first positions of what was read elsewhere to a row, unless the row still begins with all of it."""
         holds = self._holds.pop(row, None)

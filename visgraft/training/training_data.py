@@ -20,8 +20,9 @@ from visgraft.data.batch import Batch, EncodedSample
 from visgraft.data.findings import overlap_finding, unused_columns_in_words
 from visgraft.data.first_look import check_every_source, unused_image_columns
 from visgraft.data.images.opening import open_image
+from visgraft.data.messages import asked
 from visgraft.data.overlap import image_overlap
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Quarantine, Sources, epoch_order, open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import BadSampleError, ConfigError, DataError
@@ -129,13 +130,8 @@ def check_overlap(train: Sources, validation: Sources) -> list[str]:
     Raises:
         DataError: more than `data.max_overlap_fraction` of them.
     """
-    found = overlap_finding(
-        "overlapping_images",
-        *image_overlap(train, validation),
-        part="validation",
-        what="images",
-        settings=train.settings,
-    )
+    both = image_overlap(train, validation)
+    found = overlap_finding("overlapping_images", *both, part=validation.part, what="images", settings=train.settings)
     for finding in found:
         if finding.level == "error":
             raise DataError(f"data.validation: {finding.text} {finding.advice}")
@@ -248,5 +244,5 @@ def own_sample_prompts(settings: DataSettings) -> list[Sample]:
                 f"data.sample_prompts.{number}.image: {own.image}: {error}; name an image file"
             ) from error
         for prompt in own.prompts:
-            questions.append(Sample(images=[own.image], dialogs=[[Turn(prompt, "")]], id=f"own:{own.image}"))
+            questions.append(Sample(images=[own.image], dialogs=[[asked(prompt, num_images=1)]], id=f"own:{own.image}"))
     return questions
