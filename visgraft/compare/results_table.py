@@ -126,7 +126,7 @@ def _best_place(run: RunData) -> int | None:
     """Find which of a run's validations is that of its model: by its loss, or by the score that it is chosen by."""
     name = run.recipe.train.best_by
     losses = run.validation.token
-    if name in run.scores:
+    if name is not None and name in run.scores:
         measured = np.array([np.nan if value is None else value for value in run.scores[name]], dtype=np.float64)
         losses = measured if better_of(name) == "lower" else -measured
     return int(np.nanargmin(losses)) if len(losses) and not np.isnan(losses).all() else None
