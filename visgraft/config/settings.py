@@ -193,6 +193,12 @@ class TrainSettings:
     sample_every_steps: PositiveInt | None = setting("result", None, may_change=True)
     # validation dialogs answered by generation and compared whole; 0: none
     exact_match_samples: Count = setting("result", 0, may_change=True)
+    # metrics of `visgraft evaluate --list` that answers to validation samples are scored by: [cider, bleu]
+    scores: tuple[str, ...] = setting("result", (), may_change=True)
+    # validation samples answered for the scores, a fixed choice
+    score_samples: PositiveInt = setting("result", 200, may_change=True)
+    # the score whose best step the run keeps as its model; null: the lowest validation loss
+    best_by: str | None = setting("result", None)
     max_new_tokens: PositiveInt = setting("result", 32, may_change=True)  # longest answer that is generated
 
     def mode_of(self, part: Part) -> TrainingMode:
