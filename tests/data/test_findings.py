@@ -85,7 +85,7 @@ def test_an_image_on_both_sides_is_found_by_what_it_shows_under_any_name(tmp_pat
     validation = write(tmp_path / "v.jsonl", rows)
     finding = findings_of(processor, [train], [validation])["overlapping_images"]
     assert (finding.level, finding.count, finding.of, finding.part) == ("error", 2, 10, "validation")
-    assert finding.text == "2 of 10 images (20.0%) stand in training too."
+    assert finding.text == "2 of 10 validation images (20.0%) stand in training too."
     assert "data.max_overlap_fraction: 0.2" in finding.advice
     allowed = findings_of(processor, [train], [validation], max_overlap_fraction=0.2)["overlapping_images"]
     assert allowed.level == "warning"
@@ -118,7 +118,7 @@ def test_long_texts_that_come_again_about_other_images_are_a_warning(tmp_path: P
     train = write(tmp_path / "t.jsonl", [row(picture(tmp_path / "t.png", seed=1), long)])
     validation = write(tmp_path / "v.jsonl", [row(picture(tmp_path / "v.png", seed=2), long)])
     finding = findings_of(processor, [train], [validation])["repeated_texts"]
-    assert finding.level == "warning" and "1 of 1 long texts (100.0%)" in finding.text
+    assert finding.level == "warning" and "1 of 1 long validation texts (100.0%)" in finding.text
 
 
 # --- Sources and samples
@@ -152,6 +152,15 @@ def test_an_id_that_stands_for_several_images_is_told_and_several_rows_about_one
     rows += [{**rows[0], "question": "And?"}]
     finding = findings_of(processor, [write(tmp_path / "t.jsonl", rows)])["same_id"]
     assert (finding.level, finding.count, finding.of) == ("note", 2, 2)
+
+
+def test_a_column_that_looks_like_images_beside_the_one_that_is_used_is_told(
+    tmp_path: Path, processor: Processor
+) -> None:
+    rows = [{**each, "overlay": "x.png", "note": "see a.png and b"} for each in good_rows(tmp_path / "t")]
+    finding = findings_of(processor, [write(tmp_path / "t.jsonl", rows)])["unused_image_columns"]
+    assert finding.text == "A column of its rows may hold images that are not used: overlay."
+    assert finding.advice == "If those are meant, say columns: {image: overlay} in this source of the recipe."
 
 
 def test_blank_and_tiny_images_are_found(tmp_path: Path, processor: Processor) -> None:

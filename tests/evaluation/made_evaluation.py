@@ -51,9 +51,9 @@ def drawn(folder: Path, *, num_images: int, seed: int = 0) -> Sources:
             image.save(path)
         asked = rng.choice(COLOURS)
         dialogs = [
-            [Turn("What color is the shape?", colour)],
-            [Turn("What shape is in the image?", shape)],
-            [Turn(f"Is there a {asked} shape?", "yes" if asked == colour else "no")],
+            [Turn("What color is the shape?", colour, kind="what")],
+            [Turn("What shape is in the image?", shape, kind="what")],
+            [Turn(f"Is there a {asked} shape?", "yes" if asked == colour else "no", kind="yes/no")],
         ]
         samples.append(Sample([path], dialogs, id=str(number)))
     return Sources([OpenSource("drawn", samples, length=len(samples))])
@@ -77,8 +77,7 @@ def made_evaluation(
 ) -> Evaluation:
     """Make it; the second model is a little worse than the first."""
     sources = drawn(folder / "pictures", num_images=num_images)
-    kind = lambda sample, turn: "yes/no" if turn.answer in ("yes", "no") else "what"  # noqa: E731
-    questions = questions_of(sources, name="drawn", kind=kind)
+    questions = questions_of(sources, name="drawn")
     metrics = ["exact_match", "cider"]
     evaluated = []
     for number, name in enumerate(models):

@@ -9,8 +9,8 @@ from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import OpenSource, Sources
 from visgraft.errors import ConfigError, DataError
 from visgraft.evaluation.asking import other_images
+from visgraft.evaluation.benchmarks import open_task
 from visgraft.evaluation.questions import Question, questions_of, references_of
-from visgraft.evaluation.test_data import open_task
 
 
 class Listed(list[Sample]):

@@ -13,8 +13,8 @@ import pytest
 
 from visgraft.errors import ConfigError, DataError
 from visgraft.evaluation import asking, loading
+from visgraft.evaluation.benchmarks import open_task
 from visgraft.evaluation.running import Settings, choose_folder, evaluate_models
-from visgraft.evaluation.test_data import open_task
 from visgraft.inference import load
 
 FAST = {"precision": "fp32", "max_new_tokens": 4, "control_limit": 0}

@@ -27,7 +27,7 @@ from visgraft.runs import find_model
 
 
 def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
-    """Load or make what `recipe.model` names: a model, whose answers end as the template's do, and its processor."""
+    """Load or make what `recipe.model` names, part by part; answers end as the template's do."""
     processor = build_processor(recipe)
     model = build_model(recipe, image_size=processor.image_size)
     model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))

@@ -138,7 +138,7 @@ def _overlapping_texts(reports: Sequence[SourceReport], settings: DataSettings) 
         repeated, of = _shared_keys(here[about != 0], there[(about_there != 0) & (long != 0)])
         if repeated and repeated / of > settings.max_overlap_fraction:
             text = (
-                f"{repeated:,} of {of:,} long texts ({repeated / of:.1%}) stand word for word in training, "
+                f"{repeated:,} of {of:,} long {part} texts ({repeated / of:.1%}) stand word for word in training, "
                 "about images there."
             )
             advice = "Look whether they are about copies of the same images."
@@ -152,7 +152,7 @@ def overlap_finding(
     if not shared:
         return
     share = shared / of
-    text = f"{shared:,} of {of:,} {what} ({_per_cent(share)}) stand in training too."
+    text = f"{shared:,} of {of:,} {part} {what} ({_per_cent(share)}) stand in training too."
     if share <= settings.max_overlap_fraction:
         yield Finding(name, "warning", part, None, shared, of, text, "Take them out of one of the two.")
         return
@@ -186,6 +186,21 @@ def _same_name(reports: Sequence[SourceReport], settings: DataSettings) -> Itera
         if several:
             text = f"{_some(several, len(counts), 'ids', 'stands', 'stand')} for different images."
             yield _of(report, "same_id", "note", several, len(counts), text, advice)
+
+
+def _unused_columns(reports: Sequence[SourceReport], settings: DataSettings) -> Iterator[Finding]:
+    for report in reports:
+        if report.unused_columns:
+            text, advice = unused_columns_in_words(report.unused_columns)
+            number = len(report.unused_columns)
+            yield _of(report, "unused_image_columns", "warning", number, number, text, advice)
+
+
+def unused_columns_in_words(columns: Sequence[str]) -> tuple[str, str]:
+    """Say which columns look like images and are not used, and what to do."""
+    named = ", ".join(columns[:_NAMED_TOKENS]) + (", ..." if len(columns) > _NAMED_TOKENS else "")
+    text = f"{'A column' if len(columns) == 1 else 'Columns'} of its rows may hold images that are not used: {named}."
+    return text, f"If those are meant, say columns: {{image: {columns[0]}}} in this source of the recipe."
 
 
 # --- Texts
@@ -314,6 +329,7 @@ FINDINGS: tuple[Finder, ...] = (
     _control_tokens,
     _encodings,
     _cut_texts,
+    _unused_columns,
     _poor_images,
     _same_answers,
     _words_alone,

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from visgraft.data.sample import ImageRef, StoredImage, Turn
+from visgraft.data.sample import ImageRef, StoredImage, Turn, is_image_array
 from visgraft.errors import BadSampleError, ConfigError
 
 # One image; the images of one prompt, or one for each prompt; or a list for each prompt. None = no image.
@@ -55,8 +55,8 @@ def pair_prompts(text: str | Sequence[str] | None, *, images: Images | None) -> 
         if not prompts:
             raise ConfigError("got neither text nor images; give one prompt, or one image, at least")
         groups: list[list[ImageRef]] = [[] for _ in prompts]
-    elif isinstance(images, (str, bytes, Path, Mapping, Image.Image, StoredImage)):
-        groups = [[images]]
+    elif isinstance(images, (str, bytes, Path, Mapping, Image.Image, StoredImage)) or is_image_array(images):
+        groups = [[images]]  # type: ignore[list-item]
     elif isinstance(text, str) and not any(isinstance(item, (list, tuple)) for item in images):
         groups = [[item for item in images if item is not None]]  # type: ignore[misc]
     else:
@@ -209,6 +209,11 @@ def pair_turns(said: Sequence[tuple[str, Any]], *, num_images: int) -> list[Turn
 
 
 # --- What a text of the user says
+
+
+def asked(prompt: str, *, num_images: int) -> Turn:
+    """Return the turn of what a user asks about images, unanswered; see `read_prompts`."""
+    return Turn(read_prompts([prompt], num_images=num_images)[0], "")
 
 
 def read_prompts(prompts: Sequence[str], *, num_images: int, is_caption: bool = False) -> list[str]:

@@ -48,6 +48,7 @@ READERS = {
     "coco": "visgraft.data.readers.coco:read",
     "easy_vqa": "visgraft.data.readers.easy_vqa:read",
     "folder": "visgraft.data.readers.folder:read",
+    "gqa": "visgraft.data.readers.gqa:read",
     "hf": "visgraft.data.readers.hf:read",
     "karpathy": "visgraft.data.readers.karpathy:read",
     "llava": "visgraft.data.readers.parquet:read_one_format",

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from visgraft.data.messages import asked
 from visgraft.data.prompt import encode_prompt_turns
 from visgraft.data.sample import ImageRef, Turn
 from visgraft.inference.decoding import Decoding
@@ -109,13 +110,16 @@ class Conversation:
         Raises:
             ConfigError: a setting cannot be followed; the conversation stays as it was.
             ModelError: the prompt alone is too long; the conversation stays as it was.
+            BadSampleError: it names more images than were shown.
         """
-        asked = Decoding.of(max_new_tokens=max_new_tokens, **decoding)
+        settings = Decoding.of(max_new_tokens=max_new_tokens, **decoding)
+        num_shown = sum(isinstance(item, ImageSegment) for item in self.items)
+        prompt = asked(prompt, num_images=num_shown).prompt
         self.forget_oldest(prompt, max_new_tokens=max_new_tokens)
         given = Prompt(
             self._segments(self.items, prompt), dialog=[*self.turns, Turn(prompt, "")], read=self._read, keep=True
         )
-        reply = self._engine.submit(given, asked, stream=True)
+        reply = self._engine.submit(given, settings, stream=True)
         text, has_failed = "", False
         try:
             for piece in reply:

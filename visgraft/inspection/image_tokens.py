@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from visgraft.data.images.pixels import seen_image
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.messages import asked
+from visgraft.data.sample import Sample
 from visgraft.errors import ConfigError
 from visgraft.inference import answer_each
 from visgraft.inference.eval_mode import eval_mode
@@ -167,7 +168,7 @@ def inspect_image(
     picture = seen_image(vision_inputs["pixel_values"][0], processor.image_processor, grid=grid)
     attention = None
     if prompt is not None:
-        sample = Sample(images=[image], dialogs=[[Turn(prompt, "")]])
+        sample = Sample(images=[image], dialogs=[[asked(prompt, num_images=1)]])
         attention = _inspect_answer(model, processor, sample, tokens, layers=chosen, max_new_tokens=max_new_tokens)
     named = {*nearest.by_dot.ids.flatten().tolist(), *nearest.by_cosine.ids.flatten().tolist()}
     named |= set() if attention is None else set(attention.token_ids)

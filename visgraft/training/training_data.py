@@ -17,11 +17,12 @@ from accelerate import Accelerator
 
 from visgraft.config import DataSettings, Recipe
 from visgraft.data.batch import Batch, EncodedSample
-from visgraft.data.findings import overlap_finding
-from visgraft.data.first_look import check_every_source
+from visgraft.data.findings import overlap_finding, unused_columns_in_words
+from visgraft.data.first_look import check_every_source, unused_image_columns
 from visgraft.data.images.opening import open_image
+from visgraft.data.messages import asked
 from visgraft.data.overlap import image_overlap
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample, Quarantine, Sources, epoch_order, open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import BadSampleError, ConfigError, DataError
@@ -112,8 +113,15 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
 
 
 def remarks_of(sources: Sources) -> list[str]:
-    """List what the readers have to say."""
-    return [f"data: {sources.part} {entry.name}: {note}" for entry in sources.opened for note in entry.notes]
+    """List what the readers have to say, and columns that look like images and are not used."""
+    remarks = []
+    for entry in sources.opened:
+        notes = list(entry.notes)
+        unused = unused_image_columns(entry)
+        if unused:
+            notes.append(" ".join(unused_columns_in_words(unused)))
+        remarks += [f"data: {sources.part} {entry.name}: {note}" for note in notes]
+    return remarks
 
 
 def check_overlap(train: Sources, validation: Sources) -> list[str]:
@@ -122,13 +130,12 @@ def check_overlap(train: Sources, validation: Sources) -> list[str]:
     Raises:
         DataError: more than `data.max_overlap_fraction` of them.
     """
-    found = overlap_finding(
-        "overlapping_images", *image_overlap(train, validation), what="images", settings=train.settings
-    )
+    both = image_overlap(train, validation)
+    found = overlap_finding("overlapping_images", *both, part=validation.part, what="images", settings=train.settings)
     for finding in found:
         if finding.level == "error":
             raise DataError(f"data.validation: {finding.text} {finding.advice}")
-        return [f"data: {finding.text} {finding.advice}"]
+        return [f"data: {finding.where}: {finding.text} {finding.advice}"]
     return []
 
 
@@ -237,5 +244,5 @@ def own_sample_prompts(settings: DataSettings) -> list[Sample]:
                 f"data.sample_prompts.{number}.image: {own.image}: {error}; name an image file"
             ) from error
         for prompt in own.prompts:
-            questions.append(Sample(images=[own.image], dialogs=[[Turn(prompt, "")]], id=f"own:{own.image}"))
+            questions.append(Sample(images=[own.image], dialogs=[[asked(prompt, num_images=1)]], id=f"own:{own.image}"))
     return questions

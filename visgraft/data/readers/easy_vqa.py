@@ -93,7 +93,7 @@ class EasyVqa:
 
     def __getitem__(self, index: int) -> Sample:
         image_id, pairs = self._questions[index]
-        dialogs = [[turn_from_row(question, answer)] for question, answer in pairs]
+        dialogs = [[turn_from_row(question, answer, kind=kind_of(answer))] for question, answer in pairs]
         image = self._folder / "images" / f"{image_id}.png"
         return Sample(images=[image], dialogs=dialogs, id=f"{self._folder.name}/{image_id}")
 

@@ -11,6 +11,7 @@ The formats, known by their keys (the first that fits):
     conversations                       [{from: human | gpt, value}, ...]                  LLaVA
     texts                               [{user, assistant}, ...]                           The Cauldron, FineVision
     prompt, completion                  texts or messages                                  TRL
+    qas                                 [{question, answer}, ...]                          Visual Genome
     instruction, outputs                with inputs and image_base64_str                   M3IT
     question | prompt, answer | answers an answer or several                               VQA
     text | caption | captions           one or several, and an image                       captions
@@ -322,7 +323,22 @@ def _question(row: Row, images: list[Any]) -> list[list[Turn]]:
         references = references or given
     elif answers and not references:
         references = [answers] if isinstance(answers, str) else _given_answers(answers)
-    return [[turn_from_row(prompt, answer, references=references, instruction=row.get("instruction", ""))]]
+    instruction, kind = row.get("instruction", ""), row.get("kind", "")
+    return [[turn_from_row(prompt, answer, references=references, instruction=instruction, kind=kind)]]
+
+
+def _qas(row: Row, images: list[Any]) -> list[list[Turn]]:
+    """Read the questions of an image: a list of them or, as datasets keeps such lists, a dict of lists."""
+    given = row["qas"]
+    if isinstance(given, Mapping):
+        given = [dict(zip(given, each, strict=False)) for each in zip(*given.values(), strict=False)]
+    return [_question(each, images)[0] for each in _listed(given, "qas are not a list") if _is_question(each)]
+
+
+def _is_question(entry: Any) -> bool:
+    if not isinstance(entry, Mapping) or "question" not in entry or "answer" not in entry:
+        raise BadSampleError("qas lack question or answer")
+    return True
 
 
 def _given_answers(answers: Any) -> list[str]:
@@ -402,6 +418,7 @@ ROW_FORMATS = {
     "texts": RowFormat(("texts",), _texts, reader="texts"),
     "prompt_completion": RowFormat(("prompt", "completion"), _prompt_completion, reader="prompt_completion"),
     "m3it": RowFormat(("instruction", "outputs"), _m3it),
+    "qas": RowFormat(("qas",), _qas),
     "question": RowFormat(("question", "answer"), _question),
     "answers": RowFormat(("question", "answers"), _question),
     "prompt": RowFormat(("prompt", "answer"), _question),
