@@ -52,13 +52,12 @@ def read(
     Raises MissingAssetError without any files, DataError where nothing can be read or a mirror has other columns,
     ConfigError for an unknown task, and for tasks of a mirror.
     """
-    is_mirror = repository is not None if path is None else _is_mirror(path)
-    if is_mirror:
-        return _read_mirror(path, split=split, tasks=tasks, repository=repository, revision=revision)
-    if repository is not None or revision is not None:
+    if (revision is not None and repository is None) or (path is not None and repository is not None):
         raise ConfigError(
-            "m3it: got repository or revision with a path; they name a mirror on the Hub, so leave path out"
+            "m3it: repository names a parquet mirror on the Hub, and revision its commit; leave path out, or both of them"
         )
+    if repository is not None or (path is not None and _is_mirror(path)):
+        return _read_mirror(path, split=split, tasks=tasks, repository=repository, revision=revision)
     if path is None:
         chosen = tasks_of("all-english-images" if tasks is None else tasks)
         files_of = partial(_fetch, allow_partial=allow_partial)
