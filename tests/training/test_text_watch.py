@@ -72,7 +72,9 @@ def test_images_on_both_sides_end_a_run_before_its_first_step_unless_it_is_allow
 ) -> None:
     recipe = tiny_recipe(tmp_path, max_steps=2)
     recipe["data"]["validation"] = [{**recipe["data"]["train"][0], "limit": 3}, *recipe["data"]["validation"]]
-    with pytest.raises(DataError, match=r"data\.validation: 3 of 7 validation images \(42\.9%\) stand in training too\..*0\.43"):
+    with pytest.raises(
+        DataError, match=r"data\.validation: 3 of 7 validation images \(42\.9%\) stand in training too\..*0\.43"
+    ):
         train(recipe, progress=quiet)
     assert not (tmp_path / "runs").exists()
     allowed = load_recipe(recipe, overrides=["data.max_overlap_fraction=0.43"])
