@@ -84,7 +84,7 @@ class FolderWithMetadata:
     """Hold which rows are about which image; see Source."""
 
     def __init__(self, rows: Rows, *, folder: Path) -> None:
-        self._rows = rows
+        self.rows = rows
         self._folder = folder
         self.notes: list[str] = []  # what the reader has to say
         self._groups: list[array[int]] = []  # per sample: its rows
@@ -116,21 +116,21 @@ class FolderWithMetadata:
 
     def __getitem__(self, index: int) -> Sample:
         group = self._groups[index]
-        rows = [self._rows[row] for row in group]
+        rows = [self.rows[row] for row in group]
         names = _file_names(rows[0])
         dialogs = [dialog for row in rows for dialog in content_of_row(row).dialogs]
         images = image_refs(list(names), folder=self._folder)
-        return Sample(images=images, dialogs=dialogs, id="+".join(names) or self._rows.where(group[0]).split(" ", 1)[1])
+        return Sample(images=images, dialogs=dialogs, id="+".join(names) or self.rows.where(group[0]).split(" ", 1)[1])
 
     def where(self, index: int) -> str:
         """Say on which lines it stands."""
-        first, *others = (self._rows.where(row) for row in self._groups[index])
+        first, *others = (self.rows.where(row) for row in self._groups[index])
         return ", ".join([first, *(other.rsplit(" ", 1)[1] for other in others)])
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Return path, size and time of the metadata file."""
-        return self._rows.fingerprint
+        return self.rows.fingerprint
 
     @property
     def image_files(self) -> list[str]:
