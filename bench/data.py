@@ -48,7 +48,7 @@ from visgraft.config import SourceSettings
 from visgraft.data.batch import Batch
 from visgraft.data.sources import BadSample, Sources, open_sources
 from visgraft.errors import BadSampleError
-from visgraft.training.plan import Group, Planned, Planner, Position
+from visgraft.training.plan import Planned, Planner, Position
 from visgraft.training.steps import LoaderSettings, load_steps
 
 BATCH, WIDTH, HEIGHT, QUALITY, SIDE = 32, 640, 480, 90, 224
@@ -161,7 +161,7 @@ class AsBefore(Planner):
 
     def look_at(self, cursor: int, *, epoch: int) -> tuple[Planned | None, BadSample | None]:
         """Encode the texts of a group."""
-        group = Group(*self.group(cursor, epoch=epoch), epoch)
+        group = self.group(cursor, epoch=epoch)
         try:
             dialogs = self.processor.encode_text(self.sample(group))
         except BadSampleError as error:

@@ -34,6 +34,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, Protocol
 
 import yaml
@@ -271,6 +272,11 @@ class Run:
         lengths = {log: sync_records(self._log_path(log)) for log in LOGS}
         return {log: lengths[log] for log in REWOUND}
 
+    def missing_of_logs(self, logs: Mapping[str, int]) -> dict[str, int]:
+        """Say how many bytes each log lacks of those that it had with a checkpoint (see `sync_logs`)."""
+        sizes = {log: path.stat().st_size if (path := self._log_path(log)).is_file() else 0 for log in REWOUND}
+        return {log: logs[log] - size for log, size in sizes.items() if logs.get(log, 0) > size}
+
     def resume_from(self, step: int, *, logs: Mapping[str, int] | None = None) -> None:
         """Prepare the folder for going on after a checkpoint.
 
@@ -388,7 +394,8 @@ def find_model(path: str | Path) -> str:
         return str(folder) if folder.exists() else str(path)
     run = Run.open(folder)
     if not run.model_path.is_dir():
-        raise CheckpointError(f"{path}: this run has no model yet; finish it with `visgraft train --resume {path}`")
+        finish = f"visgraft train --resume {quote(str(path))}"
+        raise CheckpointError(f"{path}: this run has no model yet; finish it with `{finish}`")
     return str(run.model_path)
 
 

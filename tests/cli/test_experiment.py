@@ -76,6 +76,19 @@ def test_each_process_sees_its_own_gpu(tmp_path: Path) -> None:
     assert listening.lines[1:3] == ["a-seed0 started on 4", "b-seed0 started on 7"]
 
 
+def test_changed_libraries_are_allowed_to_each_run(
+    tmp_path: Path, visgraft: Visgraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[str] = []
+    code = "import sys; print(*sys.argv[1:]); sys.exit(2)"
+    monkeypatch.setitem(launch_process.__kwdefaults__, "program", (sys.executable, "-c", code))
+    path = write_experiment(tmp_path, variants={"lora": {}})
+    for more in ([], ["--allow-changed"]):
+        assert visgraft("experiment", path, *more).status == 1
+        printed.append((tmp_path / "runs" / "tiny" / "lora-seed0" / "failure.txt").read_text().split()[-1])
+    assert printed[0] != "--allow-changed" == printed[1]
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

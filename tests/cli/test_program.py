@@ -8,10 +8,12 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import pytest
+from rich.table import Table
+from rich.text import Text
 
 from tests.cli.conftest import Visgraft
 from visgraft.cli import main, program
-from visgraft.cli.terminal import print_error, print_json, print_line
+from visgraft.cli.terminal import print_error, print_json, print_line, print_rich
 from visgraft.errors import ModelError
 
 COMMANDS = ["init", "train", "demo", "show", "ask", "caption", "chat"]
@@ -195,6 +197,15 @@ def test_what_would_steer_the_terminal_is_shown(capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert json.loads(out) == {"answer": text}
     assert not [char for char in out if (ord(char) < 32 and char != "\n") or 127 <= ord(char) < 160]
+
+
+def test_what_would_steer_the_terminal_is_shown_in_tables_too(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("name")
+    table.add_row(Text("a \x1b[2J cat\x07"))
+    print_rich(table)
+    out = capsys.readouterr().out
+    assert "a \\x1b[2J cat" in out
+    assert not set(out) & {"\x1b", "\x07"}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")

@@ -1,7 +1,7 @@
 """How each family is handed masks and positions, and what the quirks of ALiBi families compute."""
 
 import copy
-import dataclasses
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +10,24 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from tests.tiny import ALIBI, LANGUAGES, WINDOW, P, assert_close, bare, bare_language, joined, random_ids, random_pixels
+from tests.tiny import (
+    ALIBI,
+    LANGUAGES,
+    WINDOW,
+    P,
+    assert_close,
+    bare,
+    bare_language,
+    bare_vision,
+    fresh,
+    joined,
+    random_ids,
+    random_pixels,
+)
 from visgraft.errors import UnsupportedModelError
 from visgraft.model.language import QUIRKS, Reach, embedding_scale, embedding_width, read_attention_spec
 from visgraft.model.sequence import image_then_text, shared_prefix
+from visgraft.model.vlm import VisionLanguageModel
 
 PREFIX = shared_prefix(num_image_tokens=3, text_lengths=[2, 2])
 
@@ -100,22 +114,58 @@ def test_the_longest_row_is_read_from_the_config() -> None:
 # --- Refusals
 
 
-def test_layers_whose_state_flows_past_any_mask_are_refused_by_name() -> None:
+def test_layers_that_carry_a_state_are_given_no_mask() -> None:
     language = SimpleNamespace(
-        config=LlamaConfig(num_hidden_layers=2, layer_types=["full_attention", "linear_attention"]),
+        config=LlamaConfig(num_hidden_layers=3, layer_types=["full_attention", "linear_attention", "full_attention"]),
         forward=lambda inputs_embeds, attention_mask: None,
     )
-    with pytest.raises(UnsupportedModelError, match=r"llama has layers of kind linear_attention, whose state flows"):
-        read_attention_spec(language)  # type: ignore[arg-type]
+    masks = read_attention_spec(language).arguments(PREFIX, dtype=torch.float32)["attention_mask"]  # type: ignore[arg-type]
+    assert masks["linear_attention"] is None
+    assert masks["full_attention"].shape == (1, 1, 7, 7)
 
 
-def test_a_model_that_takes_no_mask_is_refused_by_name() -> None:
+def test_kinds_without_any_state_are_not_taken_for_ones_that_see() -> None:
+    spec = read_attention_spec(bare_language("nemotron_h"))
+    assert (list(spec.reaches), spec.unmasked) == (["full_attention"], ("linear_attention", "moe", "mlp"))
+
+
+def test_indexed_attention_sets_a_limit_and_says_so() -> None:
+    language = SimpleNamespace(
+        config=LlamaConfig(num_hidden_layers=2, layer_types=["full_attention"] * 2), forward=lambda inputs_embeds: None
+    )
+    language.config.layer_types, language.config.index_topk = ["indexed_attention"] * 2, 12
+    spec = read_attention_spec(language)  # type: ignore[arg-type]
+    assert spec.max_positions == 12
+    assert spec.why_max == "its indexed_attention looks at its index_topk best keys alone"
+
+
+def test_a_model_that_takes_no_embeddings_is_refused_by_name() -> None:
     class Blind(LlamaForCausalLM):
-        def forward(self, inputs_embeds: Tensor) -> None:  # type: ignore[override]
+        def forward(self, input_ids: Tensor) -> None:  # type: ignore[override]
             raise NotImplementedError
 
-    with pytest.raises(UnsupportedModelError, match=r"llama \(Blind\) takes no attention_mask or no inputs_embeds"):
+    with pytest.raises(UnsupportedModelError, match=r"llama \(Blind\) takes no inputs_embeds"):
         read_attention_spec(Blind(bare("llama").config))
+
+
+# --- The kernel is read where it is used
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma3", "phi3", "bloom", "mistral"])
+def test_a_kernel_that_is_set_after_the_join_gets_the_masks_that_it_takes(name: str) -> None:
+    model, ids, pixels = fresh(name), random_ids(2, 6), random_pixels(2)
+    with torch.no_grad():
+        before = model(input_ids=ids, pixel_values=pixels).logits
+        for kernel in ("eager", "sdpa"):
+            model.set_attn_implementation(kernel)
+            assert_close(model(input_ids=ids, pixel_values=pixels).logits, before)
+
+
+def test_a_kernel_without_masks_is_refused_where_it_is_used() -> None:
+    model = fresh("llama")
+    model.language.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(UnsupportedModelError, match=r"llama is set to compute with flash_attention_2, which takes no"):
+        model(input_ids=random_ids(1, 4))
 
 
 # --- The quirks
@@ -125,11 +175,7 @@ def test_a_model_that_takes_no_mask_is_refused_by_name() -> None:
 def test_an_alibi_bias_is_the_slope_times_the_logical_distance(name: str) -> None:
     model = bare_language(name)
     attention_spec = read_attention_spec(model)
-    caught: dict[str, Tensor] = {}
-    if attention_spec.deliver is not None:
-        attention_spec = dataclasses.replace(attention_spec, deliver=lambda mask: caught.update(mask=mask))
     mask = attention_spec.arguments(PREFIX, dtype=torch.float32)["attention_mask"]
-    mask = caught.get("mask", mask)
     scale = 8**-0.5 if name == "falcon_alibi" else 1.0  # Falcon scales its scores together with the bias
     distance = PREFIX.position[0][None, :] - PREFIX.position[0][:, None]
     expected = head_slopes(4)[:, None, None] * distance * scale
@@ -163,6 +209,31 @@ def test_a_quirk_leaves_the_model_fit_to_be_copied(name: str) -> None:
         second = twin(input_ids=ids, pixel_values=pixels).logits
         assert not torch.allclose(first, second)
         assert torch.equal(model(input_ids=ids, pixel_values=pixels).logits, first)
+
+
+@pytest.mark.parametrize("name", ALIBI)
+def test_a_language_model_alone_computes_what_it_did_before_it_was_joined(name: str) -> None:
+    language, ids, pixels = bare_language(name), random_ids(2, 6), random_pixels(2)
+    padded = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        before = language(input_ids=ids, attention_mask=padded).logits, language.generate(ids, max_new_tokens=4)
+        model = VisionLanguageModel.from_parts(bare_vision("clip"), language)
+        joined_logits = model(input_ids=ids, pixel_values=pixels).logits
+        after = language(input_ids=ids, attention_mask=padded).logits, language.generate(ids, max_new_tokens=4)
+        assert torch.equal(before[0], after[0])
+        assert torch.equal(before[1], after[1])
+        assert torch.equal(model(input_ids=ids, pixel_values=pixels).logits, joined_logits)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", *ALIBI])
+def test_a_joined_model_can_be_pickled(name: str) -> None:
+    model, ids, pixels = joined(name), random_ids(1, 4), random_pixels(1)
+    with torch.no_grad():
+        twin = pickle.loads(pickle.dumps(model))
+        assert torch.equal(
+            twin(input_ids=ids, pixel_values=pixels).logits, model(input_ids=ids, pixel_values=pixels).logits
+        )
+        assert torch.equal(twin.language(input_ids=ids).logits, bare(name)(input_ids=ids).logits)
 
 
 def test_mpt_keeps_its_own_scale_clipping_and_cache() -> None:

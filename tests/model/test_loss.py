@@ -25,7 +25,7 @@ from tests.tiny import (
 )
 from visgraft.errors import UnsupportedModelError
 from visgraft.model import loss as loss_module
-from visgraft.model.loss import cross_entropy, gathered_head, supervised_loss
+from visgraft.model.loss import cross_entropy, gathered_head, supervised_losses
 from visgraft.model.vlm import VisionLanguageModel
 
 # Families that scale or cap their logits behind the head, project before it, or bias it.
@@ -153,7 +153,7 @@ def test_logits_that_do_not_come_from_the_head_alone_are_refused() -> None:
     model = TwoHeads(bare_language("llama").config).eval()
     ids, source = random_ids(1, 5), torch.tensor([[0, 2], [0, 3]])
     with pytest.raises(UnsupportedModelError, match=r"TwoHeads gave logits of shape \[2, 2, 96\] for 2 supervised pos"):
-        supervised_loss(
+        supervised_losses(
             model, lambda: model(input_ids=ids), source=source, target=torch.tensor([4, 5]), logits_bytes=2**20
         )
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from visgraft.data.sources import Sources, chunk_dialogs, epoch_order
+from visgraft.data.dealing import chunk_dialogs
+from visgraft.data.sources import Sources, epoch_order
 from visgraft.data.windows import Streams
 from visgraft.errors import BadSampleError
 from visgraft.processor import Processor

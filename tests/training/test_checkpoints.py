@@ -145,6 +145,19 @@ def test_lost_best_weights_are_told_of_and_the_newest_become_the_model(
     assert (summary["model_step"], summary["validation_step"], summary["validation_loss"]) == (6, 6, 6.0)
 
 
+def test_records_that_were_there_and_are_lost_are_told_of(tmp_path: Path, quiet: TrainProgress) -> None:
+    run = stopped_at(4, recipe_of(tmp_path), tmp_path / "stopped", quiet)
+    log = run.folder / "metrics.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole[: len(whole) // 2])
+    (run.folder / "samples.jsonl").unlink(missing_ok=True)
+    heard = Heard()
+    train(resume=run.folder, progress=heard)
+    missing = len(whole) - len(whole) // 2
+    assert f"metrics.jsonl has lost at least {missing:,} bytes of records that were there at step 4" in heard.lines
+    assert [record["step"] for record in run.steps()][-2:] == [5, 6]
+
+
 @pytest.mark.usefixtures("validated")
 def test_the_summary_says_whose_weights_the_model_has(tmp_path: Path, quiet: TrainProgress) -> None:
     summary = Run.open(train(recipe_of(tmp_path), progress=quiet)).read_summary()

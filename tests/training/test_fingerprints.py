@@ -392,6 +392,16 @@ def test_data_cut_below_the_cursor_end_in_words_and_never_in_silence(tmp_path: P
     assert [record["step"] for record in steps] == list(range(1, len(steps) + 1))
 
 
+def test_a_finished_run_whose_data_have_become_too_few_stays_finished(tmp_path: Path, quiet: TrainProgress) -> None:
+    run = Run.open(train(tiny_recipe(tmp_path, num_images=24, epochs=1, text_tokens_per_step=60), progress=quiet))
+    summary, steps = run.read_summary(), run.steps()
+    write_lines(tmp_path, lines_of(tmp_path)[:6])
+    with pytest.raises(DataError, match="nothing is left"):
+        train(resume=run.folder, allow_changed=True, progress=quiet)
+    assert run.status() == "finished"
+    assert (run.read_summary(), run.steps()) == (summary, steps)
+
+
 def test_data_cut_so_that_the_cursor_is_behind_the_end_of_the_run_are_refused(
     tmp_path: Path, quiet: TrainProgress
 ) -> None:

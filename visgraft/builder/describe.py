@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
 from safetensors import safe_open
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from visgraft.builder.build import apply_modes, build_processor, join_settings
 from visgraft.builder.shapes import Stage, shapes_of, stages_of
@@ -25,13 +25,14 @@ from visgraft.config import PARTS, Recipe, SourceSettings, recipe_to_dict
 from visgraft.data.prompt import NAMED_TEMPLATES
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.hf_logging import quiet_transformers
+from visgraft.model.lora import inject_adapter
 from visgraft.model.precision import computing_dtype, pick_device
 from visgraft.model.quantization import quantization_name
 from visgraft.model.storage.adapters import adapter_folder
 from visgraft.model.storage.pretrained import load_config
 from visgraft.model.storage.restoring import find_folder, read_config
+from visgraft.model.tower import build_tower, vision_tower_config
 from visgraft.model.trainable import PartRow, parts_table, set_trainable
-from visgraft.model.vision import vision_tower_config
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, find_model
@@ -81,7 +82,7 @@ def describe_recipe(
     names = _names_of_recipe(recipe)
     values, facts = _facts(model, processor)
     values["data"] = recipe_to_dict(recipe).get("data", {})
-    sources = {"train": recipe.data.train, "validation": recipe.data.validation}
+    sources = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
     facts += [(key, "; ".join(_in_words(source) for source in entries)) for key, entries in sources.items() if entries]
     kind = "recipe" if run is None else "run"
     if run is not None:
@@ -155,13 +156,13 @@ def _model_of_folder(folder: Path, config: VisionLanguageConfig) -> VisionLangua
     for part in SOURCED_PARTS:
         for index in range(config.parts[part]["adapters"]):
             lora = LoraConfig.from_pretrained(str(folder / adapter_folder(part, index)))
-            inject_adapter_in_model(lora, getattr(model, part), adapter_name=f"stage_{index + 1}")
+            inject_adapter(lora, getattr(model, part), adapter=f"stage_{index + 1}")
     return model
 
 
 def _empty_parts(vision: Any, language: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
     with quiet_transformers(), torch.device("meta"):
-        return AutoModel.from_config(vision), AutoModelForCausalLM.from_config(language)
+        return build_tower(vision), AutoModelForCausalLM.from_config(language)
 
 
 def _num_stored(*folders: Path) -> int:

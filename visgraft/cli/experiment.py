@@ -4,7 +4,9 @@ In: an experiment file. Out: a folder of runs and a table of what came out. Usag
 """
 
 import os
+from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,6 +51,12 @@ def experiment(
         str | None,
         typer.Option(metavar="LIST", help="Run side by side, one on each: 0,1 or all.", show_default="one by one"),
     ] = None,
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed", help="Go on with runs even if data, models or libraries changed; writes it down."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Run variants of a recipe under equal conditions and put them beside one another.
@@ -63,7 +71,7 @@ def experiment(
     if dry_run:
         _preview(planned, as_json=as_json)
         return 0
-    return _run(planned, gpus=gpus, as_json=as_json)
+    return _run(planned, gpus=gpus, allow_changed=allow_changed, as_json=as_json)
 
 
 def _preview(planned: "Experiment", *, as_json: bool) -> None:
@@ -111,14 +119,16 @@ def _number(value: int | None, *, about: str = "") -> str:
     return "unknown" if value is None else f"{about}{value:,}"
 
 
-def _run(planned: "Experiment", *, gpus: str | None, as_json: bool) -> int:
+def _run(planned: "Experiment", *, gpus: str | None, allow_changed: bool, as_json: bool) -> int:
     from visgraft.experiment.display import ExperimentProgress
+    from visgraft.experiment.process import launch_process
     from visgraft.experiment.running import run_experiment
     from visgraft.experiment.variant_results import as_table, as_values, results_of
 
     try:
         with ExperimentProgress(error_console()) as progress:
-            outcomes = run_experiment(planned, devices=_devices(gpus), progress=progress)
+            launch = partial(launch_process, allow_changed=allow_changed)
+            outcomes = run_experiment(planned, devices=_devices(gpus), progress=progress, launch=launch)
     except KeyboardInterrupt as error:
         return end_stopped(error)
     if as_json:
@@ -127,7 +137,7 @@ def _run(planned: "Experiment", *, gpus: str | None, as_json: bool) -> int:
         print_rich(as_table(results_of(outcomes)))
         _print_failures(outcomes)
         print_line()
-        print_line(f"visgraft compare {planned.folder} -o report.html")
+        print_line(f"visgraft compare {quote(str(planned.folder))} -o report.html")
     return FAILED if any(outcome.reason is not None for outcome in outcomes) else 0
 
 

@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -112,7 +114,18 @@ def print_rich(renderable: RenderableType) -> None:
     """Print a table or a text of rich's; what is piped gets no colours and wide lines."""
     is_terminal = sys.stdout.isatty()
     with _refusals_told():
-        Console(width=None if is_terminal else PLAIN_WIDTH, highlight=False).print(renderable)
+        Console(width=None if is_terminal else PLAIN_WIDTH, highlight=False).print(_Visible(renderable))
+
+
+@dataclass(frozen=True)
+class _Visible:
+    """What rich draws, with what would steer the terminal shown instead."""
+
+    renderable: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 @contextmanager

@@ -74,6 +74,15 @@ class ProjectionSettings:
 
 
 @dataclass(frozen=True)
+class TileSettings:
+    """An image is cut into tiles of the encoder's own size; see data/images/tiles.py."""
+
+    max: PositiveInt = setting("result", 6)  # most tiles of an image
+    thumbnail: bool = setting("result", True)  # whether the whole image, made small, stands in front of its tiles
+    separator: Literal["learned", "none"] = setting("result", "learned")  # an image token behind each row of tiles
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """Which parts are joined, and how."""
 
@@ -88,6 +97,7 @@ class ModelSettings:
     feature_layer: int = setting("result", -1)  # which hidden state of the encoder is taken, as an index (-1: the last)
     keep_class_token: bool = setting("result", True)  # whether the encoder's class token becomes an image token
     num_frames: Count = setting("result", 0)  # frames that get a learned temporal embedding; 0: none
+    tiles: TileSettings | None = setting("result", None)  # cut images into tiles of the encoder's own size; null: no
     projection: ProjectionSettings = field(default_factory=ProjectionSettings)  # patch features to image tokens
     # prompt template: plain, question, chat, or text with {prompt}; null: question
     template: str | None = setting("result", None)
@@ -97,6 +107,11 @@ class ModelSettings:
     attention: str | None = setting("speed", None, may_change=True)
 
     def __post_init__(self) -> None:
+        if self.tiles is not None and self.num_frames:
+            raise ConfigError(
+                f"model.tiles: got tiles and num_frames {self.num_frames}; frames of a video are not cut, so leave "
+                "model.tiles out, or set model.num_frames to 0"
+            )
         if self.projection.pool > 1 and self.projection.pixel_shuffle > 1:
             raise ConfigError(
                 f"model.projection: got pool {self.projection.pool} and pixel_shuffle {self.projection.pixel_shuffle}, "
@@ -178,6 +193,12 @@ class TrainSettings:
     sample_every_steps: PositiveInt | None = setting("result", None, may_change=True)
     # validation dialogs answered by generation and compared whole; 0: none
     exact_match_samples: Count = setting("result", 0, may_change=True)
+    # metrics of `visgraft evaluate --list` that answers to validation samples are scored by: [cider, bleu]
+    scores: tuple[str, ...] = setting("result", (), may_change=True)
+    # validation samples answered for the scores, a fixed choice
+    score_samples: PositiveInt = setting("result", 200, may_change=True)
+    # the score whose best step the run keeps as its model; null: the lowest validation loss
+    best_by: str | None = setting("result", None)
     max_new_tokens: PositiveInt = setting("result", 32, may_change=True)  # longest answer that is generated
 
     def mode_of(self, part: Part) -> TrainingMode:
@@ -221,6 +242,8 @@ class SourceSettings:
     group: Literal["auto", "path", "content", "none"] = setting("result", "auto")
     # a dialog per turn, or one per image
     dialogs: Literal["as_given", "independent", "conversation"] = setting("result", "as_given")
+    # answers: whatever the words of a prompt, each of its answers comes equally often in an epoch; null: as given
+    balance: Literal["answers"] | None = setting("result", None)
     num_frames: PositiveInt = setting("result", 8)  # frames taken of a video, or of a folder of frames
     # seconds between frames; null: spread over the whole video
     frame_spacing_s: PositiveFloat | None = setting("result", None)
@@ -276,6 +299,8 @@ class DataSettings:
 
     train: tuple[SourceSettings, ...] = setting("result", ())  # sources to learn from
     validation: tuple[SourceSettings, ...] = setting("result", ())  # sources to measure on, never learned from
+    # sources that no training reads: `visgraft evaluate` scores finished models on them
+    test: tuple[SourceSettings, ...] = setting("disk", (), may_change=True)
     # own images asked during the run too
     sample_prompts: tuple[SamplePromptSettings, ...] = setting("result", (), may_change=True)
     # dialogs behind one image prefix; more go behind another
@@ -284,6 +309,8 @@ class DataSettings:
     max_text_tokens: PositiveInt = setting("result", 512)
     # bad samples that a source may have before the run stops
     max_bad_fraction: Fraction = setting("result", 0.01, may_change=True)
+    # of the validation images and texts, what may stand in training too
+    max_overlap_fraction: Fraction = setting("result", 0.01, may_change=True)
     max_pixels: PositiveInt = setting("result", 100_000_000)  # larger images are refused
     exact_pixels: bool = setting("result", True)  # false: resize quicker, which changes some bytes by 1 of 255
     # whether images are downloaded where the data names web addresses
@@ -300,7 +327,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         # What is held out of a training source validates, whether the recipe repeats it under validation or not.
         there = [(entry.source, entry.path, entry.split, entry.options) for entry in self.validation]
-        held_out = [replace(entry, weight=1.0, limit=None) for entry in self.train if entry.held_out]
+        held_out = [replace(entry, weight=1.0, limit=None, balance=None) for entry in self.train if entry.held_out]
         new = [e for e in held_out if (e.source, e.path, e.split, e.options) not in there]
         object.__setattr__(self, "validation", (*self.validation, *new))
         for host in self.allow_private_hosts:

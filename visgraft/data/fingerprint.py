@@ -80,9 +80,9 @@ class ImagePaths:
         self._count = 0
 
     def add(self, *paths: str | Path) -> None:
-        """Add those of one row, but for names that no file can have."""
-        for path in filter(is_file_name, map(str, paths)):
-            if self._count % self._every == 0:
+        """Add those of one row; what no file can be called is left out, as opening it will say."""
+        for path in map(str, paths):
+            if self._count % self._every == 0 and is_file_name(path):
                 self._kept.append(path)
             self._count += 1
         if len(self._kept) > MOST_IMAGES:

@@ -138,7 +138,7 @@ def _fetch(recipe: Recipe, missing: dict[str, MissingAssetError]) -> None:
     for name in (
         model.vision,
         model.language and model.language.name,
-        *(e.path for e in (*data.train, *data.validation)),
+        *(e.path for e in (*data.train, *data.validation, *data.test)),
     ):
         if name in missing:
             raise missing[name]

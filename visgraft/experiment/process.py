@@ -93,10 +93,14 @@ def launch_process(
     say: Callable[[str], None],
     *,
     program: Sequence[str] = PROGRAM,
+    allow_changed: bool = False,
 ) -> ProcessJob:
-    """Start a run in a folder, or go on with it where it was begun; `device` is the one GPU that it sees."""
+    """Start a run in a folder, or go on with it where it was begun; `device` is the one GPU that it sees.
+
+    With `allow_changed` it goes on even if data, models or libraries are not those that it began with.
+    """
     with tempfile.NamedTemporaryFile("w", prefix="visgraft-", suffix=".yaml", delete=False, encoding="utf-8") as file:
         file.write(run.recipe.to_yaml())
     place = ["--resume" if action_for(folder) == "resume" else "--output", str(folder)]
-    command = [*program, "train", file.name, *place]
+    command = [*program, "train", file.name, *place, *(["--allow-changed"] if allow_changed else [])]
     return ProcessJob(command, recipe=Path(file.name), device=device, say=say)

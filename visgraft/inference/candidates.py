@@ -24,7 +24,8 @@ from torch import Tensor
 from visgraft.data.prompt import encode_dialog
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import ConfigError
-from visgraft.inference.answering import eval_mode, room_for_answer
+from visgraft.inference.eval_mode import eval_mode
+from visgraft.inference.limits import room_for_answer
 from visgraft.inference.prefix_cache import PrefixCache, encode_prefixes, open_pixels, read_prefixes
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.sequence import SegmentTable, append_segment, empty_table

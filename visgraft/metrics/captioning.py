@@ -11,12 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visgraft.metrics.scores import Scores, check_pairs, mean_of
-from visgraft.metrics.text_quality import WITHOUT_SPACES
 
 _Counts = Counter[tuple[str, ...]]
 _MAX_WORDS = 4  # n-grams of 1 to 4 words
-_LETTER = rf"[^\W{WITHOUT_SPACES}]"
-_WORD = re.compile(rf"[{WITHOUT_SPACES}]|n't\b|'{_LETTER}+|{_LETTER}+(?:[-.,]{_LETTER}+)*")
 _LENGTH_SIGMA = 6.0  # of the penalty for another length
 
 
@@ -34,20 +31,19 @@ def tokenize_caption(caption: str) -> list[str]:
 
     "n't", "'s" and the like are words of their own, as in the Penn Treebank; inside a word a hyphen, a period or a
     comma stays ("well-lit", "3.5"). The COCO server's tokenizer, a Java program, differs from this in rare cases only.
-    In scripts that set no spaces (Chinese, Japanese, Thai, ...) each character is a word: a whole caption would be one.
     """
     spaced = re.sub(r"(n't|'(?:s|m|d|re|ve|ll))\b", r" \1", caption.lower().replace("\u2019", "'"))
-    return _WORD.findall(spaced)
+    return re.findall(r"n't\b|'\w+|\w+(?:[-.,]\w+)*", spaced)
 
 
-def cider(predictions: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:
+def cider(answers: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:
     """Score captions by CIDEr-D, in 0..10 (Vedantam et al. 2015, arXiv:1411.5726, equations 1 to 4 and section 5.2).
 
     For n = 1..4, captions are vectors of n-gram counts weighted by log(samples / samples whose references hold it); the
     score is 10 times the mean, over n and references, of the clipped cosine times exp(-(length difference)^2 / 72).
     Rarity is counted in these very references, so a set of one sample scores 0 by definition.
     """
-    check_pairs(predictions, references)
+    check_pairs(answers, references)
     counted = [[_count_ngrams(reference) for reference in accepted] for accepted in references]
     num_samples_with: _Counts = Counter()
     for accepted in counted:
@@ -56,8 +52,8 @@ def cider(predictions: Sequence[str], *, references: Sequence[Sequence[str]]) ->
     unseen = math.log(len(references))
 
     per_sample = []
-    for prediction, accepted in zip(predictions, counted, strict=True):
-        ours = _weigh(_count_ngrams(prediction), rarity=rarity, unseen=unseen)
+    for answer, accepted in zip(answers, counted, strict=True):
+        ours = _weigh(_count_ngrams(answer), rarity=rarity, unseen=unseen)
         total = sum(_compare(ours, _weigh(counts, rarity=rarity, unseen=unseen)) for counts in accepted)
         per_sample.append(10 * total / len(accepted))
     return mean_of(per_sample)

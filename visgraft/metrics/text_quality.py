@@ -11,13 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 NGRAM_SIZE = 4  # words
-# Characters of scripts that set no spaces, each a word, without their punctuation: Thai and Lao, Burmese, Khmer, what
-# stands for a repeated character, Japanese, half-width Japanese, Chinese with its rarer characters
-WITHOUT_SPACES = (
-    "\u0e01-\u0e4e\u0e50-\u0e59\u0e81-\u0edf\u1000-\u1049\u1050-\u109f\u1780-\u17d3\u17e0-\u17e9\u3005-\u3007"
-    "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
-    "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,8 @@ def text_quality_of(answers: Sequence[str], *, stopped: Sequence[bool | None]) -
     )
 
 
-_WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W{WITHOUT_SPACES}]+(?:['\u2019.,-][^\W{WITHOUT_SPACES}]+)*")
+_WITHOUT_SPACES = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_WITHOUT_SPACES}]|[^\W{_WITHOUT_SPACES}]+(?:['\u2019.,-][^\W{_WITHOUT_SPACES}]+)*")
 
 
 def words_of(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Which attention kernel the language part computes with, chosen by device in this one place.
 
-In: a joined model and its device. Out: the kernel set, and the model's `AttentionSpec` with it, so that
-it is given the right kind of mask.
+In: a joined model and its device. Out: the kernel set in the language model's config, where the model's `AttentionSpec`
+reads at every call which kind of mask to give it.
 
     set_attention(model, choose_attention(model.language, device=device, asked=recipe.model.attention))
     with dense_attention(model):                 # generation: a few queries at a time, over a cache
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,7 +64,6 @@ def set_attention(model: JoinedModel, kernel: str | None) -> None:
         model.language.set_attn_implementation(kernel)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"model.attention: got {kernel}, which {config.model_type} lacks: {error}") from error
-    model.attention_spec = replace(model.attention_spec, additive=kernel != "sdpa", blocks=kernel == FLEX)
 
 
 @contextlib.contextmanager

@@ -21,11 +21,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from visgraft.builder.build import apply_modes, build_model, build_processor
-from visgraft.config import Recipe
+from visgraft.config import Recipe, TrainSettings
 from visgraft.data.batch import Batch
-from visgraft.data.sources import BadSample, Quarantine
-from visgraft.errors import DataError
+from visgraft.data.prompt import end_token_id
+from visgraft.data.sources import BadSample, Part, Quarantine
+from visgraft.errors import ConfigError, DataError
 from visgraft.folder_lock import FolderLock, refuse_held
+from visgraft.metrics import metric_named
 from visgraft.model.attention_kernel import choose_attention, set_attention
 from visgraft.model.checks.preflight import preflight
 from visgraft.model.parts import trained_parameters
@@ -103,10 +105,11 @@ def open_session(
     set_seed(recipe.train.seed)  # new weights are drawn from it
     model = build_model(local, image_size=processor.image_size)
     now, changes = check_unchanged(recipe, data, processor, model, accelerator, resume=resume, allowed=allow_changed)
+    model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
     run = open_run(recipe, accelerator, resume=resume, folder=folder, fingerprints=now, lock=lock, say=progress.say)
     if is_main:
-        progress.begin(run.folder, table=parts_as_table(rows), notes=notes)
+        progress.begin(run.folder, table=parts_as_table(rows), notes=[*notes, *data.remarks])
     loader = data.loader
     if recipe.train.cache_vision is not None:
         planners = [planner for planner in (data.planner, data.validation) if planner is not None]
@@ -135,6 +138,7 @@ def open_session(
             say=progress.say,
         )
         if is_main:
+            forget_later(run, state, say=progress.say)
             if run.read_fingerprints() is None:
                 progress.say(
                     "this run has kept no fingerprints, as older versions kept none: what has changed since it began "
@@ -147,8 +151,9 @@ def open_session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
         optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation,
         loader=loader.limited(state.micro_batch_positions),
-        quarantine=open_quarantine(recipe, run, data.planner, is_main=is_main), filler=data.filler,
-        sample_prompts=data.sample_prompts, questions=data.questions, state=state, progress=progress,
+        quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes), filler=data.filler,
+        sample_prompts=data.sample_prompts, questions=data.questions, scored=data.scored,
+        watch=data.watch, state=state, progress=progress,
         counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
 
@@ -173,6 +178,24 @@ def check_before_loading(
         refuse_held(Path(folder).expanduser())
         Run.check_free(folder)
     check_trackers(recipe.train.report_to)
+    check_scores(recipe.train)
+
+
+def check_scores(settings: TrainSettings) -> None:
+    """See that scores exist, can be computed of answers, and that the one to choose by is among them.
+
+    Raises:
+        ConfigError: one does not.
+        MissingAssetError: one needs what is not installed.
+    """
+    measured = ["exact_match"] if settings.exact_match_samples else []
+    for name in settings.scores:
+        metric = metric_named(name)
+        if metric.needs != "answers":
+            raise ConfigError(f"train.scores: got {name}, which needs no answers; validation measures the loss anyway")
+        measured += metric.gives
+    if settings.best_by is not None and settings.best_by not in measured:
+        raise ConfigError(f"train.best_by: got {settings.best_by!r}, need one of {', '.join(measured)}")
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -308,9 +331,7 @@ def restore(
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> TrainState:
-    """Read the newest whole checkpoint into weights, optimizer and random states; forget what was logged after it.
-
-    Of a run that has none, everything is forgotten: it begins again.
+    """Read the newest whole checkpoint into weights, optimizer and random states; a run that has none begins again.
 
     Raises:
         CheckpointError: it is not of this model, or none is whole.
@@ -323,21 +344,25 @@ def restore(
     if found[0] is None:
         if accelerator.is_main_process:
             say(f"{run.folder} holds no checkpoint yet: the run begins again")
-            run.resume_from(0)
         return TrainState()
-    step, checkpoint = found[0]
+    _, checkpoint = found[0]
     state, random_states = load_state(checkpoint, trained=trained, optimizer=optimizer, scaler=accelerator.scaler)
     for group, own in zip(optimizer.param_groups, of_recipe, strict=True):
         group.update(own)  # what the recipe says now rules, not what it said when the checkpoint was written
     if accelerator.process_index < len(random_states):
         set_random_state(random_states[accelerator.process_index], device=accelerator.device)
     accelerator.wait_for_everyone()  # the folder may be moved back into its place now
-    if accelerator.is_main_process:
-        run.resume_from(step, logs=state.logs)
-        damage = None if state.best_step is None else find_damage(run, state.best_step)
-        if damage is not None:
-            say(f"the best weights are lost: {damage}; unless later ones are better, the model will be the newest")
     return state
+
+
+def forget_later(run: Run, state: TrainState, *, say: Callable[[str], None]) -> None:
+    """Forget what was written behind the state that a run goes on from, and tell what that state misses."""
+    for log, missing in run.missing_of_logs(state.logs).items():
+        say(f"{log}.jsonl has lost at least {missing:,} bytes of records that were there at step {state.step}")
+    run.resume_from(state.step, logs=state.logs)
+    damage = None if state.best_step is None else find_damage(run, state.best_step)
+    if damage is not None:
+        say(f"the best weights are lost: {damage}; unless later ones are better, the model will be the newest")
 
 
 def settle_position(
@@ -375,16 +400,29 @@ def settle_position(
     return settled
 
 
-def open_quarantine(recipe: Recipe, run: Run, planner: Planner, *, is_main: bool) -> Quarantine:
-    """Open the list of bad samples: those that the run knows, and those that cannot even be read."""
-    names = [field.name for field in fields(BadSample)]
-    known = [BadSample(**{name: record[name] for name in names}) for record in run.read("quarantine")]
-    quarantine = Quarantine(
-        num_samples=planner.num_samples(Position(0, 0)),
-        max_bad_fraction=recipe.data.max_bad_fraction,
-        known=known,
-        write=(lambda record: run.append("quarantine", record)) if is_main else None,
-    )
-    for bad in planner.unreadable:
-        quarantine.add(bad)
-    return quarantine
+def open_quarantines(
+    recipe: Recipe, run: Run, data: TrainingData, *, is_main: bool, changes: Sequence[Change] = ()
+) -> dict[Part, Quarantine]:
+    """Open the lists of bad samples of train and validation: those that the run knows, and what cannot even be read.
+
+    Raises:
+        DataError: there are too many of them; of data that changed since, those met again will tell.
+    """
+    records = [{"part": "train", **record} for record in run.read("quarantine")]  # older runs wrote no part
+    planners: dict[Part, Planner | None] = {"train": data.planner, "validation": data.validation}
+    quarantines: dict[Part, Quarantine] = {}
+    for part, planner in planners.items():
+        if planner is None:
+            continue
+        names = [field.name for field in fields(BadSample)]
+        quarantine = quarantines[part] = Quarantine(
+            num_samples=planner.num_samples(Position(0, 0)),
+            max_bad_fraction=recipe.data.max_bad_fraction,
+            known=[BadSample(**{name: each[name] for name in names}) for each in records if each["part"] == part],
+            write=(lambda record: run.append("quarantine", record)) if is_main else None,
+        )
+        for bad in planner.unreadable:
+            quarantine.add(bad)
+        if planner.has_known_length and not any(change["what"].startswith(f"data.{part}") for change in changes):
+            quarantine.check()
+    return quarantines

@@ -33,9 +33,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from visgraft.data.grouping import RowSource
+from visgraft.data.grouping import ReadRow, RowSource
 from visgraft.data.readers.files import ALL_SUFFIXES, open_split
 from visgraft.data.readers.row_formats import content_of_row
+from visgraft.data.readers.rows import Rows
+from visgraft.data.readers.splits import notes_of
 from visgraft.data.sample import Source
 
 _FIRST_PARQUET = (".parquet", *(suffix for suffix in ALL_SUFFIXES if suffix != ".parquet"))
@@ -48,26 +50,38 @@ def read(
     images: str | None = None,
     columns: dict[str, str] | None = None,
     prompt: str = "",
+    encoding: str | None = None,
+    separator: str | None = None,
 ) -> Source:
     """Return the rows of a split.
 
     images: the folder of image files that rows name. columns: {key of a format: column of the file}. prompt: the text
-    in front of a caption.
+    in front of a caption. encoding, separator: of text files, where they are not UTF-8 and not what the header shows.
     Raises MissingAssetError without files, DataError where they cannot be read.
     """
-    rows = open_split(path, split=split, reader="parquet", suffixes=_FIRST_PARQUET)
+    rows = open_split(
+        path, split=split, reader="parquet", suffixes=_FIRST_PARQUET, encoding=encoding, separator=separator
+    )
     read_row = partial(content_of_row, columns=columns, prompt=prompt)
-    return RowSource(rows, folder=_image_folder(path, images=images), read_row=read_row)
+    return _source(rows, path, images=images, read_row=read_row)
 
 
-def read_one_format(path: Path | None, *, split: str, reader: str, images: str | None = None) -> Source:
+def read_one_format(
+    path: Path | None, *, split: str, reader: str, images: str | None = None, encoding: str | None = None
+) -> Source:
     """Return the rows of a split, all of the one format that is called like their reader.
 
     Raises MissingAssetError without files, DataError for files of another kind.
     """
-    rows = open_split(path, split=split, reader=reader)
+    rows = open_split(path, split=split, reader=reader, encoding=encoding)
     read_row = partial(content_of_row, row_format=reader)
-    return RowSource(rows, folder=_image_folder(path, images=images), read_row=read_row)
+    return _source(rows, path, images=images, read_row=read_row)
+
+
+def _source(rows: Rows, path: Path | None, *, images: str | None, read_row: ReadRow) -> RowSource:
+    source = RowSource(rows, folder=_image_folder(path, images=images), read_row=read_row)
+    source.notes = notes_of(rows)
+    return source
 
 
 def _image_folder(path: Path | None, *, images: str | None) -> Path | None:
