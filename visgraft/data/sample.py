@@ -9,7 +9,7 @@ Out: Turn and Sample, frozen, and what a Source of them looks like; no image is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -50,7 +50,7 @@ class Turn:
     answer: str
     references: tuple[str, ...] = ()
     instruction: str = ""
-    kind: str = ""
+    kind: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -76,6 +76,14 @@ def _is_unicode(text: str) -> bool:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
+
+
+def references_of(turn: Turn) -> tuple[str, ...]:
+    """List the accepted answers of a turn: its references, and its answer where they do not hold it.
+
+    Of ten people's answers the most common one is also the answer to learn; it is not to count twice.
+    """
+    return turn.references if turn.answer in turn.references else (turn.answer, *turn.references)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import torch
 from visgraft.errors import DataError
 from visgraft.evaluation.asking import Loaded
 from visgraft.evaluation.loading import Lazy, LazyBare
-from visgraft.inference.answering import eval_mode
+from visgraft.inference.eval_mode import eval_mode
 from visgraft.model.precision import Precision
 from visgraft.reporting.progress import working
 
