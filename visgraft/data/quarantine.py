@@ -1,6 +1,6 @@
 """Set bad samples aside, count them, and stop a run that meets too many.
 
-In:  what is bad, where, and why. Out: counts by reason; a line of quarantine.jsonl each; past the budget TooManyBadError.
+In:  what is bad, where, and why. Out: counts by reason; lines of quarantine.jsonl; past the budget TooManyBadError.
 
     quarantine = Quarantine(num_samples=len(sources), max_bad_fraction=0.01, write=write_line)
     quarantine.add(sources.bad_sample(index, "image is truncated"))
