@@ -257,7 +257,7 @@ def test_what_the_words_alone_give_away_is_told_before_and_after_balancing(
     assert found.level == "warning" and "give away 80.0% of 50 answers" in found.text
     assert found.advice == "balance: answers, in this source of the recipe, makes it 50.0%."
     found = findings_of(processor, [write(tmp_path / "t.jsonl", rows, balance="answers")])["words_alone"]
-    assert found.level == "note" and "80.0% of 50" in found.text and "balanced, it is 50.0%" in found.text
+    assert found.level == "note" and "80.0% of 50" in found.text and "Balanced, it is 50.0%" in found.text
     assert "'yes' 0.62 times, 'no' 2.50 times" in found.text
 
 
