@@ -138,6 +138,11 @@ class Active:
         for row, front in enumerate(fronts, start=first):
             if front.states is not None:
                 self._cache.place(row, front.states, length=front.num_read)
+        for request, front in zip(admitted, fronts, strict=True):
+            request.length, request.unread = front.num_read, front.unread
+        if max(counts) == 1 and not copies:  # the next step reads a single token for every row anyway
+            self.requests += admitted
+            return
         rows = [front.unread + [0] * (max(counts) - len(front.unread)) for front in fronts]
         logits = self._run_rows(rows, first=first, starts=starts, counts=counts, requests=admitted)
         for request, end in zip(admitted, ends, strict=True):
@@ -185,13 +190,13 @@ class Active:
     # --- Decoding
 
     def decode(self) -> None:
-        """Let every slot read the token that it said last, and say the next one."""
+        """Let every slot read the token that it said last, or its prompt's only one, and say the next one."""
         self._grow()
         while self.requests:
             running = list(self.requests)
             try:
                 logits = self._run_rows(
-                    [request.ids[-1:] for request in running],
+                    [request.ids[-1:] or request.unread for request in running],
                     first=0,
                     starts=[request.length for request in running],
                     counts=[1] * len(running),
