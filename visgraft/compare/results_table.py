@@ -124,7 +124,7 @@ def _score_key(run: RunData) -> str:
 
 def _is_share(variants: Sequence[Variant], name: str) -> bool:
     values = [scores_of(run).get(name, 0.0) for variant in variants for run in variant.runs]
-    return name in ("exact_match", "vqa_accuracy") and all(0.0 <= value <= 1.0 for value in values)
+    return name in ("exact_match", "vqa_v2") and all(0.0 <= value <= 1.0 for value in values)
 
 
 def _is_zero(column: Column) -> bool:

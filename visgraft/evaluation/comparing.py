@@ -69,7 +69,7 @@ class Compared:
 
 def better_of(score: str) -> str | None:
     """Say whether higher or lower values of a score are better; None where neither is."""
-    return next((metric.better for metric in METRICS.values() if score in metric.gives), "higher")
+    return next((metric.better_of(score) for metric in METRICS.values() if score in metric.gives), "higher")
 
 
 def highest_of(score: str) -> float:
