@@ -88,10 +88,9 @@ def make_questions(kind: str, processor: Processor, *, images: int, folder: Path
     if kind == "questions":
         return [Question(path, text, 1 + draw.randrange(3)) for path in paths for text in ("a cat", "two dogs", "red")]
     if kind == "captions":
-        lengths = [length for texts in json.loads(LENGTHS.read_text()) for _, length in texts]
-        return [
-            Question(path, "", length) for path, length in zip(paths, draw.sample(lengths, len(paths)), strict=True)
-        ]
+        lengths = [length for texts in json.loads(LENGTHS.read_text())["images"] for _, length in texts]
+        drawn = draw.choices(lengths, k=len(paths))
+        return [Question(path, "", length) for path, length in zip(paths, drawn, strict=True)]
     shortest, longest = (2, 9) if tiny else (8, 160)
     return [
         Question(path, "What can be seen here?", round(shortest * (longest / shortest) ** (draw.random() ** 1.3)))
@@ -240,9 +239,7 @@ def measure(
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--images", type=positive, default=16, help="of each kind of work; easy-VQA has ten questions each"
-    )
+    parser.add_argument("--images", type=positive, default=16, help="easy-VQA has ten questions each")
     parser.add_argument("--batch-size", type=positive, default=16, help="of batches, and slots of the loop")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--kinds", nargs="+", default=["questions", "captions", "long"])

@@ -154,6 +154,15 @@ def test_an_id_that_stands_for_several_images_is_told_and_several_rows_about_one
     assert (finding.level, finding.count, finding.of) == ("note", 2, 2)
 
 
+def test_a_column_that_looks_like_images_beside_the_one_that_is_used_is_told(
+    tmp_path: Path, processor: Processor
+) -> None:
+    rows = [{**each, "overlay": "x.png", "note": "see a.png and b"} for each in good_rows(tmp_path / "t")]
+    finding = findings_of(processor, [write(tmp_path / "t.jsonl", rows)])["unused_image_columns"]
+    assert finding.text == "A column of its rows may hold images that are not used: overlay."
+    assert finding.advice == "If those are meant, say columns: {image: overlay} in this source of the recipe."
+
+
 def test_blank_and_tiny_images_are_found(tmp_path: Path, processor: Processor) -> None:
     rows = good_rows(tmp_path / "t")
     rows.append(row(picture(tmp_path / "white.jpg", colour="white"), "nothing"))

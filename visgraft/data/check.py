@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.utils.data import DataLoader, Dataset
 
-from visgraft.data.first_look import looks_of
+from visgraft.data.first_look import looks_of, unused_image_columns
 from visgraft.data.quarantine import budget_of
 from visgraft.data.records import Encoder, Looker, SampleRecord
 from visgraft.data.source_report import SourceReport
@@ -75,7 +75,12 @@ def is_within_budget(reports: Sequence[SourceReport]) -> bool:
 def _new_reports(sources: Sources) -> dict[str, SourceReport]:
     return {
         entry.name: SourceReport(
-            entry.name, sources.part, epochs=weight, is_balanced=is_balanced(entry), notes=entry.notes
+            entry.name,
+            sources.part,
+            epochs=weight,
+            is_balanced=is_balanced(entry),
+            notes=entry.notes,
+            unused_columns=unused_image_columns(entry),
         )
         for entry, weight in zip(sources.opened, sources.weights, strict=True)
     }

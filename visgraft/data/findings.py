@@ -188,6 +188,21 @@ def _same_name(reports: Sequence[SourceReport], settings: DataSettings) -> Itera
             yield _of(report, "same_id", "note", several, len(counts), text, advice)
 
 
+def _unused_columns(reports: Sequence[SourceReport], settings: DataSettings) -> Iterator[Finding]:
+    for report in reports:
+        if report.unused_columns:
+            text, advice = unused_columns_in_words(report.unused_columns)
+            number = len(report.unused_columns)
+            yield _of(report, "unused_image_columns", "warning", number, number, text, advice)
+
+
+def unused_columns_in_words(columns: Sequence[str]) -> tuple[str, str]:
+    """Say which columns look like images and are not used, and what to do."""
+    named = ", ".join(columns[:_NAMED_TOKENS]) + (", ..." if len(columns) > _NAMED_TOKENS else "")
+    text = f"{'A column' if len(columns) == 1 else 'Columns'} of its rows may hold images that are not used: {named}."
+    return text, f"If those are meant, say columns: {{image: {columns[0]}}} in this source of the recipe."
+
+
 # --- Texts
 
 
@@ -314,6 +329,7 @@ FINDINGS: tuple[Finder, ...] = (
     _control_tokens,
     _encodings,
     _cut_texts,
+    _unused_columns,
     _poor_images,
     _same_answers,
     _words_alone,

@@ -96,6 +96,7 @@ class SourceReport:
         lost: the bad ones of which nothing can be used; of the others, only some of the texts are bad.
         is_balanced: the answers of a prompt come equally often.
         notes: what the reader has to say.
+        unused_columns: that look like images.
         looks: what its first row looks like, of a source without a good sample.
         images, texts: of the good samples; a text is one dialog.
         lengths: how many texts have so many tokens, prompt and answer.
@@ -119,6 +120,7 @@ class SourceReport:
     lost: int = 0
     is_balanced: bool = False
     notes: Sequence[str] = ()
+    unused_columns: Sequence[str] = ()
     looks: str | None = None
     images: int = 0
     texts: int = 0
@@ -215,6 +217,7 @@ class SourceReport:
             "reasons": dict(self.reasons.most_common()),
             "examples": self.examples,
             "notes": list(self.notes),
+            "unused_image_columns": list(self.unused_columns),
             "marks": {mark: {"count": number, "examples": self.marked[mark]} for mark, number in self.marks.items()},
             "answers": [{"answer": answer, "texts": number} for answer, number in self.answers.top(20)],
             "words_alone": {

@@ -1,8 +1,8 @@
 """Models of visgraft as lmms-eval asks them: its requests in, answers out; only lmms-eval imports this file.
 
 In: `--model_args pretrained=RUN[,batch_size=16,device=cpu,precision=fp32]`. Out: texts, in the order of the requests.
-Generation only: the likelihood path of lmms-eval 0.7.3 is broken (it hands over no images), so nothing that it asked could be
-right; `visgraft evaluate --metrics choice_likelihood` scores candidates.
+Generation only: the likelihood path of lmms-eval 0.7.3 is broken (one kind of task hands over the text to score,
+another a function, a third no images); `visgraft evaluate --metrics choice_likelihood` scores candidates.
 
     python -m lmms_eval --model visgraft --model_args pretrained=runs/my-run --tasks pope --batch_size 16
 """
@@ -21,8 +21,8 @@ from visgraft.reporting.progress import working
 
 MAX_NEW_TOKENS = 32  # where a task does not say
 LIKELIHOOD = (
-    "visgraft answers lmms-eval's generation tasks only: the likelihood path of lmms-eval 0.7.3 hands over no images; "
-    "choose a generate_until task, or use `visgraft evaluate --metrics choice_likelihood`"
+    "visgraft answers lmms-eval's generation tasks only, as the likelihood path of lmms-eval 0.7.3 is broken; choose a "
+    "generate_until task, or use `visgraft evaluate --metrics choice_likelihood`"
 )
 
 

@@ -9,6 +9,7 @@ Where an answer ends is decided by who asks: see `stop_token_ids` of inference/l
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -76,6 +77,18 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             return whole
         output.sequences = whole
         return output
+
+    def stop_also_at(self, token_id: int) -> None:
+        """Let `generate` end answers at a token too, here and wherever the model is saved to.
+
+        Whoever knows the prompt template calls it with the token behind every answer (`end_token_id` of
+        data/prompt.py), which the language model's own settings need not name. Its own copy of these stays as it is.
+        """
+        own = self.generation_config.eos_token_id
+        stops = [] if own is None else [own] if isinstance(own, int) else list(own)
+        if token_id not in stops:
+            self.generation_config = copy.deepcopy(self.generation_config)
+            self.generation_config.eos_token_id = [*stops, token_id] if stops else token_id
 
     def _start_tokens(self, num_rows: int) -> Tensor:
         for name in ("bos_token_id", "eos_token_id"):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from visgraft.builder.build import apply_modes, build_model, build_processor
 from visgraft.config import Recipe, TrainSettings
 from visgraft.data.batch import Batch
+from visgraft.data.prompt import end_token_id
 from visgraft.data.sources import BadSample, Part, Quarantine
 from visgraft.errors import ConfigError, DataError
 from visgraft.folder_lock import FolderLock, refuse_held
@@ -104,6 +105,7 @@ def open_session(
     set_seed(recipe.train.seed)  # new weights are drawn from it
     model = build_model(local, image_size=processor.image_size)
     now, changes = check_unchanged(recipe, data, processor, model, accelerator, resume=resume, allowed=allow_changed)
+    model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
     run = open_run(recipe, accelerator, resume=resume, folder=folder, fingerprints=now, lock=lock, say=progress.say)
     if is_main:

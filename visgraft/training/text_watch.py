@@ -63,11 +63,12 @@ class TextWatch:
         name = sample.id or ""
         about = text_key(name) if sample.images else 0  # who shares an id shares the images
         report.samples += 1
-        report.texts += len(sample.dialogs)
-        for dialog in sample.dialogs:
+        good = [d for d, outcome in zip(sample.dialogs, text.outcomes, strict=True) if not isinstance(outcome, str)]
+        report.texts += len(good)
+        for dialog in good:
             report.add_text(self._looker.look_at_text(dialog), about=about, where=lambda: name)
         report.truncated += sum(dialog.truncated for dialog in text.dialogs)
-        self._seen[part] += len(sample.dialogs)
+        self._seen[part] += len(good)
 
     def close(self, part: Part) -> None:
         """Look at no more of a part, as it has been read once."""

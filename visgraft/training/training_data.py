@@ -17,8 +17,8 @@ from accelerate import Accelerator
 
 from visgraft.config import DataSettings, Recipe
 from visgraft.data.batch import Batch, EncodedSample
-from visgraft.data.findings import overlap_finding
-from visgraft.data.first_look import check_every_source
+from visgraft.data.findings import overlap_finding, unused_columns_in_words
+from visgraft.data.first_look import check_every_source, unused_image_columns
 from visgraft.data.images.opening import open_image
 from visgraft.data.messages import asked
 from visgraft.data.overlap import image_overlap
@@ -115,8 +115,15 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
 
 
 def remarks_of(sources: Sources) -> list[str]:
-    """List what the readers have to say."""
-    return [f"data: {sources.part} {entry.name}: {note}" for entry in sources.opened for note in entry.notes]
+    """List what the readers have to say, and columns that look like images and are not used."""
+    remarks = []
+    for entry in sources.opened:
+        notes = list(entry.notes)
+        unused = unused_image_columns(entry)
+        if unused:
+            notes.append(" ".join(unused_columns_in_words(unused)))
+        remarks += [f"data: {sources.part} {entry.name}: {note}" for note in notes]
+    return remarks
 
 
 def check_overlap(train: Sources, validation: Sources) -> list[str]:
@@ -130,7 +137,7 @@ def check_overlap(train: Sources, validation: Sources) -> list[str]:
     for finding in found:
         if finding.level == "error":
             raise DataError(f"data.validation: {finding.text} {finding.advice}")
-        return [f"data: {finding.text} {finding.advice}"]
+        return [f"data: {finding.where}: {finding.text} {finding.advice}"]
     return []
 
 
