@@ -20,7 +20,8 @@ from transformers.cache_utils import Cache
 from visgraft.errors import ModelError
 from visgraft.model.joined import JoinedModel
 from visgraft.model.sequence import SegmentTable
-from visgraft.model.vision import is_vision_input
+from visgraft.model.state_cache import StateCache
+from visgraft.model.vision import check_rows, is_vision_input
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 
@@ -65,6 +66,7 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             ):
                 raise ModelError(PADS_BEHIND_CACHE)
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+        check_rows(pixel_values if kwargs.get("image_embeds") is None else kwargs["image_embeds"], input_ids)
         if pixel_values is not None and kwargs.get("image_embeds") is None:
             prefix, prefix_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
             kwargs.update(image_embeds=prefix, image_token_mask=prefix_mask)
@@ -129,7 +131,23 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
     ) -> Any:
-        """Make room for the image tokens, which `generate` does not count."""
+        """Make the cache that the language model takes, with room for the image tokens, which `generate` ignores.
+
+        Raises:
+            ModelError: another kind of cache is asked for than the one that holds this language model's states.
+        """
+        spec = self.attention_spec
+        if spec.sharing != "mask" and model_kwargs.get("past_key_values") is None:
+            if generation_config.cache_implementation is not None:
+                raise ModelError(
+                    f"cache_implementation: got {generation_config.cache_implementation!r}, but {spec.name} carries "
+                    "states, which visgraft's own cache holds; leave it out"
+                )
+            if spec.behind_cache == "nothing":  # then everything is read again for every token
+                generation_config.use_cache = model_kwargs["use_cache"] = False
+            if generation_config.use_cache:
+                model_kwargs["past_key_values"] = StateCache()
+            return None
         mask = model_kwargs.get("image_token_mask")
         length += 0 if mask is None else mask.shape[1]
         prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]

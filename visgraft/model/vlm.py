@@ -36,11 +36,13 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicCache
 
 from visgraft.errors import ModelError
+from visgraft.model.checks.compatibility import check_language
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
-from visgraft.model.language import embedding_scale, read_attention_spec
-from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, supervised_loss
+from visgraft.model.language import embedding_scale
+from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, loss_output, supervised_losses
 from visgraft.model.parts import input_embedding
+from visgraft.model.passes import losses_in_passes, read
 from visgraft.model.precision import float32_under_autocast, let_layer_norms_take_float32
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
@@ -53,9 +55,19 @@ from visgraft.model.sequence import (
     rows_going_on,
 )
 from visgraft.model.slots import SlotCache
+from visgraft.model.state_cache import StateCache
 from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.tower import build_tower
-from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
+from visgraft.model.vision import (
+    ENDS_ROW,
+    check_inputs,
+    check_rows,
+    count_tokens,
+    dummy_inputs,
+    encode,
+    flatten_images,
+    measure,
+)
 from visgraft.segments import IMAGE, TEXT
 
 
@@ -91,9 +103,10 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
             width=self.prefix_injection.width,
             settings=config.projection_settings,
             num_frames=config.num_frames,
+            has_row_separator=config.has_row_separator,
             scale=1.0 if language.device.type == "meta" else embedding_scale(language),
         )
-        self.attention_spec = read_attention_spec(language)
+        self.attention_spec = check_language(language, causal_image=config.image_attention == "causal")
         let_layer_norms_take_float32(language)
         self.loaded_checksums = {}
         self.generation_config = language.generation_config
@@ -153,7 +166,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         Raises:
             ModelError: the encoder does not take an input, or the mask has another shape.
         """
-        check_inputs(self.vision, vision_inputs)
+        self._check_inputs(vision_inputs)
         inputs = {"pixel_values": pixel_values, **vision_inputs}
         flat, mask = flatten_images(inputs, image_mask=image_mask)  # each [N, ...], [B, F]
         if not mask.any():
@@ -170,12 +183,25 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         prefix_mask[mask] = real
         return prefix.flatten(1, 2), prefix_mask.flatten(1, 2)  # [B, F * p, width], [B, F * p]
 
+    def _check_inputs(self, vision_inputs: Mapping[str, Tensor]) -> None:
+        if ENDS_ROW in vision_inputs and self.projection.row_separator is None:
+            raise ModelError(
+                "got row separators between tiles, which the model was not joined with: give VisionLanguageModel and "
+                "Processor the same tiles"
+            )
+        check_inputs(self.vision, (name for name in vision_inputs if name != ENDS_ROW))
+
     def _count_image_tokens(self, vision_inputs: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
         """Count the real image tokens of each image, [N] long; tokens: [N, P, width]."""
+        has_separator = self.projection.row_separator is not None
+        number = tokens.shape[1] - has_separator
         is_reduced = self.projection.settings.pool * self.projection.settings.pixel_shuffle > 1
         if is_reduced:
-            return torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
-        return count_tokens(vision_inputs, tokens.shape[1], extent_per_token=self.extent_per_token)
+            counts = torch.full((tokens.shape[0],), number, device=tokens.device)
+        else:
+            counts = count_tokens(vision_inputs, number, extent_per_token=self.extent_per_token)
+        ends_row = vision_inputs.get(ENDS_ROW)
+        return counts + ends_row if has_separator and ends_row is not None else counts
 
     # --- Loss
 
@@ -196,7 +222,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
                 raise ModelError(
                     f"the batch counts {counts.unique().tolist()} image tokens an image, the model makes "
                     f"{tokens.shape[1]}: make the Processor with the model's image_size, feature_layer, "
-                    "keep_class_token and, where the projection pools, num_image_tokens"
+                    "keep_class_token, tiles and, where the projection pools, num_image_tokens"
                 )
             real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]  # [N, P]
             is_image = table.kind == IMAGE  # [B, S], as many True as in `real`, in the same order
@@ -207,11 +233,32 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        arguments = self._mask_and_positions(embeds, table)
-        run = functools.partial(self.language, inputs_embeds=embeds, use_cache=False, **arguments)
-        return supervised_loss(
-            self.language, run, source=batch["source"], target=batch["target"], logits_bytes=self.logits_bytes
+        pairs = {"source": batch["source"], "target": batch["target"], "logits_bytes": self.logits_bytes}
+        if self.attention_spec.sharing == "mask":
+            arguments = self._mask_and_positions(embeds, table)
+            run = functools.partial(self.attention_spec.call, self.language, embeds, arguments)
+            return loss_output(supervised_losses(self.language, run, **pairs))
+        losses = losses_in_passes(
+            self.language,
+            self.attention_spec,
+            embeds,
+            table,
+            by_state=batch["layout"] == "shared" and self._can_share_states(),
+            causal_image=self.config.image_attention == "causal",
+            **pairs,
         )
+        return loss_output(losses)
+
+    def _can_share_states(self) -> bool:
+        """Say whether texts may read on from their image's states.
+
+        Checkpointing of the library's own kind drops what a layer hands over, and processes that share the weights out
+        must make equally many passes.
+        """
+        drops = self.language.training and any(
+            getattr(module, "gradient_checkpointing", False) for module in self.language.modules()
+        )
+        return self.attention_spec.sharing == "state" and not drops and not isinstance(self, FSDPModule)
 
     def _needs_black_image(self, vision_inputs: Mapping[str, Tensor]) -> bool:
         """Say whether a batch runs the vision part for the other processes alone, which wait for it.
@@ -267,7 +314,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
             ModelError: neither ids nor a batch is given, an argument is unknown, the row is longer than the language
                 model's positions, or pads stand behind what is in the cache.
         """
-        check_inputs(self.vision, vision_inputs)
+        self._check_inputs(vision_inputs)
         if batch is not None:
             return self._batch_loss(batch)
         if input_ids is None:
@@ -280,13 +327,14 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
                 attention_mask=attention_mask,
                 logits_to_keep=logits_to_keep,
             )
+        check_rows(pixel_values if image_embeds is None else image_embeds, input_ids)
         if image_embeds is None and pixel_values is not None:
             image_embeds, image_token_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
         if image_token_mask is None:
             num_image = 0 if image_embeds is None else image_embeds.shape[1]
             image_token_mask = torch.ones(input_ids.shape[0], num_image, dtype=torch.bool, device=input_ids.device)
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache(config=self.config.text_config)
+        if past_key_values is None and use_cache and self.attention_spec.behind_cache != "nothing":
+            past_key_values = self.make_cache()
         num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         embeds = self.get_input_embeddings()(input_ids)  # [B, T, D_lm]; with a cache [B, Q, D_lm]
         table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
@@ -316,11 +364,20 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         Returns:
             Logits [B, Q or n, V], and what comes to the head, [B, Q, D].
         """
+        if self.attention_spec.sharing != "mask":
+            is_causal = self.config.image_attention == "causal"
+            return read(
+                self.language,
+                self.attention_spec,
+                embeds,
+                table,
+                cache=cache,
+                causal_image=is_causal,
+                logits_to_keep=logits_to_keep,
+            )
         arguments = self._mask_and_positions(embeds, table, cache)
         with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
-            output = self.language(
-                inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **arguments
-            )
+            output = self.attention_spec.call(self.language, embeds, arguments, cache=cache)
         return output.logits, states[-1]
 
     def _mask_and_positions(self, embeds: Tensor, table: SegmentTable, cache: Cache | None = None) -> dict[str, Any]:
@@ -361,6 +418,12 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
+
+    def make_cache(self) -> Cache:
+        """Make an empty cache of the kind that the language model takes."""
+        if self.attention_spec.sharing == "mask":
+            return DynamicCache(config=self.config.text_config)
+        return StateCache()
 
     # --- Reading piece by piece: what was read stands in a cache, and a table says what it is
 
@@ -439,6 +502,11 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         Raises:
             ModelError: a text ends beyond the language model's positions.
         """
+        if self.attention_spec.sharing != "mask":
+            raise ModelError(
+                f"{self.attention_spec.name} carries states from text to text, so texts cannot stand side by side in "
+                "one row: read each behind a copy of the cache (`StateCache.select`)"
+            )
         table = append_texts(context, lengths=lengths)
         self._check_length(table)
         logits, _ = self._decode(self.get_input_embeddings()(input_ids[None]), table, cache, 0)  # [1, T, V]
@@ -478,9 +546,10 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
             return
         length = int(self.prefix_injection.positions(table).max()) + 1
         if length > limit:
+            reason = f" ({self.attention_spec.why_max})" if self.attention_spec.why_max else ""
             raise ModelError(
                 f"a row of {length} positions (image and text tokens) is longer than the {limit} positions of "
-                f"{self.attention_spec.name}: shorten the text, or make fewer image tokens (model.image_size, "
+                f"{self.attention_spec.name}{reason}: shorten the text, or make fewer image tokens (model.image_size, "
                 "model.projection.pool)"
             )
 

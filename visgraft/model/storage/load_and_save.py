@@ -27,7 +27,6 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from visgraft.atomic import write_whole
 from visgraft.errors import CheckpointError
-from visgraft.model.checks.compatibility import check_language
 from visgraft.model.checks.encoder import check_encoder
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.joined import JoinedModel
@@ -58,6 +57,7 @@ class StorageMixin(JoinedModel):
         keep_class_token: bool = True,
         num_frames: int = 0,
         projection: Mapping[str, Any] | None = None,
+        tiles: Mapping[str, Any] | None = None,
         language_init: str = "pretrained",
         dtype: torch.dtype = torch.float32,
         vision_revision: str | None = None,
@@ -75,6 +75,8 @@ class StorageMixin(JoinedModel):
             keep_class_token: keep the tokens in front of the patches.
             num_frames: frames with a learned temporal embedding.
             projection: {"type": "linear" or "mlp", "pool": 1, "pixel_shuffle": 1}.
+            tiles: {"max": 6, "thumbnail": True, "separator": "learned"}: images are cut by the processor, which needs
+                the same; None = they stay whole.
             language_init: `pretrained`, or `random` for a language model that starts from nothing.
             dtype: of the parts' weights; loaded modules keep their own.
             vision_revision: branch, tag or commit on the Hub.
@@ -91,7 +93,6 @@ class StorageMixin(JoinedModel):
         language_module, language_origin = load_language(
             language, revision=language_revision, dtype=dtype, init=language_init, **language_kwargs
         )
-        check_language(language_module)
         config = VisionLanguageConfig(
             vision_config=vision_module.config,
             text_config=language_module.config,
@@ -101,6 +102,7 @@ class StorageMixin(JoinedModel):
             keep_class_token=keep_class_token,
             num_frames=num_frames,
             projection=dict(projection or {}),
+            tiles=None if tiles is None else dict(tiles),
             parts={"vision": vision_origin, "language": language_origin},
         )
         config.image_by_image = check_encoder(vision_module, settings=config.vision_settings)
@@ -148,7 +150,6 @@ class StorageMixin(JoinedModel):
         vision = restore_part(folder, "vision", config=config, dtype=wanted)
         own = wanted if language_dtype is None else _dtype(language_dtype)
         language = restore_part(folder, "language", config=config, dtype=own, adapter_dtype=wanted, **kwargs)
-        check_language(language.module)
         model = cls(config, vision=vision.module, language=language.module)
         restore_projection(model.projection, folder, dtype=wanted)
         _gather_on_one_device(model)
