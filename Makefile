@@ -6,6 +6,8 @@
 #   make test-long     those marked long
 #   make test-kill     kill 300 runs at any moment (KILLS=30: 30): each must end as if it never was (docs/reliability.md)
 #   make test-oldest   the model and the data with the oldest releases that pyproject.toml allows
+#   make test-coco     captions' tokens and scores beside COCO's own programs (needs Java)
+#   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
 #   make lint types    format and style; strict types
 #   make check         lint, types, test
 #   make map           write the file map of docs/architecture.md again
@@ -15,13 +17,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+COCO := .venv-coco
+SCRIPTS := .venv-scripts
 WORKERS ?= 2
 KILLS ?= 300
 # worksteal: each process gets half of the tests in their order, so that a file's fixtures are mostly made once, and at
 # the end the one that is done takes over what the other still has to do
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-long test-kill test-oldest lint types check map clean
+.PHONY: demo test test-fast test-long test-kill test-oldest test-coco test-scripts lint types check map clean
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -41,6 +45,14 @@ test-kill: $(STAMP)
 # the model and the data with the oldest releases that pyproject.toml allows, in an environment of their own
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -q -m "not long" tests/model tests/data
+
+# captions' tokens and scores beside COCO's own programs, in an environment of their own; no torch is needed
+test-coco: $(COCO)/.installed
+	PYTHONPATH=. $(COCO)/bin/python -m tests.metrics.compare_coco
+
+# without what lmms-eval requires: only single functions of it are run
+test-scripts: $(SCRIPTS)/.installed
+	PYTHONPATH=. $(SCRIPTS)/bin/python -m tests.metrics.compare_scripts
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -70,5 +82,11 @@ $(STAMP): pyproject.toml constraints.txt
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(call install,$(OLDEST),constraints-oldest.txt,-e '.[video]' pytest)
 
+$(COCO)/.installed: pyproject.toml constraints.txt
+	$(call install,$(COCO),constraints.txt,numpy 'pycocoevalcap>=1.2')
+
+$(SCRIPTS)/.installed: constraints.txt
+	$(call install,$(SCRIPTS),constraints.txt,--no-deps numpy lmms-eval==0.7.3)
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(COCO) $(SCRIPTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
