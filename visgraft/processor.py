@@ -340,7 +340,7 @@ class Processor(ProcessorMixin):
         opened = [open_image(ref, max_pixels=max_pixels) for ref in sample.images]
         vision_inputs = self.make_pixels(sample.images, opened, exact=exact_pixels, as_bytes=as_bytes)
         counts = self.count_image_tokens(vision_inputs)
-        is_known_before = sum(counts) == len(opened) * self.num_image_tokens
+        is_known_before = self.image_size is not None and len(counts) == len(opened)
         for dialog in () if is_known_before else dialogs:  # only now each image's own number is known
             self._check_positions(dialog, num_image_tokens=sum(counts))
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)

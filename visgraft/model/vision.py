@@ -31,16 +31,20 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, pytorch_utils
 
 from visgraft.errors import ConfigError, ModelError, UnsupportedModelError
-from visgraft.model.tower import build_tower, vision_tower_config
+from visgraft.model.tower import build_tower, model_class, vision_tower_config
 
 ENDS_ROW = "ends_row"  # [N] bool, beside the encoder's own inputs: whether a row of tiles ends with a picture
 DEFAULT_IMAGE_SIZE = 224  # of encoders whose config names none (ResNet, ConvNeXt)
 # What a model raises that cannot run as it is asked to.
-FAILURES = (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError)
+FAILURES = (
+    ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError,
+    ArithmeticError, StrictDataclassError,
+)  # fmt: skip
 DEPTHS = ("num_hidden_layers", "num_layers", "depth", "depths", "encoder_layers", "num_block_repeats")
 
 
@@ -422,15 +426,15 @@ def _merge_size(config: PreTrainedConfig) -> int:
     return 1
 
 
-_signatures: dict[type, tuple[str, ...]] = {}
-
-
 def _forward_parameters(config: PreTrainedConfig) -> tuple[str, ...]:
     """Name the arguments of the `forward` of an encoder, by its config."""
-    if type(config) not in _signatures:
-        with torch.device("meta"):
-            _signatures[type(config)] = tuple(_parameters(build_tower(shallow(config))))
-    return _signatures[type(config)]
+    return tuple(inspect.signature(model_class(config).forward).parameters)[1:]  # without self
+
+
+def reads_text(config: PreTrainedConfig) -> bool:
+    """Say whether the class of a config is a language model, which may take images too."""
+    names = _forward_parameters(config)
+    return names[:1] == ("input_ids",)
 
 
 def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -442,6 +446,7 @@ def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
             values[name] = 2
             for stages in ("stage_names", "out_features", "out_indices"):  # of a transformer, one a layer
                 values.pop(stages, None)
+            values |= {name: kinds[:2] for name, kinds in values.items() if name == "layer_types" and kinds}
         elif isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value):
             values[name] = [min(each, 1) for each in value]
     try:
@@ -457,6 +462,10 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
     tries = [(config, "meta"), (shallow(config), "cpu"), (config, "cpu")]
     if settings.feature_layer != -1:
         tries.pop(1)
+    if reads_text(config):
+        raise UnsupportedModelError(
+            f"{config.model_type} reads text, and its config names no part that only sees: choose another encoder"
+        )
     shape, name = None, config.model_type
     for number, (tried, device) in enumerate(tries):
         try:
