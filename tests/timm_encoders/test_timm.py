@@ -123,7 +123,7 @@ def test_the_pixels_are_those_of_timm_and_come_back_from_disk(
     assert torch.equal(again(images=image, text="")["pixel_values"], pixels)
 
 
-@pytest.mark.parametrize("name", [name for name in ("vit_tiny_patch16_224", "convnext_atto", "resnet18")])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "resnet18"])
 def test_another_image_size_is_made_of_the_same_transform(name: str, folder: Any, tokenizer: Any) -> None:
     if name == "vit_tiny_patch16_224":
         with pytest.raises(ConfigError, match=r"model.image_size: TimmWrapperModel cannot take images of 128 pixels"):
@@ -162,8 +162,8 @@ def test_tiles_of_an_encoder_of_timm_are_not_cut_off(folder: Any, tokenizer: Any
     "kind", ["CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor", "BitImageProcessor"]
 )
 @pytest.mark.parametrize("size", [(300, 200), (40, 50), (224, 224)])
-def test_exact_pixels_are_those_of_either_kind_of_image_processor(kind: str, size: tuple[int, int]) -> None:
-    for name in (kind, f"{kind}Pil"):
+def test_exact_pixels_are_those_of_either_kind_of_image_processor(encoder: str, size: tuple[int, int]) -> None:
+    for name in (f"{encoder}ImageProcessor", f"{encoder}ImageProcessorPil"):
         image_processor = getattr(hf, name)()
         image = random_image(*size)
         expected = image_processor(images=[image], return_tensors="pt")["pixel_values"]
