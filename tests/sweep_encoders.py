@@ -37,7 +37,8 @@ from transformers.models.auto.modeling_auto import (
 from tests.tiny import bare_language, random_ids, randomise
 from visgraft.errors import VisgraftError
 from visgraft.model.tower import build_tower, vision_tower_config
-from visgraft.model.vision import VisionSettings, dummy_inputs, encode, measure, reads_text, shallow
+from visgraft.model.vision import VisionSettings, encode, measure, shallow
+from visgraft.model.vision_inputs import dummy_inputs, reads_text
 from visgraft.model.vlm import VisionLanguageModel
 
 WIDTHS = ("hidden_size", "intermediate_size", "embed_dim", "out_hidden_size", "mlp_dim")

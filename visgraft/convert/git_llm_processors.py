@@ -17,7 +17,7 @@ from visgraft.data.images.pixels import made_image_size
 from visgraft.data.prompt import PromptTemplate
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import VisgraftError
-from visgraft.model.vision import native_image_size
+from visgraft.model.vision_inputs import native_image_size
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 

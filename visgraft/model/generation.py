@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from visgraft.errors import ModelError
 from visgraft.model.joined import JoinedModel
 from visgraft.model.sequence import SegmentTable
-from visgraft.model.vision import is_vision_input
+from visgraft.model.vision_inputs import is_vision_input
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 

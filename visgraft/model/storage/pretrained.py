@@ -29,7 +29,8 @@ from visgraft.model.quantization import prepare_4bit_for_cpu
 from visgraft.model.storage.tower_weights import read_tower
 from visgraft.model.storage.weights import cast_weights
 from visgraft.model.tower import find_tower, model_class, tower_class, vision_tower_config
-from visgraft.model.vision import VisionSettings, dummy_inputs, encode
+from visgraft.model.vision import VisionSettings, encode
+from visgraft.model.vision_inputs import dummy_inputs
 from visgraft.starter import resolve
 
 Origin = dict[str, Any]  # {"name": str | None, "revision": str | None}
