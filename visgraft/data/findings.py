@@ -295,8 +295,8 @@ def _words_alone(reports: Sequence[SourceReport], settings: DataSettings) -> Ite
             continue
         about = "about " if report.pairs.thinned else ""
         text = (
-            f"The words alone give away {about}{alone.share:.1%} of {alone.asked_again:,} answers: always the commonest "
-            "answer to a question is right so often (questions asked once are not counted)."
+            f"The words alone give away {about}{alone.share:.1%} of {alone.asked_again:,} answers: always the "
+            "commonest answer to a question is right so often (questions asked once are not counted)."
         )
         counts = alone.right, alone.asked_again
         if report.is_balanced:
