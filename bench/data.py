@@ -48,7 +48,7 @@ from visgraft.config import SourceSettings
 from visgraft.data.batch import Batch
 from visgraft.data.sources import BadSample, Sources, open_sources
 from visgraft.errors import BadSampleError
-from visgraft.training.plan import Group, Planned, Planner, Position
+from visgraft.training.plan import Planned, Planner, Position
 from visgraft.training.steps import LoaderSettings, load_steps
 
 BATCH, WIDTH, HEIGHT, QUALITY, SIDE = 32, 640, 480, 90, 224
@@ -159,14 +159,14 @@ def pillow_pass(folder: Path, *, num_workers: int) -> Callable[[], None]:
 class AsBefore(Planner):
     """A planner that encodes each text to see how long it is, and forgets it."""
 
-    def look_at(self, cursor: int, *, epoch: int) -> Planned | BadSample:
+    def look_at(self, cursor: int, *, epoch: int) -> tuple[Planned | None, BadSample | None]:
         """Encode the texts of a group."""
-        group = Group(*self.group(cursor, epoch=epoch), epoch)
+        group = self.group(cursor, epoch=epoch)
         try:
             dialogs = self.processor.encode_text(self.sample(group))
         except BadSampleError as error:
-            return self.bad_sample(group, str(error))
-        return Planned(group, sum(len(dialog.input_ids) for dialog in dialogs), None)
+            return None, self.bad_sample(group, str(error))
+        return Planned(group, sum(len(dialog.input_ids) for dialog in dialogs), None), None
 
 
 def write_rows(path: Path, *, number: int) -> None:

@@ -107,7 +107,8 @@ def test_loaded_parts_give_the_same_as_their_folders(parts, processor):
     vision, language = CLIPVisionModel.from_pretrained(parts[0]), LlamaForCausalLM.from_pretrained(parts[1])
     assert Processor.from_parts(vision, language).to_dict() == processor.to_dict()
     image_processor, tokenizer = processor.image_processor, processor.tokenizer
-    assert Processor.from_parts(image_processor, tokenizer, num_image_tokens=17).to_dict() == processor.to_dict()
+    known = {"num_image_tokens": 17, "max_positions": 2048}
+    assert Processor.from_parts(image_processor, tokenizer, **known).to_dict() == processor.to_dict()
 
 
 @pytest.mark.parametrize("image_size", [32, 64])
@@ -318,6 +319,52 @@ def test_the_pipeline_of_transformers_answers(processor, model):
     inputs = processor(RED, "What is it?")
     ids = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     assert plain["generated_text"] == chat["generated_text"] == processor.batch_decode(ids, skip_special_tokens=True)[0]
+
+
+# --- Positions
+
+
+def with_positions(parts, number, *, image_size=32):
+    processor = Processor.from_parts(*parts, max_positions=number)
+    processor.image_size = image_size
+    return processor
+
+
+def test_a_dialog_longer_than_the_positions_of_the_language_model_is_bad_and_takes_no_other_along(parts):
+    sample = Sample([RED], [CAPTION, TURNS, QUESTION])
+    longest = max(len(dialog.input_ids) for dialog in with_positions(parts, None).encode_text(sample))
+    fits, short = with_positions(parts, 17 + longest), with_positions(parts, 16 + longest)
+    assert len(fits.encode_text(sample)) == 3
+    reason = f"^too long for the language model: {17 + longest} positions, {16 + longest} allowed$"
+    for encode in (short.encode, short.encode_text, lambda each: short.collate([each])):
+        with pytest.raises(BadSampleError, match=reason):
+            encode(sample)
+    bad = []
+    assert short.encode(sample, bad=bad).dialogs == short.encode_text(Sample([RED], [CAPTION, QUESTION]))
+    assert len(bad) == 1
+    with pytest.raises(BadSampleError, match=reason):
+        short.encode(Sample([RED], [TURNS]), bad=[])
+    assert len(short.encode_text(Sample([], [TURNS]))) == 1  # the image's positions are free
+
+
+def test_where_images_bring_their_own_number_of_tokens_that_number_counts(parts):
+    (dialog,) = with_positions(parts, None).encode_text(Sample([], [QUESTION]))
+    own = with_positions(parts, 16 + len(dialog.input_ids), image_size=None)
+    assert own.encode_text(Sample([RED], [QUESTION])) == (dialog,)
+    with pytest.raises(BadSampleError, match="too long for the language model"):
+        own.encode(Sample([RED], [QUESTION]))
+
+
+def test_a_processor_knows_the_positions_of_its_language_model(parts, tmp_path):
+    processor = Processor.from_parts(*parts)
+    assert processor.max_positions == LlamaConfig.from_pretrained(parts[1]).max_position_embeddings
+    assert Processor.from_parts(parts[0], processor.tokenizer).max_positions is None
+    VisionLanguageModel.from_parts(*parts).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in saved.items() if key != "max_positions"}))
+    assert Processor.from_pretrained(tmp_path).max_positions == processor.max_positions  # of the model beside it
 
 
 # --- Disk

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import altair
@@ -215,7 +216,7 @@ def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], steps
         loss=figure(loss_chart(steps), alt="training loss over samples"),
         scores=make_table(["questions", "number", "right", "right without looking"], rows),
         cards=[{"question": question, "image": _picture(question)} for question in shown],
-        command=f'visgraft ask {result.folder} my-picture.png "What color is the shape?"',
+        command=f'visgraft ask {quote(str(result.folder))} my-picture.png "What color is the shape?"',
     )
 
 

@@ -10,6 +10,7 @@ In: what was got, what is allowed, what to do, as one string. Out: an exception 
         UnsupportedModelError   a model that cannot be joined exactly, refused by name
         MaskSizeError           a dense attention mask would be larger than is allowed
         PreflightError          the check before training found a broken promise
+      BusyError                 there is no room for another request now; later there may be
       CheckpointError           a run, checkpoint or model folder is missing, incomplete or does not match
       MissingAssetError         a file that must be downloaded, or found on disk, is not there
       DiskError                 the disk took no more: it is full, read-only or has no room for another file
@@ -48,6 +49,10 @@ class MaskSizeError(ModelError):
 
 class PreflightError(ModelError):
     """The check on one real batch before training found something that would train wrongly."""
+
+
+class BusyError(VisgraftError):
+    """A request found no room: the queue is full, or memory does not suffice for it beside the others."""
 
 
 class CheckpointError(VisgraftError):

@@ -39,10 +39,13 @@ from visgraft.data.sample import ImageRef, Sample, Turn
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
 from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image
+from visgraft.model.language import max_positions_of
 from visgraft.model.storage.pretrained import load_config
 from visgraft.model.vision import count_tokens
 
-_SETTINGS = ("num_image_tokens", "image_size", "template", "max_text_tokens")
+_SETTINGS = (
+    "num_image_tokens", "image_size", "template", "max_text_tokens", "max_positions", "images_take_positions",
+)  # fmt: skip
 
 
 class Processor(ProcessorMixin):
@@ -55,7 +58,10 @@ class Processor(ProcessorMixin):
         image_size: side of the pixels; None where the encoder takes images in their own resolution.
         template: name or text of the prompt template, as a recipe writes it.
         prompt_template: that template.
-        max_text_tokens: longest text of one dialog; None = no limit.
+        max_text_tokens: longest text of one dialog; what is longer is cut. None = no limit.
+        max_positions: of the language model, for images and one dialog together; a dialog that needs more is bad. None:
+            not known.
+        images_take_positions: False where the text counts its positions alone (GIT-LLM's OPT).
     """
 
     def __init__(
@@ -67,12 +73,16 @@ class Processor(ProcessorMixin):
         image_size: int | None = None,
         template: str = "question",
         max_text_tokens: int | None = None,
+        max_positions: int | None = None,
+        images_take_positions: bool = True,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=tokenizer.chat_template)
         self.num_image_tokens = num_image_tokens
         self.image_size = image_size
         self.template = template
         self.max_text_tokens = max_text_tokens
+        self.max_positions = max_positions
+        self.images_take_positions = images_take_positions
         self.prompt_template = PromptTemplate(template)
         tokenizer.padding_side = "left"  # not saved with every tokenizer, so set it wherever one is taken in
         if tokenizer.pad_token_id is None:
@@ -87,6 +97,7 @@ class Processor(ProcessorMixin):
         image_size: int | None = None,
         template: str = "question",
         max_text_tokens: int | None = None,
+        max_positions: int | None = None,
         num_image_tokens: int | None = None,
         feature_layer: int = -1,
         keep_class_token: bool = True,
@@ -102,6 +113,7 @@ class Processor(ProcessorMixin):
             image_size: side of the pixels; None = as the image processor makes them.
             template: plain, question, chat, or a text with {prompt}.
             max_text_tokens: longest text of one dialog, prompt and answer; the rest is cut off.
+            max_positions: of the language model; None = as its config says, where that is there.
             num_image_tokens: image tokens of one image; None = found from the encoder's config and the next three,
                 which are those of `VisionLanguageModel.from_parts`.
             feature_layer: which hidden state of the encoder is read.
@@ -126,6 +138,7 @@ class Processor(ProcessorMixin):
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
+            max_positions=max_positions or _positions_of(language, revision=language_revision),
             num_image_tokens=num_image_tokens,
             image_size=image_size,
             template=template,
@@ -151,6 +164,8 @@ class Processor(ProcessorMixin):
                 f"{name} holds no visgraft processor (its processor_config.json is missing or of another kind); "
                 "make one with Processor.from_parts and save it there"
             )
+        if "max_positions" not in settings:  # it was saved before that was known
+            settings = {**settings, **_positions_in(name, **hub)}
         return cls(
             load_image_processor(name, **hub),
             load_tokenizer(name, **hub),
@@ -159,18 +174,48 @@ class Processor(ProcessorMixin):
 
     # --- Training
 
-    def encode_text(self, sample: Sample) -> tuple[EncodedDialog, ...]:
+    def encode_text(self, sample: Sample, *, bad: list[str] | None = None) -> tuple[EncodedDialog, ...]:
         """Encode the dialogs of a sample; no image is touched.
 
+        Args:
+            sample: with one dialog or several.
+            bad: a list to fill: why dialogs cannot be used, which are then left out.
+
         Raises:
-            BadSampleError: there is no dialog, an answer is empty, or a prompt leaves no room for its answer.
+            BadSampleError: no dialog can be used, or one cannot and there is no `bad`: its answer is empty, its prompt
+                leaves no room for the answer, or the language model has not as many positions.
         """
         if not sample.dialogs:
             raise BadSampleError("no dialog")
-        return tuple(
-            encode_dialog(self.tokenizer, self.prompt_template, dialog, max_text_tokens=self.max_text_tokens)
-            for dialog in sample.dialogs
-        )
+        outcomes = self.encode_each(sample)
+        reasons = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        if reasons and (bad is None or len(reasons) == len(outcomes)):
+            raise BadSampleError(reasons[0])
+        if bad is not None:
+            bad += reasons
+        return tuple(outcome for outcome in outcomes if not isinstance(outcome, str))
+
+    def encode_each(self, sample: Sample) -> tuple[EncodedDialog | str, ...]:
+        """Encode each dialog of a sample by itself: its ids, or in words why it cannot be used."""
+        num_image_tokens = len(sample.images) * self.num_image_tokens if self.image_size is not None else 0
+        outcomes: list[EncodedDialog | str] = []
+        for dialog in sample.dialogs:
+            try:
+                encoded = encode_dialog(
+                    self.tokenizer, self.prompt_template, dialog, max_text_tokens=self.max_text_tokens
+                )
+                self._check_positions(encoded, num_image_tokens=num_image_tokens)
+            except BadSampleError as error:
+                outcomes.append(str(error))
+            else:
+                outcomes.append(encoded)
+        return tuple(outcomes)
+
+    def _check_positions(self, dialog: EncodedDialog, *, num_image_tokens: int) -> None:
+        """Raise BadSampleError where a dialog behind its images is longer than the language model's positions."""
+        length = len(dialog.input_ids) + (num_image_tokens if self.images_take_positions else 0)
+        if self.max_positions is not None and length > self.max_positions:
+            raise BadSampleError(f"too long for the language model: {length} positions, {self.max_positions} allowed")
 
     def encode(
         self,
@@ -179,6 +224,7 @@ class Processor(ProcessorMixin):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         exact_pixels: bool = True,
         as_bytes: bool = False,
+        bad: list[str] | None = None,
     ) -> EncodedSample:
         """Encode a sample, its dialogs as token ids and its images as pixels.
 
@@ -186,11 +232,12 @@ class Processor(ProcessorMixin):
             sample: images not yet opened.
             max_pixels: larger images are refused. exact_pixels: False is quicker and changes some bytes by 1 of 255.
             as_bytes: pixels stay bytes where that can be, until `finish`.
+            bad: a list to fill: why dialogs cannot be used, which are then left out.
 
         Raises:
-            BadSampleError: a dialog or an image cannot be used.
+            BadSampleError: an image cannot be used, or a dialog, as `encode_text` says.
         """
-        dialogs = self.encode_text(sample)
+        dialogs = self.encode_text(sample, bad=bad)
         return self.encode_images(sample, dialogs, max_pixels=max_pixels, exact_pixels=exact_pixels, as_bytes=as_bytes)
 
     def encode_images(
@@ -210,6 +257,8 @@ class Processor(ProcessorMixin):
         opened = [open_image(ref, max_pixels=max_pixels) for ref in sample.images]
         vision_inputs = make_pixels(self.image_processor, opened, exact=exact_pixels, as_bytes=as_bytes)
         counts = tuple(count_tokens(vision_inputs, self.num_image_tokens).tolist()) if vision_inputs else ()
+        for dialog in dialogs if self.image_size is None else ():  # only now each image's own number is known
+            self._check_positions(dialog, num_image_tokens=sum(counts))
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
 
     def collate(
@@ -343,6 +392,34 @@ def _load_vision(
         return vision, None
     config = vision.config if isinstance(vision, PreTrainedModel) else load_config(vision, revision=revision)
     return load_image_processor(vision, revision=revision), config
+
+
+def _positions_of(
+    language: str | Path | PreTrainedModel | PreTrainedTokenizerBase, *, revision: str | None
+) -> int | None:
+    """Return the positions of a language model; None where only its tokenizer is there."""
+    if isinstance(language, PreTrainedModel):
+        return max_positions_of(language.config)
+    if isinstance(language, PreTrainedTokenizerBase):
+        return None
+    try:
+        return max_positions_of(load_config(language, revision=revision))
+    except CheckpointError:
+        return None  # a tokenizer alone
+
+
+def _positions_in(name: str, **hub: Any) -> dict[str, Any]:
+    """Return the settings of a processor that the config of the model beside it tells."""
+    try:
+        config = load_config(name, revision=hub.get("revision"))
+    except CheckpointError:
+        return {}
+    if not isinstance(config, VisionLanguageConfig) or config.text_config is None:
+        return {}
+    return {
+        "max_positions": max_positions_of(config.text_config),
+        "images_take_positions": config.prefix_at == "embeddings",
+    }
 
 
 AutoProcessor.register(VisionLanguageConfig, Processor, exist_ok=True)

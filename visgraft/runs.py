@@ -34,6 +34,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, Protocol
 
 import yaml
@@ -393,7 +394,8 @@ def find_model(path: str | Path) -> str:
         return str(folder) if folder.exists() else str(path)
     run = Run.open(folder)
     if not run.model_path.is_dir():
-        raise CheckpointError(f"{path}: this run has no model yet; finish it with `visgraft train --resume {path}`")
+        finish = f"visgraft train --resume {quote(str(path))}"
+        raise CheckpointError(f"{path}: this run has no model yet; finish it with `{finish}`")
     return str(run.model_path)
 
 

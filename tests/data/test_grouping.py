@@ -8,6 +8,7 @@ import pytest
 from visgraft import disk_cache as kept
 from visgraft.data.grouping import Grouped, RowSource
 from visgraft.data.readers.rows import JsonLinesRows, open_rows
+from visgraft.data.readers.text_files import TextFile
 from visgraft.data.sample import Turn
 from visgraft.errors import BadSampleError
 
@@ -37,9 +38,10 @@ def test_texts_about_one_image_are_gathered_in_order_of_first_appearance(tmp_pat
 
 
 def test_bad_rows_and_rows_without_an_image_stand_alone(tmp_path):
-    rows = [{"image": "a", "text": "1"}, {"text": "x"}, {"image": "a", "text": ""}, {"text": "y"}, {"image": "a"}]
+    x, y = ({"question": "Q", "answer": answer} for answer in "xy")
+    rows = [{"image": "a", "text": "1"}, x, {"image": "a", "text": ""}, y, {"image": "a"}]
     grouped = Grouped(source(tmp_path, *rows, {"image": "a", "text": "2"}), by_content=False)
-    no_text = "row has no text, question and answer, dialogs or messages"
+    no_text = "row has no text, question and answer, dialogs or messages (columns: image)"
     assert texts(grouped) == [["1", "2"], ["x"], "answer is empty", ["y"], no_text]
     assert grouped.num_dialogs.tolist() == [2, 1, 0, 1, 0]
 
@@ -88,7 +90,7 @@ def test_a_scan_that_took_long_is_kept_until_the_file_changes(tmp_path, monkeypa
     assert len(scans) == 1
 
     monkeypatch.setattr("visgraft.data.grouping._scan", lambda *a, **k: pytest.fail("scanned again"))
-    same = Grouped(RowSource(JsonLinesRows(data / "a.jsonl"), folder=data), by_content=False)
+    same = Grouped(RowSource(JsonLinesRows(TextFile(data / "a.jsonl")), folder=data), by_content=False)
     assert texts(same) == [["1"]]
     monkeypatch.undo()
     monkeypatch.setenv("VISGRAFT_CACHE", str(tmp_path / "cache"))

@@ -88,7 +88,7 @@ def test_a_begun_answer_stays_in_its_turn():
 
 
 @pytest.mark.parametrize(
-    "roles", [[], ["assistant"], ["system", "user"], ["user", "user"], ["user", "assistant", "tool"]]
+    "roles", [[], ["assistant"], ["system"], ["user", "system"], ["user", "user"], ["user", "assistant", "tool"]]
 )
 def test_other_roles_or_orders_are_refused(roles):
     with pytest.raises(ConfigError, match=r"messages: got the roles .*, need user and assistant in turn"):

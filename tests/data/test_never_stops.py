@@ -40,12 +40,14 @@ BAD_FILES = {
 USER, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 BAD_ROWS = {
     '{"image": "good.png", "text": ': "line is not JSON",
-    '{"image": "good.png"}': "row has no text, question and answer, dialogs or messages",
+    '{"image": "good.png"}': "row has no text, question and answer, dialogs or messages (columns: image)",
     '{"image": "gone.png", "text": "a"}': "image file is missing",
     '{"image": "good.png", "text": ""}': "answer is empty",
     '{"image": "good.png", "text": 7}': "answer is not a string",
-    '{"image": "good.png", "text": NaN}': "answer is not a string",
-    '{"image": NaN, "text": "a"}': "image is given as float",
+    '{"image": "good.png", "text": NaN}': (
+        "row has no text, question and answer, dialogs or messages (columns: image, text (null))"
+    ),
+    '{"image": NaN, "text": "a"}': "caption has no image (columns: image (null), text)",
     '{"image": {"base64": "a*"}, "text": "a"}': "image is not valid base64",
     '{"image": "https://example.org/a.png", "text": "a"}': (
         "image is a web address and data.allow_remote_images is false"
@@ -64,7 +66,10 @@ def test_every_bad_thing_is_set_aside_with_its_reason_and_all_else_is_read(tmp_p
     for name, (data, _) in BAD_FILES.items():
         (tmp_path / name).write_bytes(data)
     good = [{"image": name, "text": "a cat"} for name in ("good.png", "really a jpeg.png")]
-    good += [{"image": base64.b64encode(encoded("PNG")).decode(), "text": "a cat"}, {"text": "no image"}]
+    good += [
+        {"image": base64.b64encode(encoded("PNG")).decode(), "text": "a cat"},
+        {"question": "Q", "answer": "no image"},
+    ]
     lines = [json.dumps(row) for row in good] + [json.dumps({"image": name, "text": "x"}) for name in BAD_FILES]
     (tmp_path / "rows.jsonl").write_text("\n\n".join([*lines, *BAD_ROWS, " "]))
 
@@ -72,7 +77,7 @@ def test_every_bad_thing_is_set_aside_with_its_reason_and_all_else_is_read(tmp_p
     processor = Processor.from_parts(images, TOKENIZERS["gpt2"](), num_image_tokens=4, max_text_tokens=40)
     entry = SourceSettings("parquet", path=str(tmp_path / "rows.jsonl"), group="none")
     sources = open_sources([entry], settings=DataSettings(max_pixels=1_000_000))
-    [report] = check_sources(sources, processor, part="train", num_workers=num_workers)
+    [report] = check_sources(sources, processor, num_workers=num_workers)
     assert report.samples == 4 + len(BAD_FILES) + len(BAD_ROWS) and (report.images, report.texts) == (3, 4)
     expected = [reason for _, reason in BAD_FILES.values()] + list(BAD_ROWS.values())
     assert sorted(report.reasons.elements()) == sorted(expected)

@@ -23,7 +23,11 @@ def rows(tmp_path):
     (folder / "clip").mkdir()
     Image.new("RGB", (8, 8), (9, 0, 0)).save(folder / "clip" / "0.png")
     rows = [{"image": f"{i % 5}.png", "question": f"Q{i}", "answer": f"A{i}", "references": ["R"]} for i in range(9)]
-    rows += [{"image": "clip", "text": "a clip"}, {"text": "no image"}, {"image": "gone.png", "text": "x"}]
+    rows += [
+        {"image": "clip", "text": "a clip"},
+        {"question": "Q", "answer": "no image"},
+        {"image": "gone.png", "text": "x"},
+    ]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return folder / "rows.jsonl"
 

@@ -1,5 +1,6 @@
 import pytest
 from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
 
 from tests.data.made_tokenizers import TOKENIZERS, answers_of, byte_level, wrap
 from visgraft.data.prompt import PromptTemplate, encode_dialog, encode_prompt, end_token_id
@@ -156,14 +157,12 @@ def test_a_custom_template_is_taken_as_written_with_braces_and_empty_prompts():
 
 
 def test_a_tokenizer_that_tokenises_a_text_differently_with_its_special_tokens_is_refused():
-    class Moody:
-        bos_token_id = eos_token_id = 0
-
+    class Moody(PreTrainedTokenizerFast):
         def __call__(self, text, *, add_special_tokens, verbose):
             return {"input_ids": [9, 9] if add_special_tokens else [1]}
 
     with pytest.raises(ConfigError, match="gives a text other tokens when it adds its special tokens"):
-        encode_prompt(Moody(), PromptTemplate("plain"), TURNS)
+        encode_prompt(Moody(tokenizer_object=byte_level(), eos_token="</s>"), PromptTemplate("plain"), TURNS)
 
 
 def test_the_template_of_git_llm_puts_instruction_and_question_where_it_did():

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from visgraft.config import DataSettings, SourceSettings
+from visgraft.data.dealing import chunk_dialogs
 from visgraft.data.images.remote import RemoteImage
 from visgraft.data.readers.row_formats import ROW_FORMATS
 from visgraft.data.sample import Sample, Turn
@@ -17,7 +18,6 @@ from visgraft.data.sources import (
     OpenSource,
     Quarantine,
     Sources,
-    chunk_dialogs,
     epoch_order,
     open_sources,
 )
@@ -107,7 +107,10 @@ def test_no_sources_are_an_empty_list():
         ({"source": "xyz"}, "no reader is named 'xyz'; there are coco, easy_vqa, folder"),
         ({"source": "coco", "options": {"promt": "x"}}, r"data.train.0.promt: unknown key; did you mean .*prompt\?"),
         ({"source": "coco", "options": {"splitt": "x"}}, r"data.train.0.splitt: .*did you mean data.train.0.split\?"),
-        ({"source": "folder", "options": {"zzz": 1}}, "allowed here: source, path, split, limit, weight"),
+        (
+            {"source": "folder", "options": {"zzz": 1}},
+            "allowed here: encoding, separator, source, path, split, limit",
+        ),
         ({"source": "coco", "options": {"prompt": 3}}, "data.train.0.prompt: got .*3.*, need text"),
     ],
 )
@@ -185,8 +188,9 @@ def test_past_the_budget_the_leading_source_and_its_three_leading_reasons_are_na
     with pytest.raises(DataError) as caught:
         quarantine.add(bad(7, reason="not an image"))
     assert str(caught.value) == (
-        "10 of 300 samples are bad and at most 9 are allowed; most are of source 'coco' (8; the first is line 0): "
-        "image is truncated (3), answer is empty (2), not an image (2). Repair them, or raise data.max_bad_fraction"
+        "data.train: 10 of 300 samples are bad and at most 9 are allowed; most are of source 'coco' (8; the first is "
+        "line 0): image is truncated (3), answer is empty (2), not an image (2). Repair them, or raise "
+        "data.max_bad_fraction"
     )
     assert len(quarantine) == 10 and quarantine.reasons("folder") == {"image is truncated": 2}
     assert quarantine.reasons()["image is truncated"] == 5
@@ -198,7 +202,8 @@ def test_a_bad_sample_that_comes_again_counts_and_is_written_once():
     for _ in range(9):
         quarantine.add(bad(3))
         quarantine.add(bad(4))
-    assert lines == [{"source": "coco", "index": 4, "where": "line 4", "reason": "image is truncated"}]
+    reason = "image is truncated"
+    assert lines == [{"source": "coco", "index": 4, "where": "line 4", "reason": reason, "part": "train"}]
     assert len(quarantine) == 2
 
 

@@ -118,3 +118,10 @@ def test_code_beside_the_files_is_never_asked_about(tmp_path, monkeypatch):
     for load in (load_tokenizer, load_image_processor):
         with pytest.raises(CheckpointError, match=r"needs code that lies beside its files .* never run from here"):
             load(tmp_path)
+
+
+def test_a_language_model_that_is_nowhere_is_no_folder_without_files(tmp_path):
+    with pytest.raises(CheckpointError, match=r"^nobody/no-model: found no tokenizer there: "):
+        load_tokenizer("nobody/no-model")
+    with pytest.raises(CheckpointError, match=r"missing: found no tokenizer there: "):
+        load_tokenizer(tmp_path / "missing")

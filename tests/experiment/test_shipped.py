@@ -40,7 +40,7 @@ TRAINS: dict[str, dict[str, set[str]]] = {
     },
     "language": {name: {P, L} for name in ("opt", "llama", "mpt")},
     "vision": {name: {P, L} for name in ("vit-b-16", "vit-l-14", "vit-l-14-336", "siglip", "dinov2")},
-    "m3it": {name: {P, L} for name in ("git-llm", "coco", "second-stage")},
+    "m3it": {name: {P, L} for name in ("article", "coco", "second-stage")},
     "easy_vqa_modules": {
         **{"projection": {P}, "lora": {P, L}, "language": {P, L}, "vision": {P, V}, "head": {P, H}},
         **{"lora+vision": {P, V, L}, "lora+head": {P, L, H}, "language+vision": {P, V, L}, "all": {P, V, L}},
@@ -53,7 +53,7 @@ TRAINS: dict[str, dict[str, set[str]]] = {
         **{f"one-{rate}-rate{end}": {P, L} for rate in ("high", "low") for end in ("", "-no-warmup")},
     },
 }
-WITH_LORA = {"lora", "vision-lora", "git-llm", "coco", "second-stage", *TRAINS["language"], *TRAINS["vision"]} | {
+WITH_LORA = {"lora", "vision-lora", "article", "coco", "second-stage", *TRAINS["language"], *TRAINS["vision"]} | {
     *TRAINS["easy_vqa_grouping"]
 }
 
@@ -85,11 +85,11 @@ def test_a_shipped_experiment_trains_what_it_says(tmp_path: Path, name: str) -> 
 
 def test_the_second_stage_goes_on_with_the_first(tmp_path: Path) -> None:
     experiment = load_experiment(localised("m3it", tmp_path), only=["second-stage"], overrides=SHORT, output=tmp_path)
-    assert [run.variant for run in experiment.runs] == ["git-llm", "second-stage"]
+    assert [run.variant for run in experiment.runs] == ["article", "second-stage"]
     first, second = run_experiment(experiment, launch=run_here, progress=Reports())
     assert trained_names(first) == trained_names(second)
     train = [outcome.run.recipe.data.train[0].options["tasks"] for outcome in (first, second)]
-    assert train == ["git-llm", "all-english-images"]
+    assert train == ["article", "all-english-images"]
 
 
 def test_shuffled_texts_come_one_by_one_and_grouped_ones_together(tmp_path: Path) -> None:

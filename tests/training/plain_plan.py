@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from visgraft.data.sources import Sources, chunk_dialogs, epoch_order
+from visgraft.data.dealing import chunk_dialogs
+from visgraft.data.sources import Sources, epoch_order
 from visgraft.data.windows import Streams
 from visgraft.errors import BadSampleError
 from visgraft.processor import Processor
@@ -67,7 +68,9 @@ def fill(
             try:
                 if isinstance(sample, str):
                     raise BadSampleError(sample)
-                num_tokens += sum(len(dialog.input_ids) for dialog in processor.encode_text(sample))
+                reasons: list[str] = []
+                num_tokens += sum(len(dialog.input_ids) for dialog in processor.encode_text(sample, bad=reasons))
+                bad += [(where, reason) for reason in reasons[:1]]
                 groups.append((epoch, sample.id, texts_of(sample)))
             except BadSampleError as error:
                 bad.append((where, str(error)))

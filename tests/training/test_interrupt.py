@@ -122,3 +122,8 @@ def test_a_worker_process_outlives_what_is_sent_to_all_and_ends_in_the_end() -> 
 def test_the_exit_status_is_that_of_shells(tmp_path: Path) -> None:
     assert [exit_status(Interrupted(tmp_path, number=n)) for n in (signal.SIGINT, signal.SIGTERM)] == [130, 143]
     assert exit_status(KeyboardInterrupt()) == 130
+
+
+def test_what_to_type_can_be_pasted() -> None:
+    text = str(interrupt.Interrupted(Path("/home/me/my run")))
+    assert text == "stopped and saved; go on with `visgraft train --resume '/home/me/my run'`"

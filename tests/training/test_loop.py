@@ -361,3 +361,15 @@ def test_steps_of_nothing_but_bad_images_are_no_steps(tmp_path: Path, quiet: Tra
     records = [record for record in metrics_of(train(recipe, progress=quiet)) if "loss" in record]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert all(record["samples"] == 1 for record in records)
+
+
+@pytest.mark.slow
+def test_a_run_on_balanced_answers_goes_on_bit_for_bit(tmp_path: Path, quiet: TrainProgress) -> None:
+    recipe = tiny_recipe(tmp_path, epochs=2.5, checkpoint_every_steps=100)
+    recipe["data"]["train"][0]["balance"] = "answers"
+    whole = train(recipe, progress=quiet)
+    with pytest.raises(Interrupted) as stopped:
+        train(recipe, progress=quiet, stop=lambda step: step == 7)
+    went_on = train(resume=stopped.value.folder, progress=quiet)
+    assert metrics_of(whole) == metrics_of(went_on)
+    assert_equal(weights_of(whole), weights_of(went_on))

@@ -1,16 +1,24 @@
 """A step is a pure function of the seed and of how far the run is."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from tests.training.plain_plan import told
+from tests.training.tiny import save_data
+from visgraft.config import SourceSettings
 from visgraft.data.sample import Sample, Turn
-from visgraft.data.sources import OpenSource, Sources
+from visgraft.data.sources import OpenSource, Sources, open_sources
 from visgraft.errors import BadSampleError, DataError
 from visgraft.processor import Processor
 from visgraft.training.plan import Planner, Position, StepPlan
+from visgraft.training.steps import LoaderSettings, load_steps
 
 Make = Callable[..., Planner]
 START = Position(0, 0)
@@ -146,3 +154,70 @@ def test_a_long_run_keeps_only_the_epochs_at_hand(make_planner: Make) -> None:
     planner = make_planner()
     list(islice(planner.steps(START, epochs=100.0), 60))
     assert len(planner._epochs) <= 3
+
+
+# --- Balanced answers
+
+
+def balanced(folder: Path, processor: Processor, **settings: Any) -> Planner:
+    """Plan 24 images with three questions each, whose answers are mostly the same, beside another source."""
+    answers = {"Is it red?": "no", "Where?": "here"}
+    rows = [
+        {"image": f"data/{n}.png", "question": question, "answer": answer if n % 8 else "perhaps"}
+        for n in range(24)
+        for question, answer in {**answers, f"What is {n}?": "a cat"}.items()
+    ]
+    path = folder / "rows.jsonl"
+    if not path.exists():  # another time of change is another source
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entries = [
+        SourceSettings("folder", path=save_data(folder / "data", num_images=24), limit=4),
+        SourceSettings("parquet", path=str(path), balance="answers"),
+    ]
+    sizes = {"seed": 0, "max_dialogs": 2, "text_tokens_per_step": 80, **settings}
+    return Planner(open_sources(entries), processor, **sizes)
+
+
+def test_balanced_answers_come_equally_often_behind_shared_images(tmp_path: Path, processor: Processor) -> None:
+    planner = balanced(tmp_path, processor)
+    for epoch in range(3):
+        steps = list(planner.steps(Position(epoch, 0), epochs=epoch + 1.0))
+        samples = [planner.sample(group) for step in steps for group in step.groups]
+        found = Counter((dialog[0].prompt, dialog[0].answer) for s in samples for dialog in s.dialogs)
+        red = {answer: found["Is it red?", answer] for answer in ("no", "perhaps", "yes")}
+        assert red["no"] == red["perhaps"] == 12
+        assert sum(number for (prompt, _), number in found.items() if prompt == "Where?") == 24
+        assert sum(found.values()) == 24 * 3 + 10
+        ours = [s for s in samples if s.source == "parquet"]
+        assert max(len(s.dialogs) for s in ours) == 2 and len(ours) < 24 * 3 * 0.8
+
+
+def test_a_balanced_plan_goes_on_from_every_position_and_is_the_same_in_several_processes(
+    tmp_path: Path, processor: Processor
+) -> None:
+    whole = told(balanced(tmp_path, processor), epochs=2.5)
+    steps = list(balanced(tmp_path, processor).steps(START, epochs=2.5))
+    assert len(whole) > 20 and told(balanced(tmp_path, processor, seed=1), epochs=2.5) != whole
+    for number in (1, len(steps) // 2, len(steps) - 1):
+        assert told(balanced(tmp_path, processor), epochs=2.5, position=steps[number].start) == whole[number:]
+    one = balanced(tmp_path, processor)
+    alone = list(load_steps(one, START, epochs=2.5, settings=LoaderSettings("shared", 10**6)))
+    settings = [LoaderSettings("shared", 10**6, process_index=n, num_processes=2) for n in range(2)]
+    shares = [list(load_steps(one, START, epochs=2.5, settings=each)) for each in settings]
+    for step, first, second in zip(alone, *shares, strict=True):
+        texts = step.counts()["dialogs"]
+        assert first.counts()["dialogs"] + second.counts()["dialogs"] == texts
+        assert not step.bad
+    assert sum(step.counts()["dialogs"] for step in alone) > 2.3 * 82
+
+
+def test_workers_make_balanced_batches_as_the_main_process_does(tmp_path: Path, processor: Processor) -> None:
+    planner = balanced(tmp_path, processor)
+    alone, helped = (
+        list(load_steps(planner, START, epochs=1.5, settings=LoaderSettings("shared", 10**6, num_workers=number)))
+        for number in (0, 2)
+    )
+    assert [step.plan for step in alone] == [step.plan for step in helped]
+    for first, second in zip(alone, helped, strict=True):
+        for batch, other in zip(first.batches, second.batches, strict=True):
+            assert torch.equal(batch.input_ids, other.input_ids)

@@ -56,7 +56,7 @@ def test_a_broken_model_fails_the_preflight_and_leaves_no_run(
 def test_data_of_which_nothing_can_be_used_is_refused(tmp_path: Path, quiet: TrainProgress) -> None:
     recipe = tiny_recipe(tmp_path)
     recipe["data"] = {"train": [{"source": "folder", "path": save_data(tmp_path / "bad", num_images=0, bad=3)}]}
-    with pytest.raises(DataError, match=r"no sample of the first step can be used; the first is bad: not an image"):
+    with pytest.raises(DataError, match=r"data\.train: source 'folder' has no good sample: all 3 are bad"):
         open_session(load_recipe(recipe), progress=quiet)
 
 
@@ -81,7 +81,7 @@ def test_what_makes_it_another_run_may_not_change(tmp_path: Path) -> None:
 def test_what_was_set_aside_before_counts_when_a_run_is_resumed(tmp_path: Path, quiet: TrainProgress) -> None:
     recipe = load_recipe(tiny_recipe(tmp_path))
     session = open_session(recipe, progress=quiet)
-    session.quarantine.add(session.planner.sources.bad_sample(3, "torn"))
+    session.quarantines["train"].add(session.planner.sources.bad_sample(3, "torn"))
     again = open_session(recipe, progress=quiet)
-    assert len(again.quarantine) == 0
+    assert len(again.quarantines["train"]) == 0
     assert [record["reason"] for record in Run.open(session.run.folder).read("quarantine")] == ["torn"]

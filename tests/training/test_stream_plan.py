@@ -121,5 +121,5 @@ def test_a_stream_of_nothing_says_so(tmp_path: Path, quiet: TrainProgress) -> No
     recipe = recipe_of(tmp_path)
     for path in (tmp_path / "tars").iterdir():
         path.write_bytes(png(0))
-    with pytest.raises(DataError, match="no sample of the first step can be used; the first is bad: tar is damaged"):
+    with pytest.raises(DataError, match=r"source 'webdataset' has no good sample: all 3 are bad: tar is damaged"):
         train(recipe, progress=quiet)

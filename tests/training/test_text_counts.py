@@ -61,13 +61,15 @@ def mixed(number: int = 40) -> Sources:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Which texts are encoded, and how often."""
     counter: Counter[str] = Counter()
-    encode_text = Processor.encode_text
+    encode_each = Processor.encode_each
 
     def counted(self: Processor, sample: Sample) -> Any:
-        counter.update(f"{sample.id} {dialog[0].prompt}" for dialog in sample.dialogs)
-        return encode_text(self, sample)
+        outcomes = encode_each(self, sample)
+        pairs = zip(sample.dialogs, outcomes, strict=True)
+        counter.update(f"{sample.id} {dialog[0].prompt}" for dialog, outcome in pairs if not isinstance(outcome, str))
+        return outcomes
 
-    monkeypatch.setattr(Processor, "encode_text", counted)
+    monkeypatch.setattr(Processor, "encode_each", counted)
     yield counter
 
 

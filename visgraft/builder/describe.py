@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from safetensors import safe_open
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from visgraft.builder.build import apply_modes, build_processor, join_settings
 from visgraft.builder.shapes import Stage, shapes_of, stages_of
@@ -31,8 +31,8 @@ from visgraft.model.quantization import quantization_name
 from visgraft.model.storage.adapters import adapter_folder
 from visgraft.model.storage.pretrained import load_config
 from visgraft.model.storage.restoring import find_folder, read_config
+from visgraft.model.tower import build_tower, vision_tower_config
 from visgraft.model.trainable import PartRow, parts_table, set_trainable
-from visgraft.model.vision import vision_tower_config
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, find_model
@@ -82,7 +82,7 @@ def describe_recipe(
     names = _names_of_recipe(recipe)
     values, facts = _facts(model, processor)
     values["data"] = recipe_to_dict(recipe).get("data", {})
-    sources = {"train": recipe.data.train, "validation": recipe.data.validation}
+    sources = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
     facts += [(key, "; ".join(_in_words(source) for source in entries)) for key, entries in sources.items() if entries]
     kind = "recipe" if run is None else "run"
     if run is not None:
@@ -162,7 +162,7 @@ def _model_of_folder(folder: Path, config: VisionLanguageConfig) -> VisionLangua
 
 def _empty_parts(vision: Any, language: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
     with quiet_transformers(), torch.device("meta"):
-        return AutoModel.from_config(vision), AutoModelForCausalLM.from_config(language)
+        return build_tower(vision), AutoModelForCausalLM.from_config(language)
 
 
 def _num_stored(*folders: Path) -> int:

@@ -7,6 +7,7 @@ Usage: `visgraft import GIT-Llama-2-7B imported`, then `visgraft merge imported 
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import typer
@@ -106,7 +107,7 @@ def _import_recipe(source: str, target: Path | None) -> None:
     write_whole(target, converted.to_yaml())
     for line in converted.notes:
         print_line(f"note: {line}")
-    print_line(f"{target}: next, visgraft show {target}")
+    print_line(f"{target}: next, visgraft show {quote(str(target))}")
 
 
 def merge(

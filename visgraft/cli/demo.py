@@ -4,6 +4,7 @@ In: nothing but a machine. Out: a run folder with a report. Usage: `visgraft dem
 """
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -47,5 +48,6 @@ def demo(
             f"{kind:7} {share:6.1%} of {result.counts[kind]:,} test questions right; without looking {blind:.1%}"
         )
     print_line(f"report: {result.folder / 'report.html'}")
-    print_line(f'ask it about a picture of your own: visgraft ask {result.folder} PICTURE "What color is the shape?"')
+    asking = f'visgraft ask {quote(str(result.folder))} PICTURE "What color is the shape?"'
+    print_line(f"ask it about a picture of your own: {asking}")
     return 0

@@ -6,6 +6,7 @@ In: an experiment file. Out: a folder of runs and a table of what came out. Usag
 import os
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -136,7 +137,7 @@ def _run(planned: "Experiment", *, gpus: str | None, allow_changed: bool, as_jso
         print_rich(as_table(results_of(outcomes)))
         _print_failures(outcomes)
         print_line()
-        print_line(f"visgraft compare {planned.folder} -o report.html")
+        print_line(f"visgraft compare {quote(str(planned.folder))} -o report.html")
     return FAILED if any(outcome.reason is not None for outcome in outcomes) else 0
 
 

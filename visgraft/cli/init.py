@@ -7,6 +7,7 @@ Usage: `visgraft init --data ~/photos -o recipe.yaml`
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,7 +61,7 @@ def init(
     write_whole(output, text)
     load_recipe(output)
     print_line(f"{output}: {found.format}, {size}")
-    print_line(f"next: visgraft show {output}, then visgraft train {output}")
+    print_line(f"next: visgraft show {quote(str(output))}, then visgraft train {quote(str(output))}")
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def _recipe(
     lines = [
         f"# {title}",
         "# Only what differs from the defaults stands here.",
-        f"#   visgraft show {output}",
-        f"#   visgraft train {output}",
+        f"#   visgraft show {quote(str(output))}",
+        f"#   visgraft train {quote(str(output))}",
         "model:",
         *(f"  {line}" for line in model),
         "train:",

@@ -23,6 +23,7 @@ from visgraft.cli.convert import export, import_, merge
 from visgraft.cli.data import data
 from visgraft.cli.demo import demo
 from visgraft.cli.estimate import estimate
+from visgraft.cli.evaluate import evaluate
 from visgraft.cli.experiment import experiment
 from visgraft.cli.init import init
 from visgraft.cli.inspection import inspect_
@@ -165,6 +166,12 @@ _add(
     'visgraft inspect runs/my-run cat.jpg --prompt "What is it?"',
 )
 app.add_typer(data, name="data", rich_help_panel="Look")
+_add(
+    "Look",
+    evaluate,
+    "visgraft evaluate runs/my-run --data easy-vqa",
+    "visgraft evaluate --answers answers.jsonl --metrics cider,bleu,rouge_l --json",
+)
 _add(
     "Look",
     estimate,

@@ -4,6 +4,7 @@ In: a recipe and overrides. Out: a run folder. Usage: `visgraft train recipe.yam
 """
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -77,5 +78,5 @@ def train(
     except KeyboardInterrupt as error:
         return end_stopped(error)
     print_line(str(folder))
-    note(f'ask it: visgraft ask {folder} IMAGE "question"')
+    note(f'ask it: visgraft ask {quote(str(folder))} IMAGE "question"')
     return 0

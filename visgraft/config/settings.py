@@ -221,6 +221,8 @@ class SourceSettings:
     group: Literal["auto", "path", "content", "none"] = setting("result", "auto")
     # a dialog per turn, or one per image
     dialogs: Literal["as_given", "independent", "conversation"] = setting("result", "as_given")
+    # answers: whatever the words of a prompt, each of its answers comes equally often in an epoch; null: as given
+    balance: Literal["answers"] | None = setting("result", None)
     num_frames: PositiveInt = setting("result", 8)  # frames taken of a video, or of a folder of frames
     # seconds between frames; null: spread over the whole video
     frame_spacing_s: PositiveFloat | None = setting("result", None)
@@ -276,6 +278,8 @@ class DataSettings:
 
     train: tuple[SourceSettings, ...] = setting("result", ())  # sources to learn from
     validation: tuple[SourceSettings, ...] = setting("result", ())  # sources to measure on, never learned from
+    # sources that no training reads: `visgraft evaluate` scores finished models on them
+    test: tuple[SourceSettings, ...] = setting("disk", (), may_change=True)
     # own images asked during the run too
     sample_prompts: tuple[SamplePromptSettings, ...] = setting("result", (), may_change=True)
     # dialogs behind one image prefix; more go behind another
@@ -284,6 +288,8 @@ class DataSettings:
     max_text_tokens: PositiveInt = setting("result", 512)
     # bad samples that a source may have before the run stops
     max_bad_fraction: Fraction = setting("result", 0.01, may_change=True)
+    # of the validation images and texts, what may stand in training too
+    max_overlap_fraction: Fraction = setting("result", 0.01, may_change=True)
     max_pixels: PositiveInt = setting("result", 100_000_000)  # larger images are refused
     exact_pixels: bool = setting("result", True)  # false: resize quicker, which changes some bytes by 1 of 255
     # whether images are downloaded where the data names web addresses
@@ -298,7 +304,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         # What is held out of a training source validates, whether the recipe repeats it under validation or not.
         there = [(entry.source, entry.path, entry.split, entry.options) for entry in self.validation]
-        held_out = [replace(entry, weight=1.0, limit=None) for entry in self.train if entry.held_out]
+        held_out = [replace(entry, weight=1.0, limit=None, balance=None) for entry in self.train if entry.held_out]
         new = [e for e in held_out if (e.source, e.path, e.split, e.options) not in there]
         object.__setattr__(self, "validation", (*self.validation, *new))
         if self.augment.crop and not 0 < self.augment.crop[0] <= self.augment.crop[1]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -119,7 +120,8 @@ def _section(values: Mapping[str, Any], *names: str) -> dict[str, Any] | None:
 def _model(model: Mapping[str, Any], *, template: str, notes: list[str]) -> dict[str, Any]:
     start_from = model.get("pretrained_path") or model.get("load_pretrained")
     if start_from:
-        notes.append(f"start_from: {start_from} must be imported first: visgraft import {start_from} NEW_FOLDER")
+        importing = f"visgraft import {quote(str(start_from))} NEW_FOLDER"
+        notes.append(f"start_from: {start_from} must be imported first: {importing}")
         return {"start_from": str(start_from), "template": template}
     language = model.get("language_model_name") or model.get("model_name")
     if not language or not model.get("vision_model_name"):

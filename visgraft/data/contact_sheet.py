@@ -45,8 +45,8 @@ class ContactSheetProcessor(Protocol):
     tokenizer: Any
     image_processor: Any
 
-    def encode(self, sample: Sample) -> EncodedSample:
-        """Encode a sample, or raise BadSampleError."""
+    def encode(self, sample: Sample, *, bad: list[str]) -> EncodedSample:
+        """Encode a sample, or raise BadSampleError; `bad` gets the reasons of dialogs that are left out."""
 
 
 def write_contact_sheet(
@@ -65,12 +65,14 @@ def write_contact_sheet(
     for index in sources.order(seed=0, epoch=0).tolist():
         if len(cards) == number:
             break
+        reasons: list[str] = []
         try:
             sample = sources[index]
-            made = processor.encode(sample)
+            made = processor.encode(sample, bad=reasons)
         except BadSampleError as error:
             bad.append(sources.bad_sample(index, str(error)))
             continue
+        bad += [sources.bad_sample(index, reason) for reason in reasons[:1]]
         encoded.append(made)
         cards.append(_card(sample, made, processor, where=sources.where(index)))
         if progress is not None:

@@ -11,7 +11,7 @@ bytes a row; what took long is kept in the cache, as long as no file changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class RowSource:
         self.rows = rows
         self._folder = folder
         self._read_row = read_row
+        self.notes: Sequence[str] = ()  # what the reader has to say
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -120,12 +120,13 @@ def _gather(sources: Sources) -> Sources:
     for entry in sources.opened:
         samples = Grouped(Sources([entry], settings=sources.settings), by_content=True)
         opened.append(OpenSource(name=entry.name, samples=samples, length=len(samples)))
-    return Sources(opened, settings=sources.settings)
+    return Sources(opened, settings=sources.settings, part=sources.part)
 
 
 def _quarantine(folder: Path, sources: Sources) -> Quarantine:
     path = folder / "quarantine.jsonl"
-    known = [BadSample(**record) for _, record in read_records(path)]
+    records = [BadSample(**record) for _, record in read_records(path)]
+    known = [bad for bad in records if bad.part == sources.part]
     share = sources.settings.max_bad_fraction
     return Quarantine(num_samples=len(sources), max_bad_fraction=share, known=known, write=partial(append_record, path))
 

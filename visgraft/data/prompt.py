@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from visgraft.data.control_tokens import ControlTokens, control_tokens, plain_ids, show
 from visgraft.data.sample import Turn
 from visgraft.errors import BadSampleError, ConfigError
 
@@ -160,21 +161,27 @@ def _encode_turns(
     if not turns:
         raise BadSampleError("dialog has no turns")
     is_chat = template.spec == CHAT
-    texts, end_id = _chat_texts(tokenizer, turns) if is_chat else _filled_texts(tokenizer, template, turns)
+    controls = control_tokens(tokenizer)
+    hidden = [_hide(turn, controls) for turn in turns]
+    texts, end_id = _chat_texts(tokenizer, hidden) if is_chat else _filled_texts(tokenizer, template, hidden)
     for index, (prompt, answer) in enumerate(texts):
         if prompt.endswith(" "):
             prompt, answer = prompt.rstrip(" "), " " + answer.lstrip(" ")
-        prompt_ids = _ids(tokenizer, prompt)
-        if index == 0 and not is_chat:  # a chat template writes its own start token
-            prompt_ids = _ids_in_front(tokenizer, prompt, prompt_ids) + prompt_ids
+        prompt_ids = controls.encode(prompt)
+        if index == 0 and prompt_ids and not is_chat:  # a chat template writes its own start token
+            prompt_ids = _ids_in_front(tokenizer, show(prompt), prompt_ids) + prompt_ids
         if index == 0 and not prompt_ids:
             prompt_ids = [_start_token_id(tokenizer)]
         if answer.startswith(" ") and _puts_space_in_front(tokenizer):
             answer = answer[1:]
-        answer_ids = _ids(tokenizer, answer)
-        if end_id in answer_ids:  # it is written in the text; it must not teach the model to stop there
-            answer_ids = _ids(tokenizer, answer, split_special_tokens=True)
-        yield prompt_ids, [*answer_ids, end_id]
+        yield prompt_ids, [*controls.encode(answer), end_id]
+
+
+def _hide(turn: Turn, controls: ControlTokens) -> Turn:
+    """Return a turn whose control tokens stand for nothing but their characters."""
+    shown = (turn.prompt, turn.answer, turn.instruction)
+    prompt, answer, instruction = hidden = tuple(map(controls.hide, shown))
+    return turn if hidden == shown else replace(turn, prompt=prompt, answer=answer, instruction=instruction)
 
 
 def _filled_texts(
@@ -250,18 +257,14 @@ def _cut_end_token(tokenizer: PreTrainedTokenizerBase, behind: str) -> tuple[str
     return text[len(token) :], int(closing[token])
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **settings: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False, **settings)["input_ids"]) if text else []
-
-
-def _ids_in_front(tokenizer: PreTrainedTokenizerBase, text: str, plain_ids: list[int]) -> list[int]:
+def _ids_in_front(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
     """Return what the tokenizer itself puts in front of a text (BOS, CLS, ...); what it appends is not wanted."""
-    if not plain_ids:
-        return []
-    ids = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
-    for start in range(len(ids) - len(plain_ids) + 1):
-        if ids[start : start + len(plain_ids)] == plain_ids:
-            return ids[:start]
+    whole = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+    for start in range(len(whole) - len(ids) + 1):
+        if whole[start : start + len(ids)] == ids:
+            return whole[:start]
+    if text != "a":  # control tokens in the text, which are no characters to the tokenizer; the same stands in front
+        return _ids_in_front(tokenizer, "a", plain_ids(tokenizer, "a"))
     raise ConfigError("the tokenizer gives a text other tokens when it adds its special tokens; use another tokenizer")
 
 
@@ -281,7 +284,7 @@ def _end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
 @lru_cache(maxsize=16)
 def _puts_space_in_front(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Say whether a text tokenised by itself already reads as a new word (SentencePiece's dummy prefix, word lists)."""
-    ids = _ids(tokenizer, "a")
+    ids = plain_ids(tokenizer, "a")
     return " " in str(tokenizer.decode(ids + ids, clean_up_tokenization_spaces=False)).strip()
 
 

@@ -11,21 +11,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from visgraft.errors import DataError
+
+Part = Literal["train", "validation", "test"]  # the list of a recipe that a source stands in
 
 NEVER_FEWER_BAD_SAMPLES = 5  # one bad sample among 20 is no reason to stop
 
 
 @dataclass(frozen=True)
 class BadSample:
-    """Say which sample is bad and why: number index of its source, found at where; reasons are counted."""
+    """Say which sample is bad and why: number index of its source, found at where; reasons are counted.
+
+    part is the list that its source stands in.
+    """
 
     source: str
     index: int
     where: str
     reason: str
+    part: Part = "train"
 
 
 def budget_of(num_samples: int, *, max_bad_fraction: float) -> int:
@@ -37,7 +43,8 @@ class Quarantine:
     """Count bad samples, each once however often it comes, and stop past the budget.
 
     The budget is max_bad_fraction of num_samples, but never fewer than 5. write gets a dict for every new bad sample;
-    known are those that an earlier part of the same run wrote.
+    known are those that an earlier part of the same run wrote. They count too; but of a stream, which is read from an
+    earlier place again, more may be known than may be bad up to there: so what is met again is counted by itself.
     """
 
     def __init__(
@@ -50,7 +57,8 @@ class Quarantine:
     ) -> None:
         self.num_samples = num_samples
         self._max_bad_fraction = max_bad_fraction
-        self._bad = {(bad.source, bad.index): bad for bad in known}
+        self._bad = {_name(bad): bad for bad in known}
+        self._met: set[tuple[str, str, int]] = set()
         self._write = write
 
     def __len__(self) -> int:
@@ -67,11 +75,17 @@ class Quarantine:
 
     def add(self, bad: BadSample) -> None:
         """Note a bad sample; raises DataError when there are more than the budget allows."""
-        if (bad.source, bad.index) in self._bad:
-            return
-        self._bad[bad.source, bad.index] = bad
-        if self._write is not None:
-            self._write(asdict(bad))
+        is_new = _name(bad) not in self._bad
+        self._met.add(_name(bad))
+        if is_new:
+            self._bad[_name(bad)] = bad
+            if self._write is not None:
+                self._write(asdict(bad))
+        if len(self._bad if is_new else self._met) > self.budget:
+            raise DataError(self._verdict())
+
+    def check(self) -> None:
+        """Raise DataError when more are known than the budget allows."""
         if len(self._bad) > self.budget:
             raise DataError(self._verdict())
 
@@ -80,11 +94,15 @@ class Quarantine:
         return Counter(bad.reason for bad in self._bad.values() if source in (None, bad.source))
 
     def _verdict(self) -> str:
-        [(source, count)] = Counter(bad.source for bad in self._bad.values()).most_common(1)
+        [((part, source), count)] = Counter((bad.part, bad.source) for bad in self._bad.values()).most_common(1)
         leading = ", ".join(f"{reason} ({number})" for reason, number in self.reasons(source).most_common(3))
         example = next(bad.where for bad in self._bad.values() if bad.source == source)
         return (
-            f"{len(self._bad)} of {self.num_samples} samples are bad and at most {self.budget} are allowed; "
-            f"most are of source {source!r} ({count}; the first is {example}): {leading}. "
+            f"data.{part}: {len(self._bad)} of {self.num_samples} samples are bad and at most {self.budget} are "
+            f"allowed; most are of source {source!r} ({count}; the first is {example}): {leading}. "
             "Repair them, or raise data.max_bad_fraction"
         )
+
+
+def _name(bad: BadSample) -> tuple[str, str, int]:
+    return bad.part, bad.source, bad.index

@@ -9,7 +9,7 @@ A place is plain values (numbers, texts, lists, dicts), for a checkpoint to hold
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -56,11 +56,12 @@ class RowStream(Protocol):
 
 @dataclass(frozen=True)
 class SampleStream:
-    """What a reader returns of a stream: its rows, and how a row is read."""
+    """What a reader returns of a stream: its rows, how a row is read, and what the reader has to say."""
 
     rows: RowStream
     read_row: ReadRow
     folder: Path | None = None
+    notes: Sequence[str] = ()
 
     def sample(self, row: StreamedRow) -> Sample | str:
         """Make a sample of a row; the reason where it is bad."""

@@ -9,7 +9,7 @@ Out: Turn and Sample, frozen, and what a Source of them looks like; no image is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -27,22 +27,30 @@ class StoredImage(Protocol):
 
 
 # An image not yet opened: a PIL image, a path, an encoded file's bytes, a data: URL or base64 text, a dict
-# {"bytes": ..., "path": ..., "base64": ...}, or a StoredImage.
+# {"bytes": ..., "path": ..., "base64": ...}, or a StoredImage; numpy arrays and tensors of uint8 are taken, too.
 ImageRef: TypeAlias = Image.Image | str | Path | bytes | Mapping[str, Any] | StoredImage
+
+
+def is_image_array(value: object) -> bool:
+    """Say whether a value is an array or tensor that holds one image, by its axes."""
+    return getattr(value, "ndim", 0) in (2, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """Hold a prompt and its answer; references are other answers that a score accepts.
 
-    instruction says what to do, apart from the question itself, where a dataset keeps the two apart.
-    Raises BadSampleError where a field is not a string (a NaN or null of a broken row, say).
+    instruction says what to do, apart from the question itself, where a dataset keeps the two apart; kind is the kind
+    of question, where a dataset names one, for scores kind by kind.
+    Raises BadSampleError where a field is not a string (a NaN or null of a broken row, say), or is one that no file
+    can hold: half of a character's two UTF-16 codes, as a program leaves it that cuts texts by such codes.
     """
 
     prompt: str
     answer: str
     references: tuple[str, ...] = ()
     instruction: str = ""
+    kind: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -54,11 +62,20 @@ class Turn:
         if not isinstance(self.references, (tuple, list)) or not all(isinstance(text, str) for text in self.references):
             raise BadSampleError("references are not a list of strings")
         object.__setattr__(self, "references", tuple(self.references))
+        if not all(map(_is_unicode, (self.prompt, self.answer, self.instruction, *self.references))):
+            raise BadSampleError("text is not valid Unicode (half of a surrogate pair)")
 
     @property
     def request(self) -> str:
         """Instruction and prompt as one text."""
         return "\n".join(text for text in (self.instruction.strip(), self.prompt.strip()) if text)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +92,8 @@ class Sample:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, (str, bytes, Path, Mapping, Image.Image, StoredImage)):
+        kinds = (str, bytes, Path, Mapping, Image.Image, StoredImage)
+        if isinstance(self.images, kinds) or is_image_array(self.images):
             raise BadSampleError("images is one image, not a sequence of images: write images=[image]")
         if any(isinstance(dialog, Turn) for dialog in self.dialogs):
             raise BadSampleError("dialogs is one dialog, not a sequence of dialogs: write dialogs=[[Turn(...)]]")
@@ -98,8 +116,10 @@ class Source(Protocol):
         """Say where a user finds that sample (`metadata.jsonl line 17`)."""
 
 
-def turn_from_row(prompt: object, answer: object, *, references: object = (), instruction: object = "") -> Turn:
-    """Make a turn of what a file holds, outer white space removed.
+def turn_from_row(
+    prompt: object, answer: object, *, references: object = (), instruction: object = "", kind: object = ""
+) -> Turn:
+    """Make a turn of what a file holds, outer white space removed; a kind that is no text is none.
 
     Raises BadSampleError where something is no string or the answer is empty.
     """
@@ -107,4 +127,5 @@ def turn_from_row(prompt: object, answer: object, *, references: object = (), in
     if not turn.answer.strip():
         raise BadSampleError("answer is empty")
     references = tuple(text.strip() for text in turn.references)
-    return Turn(turn.prompt.strip(), turn.answer.strip(), references, turn.instruction.strip())
+    named = kind if isinstance(kind, str) else ""
+    return Turn(turn.prompt.strip(), turn.answer.strip(), references, turn.instruction.strip(), named)

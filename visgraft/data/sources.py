@@ -1,7 +1,7 @@
 """Open the sources of a recipe and put them one behind the other, in an order of nothing but seed and epoch.
 
-In:  the entries of a recipe's `data.train` or `data.validation`. Each is read, gathered by image, divided where a share
-     is held out, and adapted: dialogs, videos, web images.
+In:  the entries of a recipe's `data.train`, `data.validation` or `data.test`. Each is read, gathered by image, divided
+     where a share is held out, and adapted: dialogs, videos, web images.
 Out: Sources: samples by number, ids unique; the order of an epoch; chunks of a sample's dialogs.
 
     sources = open_sources(recipe.data.train, key="data.train", settings=recipe.data)
@@ -19,15 +19,14 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
 from itertools import accumulate
-from math import ceil
 from pathlib import Path
-from random import Random
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visgraft.config import AugmentSettings, DataSettings, SourceSettings, Strict, unknown_key
+from visgraft.data.balance import AnswerBalance, Picked, read_balance, refuse_unfit_balance
 from visgraft.data.fingerprint import Fingerprint, describe_images
 from visgraft.data.grouping import Grouped, RowSource, sample_key
 from visgraft.data.images.opening import is_web_address, short_digest
@@ -36,6 +35,7 @@ from visgraft.data.images.video import frames_of
 from visgraft.data.mixing import epoch_order as epoch_order
 from visgraft.data.mixing import is_held_out, mixed_order, temper
 from visgraft.data.quarantine import BadSample as BadSample
+from visgraft.data.quarantine import Part as Part
 from visgraft.data.quarantine import Quarantine as Quarantine
 from visgraft.data.row_streams import SampleStream
 from visgraft.data.sample import ImageRef, Sample, Source, Turn
@@ -48,6 +48,7 @@ READERS = {
     "coco": "visgraft.data.readers.coco:read",
     "easy_vqa": "visgraft.data.readers.easy_vqa:read",
     "folder": "visgraft.data.readers.folder:read",
+    "gqa": "visgraft.data.readers.gqa:read",
     "hf": "visgraft.data.readers.hf:read",
     "karpathy": "visgraft.data.readers.karpathy:read",
     "llava": "visgraft.data.readers.parquet:read_one_format",
@@ -69,16 +70,22 @@ def open_sources(
     """
     settings = settings or DataSettings()
     readers = [reader_of(entry, key=f"{key}.{number}") for number, entry in enumerate(entries)]
-    is_training = not key.endswith("validation")
+    part = part_of(key)
+    refuse_unfit_balance(entries, key=key, settings=settings)
     opened: list[OpenSource] = []
     for name, entry, read in zip(name_sources(entries), entries, readers, strict=True):
-        samples, notes = _open(entry, read, settings=settings, is_training=is_training)
+        samples, notes = _open(entry, read, settings=settings, is_training=part == "train")
         length = len(samples) if entry.limit is None else min(entry.limit, len(samples))
         opened.append(OpenSource(name, samples, length=length, weight=entry.weight, notes=notes, entry=entry))
-    temperature = settings.mixing_temperature if is_training else 1.0
+    temperature = settings.mixing_temperature if part == "train" else 1.0
     if settings.group_across_sources and len(opened) > 1:
         opened = [_gather_all(opened, temperature=temperature)]
-    return Sources(opened, settings=settings, is_training=is_training)
+    return Sources(opened, settings=settings, part=part)
+
+
+def part_of(key: str) -> Part:
+    """Return which list of a recipe a key names: `data.validation` is that of validation."""
+    return next((part for part in get_args(Part) if part == key.rpartition(".")[2]), "train")
 
 
 def name_sources(entries: Sequence[SourceSettings]) -> list[str]:
@@ -337,14 +344,16 @@ class Sources:
     """Hold several sources one behind the other: sources[i] is a sample whose id is `source:id`."""
 
     def __init__(
-        self, opened: Sequence[OpenSource], *, settings: DataSettings | None = None, is_training: bool = True
+        self, opened: Sequence[OpenSource], *, settings: DataSettings | None = None, part: Part = "train"
     ) -> None:
         self.opened = tuple(opened)
         self.settings = settings or DataSettings()
-        self.augment = self.settings.augment if is_training else AugmentSettings()
-        self._temperature = self.settings.mixing_temperature if is_training else 1.0
+        self.part = part
+        self.augment = self.settings.augment if part == "train" else AugmentSettings()
+        self._temperature = self.settings.mixing_temperature if part == "train" else 1.0
         self._starts = list(accumulate((entry.length for entry in opened), initial=0))
         self._counts: list[NDArray[np.int64] | None] = [None] * len(self.opened)
+        self._balances: dict[int, AnswerBalance] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -365,7 +374,8 @@ class Sources:
     def bad_sample(self, index: int, reason: str) -> BadSample:
         """Say of a bad sample what its line in quarantine.jsonl says."""
         entry, inner = self.find(index)
-        return BadSample(source=entry.name, index=inner, where=entry.samples.where(inner), reason=reason)
+        where = entry.samples.where(inner)
+        return BadSample(source=entry.name, index=inner, where=where, reason=reason, part=self.part)
 
     @property
     def num_dialogs(self) -> NDArray[np.int64]:
@@ -393,8 +403,11 @@ class Sources:
 
         None where that is not known: of a source that tells no files, or is gathered by what its images hold.
         """
+        return self._fingerprint(self.opened)
+
+    def _fingerprint(self, opened: Sequence[OpenSource]) -> str | None:
         named: list[object] = []
-        for entry in self.opened:
+        for entry in opened:
             below = list(layers(entry.samples))
             known = [layer.fingerprint for layer in below if getattr(layer, "fingerprint", None) is not None]
             if not known or (entry.entry is not None and entry.entry.group == "content"):
@@ -411,17 +424,42 @@ class Sources:
             return weights
         return temper(weights, num_texts=list(self.num_texts.values()), temperature=self._temperature)
 
-    def order(self, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    def order(self, *, seed: int, epoch: int, balanced: bool = True) -> NDArray[np.int64]:
         """Return the numbers of the samples in the order of an epoch, the texts of each source weight times.
 
-        A weight of 2.5 brings every sample twice and half of the texts a third time, other ones each epoch.
+        A weight of 2.5 brings every sample twice and half of the texts a third time, other ones each epoch. With
+        balanced=False sources whose answers are balanced are left out: of those, `balanced_texts` tells.
         """
-        weights = self.weights
+        weights = [
+            weight if balanced or not is_balanced(entry) else 0.0
+            for entry, weight in zip(self.opened, self.weights, strict=True)
+        ]
         counts = [
             np.ones(entry.length, np.int64) if weight.is_integer() else self._count(number)
             for number, (entry, weight) in enumerate(zip(self.opened, weights, strict=True))
         ]
         return mixed_order(counts, weights=weights, seed=seed, epoch=epoch)
+
+    def balanced_texts(self, *, seed: int, epoch: int) -> Picked | None:
+        """Return the texts of an epoch of all sources whose answers are balanced; None: there is no such source."""
+        picked = [
+            self.balance(number).epoch(epoch, seed=seed, weight=weight)
+            for number, (entry, weight) in enumerate(zip(self.opened, self.weights, strict=True))
+            if is_balanced(entry)
+        ]
+        if not picked:
+            return None
+        starts = [start for start, entry in zip(self._starts, self.opened, strict=False) if is_balanced(entry)]
+        samples = np.concatenate([start + each.samples for start, each in zip(starts, picked, strict=True)])
+        return Picked(samples, *(np.concatenate(parts) for parts in zip(*(each[1:] for each in picked), strict=True)))
+
+    def balance(self, number: int) -> AnswerBalance:
+        """Return prompts and answers of a source, which are read once."""
+        if number not in self._balances:
+            entry = self.opened[number]
+            fingerprint = self._fingerprint([entry])
+            self._balances[number] = read_balance(entry.samples, length=entry.length, fingerprint=fingerprint)
+        return self._balances[number]
 
     def find(self, index: int) -> tuple[OpenSource, int]:
         """Return the source of a sample and its number there."""
@@ -429,6 +467,9 @@ class Sources:
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect_right(self._starts, index) - 1
         return self.opened[number], index - self._starts[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_balances": {}}  # workers get their samples planned
 
     def _count(self, number: int) -> NDArray[np.int64]:
         entry, counts = self.opened[number], self._counts[number]
@@ -439,6 +480,11 @@ class Sources:
         return counts
 
 
+def is_balanced(entry: OpenSource) -> bool:
+    """Say whether each answer of a prompt comes equally often."""
+    return entry.entry is not None and entry.entry.balance is not None
+
+
 def _count_by_reading(entry: OpenSource) -> NDArray[np.int64]:
     counts = np.zeros(entry.length, np.int64)
     for index in range(entry.length):
@@ -447,20 +493,3 @@ def _count_by_reading(entry: OpenSource) -> NDArray[np.int64]:
         except BadSampleError:
             continue  # asking for it gives the reason
     return counts
-
-
-def chunk_dialogs(sample: Sample, *, max_dialogs: int, rng: Random) -> list[Sample]:
-    """Deal a sample's dialogs at random into as few samples of at most max_dialogs as will do, evenly filled."""
-    dealt = deal_dialogs(len(sample.dialogs), max_dialogs=max_dialogs, rng=rng)
-    if len(dealt) == 1:
-        return [sample]
-    return [replace(sample, dialogs=[sample.dialogs[number] for number in numbers]) for numbers in dealt]
-
-
-def deal_dialogs(num_dialogs: int, *, max_dialogs: int, rng: Random) -> list[list[int]]:
-    """Say which dialogs of a sample with so many `chunk_dialogs` puts together, in their order."""
-    num_chunks = ceil(num_dialogs / max_dialogs)
-    if num_chunks <= 1:
-        return [list(range(num_dialogs))]
-    numbers = rng.sample(range(num_dialogs), num_dialogs)
-    return [numbers[first::num_chunks] for first in range(num_chunks)]

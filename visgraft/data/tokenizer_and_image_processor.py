@@ -82,6 +82,8 @@ def load_tokenizer(
         if len(tokenizer) > len(tokenizer.added_tokens_decoder):
             return tokenizer
     except (OSError, ValueError, ImportError, RecursionError) as error:
+        if not Path(name).expanduser().is_dir():
+            raise CheckpointError(f"{name}: found no tokenizer there: {_one_line(error)}") from error
         reason = _one_line(error) if _may_have_tokenizer(Path(name).expanduser()) else "none of its files is there"
     raise CheckpointError(
         f"{name} has no tokenizer that can be loaded: {reason}. Copy the tokenizer's files (tokenizer.json, "
@@ -90,9 +92,9 @@ def load_tokenizer(
 
 
 def _may_have_tokenizer(folder: Path) -> bool:
-    """Say whether a folder holds files of a tokenizer; True of what is no folder."""
+    """Say whether a folder holds files of a tokenizer."""
     kinds = ("*token*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
-    return not folder.is_dir() or any(any(folder.glob(kind)) for kind in kinds)
+    return any(any(folder.glob(kind)) for kind in kinds)
 
 
 def _load_pil_class(checkpoint: str, **hub: Any) -> BaseImageProcessor:

@@ -22,7 +22,7 @@ from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.grouping import Grouped
 from visgraft.data.quarantine import BadSample
 from visgraft.data.row_streams import BufferedSamples, SampleStream, StreamedRow, StreamPlace
-from visgraft.data.sources import OpenSource, Sources, adapt, name_sources, reader_of
+from visgraft.data.sources import OpenSource, Part, Sources, adapt, name_sources, part_of, reader_of
 from visgraft.errors import ConfigError
 
 _ENDED = "ended"
@@ -67,10 +67,10 @@ class Window(NamedTuple):
 class Streams:
     """Read several streams by turns."""
 
-    def __init__(self, streams: Sequence[OpenStream], *, settings: DataSettings, is_training: bool) -> None:
+    def __init__(self, streams: Sequence[OpenStream], *, settings: DataSettings, part: Part) -> None:
         self.streams = tuple(streams)
         self.settings = settings
-        self._is_training = is_training
+        self._part = part
         self._running: tuple[Any, list[Iterator[StreamedRow] | None]] = (None, [])
 
     def window(self, *, seed: int | None, epoch: int, place: StreamPlace) -> Window:
@@ -87,6 +87,11 @@ class Streams:
         after = [num_read, places] if any(iterators) else None
         self._running = ((seed, epoch, after), iterators)
         return Window(self._gather(buffered), num_read, after)
+
+    def unfinished(self, window: Window) -> list[str]:
+        """Name the streams that go on behind a window."""
+        places = [_ENDED] * len(self.streams) if window.after is None else window.after[1]
+        return [stream.name for stream, place in zip(self.streams, places, strict=True) if place != _ENDED]
 
     def described(self) -> dict[str, dict[str, str]]:
         """Describe by name what is known of each stream's files, without reading them."""
@@ -117,13 +122,13 @@ class Streams:
 
     def _gather(self, buffered: Sequence[BufferedSamples]) -> Sources:
         opened, numbers = [], []
-        for (name, _, entry), samples in zip(self.streams, buffered, strict=True):
+        for (name, stream, entry), samples in zip(self.streams, buffered, strict=True):
             grouped = None if entry.group == "none" else Grouped(samples, by_content=entry.group == "content")
             adapted = adapt(samples if grouped is None else grouped, entry=entry, settings=self.settings)
-            opened.append(OpenSource(name=name, samples=adapted, length=len(adapted)))
+            opened.append(OpenSource(name=name, samples=adapted, length=len(adapted), notes=stream.notes))
             firsts = range(len(samples)) if grouped is None else (grouped.members(i)[0] for i in range(len(grouped)))
             numbers.append([samples.numbers[int(first)] for first in firsts])
-        return WindowSources(opened, numbers=numbers, settings=self.settings, is_training=self._is_training)
+        return WindowSources(opened, numbers=numbers, settings=self.settings, part=self._part)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_running": (None, [])}  # a stream that is being read does not travel
@@ -148,7 +153,8 @@ def open_streams(entries: Sequence[SourceSettings], *, key: str, settings: DataS
         )
     streams = []
     for number, (name, entry) in enumerate(zip(name_sources(entries), entries, strict=True)):
-        for setting, is_set in {"weight": entry.weight != 1.0, "split": not isinstance(entry.split, str)}.items():
+        unfit = {"weight": entry.weight != 1.0, "split": not isinstance(entry.split, str), "balance": entry.balance}
+        for setting, is_set in unfit.items():
             if is_set:
                 raise ConfigError(
                     f"{key}.{number}.{setting}: got {getattr(entry, setting)}, which a stream cannot have, as no one "
@@ -158,4 +164,4 @@ def open_streams(entries: Sequence[SourceSettings], *, key: str, settings: DataS
         stream = read(None if entry.path is None else Path(entry.path).expanduser(), split=entry.split)
         assert isinstance(stream, SampleStream), "readers return streams where streaming is true"
         streams.append(OpenStream(name, stream, entry))
-    return Streams(streams, settings=settings, is_training=not key.endswith("validation"))
+    return Streams(streams, settings=settings, part=part_of(key))

@@ -133,7 +133,7 @@ def _planned_steps(
     plans = list(islice(planner.steps(Position(0, 0), epochs=settings.epochs), NUM_STEPS))
     steps = [
         [
-            EncodedSample(processor.encode_text(sample), *_images(recipe, model, len(sample.images)))
+            EncodedSample(processor.encode_text(sample, bad=[]), *_images(recipe, model, len(sample.images)))
             for sample in map(planner.sample, plan.groups)
         ]
         for plan in plans

@@ -138,7 +138,7 @@ def _fetch(recipe: Recipe, missing: dict[str, MissingAssetError]) -> None:
     for name in (
         model.vision,
         model.language and model.language.name,
-        *(e.path for e in (*data.train, *data.validation)),
+        *(e.path for e in (*data.train, *data.validation, *data.test)),
     ):
         if name in missing:
             raise missing[name]
@@ -188,7 +188,7 @@ def measure_length(recipe: Recipe) -> Length:
     done = 0.0
     for step in planner.steps(Position(0, 0), epochs=settings.epochs):
         for group in step.groups:
-            dialogs = processor.encode_text(planner.sample(group))
+            dialogs = processor.encode_text(planner.sample(group), bad=[])
             text += sum(len(dialog.input_ids) for dialog in dialogs)
             supervised += sum(sum(dialog.supervised) for dialog in dialogs)
         steps, groups, done = steps + 1, groups + len(step.groups), planner.epochs_done(step.end)

@@ -36,14 +36,14 @@ def tokenize_caption(caption: str) -> list[str]:
     return re.findall(r"n't\b|'\w+|\w+(?:[-.,]\w+)*", spaced)
 
 
-def cider(predictions: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:
+def cider(answers: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:
     """Score captions by CIDEr-D, in 0..10 (Vedantam et al. 2015, arXiv:1411.5726, equations 1 to 4 and section 5.2).
 
     For n = 1..4, captions are vectors of n-gram counts weighted by log(samples / samples whose references hold it); the
     score is 10 times the mean, over n and references, of the clipped cosine times exp(-(length difference)^2 / 72).
     Rarity is counted in these very references, so a set of one sample scores 0 by definition.
     """
-    check_pairs(predictions, references)
+    check_pairs(answers, references)
     counted = [[_count_ngrams(reference) for reference in accepted] for accepted in references]
     num_samples_with: _Counts = Counter()
     for accepted in counted:
@@ -52,8 +52,8 @@ def cider(predictions: Sequence[str], *, references: Sequence[Sequence[str]]) ->
     unseen = math.log(len(references))
 
     per_sample = []
-    for prediction, accepted in zip(predictions, counted, strict=True):
-        ours = _weigh(_count_ngrams(prediction), rarity=rarity, unseen=unseen)
+    for answer, accepted in zip(answers, counted, strict=True):
+        ours = _weigh(_count_ngrams(answer), rarity=rarity, unseen=unseen)
         total = sum(_compare(ours, _weigh(counts, rarity=rarity, unseen=unseen)) for counts in accepted)
         per_sample.append(10 * total / len(accepted))
     return mean_of(per_sample)

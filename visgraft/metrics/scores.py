@@ -1,38 +1,91 @@
 """What every metric gives, and what it asks of its arguments.
 
-In: `predictions`, one string a sample, and `references`, all accepted answers of each sample. Out: `Scores`.
-Usage: `check_pairs(predictions, references)`, then `return mean_of(per_sample)`
+In: `answers`, one string a sample, and `references`, all accepted answers of each sample. Out: `Scores`.
+Usage: `check_pairs(answers, references)`, then `return mean_of(per_sample)`
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from visgraft.errors import DataError
 
+#: [..., K] sums over samples -> [...] values
+Combine = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Scores:
-    """A metric's value for a set of samples, and each sample's own."""
+    """A metric's value for a set of samples, each sample's own, and what adds up to both.
+
+    Attributes:
+        value: of the whole set; equals `combine(sums.sum(axis=0))`.
+        per_sample: each sample's own value, to be shown beside its answer; 0 where it has none of its own (the
+            precision of an answer that is no yes).
+        sums: [N, K] what is added up over samples; for a mean K = 2: (value, 1).
+        combine: [..., K] sums -> [...] values, so that a bootstrap adds up sums and never scores again.
+    """
 
     value: float
     per_sample: tuple[float, ...]
+    sums: NDArray[np.float64]
+    combine: Combine
 
 
-class Metric(Protocol):
-    """What every row of `METRICS` is; raises DataError if a sample has no reference or the lengths differ."""
+class Compute(Protocol):
+    """Score answers; references[i] are the accepted answers of answers[i].
 
-    def __call__(self, predictions: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:
-        """Score the predictions; references[i] are the accepted answers of predictions[i]."""
+    `language` is that of the texts where it is one without spaces between words (ja, zh, th), else None; only metrics
+    that look at words use it. Raises DataError if a sample has no reference or the lengths differ.
+    """
+
+    def __call__(
+        self, answers: Sequence[str], *, references: Sequence[Sequence[str]], language: str | None = None
+    ) -> dict[str, Scores]:
+        """Give the scores by name."""
         ...
 
 
-def check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Raise DataError where predictions and references do not fit together."""
-    if len(predictions) != len(references):
-        raise DataError(f"got {len(predictions)} predictions and {len(references)} lists of references, need as many")
-    if not predictions:
-        raise DataError("got no predictions, need at least one to score")
+def _nothing_more() -> None:
+    """Ask for nothing more than what visgraft installs."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table of metrics.
+
+    Attributes:
+        compute: the function; that of a metric that needs a model refuses (ConfigError) and says so.
+        what: one line for a list of metrics.
+        source: the paper or the official script that it equals.
+        gives: the names of its scores.
+        highest: the best value there is; the lowest is 0.
+        needs: "answers", or "model" where what is scored is no generated answer: such a row is computed elsewhere.
+        better: "higher" or "lower" values are better; None where neither is (a share of yes).
+        require: raises MissingAssetError, with the line to install, where this machine lacks something it needs.
+    """
+
+    compute: Compute
+    what: str
+    source: str
+    gives: tuple[str, ...]
+    highest: float = 1.0
+    needs: Literal["answers", "model"] = "answers"
+    better: Literal["higher", "lower"] | None = "higher"
+    require: Callable[[], None] = _nothing_more
+
+
+def check_pairs(answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Raise DataError where answers and references do not fit together."""
+    if len(answers) != len(references):
+        raise DataError(f"got {len(answers)} answers and {len(references)} lists of references, need as many")
+    if not answers:
+        raise DataError("got no answers, need at least one to score")
     without = [index for index, accepted in enumerate(references) if not accepted]
     if without:
         raise DataError(f"got no reference for sample {without[0]} ({len(without)} in all), need at least one each")
@@ -40,4 +93,23 @@ def check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]])
 
 def mean_of(per_sample: Sequence[float]) -> Scores:
     """Give each sample the same weight."""
-    return Scores(value=sum(per_sample) / len(per_sample), per_sample=tuple(per_sample))
+    values = np.asarray(per_sample, dtype=np.float64)
+    return ratio_of(values, np.ones(len(values)))
+
+
+def ratio_of(tops: Sequence[float] | NDArray[np.float64], bottoms: Sequence[float] | NDArray[np.float64]) -> Scores:
+    """Divide the sum of the tops by the sum of the bottoms, both [N]; 0 where the latter is 0."""
+    sums = np.stack([np.asarray(tops, dtype=np.float64), np.asarray(bottoms, dtype=np.float64)], axis=-1)
+    return scores_of(sums, combine=divide)
+
+
+def scores_of(sums: NDArray[np.float64], *, combine: Combine) -> Scores:
+    """Make scores of [N, K] sums: the set's value from their total, each sample's from its own row."""
+    per_sample = tuple(combine(sums).tolist())
+    return Scores(value=float(combine(sums.sum(axis=0))), per_sample=per_sample, sums=sums, combine=combine)
+
+
+def divide(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide the first of the last axis by the second; 0 where the second is 0."""
+    tops, bottoms = sums[..., 0], sums[..., 1]
+    return np.divide(tops, bottoms, out=np.zeros_like(tops), where=bottoms != 0)

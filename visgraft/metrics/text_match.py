@@ -11,19 +11,17 @@ from visgraft.errors import ConfigError
 from visgraft.metrics.scores import Scores, check_pairs, mean_of
 
 
-def exact_match(
-    predictions: Sequence[str], *, references: Sequence[Sequence[str]], normalization: str = "strip"
-) -> Scores:
-    """Score the share of predictions that equal one of their references, as whole strings, in 0..1.
+def exact_match(answers: Sequence[str], *, references: Sequence[Sequence[str]], normalization: str = "strip") -> Scores:
+    """Score the share of answers that equal one of their references, as whole strings, in 0..1.
 
     `normalization` is a key of `NORMALIZATIONS` and applies to both sides: "strip" (the default) drops only the white
     space around an answer, "casefold" case too, "vqa" is `normalize_vqa_answer`. Raises ConfigError for any other.
     """
-    check_pairs(predictions, references)
+    check_pairs(answers, references)
     if normalization not in NORMALIZATIONS:
         raise ConfigError(f"normalization: got {normalization!r}, need one of {', '.join(NORMALIZATIONS)}")
     normalize = NORMALIZATIONS[normalization]
-    pairs = zip(predictions, references, strict=True)
+    pairs = zip(answers, references, strict=True)
     return mean_of([float(normalize(got) in {normalize(accepted) for accepted in wanted}) for got, wanted in pairs])
 
 
@@ -63,7 +61,7 @@ def normalize_vqa_answer(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def vqa_accuracy(predictions: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:
+def vqa_accuracy(answers: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:
     """Score answers by how many people gave them, in 0..1 (Antol et al. 2015, arXiv:1505.00468, section 4).
 
     A sample scores min(1, n / 3), n being the references equal to the prediction, averaged over all ways of leaving one
@@ -71,8 +69,8 @@ def vqa_accuracy(predictions: Sequence[str], *, references: Sequence[Sequence[st
     references, one equal reference scores 1. Both sides are always normalised by `normalize_vqa_answer`; the
     challenge's own script leaves them as they are where all ten references are the same string.
     """
-    check_pairs(predictions, references)
-    return mean_of([_vqa_sample(got, wanted) for got, wanted in zip(predictions, references, strict=True)])
+    check_pairs(answers, references)
+    return mean_of([_vqa_sample(got, wanted) for got, wanted in zip(answers, references, strict=True)])
 
 
 def _vqa_sample(prediction: str, references: Sequence[str]) -> float:

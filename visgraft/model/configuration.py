@@ -30,6 +30,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         image_size: side of the square input image in pixels; None = the encoder's own.
         feature_layer: which hidden state of the encoder is read; -1 = the last.
         keep_class_token: keep the tokens in front of the patches.
+        image_by_image: run the encoder on one image at a time (`check_encoder` finds whether that must be).
         num_frames: frames with a learned temporal embedding; 0 = none.
         projection: `ProjectionSettings` as a dict.
         prefix_at: where the prefix enters: `embeddings`, or `first_layer` (the OPT checkpoints of GIT-LLM).
@@ -50,6 +51,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         image_size: int | None = None,
         feature_layer: int = -1,
         keep_class_token: bool = True,
+        image_by_image: bool = False,
         num_frames: int = 0,
         projection: dict[str, Any] | None = None,
         prefix_at: PrefixPlace = "embeddings",
@@ -69,6 +71,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         self.image_size = image_size
         self.feature_layer = feature_layer
         self.keep_class_token = keep_class_token
+        self.image_by_image = image_by_image
         self.num_frames = num_frames
         self.projection = dict(projection or {})
         self.prefix_at = prefix_at
@@ -82,7 +85,7 @@ class VisionLanguageConfig(PreTrainedConfig):
     @property
     def vision_settings(self) -> VisionSettings:
         """How the encoder is read."""
-        return VisionSettings(self.image_size, self.feature_layer, self.keep_class_token)
+        return VisionSettings(self.image_size, self.feature_layer, self.keep_class_token, self.image_by_image)
 
     @property
     def projection_settings(self) -> ProjectionSettings:

@@ -2,13 +2,14 @@
 
 In: prompts padded on either side, pixels. Out: the given ids untouched, then the new tokens. Rows are packed as
 [pads][image][text], so that physical distance in the cache equals logical distance and sliding or static caches hold.
-Where an answer ends is decided by who asks: see `stop_token_ids` of inference/answering.py.
+Where an answer ends is decided by who asks: see `stop_token_ids` of inference/limits.py.
 
     ids = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, max_new_tokens=32)
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from visgraft.errors import ModelError
 from visgraft.model.joined import JoinedModel
 from visgraft.model.sequence import SegmentTable
 from visgraft.model.state_cache import StateCache
+from visgraft.model.vision import is_vision_input
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 
@@ -49,9 +51,7 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
         Returns:
             [B, T + new] long: the given ids untouched, then the new tokens (or Hugging Face's output object).
         """
-        vision_inputs = {
-            name: kwargs.pop(name) for name in ("pixel_attention_mask", "spatial_shapes") if name in kwargs
-        }
+        vision_inputs = {name: kwargs.pop(name) for name in list(kwargs) if is_vision_input(name)}
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         if input_ids is None or input_ids.shape[1] == 0:
             num_rows = 1 if pixel_values is None else pixel_values.shape[0]
@@ -78,6 +78,18 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             return whole
         output.sequences = whole
         return output
+
+    def stop_also_at(self, token_id: int) -> None:
+        """Let `generate` end answers at a token too, here and wherever the model is saved to.
+
+        Whoever knows the prompt template calls it with the token behind every answer (`end_token_id` of
+        data/prompt.py), which the language model's own settings need not name. Its own copy of these stays as it is.
+        """
+        own = self.generation_config.eos_token_id
+        stops = [] if own is None else [own] if isinstance(own, int) else list(own)
+        if token_id not in stops:
+            self.generation_config = copy.deepcopy(self.generation_config)
+            self.generation_config.eos_token_id = [*stops, token_id] if stops else token_id
 
     def _start_tokens(self, num_rows: int) -> Tensor:
         for name in ("bos_token_id", "eos_token_id"):
@@ -130,8 +142,6 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
                     f"cache_implementation: got {generation_config.cache_implementation!r}, but {spec.name} carries "
                     "states, which visgraft's own cache holds; leave it out"
                 )
-            if spec.behind_cache == "nothing":  # then everything is read again for every token
-                generation_config.use_cache = model_kwargs["use_cache"] = False
             if generation_config.use_cache:
                 model_kwargs["past_key_values"] = StateCache()
             return None

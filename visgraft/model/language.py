@@ -209,7 +209,7 @@ def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
             "its text. Choose another causal LM"
         )
     reaches, unmasked = _reaches(config)
-    limits = {"the number of its positions": _max_positions(config)}
+    limits = {"the number of its positions": max_positions_of(config)}
     if INDEXED in _layer_kinds(config):
         limits[f"its {INDEXED} looks at its index_topk best keys alone"] = config.index_topk
     why, limit = min(
@@ -253,7 +253,9 @@ def _reaches(config: PreTrainedConfig) -> tuple[dict[str, tuple[Reach, int]], tu
     return reaches, tuple(unmasked)
 
 
-def _max_positions(config: PreTrainedConfig) -> int | None:
+def max_positions_of(config: PreTrainedConfig) -> int | None:
+    """Return the longest row that a language model of this configuration takes; None = no limit is known."""
+    config = config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "max_seq_len"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:

@@ -335,6 +335,34 @@ def append_texts(context: SegmentTable, *, lengths: Sequence[int]) -> SegmentTab
     )
 
 
+def rows_going_on(starts: Tensor, *, counts: Tensor, num_new: int, num_columns: int) -> SegmentTable:
+    """Describe rows of unlike length without gaps, each of which goes on with a text of its own length.
+
+    The keys come first, a column for each position; behind them stand the queries. Where a row has fewer than
+    `num_new`, what is left over asks what its last one asks, and is never looked at.
+
+          0 1 2 3 4 5 | queries          x what a row has read, q what it reads now
+        x x x q q q . | 3 4 5
+        x q . . . . . | 1 1 1
+
+    Args:
+        starts: [B] long, positions that each row has read.
+        counts: [B] long, positions that each row reads now, at least 1.
+        num_new: the most of them, Q.
+        num_columns: columns that hold keys, K, those of this reading included.
+
+    Returns:
+        The table of B rows with K + Q positions; only the last Q ask, and only the first K are looked at.
+    """
+    columns = torch.arange(num_columns, device=starts.device).expand(len(starts), -1)  # [B, K]
+    ends = (starts + counts)[:, None]
+    query = (starts[:, None] + torch.arange(num_new, device=starts.device)).minimum(ends - 1)  # [B, Q]
+    position = torch.cat([columns, query], 1)
+    kind = torch.cat([torch.where(columns < ends, TEXT, PAD), torch.full_like(query, TEXT)], 1)
+    none = torch.zeros_like(position)
+    return SegmentTable(kind, none, none, position, torch.zeros_like(ends[..., None], dtype=torch.bool))
+
+
 def _next_position(context: SegmentTable) -> Tensor:
     """Give the position behind each row's last real one: [B, 1]."""
     ends = torch.where(context.kind != PAD, context.position + 1, 0)  # [B, S]

@@ -109,7 +109,12 @@ def resolve(
     return replace(
         named,
         model=replace(model, vision=model.vision and folder_of(model.vision), language=language),
-        data=replace(data, train=with_folders(data.train), validation=with_folders(data.validation)),
+        data=replace(
+            data,
+            train=with_folders(data.train),
+            validation=with_folders(data.validation),
+            test=with_folders(data.test),
+        ),
     )
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any
 
@@ -35,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
     """A run was stopped between two steps and saved; `folder` is what resumes it, `number` the signal that came."""
 
     def __init__(self, folder: Path, *, number: int = signal.SIGINT) -> None:
-        super().__init__(f"stopped and saved; go on with `visgraft train --resume {folder}`")
+        super().__init__(f"stopped and saved; go on with `visgraft train --resume {quote(str(folder))}`")
         self.folder = folder
         self.number = number
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
-from visgraft.errors import CheckpointError, ConfigError, ModelError, VisgraftError
+from visgraft.errors import CheckpointError, ConfigError, DataError, ModelError, VisgraftError
 from visgraft.folder_lock import FolderLock, clear_dead
 from visgraft.parsing import parse_json
 from visgraft.runs import Run
@@ -43,8 +43,9 @@ from visgraft.training.session import Session
 from visgraft.training.setup import open_session
 from visgraft.training.sharding import is_sharded, whole, whole_model
 from visgraft.training.state import RandomState, find_damage, load_trained, save_state
-from visgraft.training.steps import Step, Steps, load_steps
+from visgraft.training.steps import Steps, load_steps
 from visgraft.training.summary import note_cost, write_summary
+from visgraft.training.text_watch import ENOUGH_TEXTS
 from visgraft.training.together import LOOK_EVERY_S, Beside, ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
 
@@ -137,8 +138,13 @@ def take_steps(session: Session, *, lock: FolderLock, stop: Callable[[int], bool
     )
     if session.state.step:
         after_step(session)  # what a stopped run still owes its last step
+    told = 0
     while not session.is_over:
         train_step(session, steps)
+        seen, is_complete = session.watch.num_texts, session.state.epoch_ended or session.is_over
+        if seen > told and (is_complete or (not told and seen >= ENOUGH_TEXTS)):
+            session.tell_of_texts()
+            told = seen
         number = session.signals.number or (stop is not None and stop(session.state.step) and signal.SIGINT)
         wishes = session.each([number, is_checkpoint_due(session), lock.is_lost])
         if any(wishes[2::3]):
@@ -148,7 +154,8 @@ def take_steps(session: Session, *, lock: FolderLock, stop: Callable[[int], bool
             )
         if any(wishes[::3]):
             raise StopAsked(int(max(wishes[::3])))
-        after_step(session, is_checkpoint_due=bool(wishes[1]))  # by the first process's clock
+        if session.state.step:  # nothing has been learned as long as all samples were bad
+            after_step(session, is_checkpoint_due=bool(wishes[1]))  # by the first process's clock
 
 
 # --- One step
@@ -159,7 +166,7 @@ def train_step(session: Session, steps: Steps) -> None:
     started = time.monotonic()
     step = next(steps)
     accelerator, state = session.accelerator, session.state
-    set_bad_samples_aside(session, step)
+    session.set_bad_samples_aside(step, part="train")
     done = add_gradients(session, step, steps)
     with session.is_changing:
         if done.total:
@@ -218,14 +225,6 @@ def update(session: Session, done: Gradients) -> dict[str, Any]:
     }
 
 
-def set_bad_samples_aside(session: Session, step: Step) -> None:
-    """Put the bad samples of all processes into quarantine; too many of them end the run in every process."""
-    session.quarantine.expect(session.planner.num_samples(step.plan.end))
-    if any(session.sum([len(step.bad)])):
-        for bad in gather_object(list(step.bad)):
-            session.quarantine.add(bad)
-
-
 # --- Between steps
 
 
@@ -238,16 +237,23 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
     state, settings, is_main = session.state, session.recipe.train, session.accelerator.is_main_process
     is_best = False
     if session.validation and state.validated_step != state.step and is_due(session, settings.validate_every_steps):
-        record = validate(session)
+        try:
+            record = validate(session)
+        except DataError:
+            save_checkpoint(session)  # the steps are none the worse for it
+            raise
         with session.is_changing:
             loss = record["validation_loss"]
-            is_best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+            is_measured = loss is not None and math.isfinite(loss)
+            is_best = is_measured and (state.best_loss is None or loss < state.best_loss)
             if is_best:
                 state.best_step, state.best_loss = state.step, loss
             state.validated_step = state.step
             if is_main:
                 session.record(record)
                 session.progress.validated(record)
+        session.watch.close("validation")
+        session.tell_of_texts()
     if state.sampled_step != state.step and is_due(session, settings.sample_every_steps):
         records = answer_sample_prompts(session)
         with session.is_changing:

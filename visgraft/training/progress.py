@@ -51,7 +51,9 @@ class TrainProgress(Display):
 
     def validated(self, record: Mapping[str, Any]) -> None:
         """Show a validation."""
-        text = f"step {record['step']}: validation loss {record['validation_loss']:.4f}"
+        loss = record["validation_loss"]
+        measured = "not measured, as no sample can be used" if loss is None else f"{loss:.4f}"
+        text = f"step {record['step']}: validation loss {measured}"
         if record.get("exact_match") is not None:
             text += f", exact match {record['exact_match']:.1%}"
         self.say(text)

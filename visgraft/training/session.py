@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from visgraft.config import Recipe
 from visgraft.data.batch import Batch
 from visgraft.data.sample import Sample
-from visgraft.data.sources import Quarantine
+from visgraft.data.sources import Part, Quarantine
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run
@@ -28,6 +29,7 @@ from visgraft.training.plan import Planner
 from visgraft.training.progress import TrainProgress
 from visgraft.training.state import RandomState, TrainState, get_random_state
 from visgraft.training.steps import LoaderSettings, Step
+from visgraft.training.text_watch import TextWatch
 from visgraft.training.trackers import Trackers
 
 
@@ -47,10 +49,11 @@ class Session:
         planner: the steps over the training data.
         validation: the steps over the validation data, if there are any.
         loader: how this process makes batches.
-        quarantine: the bad samples so far.
+        quarantines: the bad samples so far, of train and of validation.
         filler: a small batch of real samples, run at weight 0 where a process has nothing to do.
         sample_prompts: fixed questions that are answered on the way, for the user to read.
         questions: fixed validation questions that are answered and scored.
+        watch: is shown the texts that are read, and says what is odd about them.
         state: how far the run is.
         progress: what the user sees.
         counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
@@ -73,10 +76,11 @@ class Session:
     planner: Planner
     validation: Planner | None
     loader: LoaderSettings
-    quarantine: Quarantine
+    quarantines: Mapping[Part, Quarantine]
     filler: Batch
     sample_prompts: Sequence[Sample]
     questions: Sequence[Sample]
+    watch: TextWatch
     state: TrainState
     progress: TrainProgress
     counted_until: float
@@ -135,6 +139,25 @@ class Session:
         for name, number in zip(totals, added, strict=True):
             texts[name] = texts.get(name, 0) + int(number)
         return {name: {"texts": texts[name], "epochs": texts[name] / n if n else None} for name, n in totals.items()}
+
+    def set_bad_samples_aside(self, step: Step, *, part: Part) -> None:
+        """Put the bad samples of a step into quarantine, those of all processes.
+
+        Raises:
+            DataError: in every process, there are too many of them.
+        """
+        planner = self.planner if part == "train" else self.validation
+        assert planner is not None
+        self.quarantines[part].expect(planner.num_samples(step.plan.end))
+        if any(self.sum([len(step.bad)])):
+            for bad in gather_object(list(step.bad)):
+                self.quarantines[part].add(bad)
+
+    def tell_of_texts(self) -> None:
+        """Say what is odd about the texts read so far and was not yet said; the first process does so."""
+        if self.accelerator.is_main_process:
+            for line in self.watch.new_lines():
+                self.progress.say(line)
 
     def stop_if_asked(self) -> None:
         """Stop all processes if a signal came to any of them; all must call it.

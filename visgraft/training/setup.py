@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from visgraft.builder.build import apply_modes, build_model, build_processor
 from visgraft.config import Recipe
 from visgraft.data.batch import Batch
-from visgraft.data.sources import BadSample, Quarantine
+from visgraft.data.prompt import end_token_id
+from visgraft.data.sources import BadSample, Part, Quarantine
 from visgraft.errors import DataError
 from visgraft.folder_lock import FolderLock, refuse_held
 from visgraft.model.attention_kernel import choose_attention, set_attention
@@ -103,10 +104,11 @@ def open_session(
     set_seed(recipe.train.seed)  # new weights are drawn from it
     model = build_model(local, image_size=processor.image_size)
     now, changes = check_unchanged(recipe, data, processor, model, accelerator, resume=resume, allowed=allow_changed)
+    model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
     run = open_run(recipe, accelerator, resume=resume, folder=folder, fingerprints=now, lock=lock, say=progress.say)
     if is_main:
-        progress.begin(run.folder, table=parts_as_table(rows), notes=notes)
+        progress.begin(run.folder, table=parts_as_table(rows), notes=[*notes, *data.remarks])
     loader = data.loader
     if recipe.train.cache_vision is not None:
         planners = [planner for planner in (data.planner, data.validation) if planner is not None]
@@ -148,8 +150,8 @@ def open_session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
         optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation,
         loader=loader.limited(state.micro_batch_positions),
-        quarantine=open_quarantine(recipe, run, data.planner, is_main=is_main), filler=data.filler,
-        sample_prompts=data.sample_prompts, questions=data.questions, state=state, progress=progress,
+        quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes), filler=data.filler,
+        sample_prompts=data.sample_prompts, questions=data.questions, watch=data.watch, state=state, progress=progress,
         counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
 
@@ -378,16 +380,29 @@ def settle_position(
     return settled
 
 
-def open_quarantine(recipe: Recipe, run: Run, planner: Planner, *, is_main: bool) -> Quarantine:
-    """Open the list of bad samples: those that the run knows, and those that cannot even be read."""
-    names = [field.name for field in fields(BadSample)]
-    known = [BadSample(**{name: record[name] for name in names}) for record in run.read("quarantine")]
-    quarantine = Quarantine(
-        num_samples=planner.num_samples(Position(0, 0)),
-        max_bad_fraction=recipe.data.max_bad_fraction,
-        known=known,
-        write=(lambda record: run.append("quarantine", record)) if is_main else None,
-    )
-    for bad in planner.unreadable:
-        quarantine.add(bad)
-    return quarantine
+def open_quarantines(
+    recipe: Recipe, run: Run, data: TrainingData, *, is_main: bool, changes: Sequence[Change] = ()
+) -> dict[Part, Quarantine]:
+    """Open the lists of bad samples of train and validation: those that the run knows, and what cannot even be read.
+
+    Raises:
+        DataError: there are too many of them; of data that changed since, those met again will tell.
+    """
+    records = [{"part": "train", **record} for record in run.read("quarantine")]  # older runs wrote no part
+    planners: dict[Part, Planner | None] = {"train": data.planner, "validation": data.validation}
+    quarantines: dict[Part, Quarantine] = {}
+    for part, planner in planners.items():
+        if planner is None:
+            continue
+        names = [field.name for field in fields(BadSample)]
+        quarantine = quarantines[part] = Quarantine(
+            num_samples=planner.num_samples(Position(0, 0)),
+            max_bad_fraction=recipe.data.max_bad_fraction,
+            known=[BadSample(**{name: each[name] for name in names}) for each in records if each["part"] == part],
+            write=(lambda record: run.append("quarantine", record)) if is_main else None,
+        )
+        for bad in planner.unreadable:
+            quarantine.add(bad)
+        if planner.has_known_length and not any(change["what"].startswith(f"data.{part}") for change in changes):
+            quarantine.check()
+    return quarantines

@@ -201,7 +201,8 @@ class StepDataset(Dataset[Step]):
         for group, text in zip(plan.groups[share], texts[share], strict=True):
             try:
                 sample = self.planner.sample(group) if text is None or text.sample is None else text.sample
-                dialogs = processor.encode_text(sample) if text is None else text.dialogs
+                # of several dialogs those that are good; the plan has named the others
+                dialogs = processor.encode_text(sample, bad=[]) if text is None else text.dialogs
                 encoded.append(self._with_images(sample, dialogs))
             except BadSampleError as error:
                 bad.append(self.planner.bad_sample(group, str(error)))

@@ -4,7 +4,7 @@ In: sources, a processor, and which of the processes this is. Out: the tokens of
 and encoded when a plan gets there, by one process for all of them.
 
     counts = TextCounts(sources, processor)
-    counts.look_up(17, [0, 1])               # 24 tokens; a reason, if one of them is bad; None: nobody has read them
+    counts.look_up(17, [0, 1])               # 24 tokens, and a reason if one of them is bad; None: nobody has read them
     counts.note(17, [0, 1], text)            # now somebody has
 
 Counts are kept in the cache on disk under a name of all they depend on: files and options of the sources, tokenizer,
@@ -13,7 +13,7 @@ template, longest text. Of sources that do not tell whether they changed they ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from time import monotonic
@@ -34,7 +34,7 @@ from visgraft.errors import DiskError
 from visgraft.processor import Processor
 
 UNKNOWN = -1  # below it: -2 - n is a bad text, for the n-th of the reasons
-_VERSION = 1  # of what is counted; another one wherever prompts are put together in another way
+_VERSION = 2  # of what is counted; another one wherever prompts are put together in another way
 _LARGEST_SHARE = 0.05  # of the time, that writing down what was counted takes
 
 
@@ -65,6 +65,13 @@ class CountedText(NamedTuple):
     def num_tokens(self) -> int:
         """The tokens of these together."""
         return sum(len(dialog.input_ids) for dialog in self.dialogs)
+
+
+class Known(NamedTuple):
+    """The tokens of those dialogs that are good, together, and why the first bad one is bad (None: all are good)."""
+
+    num_tokens: int
+    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -102,22 +109,19 @@ class TextCounts:
         self._reasons: list[str] = []
         self._fingerprint: str | None = None
         self._unsaved_s, self._save_at_s = 0.0, 0.0
+        self._remarks: dict[str, str] = {}
 
     def num_dialogs(self, index: int) -> int:
         """Count the dialogs of a sample, as they were when the sources were opened."""
         return int(self._starts[index + 1] - self._starts[index])
 
-    def look_up(self, index: int, numbers: Sequence[int] | None = None) -> int | str | None:
-        """Return the tokens of some dialogs of a sample together, of all without `numbers`.
-
-        Returns:
-            A text where they are bad: why. None where one is not known.
-        """
+    def look_up(self, index: int, numbers: Sequence[int] | None = None) -> Known | None:
+        """Return what is known of some dialogs of a sample, of all without `numbers`; None: one is not known."""
         found = self._of(index, numbers)
-        if (found >= 0).all():
-            return int(found.sum())
-        first = int(found[found < 0][0])
-        return None if first == UNKNOWN else self._reasons[-2 - first]
+        bad = found[found < 0]
+        if (bad == UNKNOWN).any():
+            return None
+        return Known(int(found[found >= 0].sum()), self._reasons[-2 - int(bad[0])] if len(bad) else None)
 
     def note(self, index: int, numbers: Sequence[int] | None, text: CountedText) -> None:
         """Note what came of reading dialogs of a sample; what could not be read may be there the next time."""
@@ -132,8 +136,16 @@ class TextCounts:
             self._reasons.append(reason)
         return -2 - self._reasons.index(reason)
 
-    def took(self, seconds: float) -> None:
-        """Note how long reading and encoding took; what took long is written down, by the first process."""
+    def remarks(self) -> dict[str, str]:
+        """Return what was said of these texts when they were read; all processes must ask for it at the same moment."""
+        self._known()
+        return self._remarks
+
+    def took(self, seconds: float, *, remarks: Callable[[], Mapping[str, str]] = dict) -> None:
+        """Note how long reading and encoding took; what took long is written down, by the first process.
+
+        remarks: what is to be said of these texts by whoever does not read them.
+        """
         self._unsaved_s += seconds
         if self.processes.index or self._fingerprint is None or not is_worth_keeping(self._unsaved_s):
             return
@@ -142,7 +154,10 @@ class TextCounts:
             return
         started = monotonic()
         try:
-            write_arrays({"counts": counts, "reasons": np.array(self._reasons, np.str_)}, fingerprint=self._fingerprint)
+            self._remarks |= remarks()
+            arrays = {"counts": counts, "reasons": np.array(self._reasons, np.str_)}
+            arrays["remarks"] = np.array([*self._remarks.items()], np.str_).reshape(-1, 2)
+            write_arrays(arrays, fingerprint=self._fingerprint)
         except (OSError, DiskError):  # a full disk, say: it is counted again in the next run
             self._fingerprint = None
         self._unsaved_s, self._save_at_s = 0.0, (monotonic() - started) / _LARGEST_SHARE
@@ -163,6 +178,7 @@ class TextCounts:
             kept = self.processes.first(kept) if self._fingerprint is not None else None
             if kept is not None and kept["counts"].shape == self._counts.shape:
                 self._counts, self._reasons = kept["counts"], kept["reasons"].tolist()
+                self._remarks = dict(kept["remarks"].tolist())
         return self._counts
 
     def _name(self) -> str | None:
@@ -178,9 +194,11 @@ class TextCounts:
             tokenizer.chat_template,
             {key: str(value) for key, value in tokenizer.init_kwargs.items() if key.startswith(("add_", "legacy"))},
         )
+        names = ("max_text_tokens", "max_positions", "images_take_positions", "num_image_tokens", "image_size")
+        limits = [getattr(processor, name) for name in names]
         versions = (_VERSION, tokenizers.__version__, transformers.__version__)
         sums = [blake2b(repr(part).encode("utf-8", "surrogatepass")).hexdigest() for part in (of_tokenizer, of_sources)]
-        return repr(("tokens of texts", versions, processor.prompt_template, processor.max_text_tokens, sums))
+        return repr(("tokens of texts", versions, processor.prompt_template, limits, sums))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_counts": None}  # workers get their samples planned

@@ -16,10 +16,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from visgraft.config import DataSettings, Recipe
-from visgraft.data.batch import Batch
+from visgraft.data.batch import Batch, EncodedSample
+from visgraft.data.findings import overlap_finding, unused_columns_in_words
+from visgraft.data.first_look import check_every_source, unused_image_columns
 from visgraft.data.images.opening import open_image
-from visgraft.data.sample import Sample, Turn
-from visgraft.data.sources import Sources, epoch_order, open_sources
+from visgraft.data.messages import asked
+from visgraft.data.overlap import image_overlap
+from visgraft.data.sample import Sample
+from visgraft.data.sources import BadSample, Quarantine, Sources, epoch_order, open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import BadSampleError, ConfigError, DataError
 from visgraft.processor import Processor
@@ -27,6 +31,7 @@ from visgraft.training.plan import Planner, Position
 from visgraft.training.steps import LoaderSettings, StepDataset
 from visgraft.training.stream_plan import StreamPlanner
 from visgraft.training.text_counts import Processes
+from visgraft.training.text_watch import TextWatch
 
 NUM_SAMPLE_PROMPTS = 8  # questions answered on the way, each about another sample
 NUM_FILLER_SAMPLES = 2
@@ -37,7 +42,10 @@ MICRO_BATCH_POSITIONS = {"cuda": 32_768}
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data of a run; the fields are those of `Session` of the same names."""
+    """The data of a run; the fields are those of `Session` of the same names.
+
+    `remarks` are what is worth knowing about it before the first step.
+    """
 
     planner: Planner
     validation: Planner | None
@@ -45,6 +53,8 @@ class TrainingData:
     filler: Batch
     sample_prompts: Sequence[Sample]
     questions: Sequence[Sample]
+    watch: TextWatch
+    remarks: Sequence[str]
 
 
 def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Accelerator) -> TrainingData:
@@ -69,6 +79,16 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
                 f"data.validation: got {len(validation.sources)} samples and none can be used; name another split, or "
                 "leave data.validation out"
             )
+    watch = TextWatch(processor, settings=recipe.data)
+    remarks: list[str] = []
+    for each in (planner, validation):
+        if each is not None:
+            check_every_source(each.sources, processor, unfinished=each.unfinished)
+            remarks += remarks_of(each.sources)
+            each.watch = watch
+            remarks += watch.know(each.remarks())
+    if validation is not None:
+        remarks += check_overlap(planner.sources, validation.sources)
     num_scored = recipe.train.exact_match_samples if validation is not None else 0
     asked_of = (planner if validation is None else validation).sources
     questions = pick_questions(asked_of, processor, number=max(NUM_SAMPLE_PROMPTS, num_scored))
@@ -78,6 +98,8 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
+    if validation is not None and not questions:  # a question shows that one sample is good
+        first_good_samples(validation, loader)
     return TrainingData(
         planner=planner,
         validation=validation,
@@ -85,7 +107,36 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
         filler=processor.finish(first_batch(planner, loader).to(accelerator.device)),
         sample_prompts=[*questions[:NUM_SAMPLE_PROMPTS], *own_sample_prompts(recipe.data)],
         questions=questions[:num_scored],
+        watch=watch,
+        remarks=remarks,
     )
+
+
+def remarks_of(sources: Sources) -> list[str]:
+    """List what the readers have to say, and columns that look like images and are not used."""
+    remarks = []
+    for entry in sources.opened:
+        notes = list(entry.notes)
+        unused = unused_image_columns(entry)
+        if unused:
+            notes.append(" ".join(unused_columns_in_words(unused)))
+        remarks += [f"data: {sources.part} {entry.name}: {note}" for note in notes]
+    return remarks
+
+
+def check_overlap(train: Sources, validation: Sources) -> list[str]:
+    """Say how many validation images stand in training too, as far as that is known without opening them.
+
+    Raises:
+        DataError: more than `data.max_overlap_fraction` of them.
+    """
+    both = image_overlap(train, validation)
+    found = overlap_finding("overlapping_images", *both, part=validation.part, what="images", settings=train.settings)
+    for finding in found:
+        if finding.level == "error":
+            raise DataError(f"data.validation: {finding.text} {finding.advice}")
+        return [f"data: {finding.where}: {finding.text} {finding.advice}"]
+    return []
 
 
 def open_planner(
@@ -129,17 +180,37 @@ def first_batch(planner: Planner, loader: LoaderSettings) -> Batch:
     """Make a small batch of the first samples that can be used, those with an image and several dialogs first.
 
     Raises:
-        DataError: no sample of the first step can be used.
+        DataError: no sample can be used, or too many are bad before the first that can.
     """
-    plan = next(planner.steps(Position(0, 0), epochs=1.0))
-    encoded, bad = StepDataset(planner, replace(loader, process_index=0, num_processes=1)).encode(plan)
-    if not encoded:
-        reason = [*plan.bad, *bad][0].reason
-        raise DataError(f"data.train: no sample of the first step can be used; the first is bad: {reason}")
+    encoded = first_good_samples(planner, loader)
     encoded.sort(key=lambda sample: (not sample.num_image_tokens, len(sample.dialogs) == 1))  # stable
     chosen = encoded[:NUM_FILLER_SAMPLES]  # in one row, so that the preflight sees whether the mask keeps them apart
     rows = [list(range(len(chosen)))] if loader.layout == "shared" else None
     return planner.processor.collate(chosen, layout=loader.layout, rows=rows)
+
+
+def first_good_samples(planner: Planner, loader: LoaderSettings) -> list[EncodedSample]:
+    """Encode the samples of the first step in which one can be used.
+
+    Raises:
+        DataError: no sample can be used, or too many are bad before the first that can.
+    """
+    dataset = StepDataset(planner, replace(loader, process_index=0, num_processes=1))
+    met = Quarantine(num_samples=0, max_bad_fraction=planner.sources.settings.max_bad_fraction)
+    first: BadSample | None = None
+    for plan in planner.steps(Position(0, 0), epochs=1.0):
+        encoded, bad = dataset.encode(plan)
+        if encoded:
+            return encoded
+        met.expect(planner.num_samples(plan.end))
+        for each in (*plan.bad, *bad):
+            first = first or each
+            met.add(each)
+    why = "it is empty" if first is None else f"the first is bad: {first.where}: {first.reason}"
+    raise DataError(
+        f"data.{planner.sources.part}: got {met.num_samples:,} samples and none can be used ({why}); repair them, or "
+        "name other data"
+    )
 
 
 def pick_questions(sources: Sources, processor: Processor, *, number: int) -> list[Sample]:
@@ -151,7 +222,7 @@ def pick_questions(sources: Sources, processor: Processor, *, number: int) -> li
         try:
             sample = sources[index]
             chosen = replace(sample, dialogs=[Random(index).choice(sample.dialogs)])
-            processor.encode(chosen)
+            processor.encode(chosen, max_pixels=sources.settings.max_pixels)
         except BadSampleError:
             continue  # the training or validation loss meets it too, and reports it
         questions.append(chosen)
@@ -173,5 +244,5 @@ def own_sample_prompts(settings: DataSettings) -> list[Sample]:
                 f"data.sample_prompts.{number}.image: {own.image}: {error}; name an image file"
             ) from error
         for prompt in own.prompts:
-            questions.append(Sample(images=[own.image], dialogs=[[Turn(prompt, "")]], id=f"own:{own.image}"))
+            questions.append(Sample(images=[own.image], dialogs=[[asked(prompt, num_images=1)]], id=f"own:{own.image}"))
     return questions

@@ -37,15 +37,20 @@ PICTURE_SIDE = 320  # pixels, of the longer side of a sample image that a run ke
 def validate(session: Session) -> dict[str, Any]:
     """Measure loss on the validation data and, if the recipe asks for it, the share of right answers.
 
+    Returns:
+        What to write down; None stands for what was not measured, as no sample could be used.
+
     Raises:
         StopAsked: in all processes, between two batches; the state holds what was measured so far, and the next call
             takes it up there.
+        DataError: in all processes, too many of the samples are bad.
     """
     assert session.validation is not None
     accelerator, model, state = session.accelerator, session.model, session.state
     position, sums = _validated_so_far(session)
     model.eval()
     for step in load_steps(session.validation, position, epochs=1.0, settings=session.loader):
+        session.set_bad_samples_aside(step, part="validation")
         # Processes that share the weights out run the model together, one that has no batch left with the filler.
         num_more = max(session.each([len(step.batches)])) - len(step.batches) if is_sharded(model) else 0
         for batch in (*step.batches, *[None] * int(num_more)):
@@ -69,8 +74,8 @@ def validate(session: Session) -> dict[str, Any]:
     loss_sum, num_tokens, num_characters = session.sum(sums)
     record = {
         "step": state.step,
-        "validation_loss": loss_sum / max(1, num_tokens),
-        "validation_loss_per_character": loss_sum / max(1, num_characters),
+        "validation_loss": loss_sum / num_tokens if num_tokens else None,
+        "validation_loss_per_character": loss_sum / num_characters if num_characters else None,
     }
     if session.questions:
         score = _asked(session, score_questions)
@@ -168,7 +173,7 @@ def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[boo
         elif session.signals.number:
             raise StopAsked(session.signals.number)
 
-    listening = session.model.register_forward_pre_hook(stop_if_asked, prepend=True)
+    listening = session.model.language.register_forward_pre_hook(stop_if_asked, prepend=True)
     try:
         with session.accelerator.autocast(), uncompiled(), dense_attention(session.model), gathered(session.model):
             return answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)

@@ -39,8 +39,8 @@ def test_the_train_images_are_divided_for_good(data):
 
 
 def test_another_split_is_refused(data):
-    with pytest.raises(DataError, match=r"split: got 'val', allowed are train, validation, train\+validation, test"):
-        easy_vqa.read(data, split="val")
+    with pytest.raises(DataError, match=r"split: got 'dev-test', allowed are train, valid.*, train\+validation, test"):
+        easy_vqa.read(data, split="dev-test")
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch):

@@ -51,8 +51,8 @@ def test_lines_about_the_same_image_are_gathered_in_order(tmp_path):
         {"file_name": "b.png", "text": "two"},
         b"",
         {"file_name": "a.png", "text": "three"},
-        {"file_names": [], "text": "no image"},
-        {"file_names": [], "text": "no image either"},
+        {"file_names": [], "question": "Q", "answer": "no image"},
+        {"file_names": [], "question": "Q", "answer": "no image either"},
     )
     source = folder.read(tmp_path, split="train")
     texts = [[dialog[0].answer for dialog in source[i].dialogs] for i in range(len(source))]
@@ -62,15 +62,15 @@ def test_lines_about_the_same_image_are_gathered_in_order(tmp_path):
 
 BAD_LINES = {
     b"{oops": "line is not JSON",
-    b"\xff\xfe": "line is not JSON",
+    b"\xff\xfe": "line is not UTF-8; set the source's encoding",
     b"[" * 100_000: "line is not JSON",
     b"[1]": "line is not a JSON object",
     b'{"text": "x"}': "line lacks file_name or file_names",
     b'{"file_name": 3, "text": "x"}': "line lacks file_name or file_names",
-    b'{"file_names": "a.png", "text": "x"}': "line lacks file_name or file_names",
+    b'{"file_names": ["a.png", 3], "text": "x"}': "line lacks file_name or file_names",
     b'{"file_name": "a.png"}': "row has no text, question and answer, dialogs or messages",
     b'{"file_name": "a.png", "question": "x"}': "row has no text, question and answer",
-    b'{"file_name": "a.png", "text": NaN}': "answer is not a string",
+    b'{"file_name": "a.png", "text": NaN}': "row has no text, question and answer",
     b'{"file_name": "a.png", "text": " "}': "answer is empty",
     b'{"file_name": "a.png", "question": 1, "answer": "x"}': "prompt is not a string",
     b'{"file_name": "a.png", "text": "x", "references": 5}': "references are not a list of strings",

@@ -64,8 +64,10 @@ def test_what_cannot_be_had_says_why(hub, monkeypatch):
         opened(hub / "hub", take=3)
     with pytest.raises(MissingAssetError, match="hf: path: not set"):
         hf.read(None, split="train")
-    with pytest.raises(MissingAssetError, match=r"split nowhere\) cannot be loaded: "):
+    with pytest.raises(DataError, match=r"hf: split: got 'nowhere', but .*dict has train"):
         hf.read(hub / "dict", split="nowhere")
+    with pytest.raises(MissingAssetError, match=r"split nowhere\) cannot be loaded: "):
+        hf.read(hub / "hub", split="nowhere")
     with pytest.raises(MissingAssetError, match="cannot be loaded"):
         hf.read(hub / "no such dataset", split="train")
     empty = datasets.Dataset.from_list([{"a": 1}]).select([])

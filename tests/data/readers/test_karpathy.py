@@ -61,8 +61,8 @@ def test_splits_are_joined_by_a_plus(coco):
 
 
 def test_what_cannot_be_read_says_why(coco, tmp_path):
-    with pytest.raises(DataError, match="karpathy: split: got 'dev', allowed are train, restval, val, test"):
-        karpathy.read(coco, split="dev")
+    with pytest.raises(DataError, match="karpathy: split: got 'minival', allowed are train, restval, val, test"):
+        karpathy.read(coco, split="minival")
     with pytest.raises(MissingAssetError, match="karpathy: path: not set"):
         karpathy.read(None, split="train")
     with pytest.raises(MissingAssetError, match=r"there is no dataset_coco.json in"):

@@ -67,7 +67,12 @@ def test_broken_rows_are_bad_samples(tmp_path):
         with pytest.raises(BadSampleError) as caught:
             open_image(sources[index].images[0])
         reasons.append(str(caught.value))
-    assert reasons == ["image is not valid base64", "answer is empty", "row lacks outputs", "image is empty"]
+    assert reasons == [
+        "image is not valid base64",
+        "answer is empty",
+        "row lacks outputs (columns: instruction)",
+        "image is empty",
+    ]
 
 
 def test_what_was_found_stands_beside_what_the_card_counts(tmp_path):
@@ -112,7 +117,7 @@ def test_tasks_are_named_one_by_one_or_by_set():
     assert tasks_of("shapes-rephrased") == ["shapes-rephrased"]
     with pytest.raises(ConfigError, match=r"m3it: tasks: got 'git-lm'; did you mean git-llm\?"):
         tasks_of("git-lm")
-    with pytest.raises(ConfigError, match="sets are all-english-images, git-llm; tasks coco"):
+    with pytest.raises(ConfigError, match="sets are all-english-images, git-llm, article; tasks coco"):
         tasks_of("zzz")
 
 

@@ -10,7 +10,7 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"
 @pytest.mark.parametrize(
     "row, images, dialogs",
     [
-        ({"text": " a cat "}, [], [[Turn("", "a cat")]]),
+        ({"file_name": "a.jpg", "text": " a cat "}, ["a.jpg"], [[Turn("", "a cat")]]),
         (
             {"image": "a.jpg", "captions": ["a cat", {"raw": "cats"}]},
             ["a.jpg"],
@@ -99,12 +99,12 @@ def said(*roles):
     "row, reason",
     [
         ({"image": "a.jpg"}, "row has no text, question and answer, dialogs or messages"),
-        ({"text": ""}, "answer is empty"),
-        ({"text": float("nan")}, "answer is not a string"),
+        ({"image": "a.jpg", "text": ""}, "answer is empty"),
+        ({"image": "a.jpg", "text": float("nan")}, "row has no text, question and answer"),
         ({"question": 3, "answer": "A"}, "prompt is not a string"),
         ({"question": "Q", "answers": []}, "answers are not a list of strings"),
         ({"question": "Q", "answers": [1.0]}, "answers are not a list of strings"),
-        ({"captions": []}, "row has no texts"),
+        ({"image": "a.jpg", "captions": []}, "row has no texts"),
         ({"dialogs": [[]]}, "dialog is not a list of turns"),
         ({"dialogs": [[{"prompt": "Q"}]]}, "turn lacks prompt or answer"),
         (said("user"), "roles are not user and assistant in turn"),
@@ -148,5 +148,5 @@ def test_a_form_that_is_named_is_the_only_one():
 
 
 def test_captions_may_have_a_prompt_and_rows_a_name():
-    content = content_of_row({"caption": "a cat", "id": 7}, prompt="Describe.")
+    content = content_of_row({"caption": "a cat", "image": "a.jpg", "id": 7}, prompt="Describe.")
     assert content.dialogs == [[Turn("Describe.", "a cat")]] and content.id == "7"

@@ -4,8 +4,10 @@ import pickle
 import pytest
 
 from visgraft.data.readers.files import find_split, open_files
+from visgraft.data.readers.json_places import entries_of_list
 from visgraft.data.readers.rows import JsonListRows, open_rows
 from visgraft.data.readers.tables import ParquetRows, write_parquet
+from visgraft.data.readers.text_files import TextFile
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 
@@ -36,7 +38,11 @@ def test_a_json_list_is_read_entry_by_entry(tmp_path, indent):
 def test_a_json_list_inside_an_object_is_found_by_its_key(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"info": {"x": [{}]}, "other": [{"a": 0}], "images": [{"a": 1}, {"a": 2}], "z": [{}]}))
-    assert read_all(JsonListRows(path, inside="images")) == [{"a": 1}, {"a": 2}]
+    file = TextFile(path)
+    assert read_all(JsonListRows(file, entries_of_list(file, inside="images"))) == [
+        {"a": 1},
+        {"a": 2},
+    ]
 
 
 def test_an_entry_that_is_not_json_is_bad_alone(tmp_path):

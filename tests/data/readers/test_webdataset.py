@@ -86,9 +86,9 @@ def test_bad_members_are_bad_samples(tmp_path):
         reasons.append(str(caught.value))
     assert reasons == [
         "json member is not JSON",
-        "sample has no image member",
-        "text member is not UTF-8",
-        "row has no text, question and answer, dialogs or messages",
+        "sample has no image member (members: txt)",
+        "text member is not UTF-8; set the source's encoding (encoding: cp1252, say)",
+        "row has no text, question and answer, dialogs or messages (columns: width, images)",
     ]
 
 

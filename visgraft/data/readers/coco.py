@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from visgraft.data.fingerprint import Fingerprint, stamp
+from visgraft.data.readers.splits import check_undivided, samples_of_split, synonyms
+from visgraft.data.readers.text_files import TextFile
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 from visgraft.parsing import parse_json
@@ -27,21 +29,27 @@ _YEARS = ("2017", "2014")
 _NUM_FILES_TRIED = 20  # files looked for in a folder before it is taken for the wrong one
 
 
-def read(path: Path | None, *, split: str, images: str | None = None, prompt: str = "") -> Source:
+def read(
+    path: Path | None, *, split: str, images: str | None = None, prompt: str = "", encoding: str | None = None
+) -> Source:
     """Return the images of a split that have captions, in the file's order; bad captions follow as bad samples.
 
     images: the folder with the image files, where it lies elsewhere. prompt: the text in front of every caption.
+    encoding: of the captions file, where it is not UTF-8. A slice of a split counts images.
     Raises MissingAssetError where a file or folder is not there, DataError where it is of another format.
     """
     if path is None:
         raise MissingAssetError("coco: path: not set; name the folder that holds annotations/ and the images")
-    captions_file = _captions_file(path, split="val" if split == "validation" else split)
-    content = _load(captions_file)
-    source = CocoCaptions(captions_file, content, prompt=prompt)
-    if not len(source):
-        raise DataError(f"coco: {captions_file} holds no captions")
-    source.folder = _image_folder(captions_file, source.file_names, images=images)
-    return source
+
+    def open_named(name: str) -> CocoCaptions:
+        captions_file = _captions_file(path, split=name)
+        source = CocoCaptions(captions_file, _load(captions_file, encoding=encoding), prompt=prompt)
+        if not len(source):
+            raise DataError(f"coco: {captions_file} holds no captions")
+        source.folder = _image_folder(captions_file, source.file_names, images=images)
+        return source
+
+    return samples_of_split(split, reader="coco", open_named=open_named)
 
 
 class CocoCaptions:
@@ -52,7 +60,7 @@ class CocoCaptions:
         self._captions_file = captions_file
         self._prompt = prompt
         self._bad: list[tuple[str, str]] = []  # (where, reason)
-        names = dict(self._image_names(content["images"]))
+        names = self._image_names(content["images"])
         captions: dict[Any, list[str]] = {}
         for image_id, caption in self._image_captions(content["annotations"], names):
             captions.setdefault(image_id, []).append(caption)
@@ -86,19 +94,27 @@ class CocoCaptions:
         """The paths of the images."""
         return [os.path.join(self.folder, name) for name in self.file_names]  # noqa: PTH118  # there are many
 
-    def _image_names(self, entries: list[Any]) -> Iterator[tuple[Any, str]]:
+    def _image_names(self, entries: list[Any]) -> dict[Any, str]:
+        """Return the file of every image id; raises DataError where one id has two."""
+        names: dict[Any, str] = {}
         for number, entry in enumerate(entries):
             match entry:
-                case {"id": int() | str() as image_id, "file_name": str() as name}:
-                    yield image_id, name
+                case {"id": int() | str() as image_id, "file_name": str() as name} if not isinstance(image_id, bool):
+                    if names.setdefault(image_id, name) != name:
+                        raise DataError(
+                            f"coco: {self._captions_file} lists the image id {image_id!r} twice, with the files "
+                            f"{names[image_id]} and {name}, so that its captions cannot be told apart; number the "
+                            "images anew where files were put together, or read each by itself"
+                        )
                 case _:
                     self._bad.append((f"images[{number}]", "image entry lacks id or file_name"))
+        return names
 
     def _image_captions(self, entries: list[Any], names: dict[Any, str]) -> Iterator[tuple[Any, str]]:
         for number, entry in enumerate(entries):
             try:
                 image_id, caption = entry["image_id"], turn_from_row(self._prompt, entry["caption"]).answer
-                if image_id not in names:
+                if isinstance(image_id, bool) or image_id not in names:
                     raise BadSampleError("caption of an image that is not listed")
             except (KeyError, TypeError):
                 self._bad.append((f"annotations[{number}]", "caption entry lacks image_id or caption"))
@@ -110,9 +126,11 @@ class CocoCaptions:
 
 def _captions_file(path: Path, *, split: str) -> Path:
     if path.is_file():
+        check_undivided(split, path, reader="coco")
         return path
     folders = (path / "annotations", path)
-    candidates = [folder / f"captions_{split}{year}.json" for folder in folders for year in _YEARS]
+    names = synonyms(split)
+    candidates = [folder / f"captions_{n}{year}.json" for n in names for folder in folders for year in _YEARS]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -123,10 +141,11 @@ def _captions_file(path: Path, *, split: str) -> Path:
     )
 
 
-def _load(captions_file: Path) -> dict[str, Any]:
+def _load(captions_file: Path, *, encoding: str | None) -> dict[str, Any]:
+    text = TextFile(captions_file, encoding)
     try:
-        content = parse_json(captions_file.read_bytes())
-    except ValueError as error:
+        content = parse_json(text.decode(text.readable.read_bytes(), what="the file"))
+    except (ValueError, BadSampleError) as error:
         raise DataError(f"coco: {captions_file} is not JSON ({error})") from error
     if not (
         isinstance(content, dict)

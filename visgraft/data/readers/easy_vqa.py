@@ -27,6 +27,7 @@ from typing import Literal
 import numpy as np
 
 from visgraft.data.fingerprint import Fingerprint, stamp
+from visgraft.data.readers.splits import parse_split, samples_of_split, usual_name
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import DataError, MissingAssetError
 from visgraft.parsing import parse_json
@@ -47,6 +48,17 @@ def read(
     questions_per_image: a choice of so many by a hash, the same in every run (the file has "what" first); None: all.
     Raises MissingAssetError without the package or the files, DataError for another split or another layout.
     """
+
+    def open_named(name: str) -> EasyVqa:
+        return _read_named(path, split=name, questions=questions, questions_per_image=questions_per_image)
+
+    parts = parse_split(split, reader="easy_vqa")
+    if all(part.is_whole for part in parts):
+        return open_named("+".join(usual_name(part.name) for part in parts))
+    return samples_of_split(split, reader="easy_vqa", open_named=lambda name: open_named(usual_name(name)))
+
+
+def _read_named(path: Path | None, *, split: str, questions: QuestionKind, questions_per_image: int | None) -> EasyVqa:
     if split not in SPLITS:
         raise DataError(f"easy_vqa: split: got {split!r}, allowed are {', '.join(SPLITS)}")
     folder = (_package_folder() if path is None else path) / ("test" if split == "test" else "train")
@@ -81,7 +93,7 @@ class EasyVqa:
 
     def __getitem__(self, index: int) -> Sample:
         image_id, pairs = self._questions[index]
-        dialogs = [[turn_from_row(question, answer)] for question, answer in pairs]
+        dialogs = [[turn_from_row(question, answer, kind=kind_of(answer))] for question, answer in pairs]
         image = self._folder / "images" / f"{image_id}.png"
         return Sample(images=[image], dialogs=dialogs, id=f"{self._folder.name}/{image_id}")
 
@@ -119,7 +131,7 @@ def _read_questions(path: Path) -> list[tuple[object, object, int]]:
         )
     try:
         rows = [(question, answer, int(image_id)) for question, answer, image_id in parse_json(path.read_bytes())]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"easy_vqa: {path} is not a JSON list of [question, answer, image id] ({error})") from error
     if not rows:
         raise DataError(f"easy_vqa: {path} holds no questions")

@@ -9,40 +9,70 @@ Out: the files in their order, and their rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from visgraft.data.readers.rows import ROW_SUFFIXES, Rows, join_rows, open_rows
+from visgraft.data.readers.splits import (
+    SomeRows,
+    check_undivided,
+    is_usual,
+    not_there,
+    rows_of_split,
+    split_of_row,
+    synonyms,
+    usual_name,
+)
 from visgraft.data.readers.tables import ParquetRows
-from visgraft.errors import DataError, MissingAssetError
+from visgraft.disk_cache import Arrays, keep_arrays
+from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 ALL_SUFFIXES = (*ROW_SUFFIXES, ".parquet")
-_ALIASES = {"validation": ("validation", "val", "valid", "dev"), "val": ("val", "validation")}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")
+_NUM_FILES_SHOWN = 8
+_NUM_ROWS_TRIED = 20
 
 
-def open_split(path: Path | None, *, split: str, reader: str, suffixes: Sequence[str] = ALL_SUFFIXES) -> Rows:
-    """Open the rows of a split.
+def open_split(
+    path: Path | None,
+    *,
+    split: str,
+    reader: str,
+    suffixes: Sequence[str] = ALL_SUFFIXES,
+    encoding: str | None = None,
+    separator: str | None = None,
+) -> Rows:
+    """Open the rows of a split: a name, a slice of it, or several (splits.py).
 
+    encoding, separator: of text files, see `open_rows`.
     Raises MissingAssetError without files, DataError where they hold no row or cannot be read.
     """
-    files = find_split(path, split=split, reader=reader, suffixes=suffixes)
-    rows = open_files(files)
-    if not len(rows):
-        raise DataError(f"{reader}: {files[0]} holds no samples")
-    return rows
+    open_some = partial(open_files, encoding=encoding, separator=separator)
+
+    def open_named(name: str) -> Rows:
+        files = find_split(path, split=name, reader=reader, suffixes=suffixes)
+        rows = open_some(files)
+        if not len(rows):
+            raise DataError(f"{reader}: {files[0]} holds no samples")
+        return _of_one_file(rows, name, files[0], reader=reader) if files == [path] else rows
+
+    return rows_of_split(split, reader=reader, open_named=open_named)
 
 
-def open_files(files: Sequence[Path]) -> Rows:
+def open_files(files: Sequence[Path], *, encoding: str | None = None, separator: str | None = None) -> Rows:
     """Open files of rows, parquet files among them, one behind the other."""
-    tables = [file for file in files if file.suffix == ".parquet"]
-    others = [file for file in files if file.suffix != ".parquet"]
+    tables = [file for file in files if file.suffix.lower() == ".parquet"]
+    others = [file for file in files if file.suffix.lower() != ".parquet"]
     parts: list[Rows] = [ParquetRows(tables)] if tables else []
-    return join_rows([*parts, *([open_rows(others)] if others else [])])
+    return join_rows([*parts, *([open_rows(others, encoding=encoding, separator=separator)] if others else [])])
 
 
 def find_split(path: Path | None, *, split: str, reader: str, suffixes: Sequence[str] = ALL_SUFFIXES) -> list[Path]:
     """Return the files of a split: the path itself where it is a file, else what the folder holds of that split.
 
-    Raises MissingAssetError where there is none.
+    split: a name alone. Raises MissingAssetError where there is none.
     """
     if path is None:
         raise MissingAssetError(
@@ -50,16 +80,75 @@ def find_split(path: Path | None, *, split: str, reader: str, suffixes: Sequence
         )
     if path.is_file():
         return [path]
-    for name in _ALIASES.get(split, (split,)):
+    for name in synonyms(split):
         for folder in (path, path / "data"):
-            found = [file for suffix in suffixes for file in sorted(folder.glob(f"{name}{suffix}"))]
-            found = found or [file for suffix in suffixes for file in sorted(folder.glob(f"{name}-*{suffix}"))]
-            found = found or [file for suffix in suffixes for file in sorted((folder / name).glob(f"*{suffix}"))]
+            found = (
+                _with_suffix(folder, f"{name}.*", suffixes, stem=name)
+                or _with_suffix(folder, f"{name}-*", suffixes)
+                or _with_suffix(folder / name, "*", suffixes)
+            )
             if found:
                 return found
-    there = sorted(file.name for file in path.rglob("*") if file.suffix in suffixes)[:8] if path.is_dir() else []
     looked = " ".join(f"{split}{ending}{suffixes[0]}" for ending in ("", "-*", "/*"))
     raise MissingAssetError(
         f"{reader}: found no files of split {split!r} in {path}; looked for {looked} there and in data/; "
-        f"there is {', '.join(there) if there else 'no such file'}"
+        f"there is {_what_is_there(path, suffixes)}"
     )
+
+
+def _with_suffix(folder: Path, pattern: str, suffixes: Sequence[str], *, stem: str | None = None) -> list[Path]:
+    """Return the files of these suffixes in order of suffix and name."""
+    files = sorted(file for file in folder.glob(pattern) if file.is_file() and stem in (None, file.stem))
+    return [file for suffix in suffixes for file in files if file.suffix.lower() == suffix]
+
+
+def _what_is_there(path: Path, suffixes: Sequence[str]) -> str:
+    if not path.is_dir():
+        return "no such file"
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    readable = [file.name for file in files if file.suffix.lower() in suffixes]
+    packed = [file.name for file in files if file.suffix.lower() in _COMPRESSED]
+    shown = ", ".join(readable[:_NUM_FILES_SHOWN]) or "no such file"
+    return f"{shown}; {packed[0]} is compressed, unpack it first" if packed and not readable else shown
+
+
+def _of_one_file(rows: Rows, name: str, file: Path, *, reader: str) -> Rows:
+    """Return the rows of a split that are in one file: by their column `split` if they have one, else all or none."""
+    if not _has_split_column(rows):
+        check_undivided(name, file, reader=reader)
+        return rows
+    columns = keep_arrays(partial(_read_splits, rows), fingerprint=f"splits of rows {rows.fingerprint}")
+    told = columns["splits"]
+    there = [str(split) for split in np.unique(told) if split]
+    wanted = [split for split in there if usual_name(split) == usual_name(name)]
+    if not wanted:
+        if len(there) == 1 and usual_name(name) == "train":
+            return rows
+        raise not_there(name, there, reader=reader, where=f"the column split of {file.name}")
+    unknown = [""] if usual_name(name) == "train" else []  # a row that cannot be read is bad, and counted once
+    indices = np.flatnonzero(np.isin(told, [*wanted, *unknown]))
+    return SomeRows(rows, indices, name=f"rows of split {name}") if len(indices) < len(rows) else rows
+
+
+def _has_split_column(rows: Rows) -> bool:
+    """Say whether the first rows that can be read all name a split in a column `split`."""
+    told = []
+    for index in range(min(_NUM_ROWS_TRIED, len(rows))):
+        try:
+            told.append(split_of_row(rows[index]))
+        except BadSampleError:
+            continue
+    return bool(told) and all(split is not None and is_usual(split) for split in told)
+
+
+def _read_splits(rows: Rows) -> Arrays:
+    """Read the split of every row; empty of one that cannot be read, which is bad in whatever split."""
+    if isinstance(rows, ParquetRows):
+        return {"splits": np.array([str(value or "") for value in rows.column("split")])}
+    told = []
+    for index in range(len(rows)):
+        try:
+            told.append(split_of_row(rows[index]) or "")
+        except BadSampleError:
+            told.append("")
+    return {"splits": np.array(told)}

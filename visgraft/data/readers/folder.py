@@ -6,7 +6,10 @@ In:  DIR/metadata.jsonl (or .csv, .tsv, .parquet), or DIR/{split}/metadata.jsonl
      {"file_name": "a.jpg", "question": "What is it?", "answer": "A cat."}       or prompt and answer
      {"file_names": ["1.jpg", "2.jpg"], "dialogs": [[{"prompt": "...", "answer": "..."}, {...}], ...]}
      answers may bring "references": ["a cat", ...], other accepted answers, for scores.
+     Or images with a text beside each (a.jpg, a.txt), as kohya's scripts and img2dataset leave them: its caption.
 Out: one sample per image (or list of images), with the dialogs of all its lines.
+
+Rows of a file above train/, val/ and test/ belong to the folder that they lie in.
 
     {source: folder, path: ~/photos}                                       in a recipe
 """
@@ -15,33 +18,63 @@ from __future__ import annotations
 
 import os
 from array import array
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from visgraft.data.fingerprint import Fingerprint, ImagePaths, unpack
+from visgraft.data.fingerprint import Fingerprint, ImagePaths, describe_images, unpack
+from visgraft.data.images.opening import image_refs
 from visgraft.data.readers.files import open_files
-from visgraft.data.readers.row_formats import content_of_row
+from visgraft.data.readers.row_formats import content_of_row, images_of_row
 from visgraft.data.readers.rows import Row, Rows
+from visgraft.data.readers.splits import (
+    SomeRows,
+    check_undivided,
+    is_usual,
+    not_there,
+    rows_of_split,
+    synonyms,
+    usual_name,
+)
+from visgraft.data.readers.text_files import check_encoding, decode_text
 from visgraft.data.sample import Sample, Source
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 METADATA = "metadata.jsonl"
 _METADATA_FILES = (METADATA, "metadata.csv", "metadata.tsv", "metadata.parquet")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+TEXT_SUFFIXES = (".txt", ".caption")
 
 
-def read(path: Path | None, *, split: str) -> Source:
+def read(path: Path | None, *, split: str, encoding: str | None = None, separator: str | None = None) -> Source:
     """Return the folder's samples in order of their first line; a bad line is a bad sample of its own.
 
-    Only places in the file are kept in memory. Raises MissingAssetError without the file, DataError without a line.
+    Only places in the file are kept in memory. encoding, separator: of a metadata file or of texts that are not UTF-8
+    and not what the header shows.
+    Raises MissingAssetError without the file, DataError without a line.
     """
     if path is None:
         raise MissingAssetError(f"folder: path: not set; name the folder that holds {METADATA}")
-    metadata = _metadata_file(path, split=split)
-    source = FolderWithMetadata(open_files([metadata]), folder=metadata.parent)
-    if not len(source):
-        raise DataError(f"folder: {metadata} holds no samples")
-    return source
+    folders: set[Path] = set()
+
+    def open_named(name: str) -> Rows:
+        metadata = _metadata_file(path, split=name)
+        if metadata is None:
+            folders.add(path)
+            return _texts_beside(path, name, encoding=encoding)
+        folders.add(metadata.parent)
+        rows = open_files([metadata], encoding=encoding, separator=separator)
+        if not len(rows):
+            raise DataError(f"folder: {metadata} holds no samples")
+        return rows if metadata.parent != path else _of_split_folder(rows, name, metadata)
+
+    rows = rows_of_split(split, reader="folder", open_named=open_named)
+    if len(folders) > 1:
+        raise DataError(
+            f"folder: split: got {split!r}, whose parts lie in folders of their own; make a source of each of them"
+        )
+    return FolderWithMetadata(rows, folder=folders.pop())
 
 
 class FolderWithMetadata:
@@ -82,7 +115,7 @@ class FolderWithMetadata:
         rows = [self._rows[row] for row in group]
         names = _file_names(rows[0])
         dialogs = [dialog for row in rows for dialog in content_of_row(row).dialogs]
-        images = [self._folder / name for name in names]
+        images = image_refs(list(names), folder=self._folder)
         return Sample(images=images, dialogs=dialogs, id="+".join(names) or self._rows.where(group[0]).split(" ", 1)[1])
 
     def where(self, index: int) -> str:
@@ -101,24 +134,142 @@ class FolderWithMetadata:
         return [os.path.join(self._folder, name) for name in unpack(self._images)]  # noqa: PTH118  # there are many
 
 
-def _metadata_file(path: Path, *, split: str) -> Path:
-    for folder in (path / split, path):
+def _metadata_file(path: Path, *, split: str) -> Path | None:
+    """Return the metadata file of a split's own folder, else that of the whole; None: images have texts beside them."""
+    for folder in (*(path / name for name in synonyms(split)), path):
         found = next((folder / name for name in _METADATA_FILES if (folder / name).is_file()), None)
-        if found is not None and (folder != path or split == "train"):
+        if found is not None:
             return found
-    if found is None:
-        raise MissingAssetError(
-            f"folder: there is no {METADATA} in {path} or {path / split}; write one with a line like "
-            '{"file_name": "a.jpg", "text": "a cat on a sofa"} per text'
-        )
-    raise DataError(
-        f"folder: split: got {split!r}, but {path} has no folder {split}/ with a {METADATA}; "
-        f"its only {found.name} is read as split train, so make a folder for each split or leave split out"
+    if next(_pairs(path), None) is not None:
+        return None
+    divided = sorted(file.parent.name for name in _METADATA_FILES for file in path.glob(f"*/{name}"))
+    if divided:
+        raise not_there(split, divided, reader="folder", where=path)
+    raise MissingAssetError(
+        f"folder: there is no {METADATA} in {path} or {path / split}; write one with a line like "
+        '{"file_name": "a.jpg", "text": "a cat on a sofa"} per text'
     )
 
 
+# --- Rows of one file that lie in folders of their split
+
+
+def split_of_path(name: str) -> str | None:
+    """Return the split whose folder a relative path lies in: train of train/a.jpg and images/train/a.jpg."""
+    folders = PurePosixPath(name.replace("\\", "/")).parts[:-1]
+    return next((usual_name(folder) for folder in folders if is_usual(folder)), None)
+
+
+def _of_split_folder(rows: Rows, name: str, metadata: Path) -> Rows:
+    """Return the rows whose first image lies in a split's folder; those in none, and bad ones, are of train."""
+    told = [_split_of_row(rows, index) for index in range(len(rows))]
+    there = {split for split in told if split is not None}
+    if len(there) < 2 and usual_name(name) == "train" and there <= {"train"}:
+        return rows
+    if usual_name(name) not in there:
+        if not there:
+            raise DataError(
+                f"folder: split: got {name!r}, but {metadata.parent} has no folder {name}/ with a {METADATA} or with "
+                f"the images of its {metadata.name}, which is read as split train; make a folder for each split or "
+                "leave split out"
+            )
+        raise not_there(name, {*there, *(["train"] if None in told else [])}, reader="folder", where=metadata)
+    wanted = {usual_name(name), *([None] if usual_name(name) == "train" else [])}
+    return SomeRows(rows, [index for index, split in enumerate(told) if split in wanted], name=f"images of {name}")
+
+
+def _split_of_row(rows: Rows, index: int) -> str | None:
+    try:
+        names = _file_names(rows[index])
+    except BadSampleError:
+        return None
+    return split_of_path(names[0]) if names else None
+
+
+# --- Images with a text beside each
+
+
+class TextsBeside:
+    """Hold images of a folder that have a text of the same name beside them. See Rows."""
+
+    def __init__(self, folder: Path, pairs: list[tuple[str, str | None]], *, encoding: str | None) -> None:
+        self._folder, self._pairs, self._encoding = folder, pairs, check_encoding(encoding)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Row:
+        image, text = self._pairs[index]
+        if text is None:
+            raise BadSampleError("image has no text beside it")
+        try:
+            data = (self._folder / text).read_bytes()
+        except OSError:
+            raise BadSampleError("text file cannot be read") from None
+        return {"file_name": image, "text": decode_text(data, encoding=self._encoding, what="text file")}
+
+    def where(self, index: int) -> str:
+        """Say which image it is."""
+        return f"{self._folder.name} image {self._pairs[index][0]}"
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Return the sizes and times of all the texts in one line."""
+        texts = [self._folder / text for _, text in self._pairs if text is not None]
+        marks = [
+            describe_images(texts) or "no text",
+            *([] if self._encoding is None else [f"encoding {self._encoding}"]),
+        ]
+        return Fingerprint(marks=tuple(marks))
+
+
+def _pairs(folder: Path) -> Iterator[tuple[str, str]]:
+    """Go through the images in a folder, and in those inside it, that have a text beside them."""
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        there = set(names)
+        for name in sorted(names):
+            text = _text_beside(name, there)
+            if text is not None:
+                inside = PurePosixPath(os.path.relpath(place, folder).replace(os.sep, "/"))
+                yield str(inside / name), str(inside / text)
+
+
+def _text_beside(name: str, there: set[str]) -> str | None:
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122  # there are many
+    if suffix.lower() not in IMAGE_SUFFIXES:
+        return None
+    return next((stem + ending for ending in TEXT_SUFFIXES if stem + ending in there), None)
+
+
+def _texts_beside(folder: Path, split: str, *, encoding: str | None) -> Rows:
+    """Return the images of a split with their texts; one without is bad where others of its folder have one."""
+    pairs: list[tuple[str, str | None]] = list(_pairs(folder))
+    with_text = {image for image, _ in pairs}
+    places = {str(PurePosixPath(image).parent) for image in with_text}
+    alone = [
+        image
+        for place in sorted(places)
+        for image in (str(PurePosixPath(place) / file.name) for file in sorted((folder / place).iterdir()))
+        if image not in with_text and image.lower().endswith(IMAGE_SUFFIXES)
+    ]
+    pairs = sorted([*pairs, *((image, None) for image in alone)], key=lambda pair: pair[0])
+    told = {image: split_of_path(image) for image, _ in pairs}
+    there = {name for name in told.values() if name is not None}
+    if there:
+        if usual_name(split) not in there:
+            raise not_there(split, there, reader="folder", where=folder)
+        unknown = [None] if usual_name(split) == "train" else []
+        pairs = [pair for pair in pairs if told[pair[0]] in (usual_name(split), *unknown)]
+    else:
+        check_undivided(split, folder, reader="folder")
+    return TextsBeside(folder, pairs, encoding=encoding)
+
+
 def _file_names(row: Row) -> tuple[str, ...]:
-    names = row["file_names"] if row.get("file_names") is not None else [row.get("file_name")]
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    names = images_of_row(row)
+    if not names and "file_names" not in row:
+        raise BadSampleError("line lacks file_name or file_names")
+    if not all(isinstance(name, str) and name for name in names):
         raise BadSampleError("line lacks file_name or file_names")
     return tuple(names)

@@ -18,35 +18,49 @@ from array import array
 from pathlib import Path
 
 from visgraft.data.fingerprint import Fingerprint, ImagePaths, unpack
+from visgraft.data.readers.json_places import entries_of_list
 from visgraft.data.readers.rows import JsonListRows, Row
+from visgraft.data.readers.splits import find_name, parse_split, samples_of_split
+from visgraft.data.readers.text_files import TextFile
 from visgraft.data.sample import Sample, Source, turn_from_row
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 SPLITS = ("train", "restval", "val", "test")
 
 
-def read(path: Path | None, *, split: str, images: str | None = None, prompt: str = "") -> Source:
-    """Return the images of a split (or of several, joined by +) in the file's order.
+def read(
+    path: Path | None, *, split: str, images: str | None = None, prompt: str = "", encoding: str | None = None
+) -> Source:
+    """Return the images of a split (or of several, joined by +) in the file's order; a slice counts images.
 
     Raises MissingAssetError where the file or the images are not there, DataError for another split or format.
     """
-    wanted = ["val" if name == "validation" else name for name in split.split("+")]
-    if not set(wanted) <= set(SPLITS):
-        raise DataError(f"karpathy: split: got {split!r}, allowed are {', '.join(SPLITS)}, or some joined by +")
     file = _find_file(path)
-    source = Karpathy(file, wanted=wanted, prompt=prompt)
-    if not len(source):
-        raise DataError(f"karpathy: {file} holds no image of split {split!r}")
-    source.folder = _image_folder(source, file, images=images)
-    return source
+    text = TextFile(file, encoding)
+    rows = JsonListRows(text, entries_of_list(text, inside="images"))
+
+    def open_named(names: str) -> Karpathy:
+        wanted = [find_name(name, SPLITS) for name in names.split("+")]
+        if None in wanted:
+            raise DataError(f"karpathy: split: got {names!r}, allowed are {', '.join(SPLITS)}, or some joined by +")
+        source = Karpathy(rows, file, wanted={str(name) for name in wanted}, prompt=prompt)
+        if not len(source):
+            raise DataError(f"karpathy: {file} holds no image of split {names!r}")
+        source.folder = _image_folder(source, file, images=images)
+        return source
+
+    parts = parse_split(split, reader="karpathy")
+    if all(part.is_whole for part in parts):
+        return open_named("+".join(part.name for part in parts))
+    return samples_of_split(split, reader="karpathy", open_named=open_named)
 
 
 class Karpathy:
     """Hold which entries of the file are of the split; see Source."""
 
-    def __init__(self, file: Path, *, wanted: list[str], prompt: str) -> None:
+    def __init__(self, rows: JsonListRows, file: Path, *, wanted: set[str], prompt: str) -> None:
         self.folder = file.parent
-        self._rows = JsonListRows(file, inside="images")
+        self._rows = rows
         self._prompt = prompt
         self._entries = array("q")
         images = ImagePaths()
@@ -54,8 +68,9 @@ class Karpathy:
             try:
                 row = self._rows[index]
                 split = row.get("split")
+                images_of = file_name(row)
                 if split in wanted:
-                    images.add(file_name(row))
+                    images.add(images_of)
             except BadSampleError:
                 split = None  # asking for it gives the reason
             if split is None or split in wanted:
@@ -99,7 +114,7 @@ class Karpathy:
 
 def file_name(row: Row) -> str:
     """Return the path of an image as the file gives it."""
-    if not isinstance(row.get("filename"), str) or "split" not in row:
+    if not isinstance(row.get("filename"), str) or not isinstance(row.get("split"), str):
         raise BadSampleError("image entry lacks filename or split")
     folder = row.get("filepath")
     return f"{folder}/{row['filename']}" if isinstance(folder, str) and folder else str(row["filename"])

@@ -4,26 +4,34 @@ In:  a folder with TASK/train.jsonl, TASK/validation.jsonl (or val), ... or the 
      {"instruction": "Answer the question.", "inputs": "What is it?", "image_base64_str": ["..."], "outputs": "A cat."}
      or no path: the Hub's own parquet conversion, task by task where it is whole. (The dataset itself is a loading
      script, which `datasets` 4 and later refuses; docs/data.md says how to export it.)
+     Or a parquet mirror of all tasks in one, data/train-*.parquet, in a folder or on the Hub (`repository`), whose
+     columns fit: `image` may stand in the place of `image_base64_str`. As its rows do not name their task, `tasks` is
+     refused.
 Out: one sample per image, known by what it holds; instruction and inputs stay apart for the prompt template.
 
-tasks: a task, a list of tasks, or a set: all-english-images, git-llm (see m3it_tasks.py).
+tasks: a task, a list of tasks, or a set: all-english-images, git-llm, article (see m3it_tasks.py).
 
     {source: m3it, path: ~/m3it, tasks: git-llm, split: train}                      in a recipe
+    {source: m3it, repository: HuggingFaceM4/M3IT}
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from visgraft.data.grouping import RowSource
 from visgraft.data.readers.files import find_split, open_files
-from visgraft.data.readers.m3it_tasks import TASKS, tasks_of
+from visgraft.data.readers.m3it_tasks import NAMED_SETS, TASKS, expected_in, tasks_of
 from visgraft.data.readers.row_formats import Content, content_of_row
 from visgraft.data.readers.rows import Row, Rows, join_rows
+from visgraft.data.readers.splits import parse_split, rows_of_split, synonyms
+from visgraft.data.readers.tables import ParquetRows
 from visgraft.data.sample import Source
-from visgraft.errors import DataError, MissingAssetError
+from visgraft.errors import ConfigError, DataError, MissingAssetError
 
 REPOSITORY, BRANCH = "MMInstruction/M3IT", "refs/convert/parquet"
+_NEEDED, _IMAGES = ("instruction", "inputs", "outputs"), ("image_base64_str", "image", "images")
 
 
 def read(
@@ -32,28 +40,51 @@ def read(
     split: str,
     tasks: str | list[str] | None = None,
     allow_partial: bool = False,
+    repository: str | None = None,
+    revision: str | None = None,
+    encoding: str | None = None,
 ) -> Source:
     """Return the rows of some tasks one behind the other; tasks without the split are left out and noted.
 
     tasks: None = all that the folder holds, or from the Hub all-english-images. allow_partial: read what the Hub's
-    conversion holds of a task even where it is not whole.
-    Raises MissingAssetError without any files, DataError where nothing can be read, ConfigError for an unknown task.
+    conversion holds of a task even where it is not whole. repository, revision: a parquet mirror on the Hub, and its
+    branch or commit. A slice of a split is taken of each task.
+    Raises MissingAssetError without any files, DataError where nothing can be read or a mirror has other columns,
+    ConfigError for an unknown task, and for tasks of a mirror.
     """
+    is_mirror = repository is not None if path is None else _is_mirror(path)
+    if is_mirror:
+        return _read_mirror(path, split=split, tasks=tasks, repository=repository, revision=revision)
+    if repository is not None or revision is not None:
+        raise ConfigError(
+            "m3it: got repository or revision with a path; they name a mirror on the Hub, so leave path out"
+        )
     if path is None:
         chosen = tasks_of("all-english-images" if tasks is None else tasks)
-        files = {task: _fetch(task, split=split, allow_partial=allow_partial) for task in chosen}
+        files_of = partial(_fetch, allow_partial=allow_partial)
     else:
         chosen = _tasks_there(path) if tasks is None else tasks_of(tasks)
-        files = {task: _local_files(path, task, split=split) for task in chosen}
+        files_of = partial(_local_files, path)
     parts: list[Rows] = []
+    found: dict[str, int] = {}
     notes: list[str] = []
-    for task, found in files.items():
-        rows = open_files(found) if found else None
-        if rows is not None and len(rows):
+    is_whole = all(part.is_whole for part in parse_split(split, reader="m3it"))
+    for task in chosen:
+        there: list[Path] = []
+
+        def open_named(name: str, task: str = task, there: list[Path] = there) -> Rows:
+            there += (files := files_of(task, split=name))
+            return open_files(files, encoding=encoding) if files else join_rows([])
+
+        rows = rows_of_split(split, reader="m3it", open_named=open_named)
+        if len(rows):
             parts.append(rows)
-        notes.append(_note(task, split=split, num_found=len(rows or ()), has_files=bool(found)))
+        found[task] = len(rows)
+        notes.append(_note(task, split=split, num_found=len(rows), has_files=bool(there)))
     if not parts:
         raise DataError(f"m3it: no rows of split {split!r}: {'; '.join(notes)}")
+    sets = [] if tasks is None or not is_whole else [tasks] if isinstance(tasks, str) else tasks
+    notes += [_note_of_set(name, split=split, found=found) for name in sets if name in NAMED_SETS]
     return M3it(join_rows(parts), notes=notes)
 
 
@@ -66,7 +97,7 @@ class M3it(RowSource):
 
 
 def _content(row: Row) -> Content:
-    found = content_of_row({**row, "images": row.get("image_base64_str")}, row_format="m3it")
+    found = content_of_row(row, row_format="m3it")
     images = [{"base64": image} if isinstance(image, str) else image for image in found.images]
     return Content(images, found.dialogs, found.id)
 
@@ -104,15 +135,16 @@ def _fetch(task: str, *, split: str, allow_partial: bool) -> list[Path]:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
-    name = "validation" if split == "val" else split
     try:
         there = huggingface_hub.list_repo_files(REPOSITORY, repo_type="dataset", revision=BRANCH)
-        whole = sorted(file for file in there if file.startswith(f"{task}/{name}/"))
-        part = sorted(file for file in there if file.startswith(f"{task}/partial-{name}/"))
+        names = synonyms(split)
+        whole = sorted(file for file in there if file.startswith(tuple(f"{task}/{name}/" for name in names)))
+        part = sorted(file for file in there if file.startswith(tuple(f"{task}/partial-{name}/" for name in names)))
         if part and not whole and not allow_partial:
             raise DataError(
-                f"m3it: of {task} {name} the Hub's parquet conversion holds only the first part; export it once as "
-                "docs/data.md says and set path, or set allow_partial: true to take what there is"
+                f"m3it: of {task} {split} the Hub's parquet conversion holds only the first part; export it once as "
+                "docs/data.md says and set path, set allow_partial: true to take what there is, or read a parquet "
+                "mirror of all tasks (repository: HuggingFaceM4/M3IT)"
             )
         download = huggingface_hub.hf_hub_download
         return [Path(download(REPOSITORY, file, repo_type="dataset", revision=BRANCH)) for file in whole or part]
@@ -130,3 +162,76 @@ def _note(task: str, *, split: str, num_found: int, has_files: bool) -> str:
         return f"{task}: has no {split} split{usual}"
     card = "the card's count is not known" if expected is None else f"the card counts {expected:,}"
     return f"{task}: {num_found:,} rows of {split} found, {card}"
+
+
+def _note_of_set(name: str, *, split: str, found: dict[str, int]) -> str:
+    """Say how many rows a set has, beside what is counted in it."""
+    number, expected = sum(found[task] for task in NAMED_SETS[name]), expected_in(name, split)
+    who = "the article and the card count" if name == "article" else "the card counts"
+    card = "the card's count is not known" if expected is None else f"{who} {expected:,}"
+    return f"{name}: {number:,} rows of {split} found in its {len(NAMED_SETS[name])} tasks, {card}"
+
+
+# --- A parquet mirror
+
+
+def _is_mirror(path: Path) -> bool:
+    """Say whether a folder holds the tasks in one: data/SPLIT-*.parquet or SPLIT-*.parquet, and no task's folder."""
+    has_tasks = any(folder.name.replace("_", "-") in TASKS for folder in _task_folders(path))
+    return not has_tasks and any(any(folder.glob("*.parquet")) for folder in (path, path / "data"))
+
+
+def _read_mirror(
+    path: Path | None, *, split: str, tasks: str | list[str] | None, repository: str | None, revision: str | None
+) -> Source:
+    if tasks is not None:
+        raise ConfigError(
+            f"m3it: tasks: got {tasks!r}, but the rows of a mirror do not say of which task they are; leave tasks out, "
+            "or export the tasks as docs/data.md says"
+        )
+
+    def open_named(name: str) -> Rows:
+        if path is None:
+            files = _fetch_mirror(str(repository), name, revision=revision)
+        else:
+            files = find_split(path, split=name, reader="m3it", suffixes=(".parquet",))
+        rows = ParquetRows(files)
+        lacks = [key for key in _NEEDED if key not in rows.columns]
+        lacks += [] if any(key in rows.columns for key in _IMAGES) else [" or ".join(_IMAGES)]
+        if lacks:
+            raise DataError(
+                f"m3it: {files[0]} is no mirror of M3IT: it lacks the columns {', '.join(lacks)} and has "
+                f"{', '.join(rows.columns)}; read it with source: parquet and columns, which says what each column is"
+            )
+        return rows
+
+    rows = rows_of_split(split, reader="m3it", open_named=open_named)
+    if not len(rows):
+        raise DataError(f"m3it: {path or repository} holds no rows of split {split!r}")
+    return M3it(
+        rows, notes=[f"{path or repository}: {len(rows):,} rows of {split}, of tasks that the rows do not name"]
+    )
+
+
+def _fetch_mirror(repository: str, split: str, *, revision: str | None) -> list[Path]:
+    """Download a mirror's files of a split, the first one alone until its columns are known to fit."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        there = sorted(huggingface_hub.list_repo_files(repository, repo_type="dataset", revision=revision))
+        starts = tuple(f"{folder}{name}-" for folder in ("data/", "") for name in synonyms(split))
+        files = [file for file in there if file.startswith(starts) and file.endswith(".parquet")]
+        if not files:
+            raise MissingAssetError(
+                f"m3it: {repository} has no data/{split}-*.parquet; it holds {', '.join(there[:8]) or 'nothing'}"
+            )
+        download = partial(huggingface_hub.hf_hub_download, repository, repo_type="dataset", revision=revision)
+        first = Path(download(files[0]))
+        columns = set(ParquetRows([first]).columns)
+        if not {*_NEEDED} <= columns or not columns & {*_IMAGES}:
+            return [first]
+        return [first, *(Path(download(file)) for file in files[1:])]
+    except (OSError, HfHubHTTPError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MissingAssetError(f"m3it: {repository} cannot be fetched from the Hub ({reason})") from error

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
+from visgraft.data.readers.splits import usual_name
 from visgraft.errors import ConfigError
 
 
@@ -30,8 +31,8 @@ class Task(NamedTuple):
 
     def expected(self, split: str) -> int | None:
         """Return the rows that the card counts in a split."""
-        counts = {"train": self.train, "validation": self.validation, "val": self.validation, "test": self.test}
-        return counts.get(split)
+        counts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return counts.get(usual_name(split))
 
 
 CAPTIONING, CLASSIFICATION, VQA = "captioning", "classification", "vqa"
@@ -81,7 +82,7 @@ TASKS = {
 }
 
 # What GIT-LLM's recipe names. The card counts 1,332,278 rows in them; its author's text says 1,361,650, which is that
-# and nlvr (29,372) to the row, though the recipe does not name nlvr.
+# and nlvr (29,372) to the row, though the recipe does not name nlvr: that is the set `article`.
 _GIT_LLM = (
     *("coco", "textcap", "image-paragraph-captioning", "coco-goi", "coco-text", "imagenet", "coco-itm", "snli-ve"),
     *("mocheg", "iqa", "vqa-v2", "shapes", "docvqa", "ocr-vqa", "st-vqa", "text-vqa", "gqa", "okvqa", "a-okvqa"),
@@ -90,7 +91,14 @@ _GIT_LLM = (
 NAMED_SETS: dict[str, tuple[str, ...]] = {
     "all-english-images": tuple(name for name, task in TASKS.items() if task.category not in (CHINESE, VIDEO)),
     "git-llm": _GIT_LLM,
+    "article": (*_GIT_LLM, "nlvr"),
 }
+
+
+def expected_in(name: str, split: str) -> int | None:
+    """Return the rows of a split that the card counts in a set together; None where it does not know all of them."""
+    counts = [TASKS[task].expected(split) for task in NAMED_SETS[name]]
+    return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def tasks_of(tasks: str | Sequence[str]) -> list[str]:

@@ -48,24 +48,30 @@ def read(
     images: str | None = None,
     columns: dict[str, str] | None = None,
     prompt: str = "",
+    encoding: str | None = None,
+    separator: str | None = None,
 ) -> Source:
     """Return the rows of a split.
 
     images: the folder of image files that rows name. columns: {key of a format: column of the file}. prompt: the text
-    in front of a caption.
+    in front of a caption. encoding, separator: of text files, where they are not UTF-8 and not what the header shows.
     Raises MissingAssetError without files, DataError where they cannot be read.
     """
-    rows = open_split(path, split=split, reader="parquet", suffixes=_FIRST_PARQUET)
+    rows = open_split(
+        path, split=split, reader="parquet", suffixes=_FIRST_PARQUET, encoding=encoding, separator=separator
+    )
     read_row = partial(content_of_row, columns=columns, prompt=prompt)
     return RowSource(rows, folder=_image_folder(path, images=images), read_row=read_row)
 
 
-def read_one_format(path: Path | None, *, split: str, reader: str, images: str | None = None) -> Source:
+def read_one_format(
+    path: Path | None, *, split: str, reader: str, images: str | None = None, encoding: str | None = None
+) -> Source:
     """Return the rows of a split, all of the one format that is called like their reader.
 
     Raises MissingAssetError without files, DataError for files of another kind.
     """
-    rows = open_split(path, split=split, reader=reader)
+    rows = open_split(path, split=split, reader=reader, encoding=encoding)
     read_row = partial(content_of_row, row_format=reader)
     return RowSource(rows, folder=_image_folder(path, images=images), read_row=read_row)
 

@@ -1,4 +1,4 @@
-"""Turn a row of any usual format into images and dialogs.
+"""Turn a row of any usual format into images and dialogs: the one place that decides what a row means.
 
 In:  a row as a dict, from whatever file it came.
 Out: Content: what the row says of its images (not yet looked for), its dialogs, its name.
@@ -6,33 +6,68 @@ Out: Content: what the row says of its images (not yet looked for), its dialogs,
     content = content_of_row({"image": "a.jpg", "question": "What is it?", "answer": "A cat."})
 
 The formats, known by their keys (the first that fits):
-    dialogs                     [[{prompt, answer}, ...], ...]                     visgraft's own
-    messages                    [{role, content: text or typed parts}, ...]        TRL, chat
-    conversations               [{from: human | gpt, value}, ...]                  LLaVA
-    texts                       [{user, assistant}, ...]                           The Cauldron, FineVision
-    prompt, completion          texts or messages                                  TRL
-    instruction, outputs        with inputs and image_base64_str                   M3IT
-    question | prompt, answer   an answer or several                               VQA
-    text | caption | captions   one or several                                     captions
+    dialogs                             [[{prompt, answer}, ...], ...]                     visgraft's own
+    messages                            [{role, content: text or typed parts}, ...]        TRL, chat
+    conversations                       [{from: human | gpt, value}, ...]                  LLaVA
+    texts                               [{user, assistant}, ...]                           The Cauldron, FineVision
+    prompt, completion                  texts or messages                                  TRL
+    qas                                 [{question, answer}, ...]                          Visual Genome
+    instruction, outputs                with inputs and image_base64_str                   M3IT
+    question | prompt, answer | answers an answer or several                               VQA
+    text | caption | captions           one or several, and an image                       captions
+
+For every format: a null or NaN is a column that is not there; names are compared without case, `-` and spaces; the
+image stands in the first column of IMAGE_KEYS that holds one; a list may be written as a text in JSON. A row
+without an image, while another column looks like one, is bad: it would be learned from blindly.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import isnan
 from typing import Any, NamedTuple
 
+from visgraft.data.images.opening import looks_like_base64
+from visgraft.data.messages import pair_turns, read_prompts, said_in_messages
 from visgraft.data.readers.rows import Row
-from visgraft.data.sample import Turn, turn_from_row
+from visgraft.data.sample import StoredImage, Turn, turn_from_row
 from visgraft.errors import BadSampleError
+from visgraft.parsing import parse_json
 
-IMAGE_KEYS = ("images", "image", "image_base64_str", "file_names", "file_name", "video")
+# Where people put images, the surest first: what names an image by itself, then files of any kind, then addresses.
+IMAGE_KEYS = (
+    *("images", "image", "image_base64_str", "file_names", "file_name", "video", "videos", "image_paths", "image_path"),
+    *(
+        "image_files",
+        "image_file",
+        "image_filename",
+        "image_names",
+        "image_name",
+        "imgs",
+        "img",
+        "img_paths",
+        "img_path",
+    ),
+    *("img_file", "img_name", "pictures", "picture", "photos", "photo", "image_bytes", "img_bytes", "image_base64"),
+    *("img_base64", "image_data", "jpg", "jpeg", "png", "webp", "filenames", "filename", "file_paths", "file_path"),
+    *("filepaths", "filepath", "file", "frames", "base64", "path", "image_urls", "image_url", "img_url", "urls", "url"),
+)
 _ID_KEYS = ("id", "key", "__key__", "image_id", "question_id")
+_NO_IMAGES = ("id", "key", "__key__", "question_id")  # a name may end as a file does
 _CAPTIONS = ("text", "caption", "captions", "txt")
-_USER = ("user", "human")
-_ASSISTANT = ("assistant", "gpt", "model")
-_PLACEHOLDERS = ("<image>\n", "\n<image>", "<image>", "<video>\n", "\n<video>", "<video>")
+_LISTS = ("captions", "answers", "references")  # may be written in JSON
+_IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|jp2|ppm)([?#].*)?$", re.IGNORECASE)
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_LONGEST_NAME = 1024
+_SHOWN_COLUMNS = 8
+
+
+class _MissingColumnError(BadSampleError):
+    """The row lacks something; its columns belong into the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,129 +85,205 @@ def content_of_row(
     """Read a row in the first format that fits, or in the one that is named.
 
     row_format: a name of ROW_FORMATS. prompt: the text in front of a caption. columns: {key of the format: column of
-    the row}.
-    Raises BadSampleError where no format fits or a part of the row is of another kind.
+    the row}; what is named so comes before all else.
+    Raises BadSampleError where no format fits, a part of the row is of another kind, or it would be learned from
+    without the image that it means.
     """
-    if columns:
-        row = {**row, **{key: _column(row, column) for key, column in columns.items()}}
-    images = images_of_row(row)
-    dialogs = _read_format(row, images, row_format=row_format, prompt=prompt)
+    given = row
+    row = _with_columns(row, columns) if columns else _named(row)
+    images = _images(row)
+    unused = [] if images else image_like_columns(row)
+    try:
+        dialogs = _read_format(row, images, row_format=row_format, prompt=prompt, columns=columns or {})
+    except _MissingColumnError as error:
+        if unused:
+            raise _unused_column(given, unused[0]) from None
+        raise BadSampleError(f"{error} (columns: {_shown(given)})") from None
+    except BadSampleError:
+        if unused:
+            raise _unused_column(given, unused[0]) from None
+        raise
+    if unused and not images:
+        raise _unused_column(given, unused[0])
     if not dialogs:
         raise BadSampleError("row has no texts")
-    name = next((row[key] for key in _ID_KEYS if isinstance(row.get(key), (str, int))), None)
-    return Content(images, dialogs, None if name is None else str(name))
-
-
-def _read_format(row: Row, images: list[Any], *, row_format: str | None, prompt: str) -> list[list[Turn]]:
-    for keys, read, _ in ROW_FORMATS.values() if row_format is None else [ROW_FORMATS[row_format]]:
-        missing = [key for key in keys if row.get(key) is None]
-        if not missing:
-            return read(row, images)
-        if row_format is not None:
-            raise BadSampleError(f"row lacks {' or '.join(missing)}")
-    if not any(key in row for key in _CAPTIONS):
-        raise BadSampleError("row has no text, question and answer, dialogs or messages")
-    return _captions(row, prompt=prompt)
-
-
-def _column(row: Row, column: str) -> Any:
-    if column not in row:
-        raise BadSampleError(f"column {column} is missing")
-    return row[column]
+    name = next((row[key] for key in _ID_KEYS if isinstance(row.get(key), (str, int)) and row[key] is not True), None)
+    return Content(images, dialogs, None if name is None or name is False else str(name))
 
 
 def images_of_row(row: Row) -> list[Any]:
     """Return what a row says of its images, without those that stand in its messages."""
-    value = next((row[key] for key in IMAGE_KEYS if row.get(key) is not None), None)
-    if value is None:
-        return []
+    return _images(_named(row))
+
+
+def image_like_columns(row: Row) -> list[str]:
+    """Return the columns of a row that look like images and that no format knows."""
+    return [
+        column
+        for column, value in row.items()
+        if _usual_name(column) not in IMAGE_KEYS and _usual_name(column) not in _NO_IMAGES and _looks_like_image(value)
+    ]
+
+
+# --- Names and nulls
+
+
+def _named(row: Row) -> Row:
+    """Return a row under the usual form of its names, without what is null; a name in its usual form comes first."""
+    found: Row = {}
+    for column, value in row.items():
+        if _is_null(value):
+            continue
+        name = _usual_name(column)
+        if name == column or name not in found:
+            found[name] = value
+    return found
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and isnan(value))
+
+
+@lru_cache(maxsize=4096)
+def _usual_name(column: str) -> str:
+    return re.sub(r"[\s-]+", "_", column.strip().lower())
+
+
+def _with_columns(row: Row, columns: Mapping[str, str]) -> Row:
+    """Put columns in the place of the keys that they are; others that could be the same do not count."""
+    missing = next((column for column in columns.values() if column not in row), None)
+    if missing is not None:
+        raise BadSampleError(f"column {missing} is missing (columns: {_shown(row)})")
+    left = {key: value for key, value in row.items() if key not in columns.values()}
+    for kind in (IMAGE_KEYS, _CAPTIONS):
+        if any(key in kind for key in columns):
+            left = {key: value for key, value in left.items() if _usual_name(key) not in kind}
+    return _named({**left, **{key: row[column] for key, column in columns.items()}})
+
+
+def _shown(row: Row) -> str:
+    """Name the columns of a row, of very many the first."""
+    names = [(column if column.isprintable() else ascii(column))[:40] for column in row]
+    shown = [f"{name} (null)" if _is_null(value) else name for name, value in zip(names, row.values(), strict=True)]
+    return ", ".join([*shown[:_SHOWN_COLUMNS], *(["..."] if len(shown) > _SHOWN_COLUMNS else [])]) or "none"
+
+
+# --- Images
+
+
+def _images(row: Row) -> list[Any]:
+    weak: list[Any] = []  # an image column without an image in it, which is bad where there is no better one
+    for key in IMAGE_KEYS:
+        if key in row:
+            values = _as_images(row[key])
+            if any(value not in (None, "") for value in values):
+                return values
+            weak = weak or values
+    return weak
+
+
+def _as_images(value: Any) -> list[Any]:
+    if isinstance(value, str) and value[:1] == "[" and value.rstrip()[-1:] == "]":
+        value = _json_list(value) or value
     return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
 
 
+def _looks_like_image(value: Any) -> bool:
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        first = value[0] if value else None
+        return isinstance(first, (str, bytes, Mapping, StoredImage)) and _looks_like_image(first)
+    if isinstance(value, str):
+        if value.startswith("data:image/") or looks_like_base64(value):
+            return True
+        return len(value) <= _LONGEST_NAME and "\n" not in value and _IMAGE_NAME.search(value.strip()) is not None
+    if isinstance(value, bytes):
+        return value.startswith(_IMAGE_STARTS)
+    if isinstance(value, Mapping):
+        return isinstance(value.get("bytes"), bytes) or (
+            isinstance(value.get("path"), str) and _looks_like_image(value["path"])
+        )
+    return isinstance(value, StoredImage)
+
+
+def _unused_column(row: Row, column: str) -> BadSampleError:
+    shown = column if column.isprintable() else ascii(column)
+    return BadSampleError(
+        f"row has no image, but its column {shown[:40]} looks like one; set columns: {{image: {shown[:40]}}} "
+        f"(columns: {_shown(row)})"
+    )
+
+
+# --- Formats
+
+
+def _read_format(
+    row: Row, images: list[Any], *, row_format: str | None, prompt: str, columns: Mapping[str, str]
+) -> list[list[Turn]]:
+    if row_format is not None:
+        missing = [key for key in ROW_FORMATS[row_format].keys if key not in row]
+        if missing:
+            raise _MissingColumnError(f"row lacks {' or '.join(missing)}")
+        return ROW_FORMATS[row_format].read(row, images)
+    if not any(key in _CAPTIONS for key in columns):
+        fitting = [entry for entry in ROW_FORMATS.values() if all(key in row for key in entry.keys)]
+        fitting.sort(key=lambda entry: not any(key in columns for key in entry.keys))  # what is mapped is meant
+        if fitting:
+            return fitting[0].read(row, images)
+    if not any(key in row for key in _CAPTIONS):
+        raise _MissingColumnError("row has no text, question and answer, dialogs or messages")
+    return _captions(row, images, prompt=prompt)
+
+
 def _dialogs(row: Row, images: list[Any]) -> list[list[Turn]]:
-    return [[_turn(turn) for turn in _listed(dialog, "dialog is not a list of turns")] for dialog in row["dialogs"]]
+    listed = _listed(row["dialogs"], "dialogs are not a list", may_be_empty=True)
+    return [_dialog(_listed(dialog, "dialog is not a list of turns"), images) for dialog in listed]
 
 
-def _turn(turn: Any) -> Turn:
-    if not isinstance(turn, Mapping) or "answer" not in turn:
-        raise BadSampleError("turn lacks prompt or answer")
-    prompt = turn.get("prompt", turn.get("question", ""))
-    references, instruction = turn.get("references") or (), turn.get("instruction") or ""
-    return turn_from_row(prompt, turn["answer"], references=references, instruction=instruction)
+def _dialog(turns: Sequence[Any], images: Sequence[Any]) -> list[Turn]:
+    asked = []
+    for turn in turns:
+        if not isinstance(turn, Mapping) or "answer" not in turn:
+            raise BadSampleError("turn lacks prompt or answer")
+        asked.append(turn["prompt"] if turn.get("prompt") is not None else turn.get("question") or "")
+    prompts = _prompts(asked, images)
+    return [
+        turn_from_row(
+            prompt,
+            turn["answer"],
+            references=turn.get("references") or (),
+            instruction=turn.get("instruction") or "",
+        )
+        for prompt, turn in zip(prompts, turns, strict=True)
+    ]
+
+
+def _prompts(asked: Sequence[Any], images: Sequence[Any]) -> list[str]:
+    """Read what the user says; see `read_prompts`."""
+    if not all(isinstance(text, str) for text in asked):
+        raise BadSampleError("prompt is not a string")
+    return read_prompts(asked, num_images=len(images))
+
+
+def _chat(messages: Any, images: list[Any], reason: str) -> list[list[Turn]]:
+    """Read a chat; images that stand in its messages are put among those given."""
+    said, ordered = said_in_messages(_listed(messages, reason), images=images)
+    images[:] = ordered
+    return [_answered(said, images)]
+
+
+def _answered(said: Sequence[tuple[str, Any]], images: Sequence[Any]) -> list[Turn]:
+    turns = pair_turns(said, num_images=len(images))
+    if len(said) % 2 == (said[0][0] not in ("system", "developer")):
+        raise BadSampleError("roles are not user and assistant in turn")
+    return [turn_from_row(turn.prompt, turn.answer, instruction=turn.instruction) for turn in turns]
 
 
 def _messages(row: Row, images: list[Any]) -> list[list[Turn]]:
-    return [turns_of_messages(_chat(row["messages"], images), images)]
+    return _chat(row["messages"], images, "messages are not a list")
 
 
 def _conversations(row: Row, images: list[Any]) -> list[list[Turn]]:
-    said = []
-    for message in _listed(row["conversations"], "conversations are not a list"):
-        if not isinstance(message, Mapping):
-            raise BadSampleError("message is not an object")
-        said.append((message.get("from", message.get("role")), message.get("value", message.get("content"))))
-    return [turns_of_messages(said, images)]
-
-
-def _chat(messages: Any, images: list[Any]) -> list[tuple[Any, Any]]:
-    """Return (role, text) of every message; images that stand in the messages are appended to those given."""
-    said = []
-    for message in _listed(messages, "messages are not a list"):
-        if not isinstance(message, Mapping):
-            raise BadSampleError("message is not an object")
-        content = message.get("content")
-        if isinstance(content, Sequence) and not isinstance(content, str):
-            content = "".join(_part(part, images) for part in content)
-        said.append((message.get("role"), content))
-    return said
-
-
-def _part(part: Any, images: list[Any]) -> str:
-    match part:
-        case {"type": "text", "text": str() as text}:
-            return text
-        case {"type": "image_url", "image_url": {"url": url}} | {"type": "image_url", "image_url": str() as url}:
-            images.append(url)
-        case {"type": "image" | "video", **rest}:
-            held = next((rest[key] for key in ("image", "video", "url", "path") if rest.get(key) is not None), None)
-            if held is None and rest.get("base64") is not None:
-                held = {"base64": rest["base64"]}
-            if held is not None:
-                images.append(held)
-            # else it stands for the next of the row's own images
-        case _:
-            raise BadSampleError("message has a part that is neither text nor image")
-    return ""
-
-
-def turns_of_messages(said: Sequence[tuple[Any, Any]], images: Sequence[Any]) -> list[Turn]:
-    """Pair (role, text) as turns; an opening system message becomes the first turn's instruction.
-
-    `<image>` may stand anywhere; it is taken out, as images always come first.
-    Raises BadSampleError where user and assistant do not take turns, or other images are named than there are.
-    """
-    instruction = ""
-    if said and said[0][0] == "system":
-        instruction, said = said[0][1], said[1:]
-    roles = [role for role, _ in said]
-    is_paired = all(role in (_ASSISTANT if place % 2 else _USER) for place, role in enumerate(roles))
-    if not roles or len(roles) % 2 or not is_paired:
-        raise BadSampleError("roles are not user and assistant in turn")
-    if any(not isinstance(text, str) for _, text in said):
-        raise BadSampleError("message is not a string")
-    named = sum(text.count("<image>") + text.count("<video>") for _, text in said)
-    if named > len(images):
-        raise BadSampleError("text names more images than there are")
-    texts = [_without_placeholders(text) for _, text in said]
-    turns = [turn_from_row(prompt, answer) for prompt, answer in zip(texts[::2], texts[1::2], strict=True)]
-    turns[0] = turn_from_row(turns[0].prompt, turns[0].answer, instruction=instruction)
-    return turns
-
-
-def _without_placeholders(text: str) -> str:
-    for placeholder in _PLACEHOLDERS:
-        text = text.replace(placeholder, "")
-    return text
+    return _chat(row["conversations"], images, "conversations are not a list")
 
 
 def _texts(row: Row, images: list[Any]) -> list[list[Turn]]:
@@ -180,47 +291,110 @@ def _texts(row: Row, images: list[Any]) -> list[list[Turn]]:
     for entry in _listed(row["texts"], "texts are not a list"):
         if not isinstance(entry, Mapping) or "user" not in entry or "assistant" not in entry:
             raise BadSampleError("text lacks user or assistant")
-        dialogs.append(turns_of_messages([("user", entry["user"]), ("assistant", entry["assistant"])], images))
+        dialogs.append(_answered([("user", entry["user"]), ("assistant", entry["assistant"])], images))
     return dialogs
 
 
 def _prompt_completion(row: Row, images: list[Any]) -> list[list[Turn]]:
-    said: list[tuple[Any, Any]] = []
+    said: list[Any] = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
-        said += [(role, row[key])] if isinstance(row[key], str) else _chat(row[key], images)
-    return [turns_of_messages(said, images)]
+        value = row[key]
+        if isinstance(value, str) and (value[:2] != "[{" or _json_list(value) is None):
+            said.append({"role": role, "content": value})
+        else:
+            said += _listed(value, f"{key} is neither a text nor a list of messages")
+    return _chat(said, images, "messages are not a list")
 
 
 def _m3it(row: Row, images: list[Any]) -> list[list[Turn]]:
-    inputs = row.get("inputs")
-    return [[turn_from_row("" if inputs is None else inputs, row["outputs"], instruction=row["instruction"])]]
+    [prompt] = _prompts([row.get("inputs", "")], images)
+    return [[turn_from_row(prompt, row["outputs"], instruction=row["instruction"])]]
 
 
 def _question(row: Row, images: list[Any]) -> list[list[Turn]]:
     """Read a question; of several answers the most common is learned, and all are accepted when answers are scored."""
-    prompt = row["question"] if row.get("question") is not None else row["prompt"]
-    answer = row["answer"] if row.get("answer") is not None else row["answers"]
-    references = row.get("references") or ()
+    [prompt] = _prompts([row.get("question", row.get("prompt"))], images)
+    answer = _with_list(row, "answer" if "answer" in row else "answers")
+    answers = _with_list(row, "answers") if "answers" in row else ()
+    references = _with_list(row, "references") if "references" in row else ()
     if isinstance(answer, Sequence) and not isinstance(answer, str):
-        given = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in answer]
-        if not given or any(not isinstance(text, str) for text in given):
-            raise BadSampleError("answers are not a list of strings")
-        answer, references = Counter(given).most_common(1)[0][0], given  # of equally many, the first
-    return [[turn_from_row(prompt, answer, references=references, instruction=row.get("instruction") or "")]]
+        given = _given_answers(answer)
+        answer = Counter(given).most_common(1)[0][0]  # of equally many, the first
+        references = references or given
+    elif answers and not references:
+        references = [answers] if isinstance(answers, str) else _given_answers(answers)
+    instruction, kind = row.get("instruction", ""), row.get("kind", "")
+    return [[turn_from_row(prompt, answer, references=references, instruction=instruction, kind=kind)]]
 
 
-def _captions(row: Row, *, prompt: str) -> list[list[Turn]]:
-    value = next(row[key] for key in _CAPTIONS if key in row)
+def _qas(row: Row, images: list[Any]) -> list[list[Turn]]:
+    """Read the questions of an image: a list of them or, as datasets keeps such lists, a dict of lists."""
+    given = row["qas"]
+    if isinstance(given, Mapping):
+        given = [dict(zip(given, each, strict=False)) for each in zip(*given.values(), strict=False)]
+    return [_question(each, images)[0] for each in _listed(given, "qas are not a list") if _is_question(each)]
+
+
+def _is_question(entry: Any) -> bool:
+    if not isinstance(entry, Mapping) or "question" not in entry or "answer" not in entry:
+        raise BadSampleError("qas lack question or answer")
+    return True
+
+
+def _given_answers(answers: Any) -> list[str]:
+    entries = answers if isinstance(answers, Sequence) else [answers]
+    given = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in entries if entry is not None]
+    texts = [text for text in given if isinstance(text, str)]
+    if not texts or len(texts) < len(given):
+        raise BadSampleError("answers are not a list of strings")
+    return texts
+
+
+def _captions(row: Row, images: list[Any], *, prompt: str) -> list[list[Turn]]:
+    if not images:
+        raise _MissingColumnError("caption has no image")
+    there = [key for key in _CAPTIONS if key in row]
+    value = _with_list(row, next((key for key in there if row[key] != ""), there[0]))
     captions = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    references = row.get("references") or ()
+    references = _with_list(row, "references") if "references" in row else ()
     texts = [each.get("raw", each.get("caption")) if isinstance(each, Mapping) else each for each in captions]
-    return [[turn_from_row(prompt, text, references=references)] for text in texts]
+    dialogs = []
+    for text in texts:
+        if isinstance(text, str):
+            [text] = read_prompts([text], num_images=len(images), is_caption=True)
+        if text is not None:
+            dialogs.append([turn_from_row(prompt, text, references=references)])
+    return dialogs
 
 
-def _listed(value: Any, reason: str) -> Sequence[Any]:
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value:
+# --- Lists
+
+
+def _listed(value: Any, reason: str, *, may_be_empty: bool = False) -> Sequence[Any]:
+    if isinstance(value, str):
+        value = _json_list(value)
+    if not isinstance(value, Sequence) or isinstance(value, bytes) or not (value or may_be_empty):
         raise BadSampleError(reason)
     return value
+
+
+def _with_list(row: Row, key: str) -> Any:
+    """Return a value that may be a list written as a text, as tables hold it. Raises BadSampleError."""
+    value = row[key]
+    if key not in _LISTS or not isinstance(value, str) or value.strip()[:1] != "[" or value.strip()[-1:] != "]":
+        return value
+    found = _json_list(value)
+    if found is None:
+        raise BadSampleError(f"{key} is a text in brackets that is no JSON list")
+    return found
+
+
+def _json_list(text: str) -> list[Any] | None:
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, list) else None
 
 
 class RowFormat(NamedTuple):
@@ -228,7 +402,7 @@ class RowFormat(NamedTuple):
 
     Attributes:
         keys: a row of it has all of these.
-        read: makes dialogs of a row and its images; images that stand in messages are appended to those given.
+        read: makes dialogs of a row and its images; images that stand in messages are put among those given.
         reader: the reader for files that hold nothing else.
     """
 
@@ -244,7 +418,9 @@ ROW_FORMATS = {
     "texts": RowFormat(("texts",), _texts, reader="texts"),
     "prompt_completion": RowFormat(("prompt", "completion"), _prompt_completion, reader="prompt_completion"),
     "m3it": RowFormat(("instruction", "outputs"), _m3it),
+    "qas": RowFormat(("qas",), _qas),
     "question": RowFormat(("question", "answer"), _question),
     "answers": RowFormat(("question", "answers"), _question),
     "prompt": RowFormat(("prompt", "answer"), _question),
+    "prompt_answers": RowFormat(("prompt", "answers"), _question),
 }

@@ -55,8 +55,21 @@ class ParquetRows:
 
     def __getitem__(self, index: int) -> Row:
         number = bisect_right(self._starts, index) - 1
-        row: Row = self._read(number).slice(index - self._starts[number], 1).to_pylist()[0]
+        try:
+            row: Row = self._read(number).slice(index - self._starts[number], 1).to_pylist()[0]
+        except (pa.ArrowException, ValueError, OverflowError):  # a text that is no UTF-8, a time beyond all years
+            raise BadSampleError("parquet row cannot be read") from None
         return row
+
+    def column(self, name: str) -> list[Any]:
+        """Return the values of one column alone; None where a row group cannot be read."""
+        values: list[Any] = []
+        for number, (file, group) in enumerate(self._groups):
+            try:
+                values += pq.ParquetFile(self._paths[file]).read_row_group(group, columns=[name])[name].to_pylist()
+            except (OSError, KeyError, ValueError, pa.ArrowException):
+                values += [None] * (self._starts[number + 1] - self._starts[number])
+        return values
 
     def where(self, index: int) -> str:
         """Say which row of which file it is."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tarfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from glob import has_magic
 from pathlib import Path
@@ -23,6 +23,8 @@ from visgraft.data.fingerprint import Fingerprint, stamp
 from visgraft.data.images.opening import FilePart
 from visgraft.data.mixing import epoch_order
 from visgraft.data.readers.rows import Row, parse_object
+from visgraft.data.readers.splits import is_usual, not_there, synonyms, told_by, usual_name
+from visgraft.data.readers.text_files import check_encoding, decode_text
 from visgraft.data.row_streams import StreamedRow
 from visgraft.disk_cache import Arrays, keep_arrays
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
@@ -54,6 +56,42 @@ def expand_paths(pattern: str) -> list[Path]:
     return paths
 
 
+def tars_of_split(pattern: str, *, split: str) -> list[Path]:
+    """Return the tars of one split: those that {split} in the path means, or whose names or folder tell it, or all.
+
+    Where no tar tells a split, or all tell the same, they are `train`.
+    Raises DataError for a split that cannot be told, and what expand_paths raises.
+    """
+    named = [pattern.replace("{split}", name) for name in synonyms(split)]
+    folder = Path(pattern).expanduser()
+    if "{split}" not in pattern:
+        named = [str(folder / name) for name in synonyms(split) if any((folder / name).glob("*.tar"))] or [pattern]
+        if named == [pattern] and folder.is_dir() and not any(folder.glob("*.tar")):
+            there = [place.name for place in folder.iterdir() if is_usual(place.name) and any(place.glob("*.tar"))]
+            if there:
+                raise not_there(split, there, reader="webdataset", where=pattern)
+    for number, name in enumerate(named):
+        try:
+            tars = expand_paths(name)
+            break
+        except MissingAssetError:
+            if number + 1 == len(named):
+                expand_paths(named[0])  # raises, with the split as it was asked for
+    if "{split}" in pattern or named != [pattern]:
+        return tars
+    told = {tar: told_by(tar) for tar in tars}
+    splits = {name for name in told.values() if name is not None}
+    wanted = [tar for tar in tars if told[tar] == usual_name(split)]
+    if wanted or (len(splits) < 2 and usual_name(split) == "train"):
+        return wanted or tars
+    if splits:
+        raise not_there(split, splits, reader="webdataset", where=pattern)
+    raise DataError(
+        f"webdataset: split: got {split!r}, but the tars of {pattern} do not tell their split; name those of that "
+        "split, put {split} into the path, take slices (train[:90%]), or hold a share out (split: {validation: 10%})"
+    )
+
+
 def _glob(pattern: Path) -> Iterator[Path]:
     root = Path(pattern.anchor)
     return root.glob(str(pattern.relative_to(root)))
@@ -76,8 +114,9 @@ def _braces(text: str) -> Iterator[str]:
 class TarRows:
     """Hold where the members of every sample of some tars lie. See Rows."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, encoding: str | None = None) -> None:
         self._paths = list(paths)
+        self._encoding = check_encoding(encoding)
         index = keep_arrays(partial(_index, self._paths), fingerprint=f"tars {stamp(self._paths)}")
         self._suffixes: list[str] = index["suffixes"].tolist()
         self._keys, self._shards = index["keys"], index["shards"]
@@ -90,7 +129,17 @@ class TarRows:
         members = self._members[self._starts[index] : self._starts[index + 1]].tolist()
         path = self._paths[self._shards[index]]
         parts = [(self._suffixes[number], FilePart(path, offset, size)) for number, offset, size in members]
-        return row_of_parts(str(self._keys[index]), parts)
+        return row_of_parts(str(self._keys[index]), parts, encoding=self._encoding)
+
+    def suffixes_together(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Return the suffixes that are wanted, where some sample has several of them; else none."""
+        chosen = [number for number, suffix in enumerate(self._suffixes) if wanted(suffix)]
+        if len(chosen) < 2 or not len(self):
+            return []
+        counts = np.add.reduceat(np.isin(self._members[:, 0], chosen).astype(np.int64), self._starts[:-1])
+        several = np.repeat(counts > 1, np.diff(self._starts))
+        there = set(np.unique(self._members[several, 0]).tolist())
+        return [self._suffixes[number] for number in chosen if number in there]
 
     def where(self, index: int) -> str:
         """Say which sample of which tar it is."""
@@ -99,18 +148,19 @@ class TarRows:
     @property
     def fingerprint(self) -> Fingerprint:
         """Return path, size and time of the tars."""
-        return stamp(self._paths)
+        return stamp(self._paths, marks=[] if self._encoding is None else [f"encoding {self._encoding}"])
 
 
-def row_of_parts(key: str, parts: Sequence[tuple[str, FilePart]]) -> Row:
+def row_of_parts(key: str, parts: Sequence[tuple[str, FilePart]], *, encoding: str | None = None) -> Row:
     """Read the members of a sample that are JSON or text; images stay where they are. Raises BadSampleError."""
     row: dict[str, Any] = {"__key__": key}
     for suffix, part in parts:
         last = suffix.rpartition(".")[2]
         if last == "json":
-            row[suffix] = parse_object(part.read(), what="json member")
+            text = decode_text(part.read(), encoding=encoding, what="json member")
+            row[suffix] = parse_object(text, what="json member")
         elif last in _TEXT_SUFFIXES:
-            row[suffix] = _text(part.read())
+            row[suffix] = decode_text(part.read(), encoding=encoding, what="text member")
         else:
             row[suffix] = part
     return row
@@ -147,14 +197,23 @@ def samples_of_tar(path: Path) -> Iterator[tuple[str, list[tuple[str, FilePart]]
         raise tarfile.ReadError(f"it is damaged behind byte {min(end, size):,}")
 
 
+def first_suffixes(path: Path) -> list[str]:
+    """Return the suffixes of the first sample of a tar; none of one that is damaged."""
+    try:
+        return [suffix for suffix, _ in next(samples_of_tar(path), ("", []))[1]]
+    except (tarfile.TarError, OSError):
+        return []
+
+
 class TarStream:
     """Read tars from beginning to end, without an index, every epoch in another order of the tars. See RowStream.
 
     A place is [how many tars are done, how many samples of the next one].
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, encoding: str | None = None) -> None:
         self._paths = list(paths)
+        self._encoding = check_encoding(encoding)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -175,17 +234,16 @@ class TarStream:
                     if inside <= skipped:
                         continue
                     where = f"{path.name} sample {key}"
-                    yield StreamedRow(_row(key, parts), number * _MOST_SAMPLES + inside - 1, where, [turn, inside])
+                    yield StreamedRow(self._row(key, parts), number * _MOST_SAMPLES + inside - 1, where, [turn, inside])
             except (tarfile.TarError, OSError):
                 yield StreamedRow("tar is damaged", number * _MOST_SAMPLES + inside, path.name, [turn + 1, 0])
             skipped = 0
 
-
-def _row(key: str, parts: Sequence[tuple[str, FilePart]]) -> Row | str:
-    try:
-        return row_of_parts(key, parts)
-    except BadSampleError as error:
-        return str(error)
+    def _row(self, key: str, parts: Sequence[tuple[str, FilePart]]) -> Row | str:
+        try:
+            return row_of_parts(key, parts, encoding=self._encoding)
+        except BadSampleError as error:
+            return str(error)
 
 
 def _index(paths: Sequence[Path]) -> Arrays:
@@ -214,10 +272,3 @@ def _index(paths: Sequence[Path]) -> Arrays:
         "shards": np.array(shards, dtype=np.int64),
         "keys": np.array(keys, dtype=np.str_),
     }
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadSampleError("text member is not UTF-8") from None

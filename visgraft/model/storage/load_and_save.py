@@ -27,6 +27,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from visgraft.atomic import write_whole
 from visgraft.errors import CheckpointError
+from visgraft.model.checks.encoder import check_encoder
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.joined import JoinedModel
 from visgraft.model.parts import input_embedding
@@ -81,7 +82,8 @@ class StorageMixin(JoinedModel):
 
         Raises:
             CheckpointError: a part cannot be loaded.
-            UnsupportedModelError: the language model does not follow the mask it is given.
+            UnsupportedModelError: the language model does not follow the mask it is given, or the encoder's features
+                of an image are not the image's alone.
             ConfigError: a setting that the parts cannot take.
         """
         vision_module, vision_origin = load_vision(vision, revision=vision_revision, dtype=dtype)
@@ -99,6 +101,7 @@ class StorageMixin(JoinedModel):
             projection=dict(projection or {}),
             parts={"vision": vision_origin, "language": language_origin},
         )
+        config.image_by_image = check_encoder(vision_module, settings=config.vision_settings)
         model = cls(config, vision=vision_module, language=language_module)
         _gather_on_one_device(model)
         for part in STORED_PARTS:

@@ -20,14 +20,16 @@ import torch
 from huggingface_hub import constants as hub_constants
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.quantization import prepare_4bit_for_cpu
+from visgraft.model.storage.tower_weights import read_tower
 from visgraft.model.storage.weights import cast_weights
-from visgraft.model.vision import dummy_inputs, vision_tower_config
+from visgraft.model.tower import build_tower, find_tower, tower_class, vision_tower_config
+from visgraft.model.vision import VisionSettings, dummy_inputs, encode
 from visgraft.starter import resolve
 
 Origin = dict[str, Any]  # {"name": str | None, "revision": str | None}
@@ -39,7 +41,7 @@ OWN_CODE_ONLY: dict[str, Any] = {"trust_remote_code": False}
 def load_vision(
     name: str | Path | PreTrainedModel, *, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, Origin]:
-    """Load an encoder; of a checkpoint that also holds a text tower (CLIP, SigLIP), the vision tower.
+    """Load an encoder; of a checkpoint that holds more (CLIP, LLaVA, Qwen-VL, SAM), the vision tower alone.
 
     Args:
         name: Hub name, local folder, `starter:` name, or a loaded module.
@@ -48,10 +50,10 @@ def load_vision(
 
     Raises:
         CheckpointError: nothing there, or weights missing that the features need.
+        UnsupportedModelError: a module with no vision tower, or one that transformers has no class for.
     """
     if isinstance(name, nn.Module):
-        tower: Any = name.vision_model if vision_tower_config(name.config) is not name.config else name
-        return tower, _origin(None)
+        return find_tower(name), _origin(None)
     config = vision_tower_config(load_config(name, revision=revision))
     loaded = read_part("vision", name, revision=revision, dtype=dtype, config=config)
     if loaded.missing:
@@ -141,7 +143,7 @@ def read_part(
         CheckpointError: it cannot be read, or its weights have other shapes than the config says.
         ConfigError: it cannot be quantized as it was asked for.
     """
-    auto: Any = AutoModel if part == "vision" else AutoModelForCausalLM
+    auto: Any = tower_class(config) if part == "vision" else AutoModelForCausalLM
     options: dict[str, Any] = {
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
@@ -150,8 +152,13 @@ def read_part(
     }
     # The bits of a quantized weight depend on the format it is quantized from, so that is always the same one.
     first = torch.float32 if kwargs.get("quantization_config") is not None else dtype
+    place: str | None = _expanded(name)
     with explain_load_errors(name), quiet_transformers():
-        module, info = auto.from_pretrained(_expanded(name), revision=revision, dtype=first, config=config, **options)
+        weights = read_tower(_expanded(name), config=config, revision=revision) if part == "vision" else None
+        if weights is not None:
+            with torch.device("meta"):
+                auto, place, options["state_dict"] = type(build_tower(config)), None, weights
+        module, info = auto.from_pretrained(place, revision=revision, dtype=first, config=config, **options)
     if info["mismatched_keys"]:
         wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
         raise CheckpointError(f"{name}: weights of another shape than its config.json says: {_first_few(wrong)}")
@@ -242,10 +249,8 @@ def _reached(vision: PreTrainedModel) -> set[str]:
     """Name the weights that the features depend on, by one backward pass on a black image."""
     with torch.enable_grad():
         inputs = dummy_inputs(vision.config, image_size=None, device=vision.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(vision.dtype)
         parameters = dict(vision.named_parameters())
-        grads = torch.autograd.grad(
-            vision(**inputs).last_hidden_state.float().sum(), list(parameters.values()), allow_unused=True
-        )
+        features = encode(vision, inputs, settings=VisionSettings())
+        grads = torch.autograd.grad(features.float().sum(), list(parameters.values()), allow_unused=True)
     reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
     return reached | {name for name, _ in vision.named_buffers()}

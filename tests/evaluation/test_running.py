@@ -1,0 +1,222 @@
+"""Evaluations of models: asked once, gone on with, scored, controlled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visgraft.errors import ConfigError, DataError
+from visgraft.evaluation import asking, loading
+from visgraft.evaluation.benchmarks import open_task
+from visgraft.evaluation.running import Settings, choose_folder, evaluate_models
+from visgraft.inference import load
+
+FAST = {"precision": "fp32", "max_new_tokens": 4, "control_limit": 0}
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
+
+
+def evaluate(made: Path, folder: Path, *models: str, **settings: Any):
+    task = open_task(str(made / "test.yaml"), say=quiet)
+    names = [str(made / name) for name in models or ("first",)]
+    return evaluate_models(names, task, settings=Settings(**{**FAST, **settings}), folder=folder, say=quiet)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Counted:
+    """Count the answers that a model gives, and stop it after some."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, stop_after: int | None = None) -> None:
+        self.number = 0
+        real = asking.answer_each
+
+        def answer_each(*args: Any, **kwargs: Any):
+            for each in real(*args, **kwargs):
+                if self.number == stop_after:
+                    raise KeyboardInterrupt
+                self.number += 1
+                yield each
+
+        monkeypatch.setattr(asking, "answer_each", answer_each)
+
+
+def test_an_evaluation_writes_answers_with_their_values_and_scores(made: Path, tmp_path: Path) -> None:
+    found = evaluate(made, tmp_path / "out", "first", "second")
+    records = lines(tmp_path / "out" / "answers.jsonl")
+    assert len(records) == 40  # 8 images with 1, 2, 3, 4, 1, 2, 3, 4 questions; two models
+    assert list(records[0])[:5] == ["id", "image", "prompt", "references", "answer"]
+    assert {"scores", "tokens", "stopped", "model"} <= records[0].keys()
+    assert records[0]["scores"].keys() == {"exact_match"}
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores == json.loads(json.dumps(found.as_json()))
+    assert [model["model"] for model in scores["models"]] == [str(made / "first"), str(made / "second")]
+    assert scores["models"][0]["settings"]["max_new_tokens"] == 4
+    assert scores["comparisons"][0]["score"] == "exact_match"
+
+
+def test_answers_are_those_that_the_model_gives_alone(made: Path, tmp_path: Path) -> None:
+    from visgraft import Sample, Turn
+    from visgraft.inference import answer
+
+    evaluate(made, tmp_path / "out", "first")
+    pair = load(str(made / "first"), precision="fp32")
+    for record in lines(tmp_path / "out" / "answers.jsonl"):
+        sample = Sample(images=[record["image"]], dialogs=[[Turn(record["prompt"], "")]])
+        assert record["answer"] == answer(*pair, [sample], max_new_tokens=4)[0]
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    whole = evaluate(made, tmp_path / "whole")
+    monkeypatch.setenv("VISGRAFT_CACHE", str(tmp_path / "other cache"))  # so that the folder alone is what is known
+    with monkeypatch.context() as patched:
+        Counted(patched, stop_after=7)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(made, tmp_path / "out")
+    path = tmp_path / "out" / "answers.jsonl"
+    assert len(lines(path)) == 7
+    with path.open("ab") as file:
+        file.write(b'{"id": "torn')  # as a kill leaves it
+    monkeypatch.setenv("VISGRAFT_CACHE", str(tmp_path / "third cache"))
+    counted = Counted(monkeypatch)
+    found = evaluate(made, tmp_path / "out")
+    assert counted.number == 13
+    assert found.models[0].num_known == 7
+    assert path.read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
+    assert found.models[0].scored.intervals == whole.models[0].scored.intervals
+
+
+def test_what_was_answered_under_the_same_conditions_is_not_asked_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(made, tmp_path / "first", limit=5)
+    counted = Counted(monkeypatch)
+    evaluate(made, tmp_path / "second", limit=9)
+    assert counted.number == 4  # a larger limit adds to the smaller one
+    evaluate(made, tmp_path / "third", limit=9, metrics=["cider"])
+    assert counted.number == 4
+    evaluate(made, tmp_path / "fourth", limit=9, max_new_tokens=3)
+    assert counted.number == 13
+    evaluate(made, tmp_path / "fifth", "second", limit=9)
+    assert counted.number == 22
+
+
+def test_a_model_that_is_asked_nothing_is_not_loaded(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(made, tmp_path / "out", control_limit=6)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    evaluate(made, tmp_path / "out", control_limit=6)
+
+
+def test_an_image_that_changed_is_asked_about_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(made, tmp_path / "out")
+    os.utime(made / "data" / "0.png")
+    counted = Counted(monkeypatch)
+    evaluate(made, tmp_path / "out")
+    assert counted.number == 20
+
+
+def test_a_bad_image_is_left_out_and_told(made: Path, tmp_path: Path) -> None:
+    from tests.training.tiny import save_data
+
+    data = save_data(tmp_path / "data", num_images=4, bad=2)
+    (tmp_path / "test.yaml").write_text(f"data: {{test: [{{source: folder, path: {data}}}]}}\n")
+    task = open_task(str(tmp_path / "test.yaml"), say=quiet)
+    found = evaluate_models([str(made / "first")], task, settings=Settings(**FAST), folder=tmp_path / "out", say=quiet)
+    assert found.models[0].unusable == {"folder:bad-0.png": "not an image", "folder:bad-1.png": "not an image"}
+    assert found.models[0].scored.intervals["exact_match"].n == 10
+
+
+def test_controls_show_no_image_another_one_and_the_bare_language_model(made: Path, tmp_path: Path) -> None:
+    found = evaluate(made, tmp_path / "out", control_limit=12, bare=True)
+    assert [control.kind for control in found.models[0].controls] == [
+        "no image", "another image", "bare language model"
+    ]  # fmt: skip
+    records = lines(tmp_path / "out" / "controls.jsonl")
+    assert len(records) == 36
+    values = found.as_json()["models"][0]
+    assert values["controls"].keys() == {"without_image", "another_image", "bare_language_model"}
+    assert values["sight"]["exact_match"].keys() == {"multi_modal_gain", "leakage"}
+
+
+def test_without_an_image_all_images_get_one_answer_and_the_bare_model_is_the_language_model(
+    made: Path, tmp_path: Path
+) -> None:
+    evaluate(made, tmp_path / "out", control_limit=20, bare=True)
+    blind = [record for record in lines(tmp_path / "out" / "controls.jsonl") if record["shown"] == "no image"]
+    by_prompt: dict[str, set[str]] = {}
+    for record in blind:
+        by_prompt.setdefault(record["prompt"], set()).add(record["answer"])
+    # these models train nothing of the language model: blind and bare are one
+    assert all(len(answers) == 1 for answers in by_prompt.values())
+
+
+@pytest.mark.parametrize(("models", "message"), [(("first", "first"), "first: is named twice; name each model once")])
+def test_a_model_named_twice_is_refused(made: Path, tmp_path: Path, models: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate(made, tmp_path / "out", *models)
+
+
+def test_a_folder_of_something_else_is_left_alone(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"holds thesis\.tex, which is no part of an evaluation; give a new folder"):
+        evaluate(made, tmp_path)
+    with pytest.raises(ConfigError, match="is a file; give a folder with -o"):
+        evaluate(made, tmp_path / "thesis.tex")
+
+
+def test_where_no_image_can_be_used_nothing_is_scored(made: Path, tmp_path: Path) -> None:
+    from tests.training.tiny import save_data
+
+    data = save_data(tmp_path / "data", num_images=0, bad=2)
+    (tmp_path / "test.yaml").write_text(f"data: {{test: [{{source: folder, path: {data}}}]}}\n")
+    task = open_task(str(tmp_path / "test.yaml"), say=quiet)
+    with pytest.raises(DataError, match="no question could be asked: not an image; mend the images"):
+        settings = Settings(**FAST, metrics=["exact_match"])
+        evaluate_models([str(made / "first")], task, settings=settings, folder=tmp_path / "out", say=quiet)
+
+
+def test_an_evaluation_that_was_stopped_is_found_again_by_what_it_asks(tmp_path: Path) -> None:
+    request = {"models": ["m"], "limit": None}
+    first = choose_folder(request, parent=tmp_path, name="m-data")
+    first.mkdir()
+    (first / "request.json").write_text(json.dumps(request))
+    assert choose_folder(request, parent=tmp_path, name="m-data") == first
+    assert choose_folder({**request, "limit": 3}, parent=tmp_path, name="m-data") != first
+    (first / "scores.json").write_text("{}")  # it is whole
+    assert choose_folder(request, parent=tmp_path, name="m-data") != first
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_and_ends_as_if_it_never_was(made: Path, tmp_path: Path) -> None:
+    whole = evaluate(made, tmp_path / "whole", metrics=["cider"])
+    command = [sys.executable, "-m", "visgraft", "evaluate", str(made / "first"), "--data", str(made / "test.yaml"),
+               "--metrics", "cider", "--no-controls", "--precision", "fp32", "--max-new-tokens", "4",
+               "--batch-size", "1", "-o", str(tmp_path / "out")]  # fmt: skip
+    environment = {**os.environ, "VISGRAFT_CACHE": str(tmp_path / "killed")}
+    path = tmp_path / "out" / "answers.jsonl"
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "answers are known" in done.stderr
+    assert path.read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["models"][0]["scores"]
+    assert scores["cider"]["value"] == whole.models[0].scored.intervals["cider"].value

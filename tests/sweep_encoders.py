@@ -1,0 +1,176 @@
+"""Join every vision class of transformers, shallow and random, each in a process of its own, and say what became of it.
+
+In: nothing, or names of model types. Out: a line for each class, and counts; JSON with `--json FILE`.
+
+    python -m tests.sweep_encoders                  # about ten minutes on one core
+    python -m tests.sweep_encoders clip qwen2_5_vl  # some
+
+    joined     two images together are as each alone, text sees them, a change of a corner is felt most in that corner,
+               and what is saved comes back
+    refused    one error of visgraft's own, with the reason
+    raw        another exception
+    wrong      joined, and one of the above does not hold
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_BACKBONE_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from tests.tiny import bare_language, random_ids, randomise
+from visgraft.errors import VisgraftError
+from visgraft.model.tower import build_tower, vision_tower_config
+from visgraft.model.vision import dummy_inputs, measure, shallow
+from visgraft.model.vlm import VisionLanguageModel
+
+LIMIT_S = 60
+LARGEST_SIDE = 448  # in pixels: what takes larger images is made for such
+# Whatever has images among its inputs and no part that sees: text models, and heads that transformers lists by mistake.
+NOT_VISION = ("text_model", "vits", "_text", "vqmodel", "codebook")
+
+
+def model_types() -> dict[str, str]:
+    """Name each vision class once: its model type -> a model type of which it is the tower."""
+    named = {
+        *MODEL_FOR_IMAGE_MAPPING_NAMES,
+        *MODEL_FOR_BACKBONE_MAPPING_NAMES,
+        *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        *IMAGE_PROCESSOR_MAPPING_NAMES,
+    }
+    named |= {name for name in CONFIG_MAPPING_NAMES if "vision" in name or "vit" in name}
+    found: dict[str, str] = {}
+    for name in sorted(named):
+        if name.endswith(NOT_VISION) or name not in CONFIG_MAPPING_NAMES:
+            continue
+        try:
+            tower = vision_tower_config(CONFIG_MAPPING[name]())
+            name = tower.model_type if tower.model_type in CONFIG_MAPPING_NAMES else name
+        except Exception:
+            continue
+        found.setdefault(tower.model_type, name)
+    return found
+
+
+def join(model_type: str) -> tuple[str, str]:
+    """Join one class; return what became of it, and why."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    try:
+        config = shallow(vision_tower_config(CONFIG_MAPPING[model_type]()))
+        if isinstance(getattr(config, "image_size", None), int) and config.image_size > LARGEST_SIDE:
+            config.image_size = LARGEST_SIDE
+        try:
+            vision = randomise(build_tower(config), seed=1).eval()
+        except VisgraftError:
+            raise
+        except Exception as error:
+            return "skipped", f"transformers makes no model of its default config: {error}"
+        language = bare_language("llama", max_position_embeddings=16384)
+        model = VisionLanguageModel.from_parts(vision, language)  # type: ignore[arg-type]
+    except VisgraftError as error:
+        return "refused", f"{type(error).__name__}: {error}"
+    except Exception as error:
+        return "raw", f"{type(error).__name__}: {error}"
+    try:
+        wrong = _what_is_wrong(model)
+    except Exception as error:
+        return "raw", f"after the join: {type(error).__name__}: {error}"
+    shape = measure(model.vision.config, settings=model.config.vision_settings)
+    facts = f"{shape.num_tokens} x {shape.width}, grid {shape.grid}, {model.config.image_by_image and 'image by image'}"
+    return ("wrong", f"{wrong}; {facts}") if wrong else ("joined", facts)
+
+
+@torch.no_grad()
+def _what_is_wrong(model: VisionLanguageModel) -> str | None:
+    black = dummy_inputs(model.vision.config, image_size=None, device="cpu")
+    inputs = {name: torch.cat([value, value]) for name, value in black.items()}
+    inputs["pixel_values"] = torch.randn(inputs["pixel_values"].shape)
+    both, real = model.image_prefix(**inputs)
+    for row in range(2):
+        alone, own = model.image_prefix(**{name: value[row : row + 1] for name, value in inputs.items()})
+        error = (both[row][real[row]] - alone[0][own[0]]).abs().max() / alone.abs().max()
+        if not error < 1e-3:
+            return f"beside another image its tokens differ by {error:.1e}"
+    if torch.equal(both[0], both[1]):
+        return "two images have the same tokens"
+    logits = model(input_ids=random_ids(2, 3).expand(2, -1), **inputs).logits[:, -3:]
+    other = {**inputs, "pixel_values": inputs["pixel_values"].flip(0)}
+    if not (model(input_ids=random_ids(2, 3), **other).logits[:, -3:] - logits).abs().max() > 0:
+        return "text does not see the image"
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = VisionLanguageModel.from_pretrained(folder).image_prefix(**inputs)[0]
+    if not torch.equal(again, both):
+        return "what was saved comes back as another"
+    return _locality(model, inputs)
+
+
+def _locality(model: VisionLanguageModel, inputs: dict[str, Any]) -> str | None:
+    """See that a change of the upper left corner is felt most among the tokens of that corner."""
+    shape = measure(model.vision.config, settings=model.config.vision_settings)
+    pixels = inputs["pixel_values"]
+    rows, columns = shape.grid
+    if pixels.ndim != 4 or min(shape.grid) < 2:
+        return None
+    changed = pixels.clone()
+    height, width = pixels.shape[-2:]
+    changed[..., : height // 2, : width // 2] += torch.randn(changed[..., : height // 2, : width // 2].shape)
+    moved = (model.image_features({**inputs, "pixel_values": changed}) - model.image_features(inputs)).abs().mean(-1)
+    squares = moved[0, shape.num_leading :].view(rows, columns)
+    corner, other = squares[: rows // 2, : columns // 2].mean(), squares[-(rows // 2) :, -(columns // 2) :].mean()
+    return None if corner > other else f"a change of a corner is not felt there ({corner / other:.2f})"
+
+
+def _send(pipe: Any, name: str) -> None:
+    pipe.send(join(name))
+
+
+def main() -> None:
+    """Go through the classes."""
+    arguments = [each for each in sys.argv[1:] if not each.startswith("--")]
+    target = Path(arguments.pop()) if "--json" in sys.argv else None
+    classes = model_types()
+    if arguments:
+        classes = {tower: name for tower, name in classes.items() if {tower, name} & set(arguments)}
+    context = multiprocessing.get_context("fork")
+    hf.logging.set_verbosity_error()
+    results = {}
+    for tower, name in classes.items():
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_send, args=(sender, name))
+        start = time.time()
+        process.start()
+        sender.close()
+        what, why = "raw", f"no answer within {LIMIT_S} s"
+        try:
+            if receiver.poll(LIMIT_S):
+                what, why = receiver.recv()
+        except EOFError:
+            why = "the process ended"
+        process.kill()
+        process.join()
+        results[tower] = {"of": name, "what": what, "why": why, "seconds": round(time.time() - start, 1)}
+        print(f"{what:8} {tower} ({name}): {' '.join(why.split())[:230]}", flush=True)  # noqa: T201
+    print(len(results), dict(Counter(each["what"] for each in results.values())))  # noqa: T201
+    if target is not None:
+        target.write_text(json.dumps(results, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The vision tower of whatever a name holds: found by structure, built from its config, looked up in a whole model.
+
+In: the config of a checkpoint (an encoder alone, or LLaVA, Qwen-VL, SAM, DETR, ...), or such a model. Out: the config
+or the module of the part that looks at images.
+
+    config = vision_tower_config(AutoConfig.from_pretrained("llava-hf/llava-1.5-7b-hf"))    # CLIPVisionConfig
+    vision = build_tower(config)                                                            # random weights
+
+No list of families: a tower is the first part whose name in the config says that it sees (`PARTS_THAT_SEE`), at any
+depth. Configs that `AutoModel` does not know are built from the class that stands beside them in transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from visgraft.errors import UnsupportedModelError
+
+# Words in the names of sub-configs, the surest first; a detector's `backbone_config` is what sees in it.
+PARTS_THAT_SEE = ("vision", "visual", "image", "vit", "backbone", "encoder")
+
+
+def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Give the config of what sees in a checkpoint (CLIP, LLaVA, Qwen-VL, SAM), or the config itself."""
+    parts = _sub_configs(config)
+    for word in PARTS_THAT_SEE:
+        for name, part in parts.items():
+            if word in name:
+                return vision_tower_config(part)
+    for part in parts.values():
+        tower = vision_tower_config(part)
+        if tower is not part:
+            return tower
+    return config
+
+
+def build_tower(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """Make an encoder with random weights.
+
+    Args:
+        config: of the tower itself.
+        options: for `from_config` (`dtype`, `attn_implementation`).
+
+    Raises:
+        UnsupportedModelError: transformers has no class that makes features of images with this config.
+    """
+    if type(config) in AutoModel._model_mapping:
+        return AutoModel.from_config(config, **options)
+    made: PreTrainedModel = tower_class(config)._from_config(config, **options)
+    return made
+
+
+def tower_class(config: PreTrainedConfig) -> Any:
+    """Give what loads and builds the tower of a config: `AutoModel` where that knows it, else the class beside it.
+
+    Raises:
+        UnsupportedModelError: there is no such class.
+    """
+    if type(config) in AutoModel._model_mapping:
+        return AutoModel
+    found = list(_classes_beside(config))
+    if not found:
+        raise UnsupportedModelError(
+            f"{config.model_type}: transformers has no class that makes features of images with a "
+            f"{type(config).__name__}; name a checkpoint with a vision tower, or in Python give the loaded tower"
+        )
+    return found[-1]  # wrappers stand behind what they wrap
+
+
+def find_tower(model: PreTrainedModel) -> PreTrainedModel:
+    """Give the module that sees in a loaded model, or the model itself.
+
+    Raises:
+        UnsupportedModelError: no module has the config that its config names for it.
+    """
+    wanted = vision_tower_config(model.config)
+    if wanted is model.config:
+        return model
+    for name, module in model.named_modules():
+        own = getattr(module, "config", None)
+        if name and isinstance(module, PreTrainedModel) and type(own) is type(wanted):
+            return module
+    raise UnsupportedModelError(
+        f"{type(model).__name__}: its config names a {type(wanted).__name__}, but no part of it has that config; give "
+        "the vision tower itself"
+    )
+
+
+def accepts(module: nn.Module, argument: str) -> bool:
+    """Say whether a module's `forward` has an argument of this name."""
+    return argument in inspect.signature(module.forward).parameters
+
+
+def _sub_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
+    named = {name: getattr(config, name, None) for name in getattr(type(config), "sub_configs", None) or ()}
+    return {name: part for name, part in named.items() if isinstance(part, PreTrainedConfig)}
+
+
+def _classes_beside(config: PreTrainedConfig) -> Iterator[type[PreTrainedModel]]:
+    """List the classes of transformers that take this config and images, heads left out."""
+    module = type(config).__module__.replace(".configuration_", ".modeling_")
+    try:
+        beside = vars(importlib.import_module(module))
+    except ModuleNotFoundError:
+        return
+    for name, found in beside.items():
+        if not (inspect.isclass(found) and issubclass(found, PreTrainedModel) and found.__module__ == module):
+            continue
+        own_forward = found.forward is not nn.Module.forward
+        if found.config_class is type(config) and own_forward and not any(word in name for word in ("For", "With")):
+            arguments = inspect.signature(found.forward).parameters
+            if {"pixel_values", "grid_thw", "flattened_patches", "image"} & set(arguments):
+                yield found
