@@ -301,7 +301,9 @@ def main() -> None:
     for name in arguments.families or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         results[name] = result = in_a_process(name)
         how = " ".join(str(result[key]) for key in ("sharing", "behind_cache", "image_is_causal") if key in result)
-        sys.stdout.write(f"{name:28} {result['result']:10} {result['seconds']:5.1f} s  {how}  {result.get('why', '')}\n")
+        sys.stdout.write(
+            f"{name:28} {result['result']:10} {result['seconds']:5.1f} s  {how}  {result.get('why', '')}\n"
+        )
         sys.stdout.flush()
     counts = dict(Counter(result["result"] for result in results.values()).most_common())
     sys.stdout.write(f"{len(results)} families: {counts}\n")

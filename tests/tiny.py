@@ -156,7 +156,7 @@ def randomise(module: nn.Module, *, seed: int) -> nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:  # about where it starts: 1, or 0 for biases and Gemma's norms
+            if parameter.ndim < 2 or not parameter.numel():  # about where it starts: 1, or 0
                 parameter.add_(0.2 * noise)
             elif "embed" in name:
                 parameter.copy_(0.3 * noise)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoProcessor,
@@ -30,9 +31,20 @@ from transformers import (
     ProcessorMixin,
 )
 
+from visgraft.config import TileSettings
 from visgraft.data.batch import Batch, EncodedSample, Layout, RowPlan, collate
 from visgraft.data.images.opening import DEFAULT_MAX_PIXELS, open_image
-from visgraft.data.images.pixels import finish_pixels, made_image_size, make_pixels, stack_frames, with_image_size
+from visgraft.data.images.pixels import (
+    check_shapes,
+    finish_pixels,
+    for_tiles,
+    made_image_size,
+    make_pixels,
+    stack_frames,
+    with_image_size,
+)
+from visgraft.data.images.tiles import CutImage, cut_image, most_tokens
+from visgraft.data.images.video import VideoFrame
 from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
 from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt
 from visgraft.data.sample import ImageRef, Sample, Turn
@@ -41,10 +53,11 @@ from visgraft.errors import BadSampleError, CheckpointError, ConfigError
 from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image
 from visgraft.model.language import max_positions_of
 from visgraft.model.storage.pretrained import load_config
-from visgraft.model.vision import count_tokens
+from visgraft.model.vision import count_tokens, measure
 
 _SETTINGS = (
     "num_image_tokens", "image_size", "template", "max_text_tokens", "max_positions", "images_take_positions",
+    "extent_per_token", "tiles",
 )  # fmt: skip
 
 
@@ -54,7 +67,9 @@ class Processor(ProcessorMixin):
     Attributes:
         image_processor: the encoder's own.
         tokenizer: the language model's own, padding on the left.
-        num_image_tokens: image tokens that one image becomes behind the projection.
+        num_image_tokens: image tokens that one image becomes behind the projection; with tiles, one picture.
+        extent_per_token: how many patches or pixels become one token, where encoders take images in their own size.
+        tiles: settings of the tiles that images are cut into, as a recipe writes them; None = images stay whole.
         image_size: side of the pixels; None where the encoder takes images in their own resolution.
         template: name or text of the prompt template, as a recipe writes it.
         prompt_template: that template.
@@ -75,6 +90,8 @@ class Processor(ProcessorMixin):
         max_text_tokens: int | None = None,
         max_positions: int | None = None,
         images_take_positions: bool = True,
+        extent_per_token: int = 0,
+        tiles: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=tokenizer.chat_template)
         self.num_image_tokens = num_image_tokens
@@ -83,6 +100,17 @@ class Processor(ProcessorMixin):
         self.max_text_tokens = max_text_tokens
         self.max_positions = max_positions
         self.images_take_positions = images_take_positions
+        self.extent_per_token = extent_per_token
+        self.tiles = None if tiles is None else dict(tiles)
+        self.tile_settings = None if tiles is None else TileSettings(**tiles)
+        self.picture_processor = image_processor  # of what is shown to the encoder: whole images, or tiles
+        if tiles is not None:
+            if image_size is None:
+                raise ConfigError(
+                    "model.tiles: this encoder takes images in their own resolution, so there is nothing to cut: "
+                    "leave tiles out"
+                )
+            self.picture_processor = for_tiles(image_processor, side=image_size)
         self.prompt_template = PromptTemplate(template)
         tokenizer.padding_side = "left"  # not saved with every tokenizer, so set it wherever one is taken in
         if tokenizer.pad_token_id is None:
@@ -102,6 +130,7 @@ class Processor(ProcessorMixin):
         feature_layer: int = -1,
         keep_class_token: bool = True,
         projection: Mapping[str, Any] | None = None,
+        tiles: Mapping[str, Any] | None = None,
         vision_revision: str | None = None,
         language_revision: str | None = None,
     ) -> Processor:
@@ -119,6 +148,7 @@ class Processor(ProcessorMixin):
             feature_layer: which hidden state of the encoder is read.
             keep_class_token: whether the encoder's class token becomes an image token.
             projection: its settings; pooling and pixel shuffle make fewer image tokens.
+            tiles: {"max": 6, "thumbnail": True, "separator": "learned"}: images are cut; None = they stay whole.
             vision_revision: branch, tag or commit of the encoder on the Hub.
             language_revision: the same of the language model.
 
@@ -127,14 +157,16 @@ class Processor(ProcessorMixin):
             ConfigError: the image size is impossible, or the number of image tokens unknown.
         """
         image_processor, config = _load_vision(vision, revision=vision_revision)
-        if image_size is None:
-            image_size = made_image_size(image_processor)
-        else:
+        if image_size is not None:
             image_processor = with_image_size(image_processor, image_size=image_size)
+        image_size = made_image_size(image_processor)
+        reading: dict[str, Any] = {"feature_layer": feature_layer, "keep_class_token": keep_class_token}
+        join = VisionLanguageConfig(image_size=image_size, projection=dict(projection or {}), **reading)
         if num_image_tokens is None:
-            reading: dict[str, Any] = {"feature_layer": feature_layer, "keep_class_token": keep_class_token}
-            join = VisionLanguageConfig(image_size=image_size, projection=dict(projection or {}), **reading)
             num_image_tokens = image_tokens_per_image(config, join=join)
+        extent_per_token = 0
+        if config is not None and image_size is None:
+            extent_per_token = measure(config, settings=join.vision_settings).extent_per_token
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
@@ -143,6 +175,8 @@ class Processor(ProcessorMixin):
             image_size=image_size,
             template=template,
             max_text_tokens=max_text_tokens,
+            extent_per_token=extent_per_token,
+            tiles=tiles,
         )
 
     @classmethod
@@ -171,6 +205,55 @@ class Processor(ProcessorMixin):
             load_tokenizer(name, **hub),
             **{key: settings[key] for key in _SETTINGS if key in settings},
         )
+
+    # --- Images
+
+    @property
+    def most_image_tokens(self) -> int:
+        """Image tokens that one image becomes at most, where its size does not tell."""
+        return most_tokens(self.tile_settings, of_picture=self.num_image_tokens)
+
+    def make_pixels(
+        self, refs: Sequence[ImageRef], opened: Sequence[Image.Image], *, exact: bool = True, as_bytes: bool = False
+    ) -> dict[str, Tensor]:
+        """Make what the encoder takes of images; see `data.images.pixels.make_pixels`.
+
+        Args:
+            refs: F images, as a sample names them; frames of a video are not cut into tiles.
+            opened: the same, RGB.
+            exact, as_bytes: see there.
+
+        Returns:
+            Tensors [pictures, ...]: an image is one picture, or with tiles several; `ends_row` [pictures] bool says
+            behind which of them a row separator stands.
+
+        Raises:
+            BadSampleError: an image is too narrow.
+        """
+        if self.tile_settings is None or self.image_size is None:
+            return make_pixels(self.image_processor, opened, exact=exact, as_bytes=as_bytes)
+        check_shapes(opened)
+        cuts = [self.cut(ref, image) for ref, image in zip(refs, opened, strict=True)]
+        pictures = [picture for cut in cuts for picture in cut.pictures]
+        made = make_pixels(self.picture_processor, pictures, exact=exact, as_bytes=as_bytes)
+        if made and self.tile_settings.separator == "learned":
+            made["ends_row"] = torch.tensor([ends for cut in cuts for ends in cut.ends_row])
+        return made
+
+    def cut(self, ref: ImageRef, opened: Image.Image) -> CutImage:
+        """Cut an image into tiles; where tiles are on."""
+        assert self.tile_settings is not None and self.image_size is not None, "tiles are on"
+        is_frame = isinstance(ref, VideoFrame)
+        return cut_image(opened, side=self.image_size, settings=self.tile_settings, is_whole=is_frame)
+
+    def count_image_tokens(self, vision_inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """Count the image tokens of each picture of a sample, before the model runs."""
+        if not vision_inputs:
+            return ()
+        counts = count_tokens(vision_inputs, self.num_image_tokens, extent_per_token=self.extent_per_token)
+        if "ends_row" in vision_inputs:
+            counts = counts + vision_inputs["ends_row"]
+        return tuple(counts.tolist())
 
     # --- Training
 
@@ -255,9 +338,10 @@ class Processor(ProcessorMixin):
             BadSampleError: an image cannot be used.
         """
         opened = [open_image(ref, max_pixels=max_pixels) for ref in sample.images]
-        vision_inputs = make_pixels(self.image_processor, opened, exact=exact_pixels, as_bytes=as_bytes)
-        counts = tuple(count_tokens(vision_inputs, self.num_image_tokens).tolist()) if vision_inputs else ()
-        for dialog in dialogs if self.image_size is None else ():  # only now each image's own number is known
+        vision_inputs = self.make_pixels(sample.images, opened, exact=exact_pixels, as_bytes=as_bytes)
+        counts = self.count_image_tokens(vision_inputs)
+        is_known_before = sum(counts) == len(opened) * self.num_image_tokens
+        for dialog in () if is_known_before else dialogs:  # only now each image's own number is known
             self._check_positions(dialog, num_image_tokens=sum(counts))
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
 
@@ -274,12 +358,14 @@ class Processor(ProcessorMixin):
         """
         encoded = [self.encode(sample) if isinstance(sample, Sample) else sample for sample in samples]
         if len({"pixel_bytes" in s.vision_inputs for s in encoded if s.vision_inputs}) > 1:
-            encoded = [replace(s, vision_inputs=finish_pixels(self.image_processor, s.vision_inputs)) for s in encoded]
+            encoded = [
+                replace(s, vision_inputs=finish_pixels(self.picture_processor, s.vision_inputs)) for s in encoded
+            ]
         return collate(encoded, layout=layout, pad_token_id=self._pad_token_id, rows=rows)
 
     def finish(self, batch: Batch) -> Batch:
         """Make a batch's pixels of its bytes, on the device where it is; without bytes it stays as it is."""
-        return Batch({**batch, "vision_inputs": finish_pixels(self.image_processor, batch.vision_inputs)})
+        return Batch({**batch, "vision_inputs": finish_pixels(self.picture_processor, batch.vision_inputs)})
 
     # --- Serving
 
@@ -373,7 +459,7 @@ class Processor(ProcessorMixin):
                 f"got return_tensors={return_tensors!r} and padding={padding!r}; allowed are 'pt', and True or "
                 "'longest': prompts are padded on the left to the longest"
             )
-        pixels = [make_pixels(self.image_processor, [open_image(ref) for ref in refs]) for refs in groups]
+        pixels = [self.make_pixels(refs, [open_image(ref) for ref in refs]) for refs in groups]
         length = max(map(len, ids))
         rows = [[self._pad_token_id] * (length - len(row)) + row for row in ids]
         mask = [[0] * (length - len(row)) + [1] * len(row) for row in ids]

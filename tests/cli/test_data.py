@@ -91,7 +91,7 @@ def test_check_says_no_where_validation_images_stand_in_training(
     assert (finding["name"], finding["count"], finding["of"], finding["share"]) == ("overlapping_images", 2, 10, 0.2)
     assert found["images_opened"] == 20 and found["seconds"] > 0
     allowed = visgraft("data", "check", recipe, "--workers", "0", "--set", "data.max_overlap_fraction=0.2")
-    assert allowed.status == 0 and "2 of 10 images (20.0%) stand in training too." in allowed.out
+    assert allowed.status == 0 and "2 of 10 validation images (20.0%) stand in training too." in allowed.out
 
 
 def test_check_without_images_opens_none_and_says_what_is_not_known(visgraft: Visgraft, recipe: Path) -> None:

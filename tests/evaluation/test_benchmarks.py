@@ -187,9 +187,7 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str, message: str
 
 
 def test_a_name_that_is_none_has_a_near_one(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match="--data mmstr: neither a benchmark nor .* recipe; did you mean mmstar"
-    ):
+    with pytest.raises(ConfigError, match=r"--data mmstr: neither a benchmark nor .* recipe; did you mean mmstar"):
         open_task("mmstr", say=quiet)
     with pytest.raises(ConfigError, match=r"--files .*none: does not exist; need the folder of the data"):
         open_task("mmstar", say=quiet, files=tmp_path / "none")

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from visgraft.config import DataSettings, SourceSettings, load_recipe
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.sample import Sample, Turn, references_of
 from visgraft.data.sources import OpenSource, Sources
 from visgraft.errors import ConfigError, DataError
 from visgraft.evaluation.asking import other_images
 from visgraft.evaluation.benchmarks import open_task
-from visgraft.evaluation.questions import Question, questions_of, references_of
+from visgraft.evaluation.questions import Question, questions_of
 
 
 class Listed(list[Sample]):

@@ -36,19 +36,9 @@ NUM_ROWS, VOCABULARY = 7, 50  # of the cross-entropy alone
 def whole_logits(model: VisionLanguageModel, of: Any) -> Tensor:
     """Give the logits [B, S, V] of a batch: run the rows of its loss again, with the head whole."""
     rows: dict[str, Any] = {}
-    delivered: list[Tensor] = []
-    deliver = model.attention_spec.deliver  # of a family that takes its mask on another way (MPT)
-
-    def note(_: Any, __: Any, given: dict[str, Any]) -> None:
-        rows.update(given)
-        delivered.extend([] if deliver is None else [deliver.__self__.waiting])  # type: ignore[attr-defined]
-
-    handle = model.language.register_forward_pre_hook(note, with_kwargs=True)
+    handle = model.language.register_forward_pre_hook(lambda _, __, given: rows.update(given), with_kwargs=True)
     model.loss(of)
     handle.remove()
-    for mask in delivered:
-        assert deliver is not None
-        deliver(mask)
     logits: Tensor = model.language(**rows).logits
     return logits
 

@@ -68,7 +68,7 @@ def test_a_validation_set_of_bad_samples_alone_ends_the_run_before_it_begins(
     with pytest.raises(
         DataError,
         match=rf"data\.validation: source 'folder' has no good sample: all {bad} are bad: not an image \({bad}, the "
-        r"first at metadata\.jsonl line 1\)\. .*take it out of the recipe",
+        r"first at metadata\.jsonl line 1\)\. Its first row holds \{file_name: 'bad-0\.png', text: 'never seen'\}",
     ):
         train(recipe, progress=quiet)
     assert not (tmp_path / "runs").exists()
@@ -81,7 +81,7 @@ def test_a_source_without_a_good_sample_ends_the_run_whatever_the_others_hold(
     lost = write_rows(tmp_path / "lost.jsonl", [{"file": "a.png", "caption": None, "tags": ["x", "y"]}])
     recipe["data"]["train"].append({"source": "parquet", "path": lost})
     with pytest.raises(
-        DataError, match=r"source 'parquet' has no good sample: all 1 .*tags: a list of 2, the first 'x'"
+        DataError, match=r"source 'parquet' has no good sample: its only one is bad: .*tags: a list of 2, the first 'x'"
     ):
         train(recipe, progress=quiet)
     recipe["data"]["group_across_sources"] = True
@@ -100,7 +100,7 @@ def test_a_stream_that_ends_without_a_good_sample_is_no_source(tmp_path: Path, q
     write_tars(broken, num_tars=1, per_tar=3)
     (broken / "a-0.tar").write_bytes((broken / "a-0.tar").read_bytes()[:100])
     recipe["data"]["train"].append(stream(str(broken / "*.tar")))
-    with pytest.raises(DataError, match=r"data\.train: source 'webdataset-2' has no good sample: all 1 are bad"):
+    with pytest.raises(DataError, match=r"data\.train: source 'webdataset-2' has no good sample: its only one is bad"):
         train(recipe, progress=quiet)
 
 

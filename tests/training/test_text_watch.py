@@ -64,7 +64,7 @@ def test_texts_alone_on_both_sides_are_said_behind_the_first_validation(tmp_path
     with with_texts_too.open("a") as file:
         file.write(json.dumps(text[0]) + "\n")
     [line] = told_by(recipe)
-    assert "1 of 11 texts, without an image, (9.1%) stand in training too" in line
+    assert "1 of 11 validation texts, without an image, (9.1%) stand in training too" in line
 
 
 def test_images_on_both_sides_end_a_run_before_its_first_step_unless_it_is_allowed(
@@ -78,7 +78,7 @@ def test_images_on_both_sides_end_a_run_before_its_first_step_unless_it_is_allow
         train(recipe, progress=quiet)
     assert not (tmp_path / "runs").exists()
     allowed = load_recipe(recipe, overrides=["data.max_overlap_fraction=0.43"])
-    assert any("3 of 7 images (42.9%) stand in training too" in line for line in told_by(allowed))
+    assert any("3 of 7 validation images (42.9%) stand in training too" in line for line in told_by(allowed))
 
 
 def test_a_share_held_out_overlaps_with_nothing(tmp_path: Path, quiet: TrainProgress) -> None:

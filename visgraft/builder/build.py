@@ -27,7 +27,7 @@ from visgraft.runs import find_model
 
 
 def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
-    """Load or make what `recipe.model` names: `build_processor`, then `build_model`; answers end as the template's do."""
+    """Load or make what `recipe.model` names, part by part; answers end as the template's do."""
     processor = build_processor(recipe)
     model = build_model(recipe, image_size=processor.image_size)
     model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
@@ -70,7 +70,16 @@ def join_settings(recipe: Recipe, *, image_size: int | None) -> dict[str, Any]:
     names = ("image_attention", "num_frames", "feature_layer", "keep_class_token")
     settings = {name: getattr(recipe.model, name) for name in names}
     # what the image processor makes need not be the size in the encoder's config (DINOv2: 224 and 518)
-    return {**settings, "projection": asdict(recipe.model.projection), "image_size": image_size}
+    return {
+        **settings,
+        "projection": asdict(recipe.model.projection),
+        "tiles": _tiles(recipe),
+        "image_size": image_size,
+    }
+
+
+def _tiles(recipe: Recipe) -> dict[str, Any] | None:
+    return None if recipe.model.tiles is None else asdict(recipe.model.tiles)
 
 
 def build_processor(recipe: Recipe) -> Processor:
@@ -87,7 +96,8 @@ def build_processor(recipe: Recipe) -> Processor:
     else:
         assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
         names = (settings.vision, settings.language.name)
-        processor = Processor.from_parts(*names, **_reading(recipe), projection=asdict(settings.projection))
+        projection = asdict(settings.projection)
+        processor = Processor.from_parts(*names, **_reading(recipe), projection=projection, tiles=_tiles(recipe))
         template = settings.template or "question"
     return _with_settings(processor, template=template, max_text_tokens=recipe.data.max_text_tokens)
 
@@ -134,4 +144,6 @@ def _with_settings(processor: Processor, *, template: str, max_text_tokens: int)
         max_text_tokens=max_text_tokens,
         max_positions=processor.max_positions,
         images_take_positions=processor.images_take_positions,
+        extent_per_token=processor.extent_per_token,
+        tiles=processor.tiles,
     )

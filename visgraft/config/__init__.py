@@ -30,6 +30,7 @@ from visgraft.config.settings import (
     Recipe,
     SamplePromptSettings,
     SourceSettings,
+    TileSettings,
     TrainingMode,
     TrainSettings,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "SamplePromptSettings",
     "SourceSettings",
     "Strict",
+    "TileSettings",
     "TrainSettings",
     "TrainingMode",
     "apply_override",

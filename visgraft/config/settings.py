@@ -74,6 +74,15 @@ class ProjectionSettings:
 
 
 @dataclass(frozen=True)
+class TileSettings:
+    """An image is cut into tiles of the encoder's own size; see data/images/tiles.py."""
+
+    max: PositiveInt = setting("result", 6)  # most tiles of an image
+    thumbnail: bool = setting("result", True)  # whether the whole image, made small, stands in front of its tiles
+    separator: Literal["learned", "none"] = setting("result", "learned")  # an image token behind each row of tiles
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """Which parts are joined, and how."""
 
@@ -88,6 +97,7 @@ class ModelSettings:
     feature_layer: int = setting("result", -1)  # which hidden state of the encoder is taken, as an index (-1: the last)
     keep_class_token: bool = setting("result", True)  # whether the encoder's class token becomes an image token
     num_frames: Count = setting("result", 0)  # frames that get a learned temporal embedding; 0: none
+    tiles: TileSettings | None = setting("result", None)  # cut images into tiles of the encoder's own size; null: no
     projection: ProjectionSettings = field(default_factory=ProjectionSettings)  # patch features to image tokens
     # prompt template: plain, question, chat, or text with {prompt}; null: question
     template: str | None = setting("result", None)
@@ -97,6 +107,11 @@ class ModelSettings:
     attention: str | None = setting("speed", None, may_change=True)
 
     def __post_init__(self) -> None:
+        if self.tiles is not None and self.num_frames:
+            raise ConfigError(
+                f"model.tiles: got tiles and num_frames {self.num_frames}; frames of a video are not cut, so leave "
+                "model.tiles out, or set model.num_frames to 0"
+            )
         if self.projection.pool > 1 and self.projection.pixel_shuffle > 1:
             raise ConfigError(
                 f"model.projection: got pool {self.projection.pool} and pixel_shuffle {self.projection.pixel_shuffle}, "
@@ -178,6 +193,12 @@ class TrainSettings:
     sample_every_steps: PositiveInt | None = setting("result", None, may_change=True)
     # validation dialogs answered by generation and compared whole; 0: none
     exact_match_samples: Count = setting("result", 0, may_change=True)
+    # metrics of `visgraft evaluate --list` that answers to validation samples are scored by: [cider, bleu]
+    scores: tuple[str, ...] = setting("result", (), may_change=True)
+    # validation samples answered for the scores, a fixed choice
+    score_samples: PositiveInt = setting("result", 200, may_change=True)
+    # the score whose best step the run keeps as its model; null: the lowest validation loss
+    best_by: str | None = setting("result", None)
     max_new_tokens: PositiveInt = setting("result", 32, may_change=True)  # longest answer that is generated
 
     def mode_of(self, part: Part) -> TrainingMode:
@@ -294,6 +315,8 @@ class DataSettings:
     exact_pixels: bool = setting("result", True)  # false: resize quicker, which changes some bytes by 1 of 255
     # whether images are downloaded where the data names web addresses
     allow_remote_images: bool = setting("result", False)
+    # hosts that images may be downloaded from though their addresses are private (10.0.0.7, localhost)
+    allow_private_hosts: tuple[str, ...] = setting("result", (), may_change=True)
     group_across_sources: bool = setting("result", False)  # whether texts about one image are gathered from all sources
     # 1: sources as large as they are; larger: more and more alike
     mixing_temperature: PositiveFloat = setting("result", 1.0)
@@ -307,6 +330,11 @@ class DataSettings:
         held_out = [replace(entry, weight=1.0, limit=None, balance=None) for entry in self.train if entry.held_out]
         new = [e for e in held_out if (e.source, e.path, e.split, e.options) not in there]
         object.__setattr__(self, "validation", (*self.validation, *new))
+        for host in self.allow_private_hosts:
+            if "/" in host or not host.strip():
+                raise ConfigError(
+                    f"data.allow_private_hosts: got {host!r}, need names of hosts alone: images.example or 10.0.0.7"
+                )
         if self.augment.crop and not 0 < self.augment.crop[0] <= self.augment.crop[1]:
             raise ConfigError(
                 f"data.augment.crop: got {list(self.augment.crop)}, need the smallest and the largest share of the "

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visgraft.data.images.pixels import join_images, tells_sizes
 from visgraft.data.prompt import EncodedDialog
 from visgraft.errors import ConfigError, DataError
 from visgraft.segments import IMAGE, PAD, TEXT
@@ -229,13 +230,13 @@ def _concatenate(key: str, *, samples: Sequence[EncodedSample]) -> Tensor:
     first = samples[0].vision_inputs[key]
     for sample in samples:
         other = sample.vision_inputs[key]
-        if other.shape[1:] != first.shape[1:]:
+        if other.shape[1:] != first.shape[1:] and not tells_sizes(sample.vision_inputs):
             raise DataError(
                 f"images of one batch need one shape, but {key} is {list(first.shape[1:])} for sample "
                 f"{_name(samples[0])} and {list(other.shape[1:])} for sample {_name(sample)}; "
                 f"set model.image_size, so that the image processor makes all of one size"
             )
-    return torch.cat([sample.vision_inputs[key] for sample in samples])
+    return join_images(key, [sample.vision_inputs[key] for sample in samples])
 
 
 class _Table:

@@ -109,7 +109,7 @@ def _card(sample: Sample, encoded: EncodedSample, processor: ContactSheetProcess
         "name": sample.id,
         "where": where,
         "images": [embed_image(image, alt=f"image {n} of {sample.id}") for n, image in enumerate(images, start=1)],
-        "num_images": len(encoded.num_image_tokens),
+        "num_images": len(sample.images),
         "num_image_tokens": encoded.num_prefix_tokens,
         "num_text_tokens": encoded.num_text_tokens,
         "dialogs": [_dialog(dialog, processor.tokenizer) for dialog in encoded.dialogs[:MAX_DIALOGS]],

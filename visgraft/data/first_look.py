@@ -83,10 +83,11 @@ def without_good_sample(entry: OpenSource, reasons: Mapping[str, int], places: M
         return f"source {entry.name!r} holds no sample at all; check its path and split, or take it out of the recipe"
     few = sorted(reasons.items(), key=lambda pair: -pair[1])[:3]
     named = "; ".join(f"{reason} ({number:,}, the first at {places[reason]})" for reason, number in few)
-    how_many = f"all {tried:,}" if tried == entry.length else f"the first {tried:,} of {entry.length:,}"
+    how_many = f"all {tried:,} are" if tried == entry.length else f"the first {tried:,} of {entry.length:,} are"
+    how_many = "its only one is" if entry.length == 1 else how_many
     looks = looks_of(entry)
     return (
-        f"source {entry.name!r} has no good sample: {how_many} are bad: {named}."
+        f"source {entry.name!r} has no good sample: {how_many} bad: {named}."
         f"{'' if looks is None else f' {looks}.'} Repair it, tell the reader how to read it (see docs/data.md), or "
         "take it out of the recipe"
     )

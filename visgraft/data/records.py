@@ -218,11 +218,13 @@ class _Watched:
 
 def _images(watched: Sequence[_Watched], encoded: EncodedSample) -> tuple[ImageRecord, ...]:
     """Name images by the pixels that the encoder gets: the same for copies, whatever the file around them."""
-    parts = [tensor for _, tensor in sorted(encoded.vision_inputs.items()) if len(tensor) == len(watched)]
+    tensors = [tensor for _, tensor in sorted(encoded.vision_inputs.items())]
     records = []
     for number, image in enumerate(watched):
-        pixels = [text_key(repr(part[number].shape)) ^ _digest(part[number]) for part in parts]
-        records.append(ImageRecord(mix(*pixels), *image.size, is_blank=image.is_blank))
+        parts = [tensor[number] for tensor in tensors if len(tensor) == len(watched)]
+        whole = [] if parts else [number, *map(_digest, tensors)]  # images of several tiles: all those of the sample
+        pixels = [text_key(repr(part.shape)) ^ _digest(part) for part in parts]
+        records.append(ImageRecord(mix(*pixels, *whole), *image.size, is_blank=image.is_blank))
     return tuple(records)
 
 

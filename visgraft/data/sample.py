@@ -78,6 +78,14 @@ def _is_unicode(text: str) -> bool:
         return False
 
 
+def references_of(turn: Turn) -> tuple[str, ...]:
+    """List the accepted answers of a turn: its references, and its answer where they do not hold it.
+
+    Of ten people's answers the most common one is also the answer to learn; it is not to count twice.
+    """
+    return turn.references if turn.answer in turn.references else (turn.answer, *turn.references)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Hold the images of one sample and the dialogs about them, each independent of the others.

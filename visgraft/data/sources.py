@@ -175,12 +175,14 @@ class Adapted:
         num_frames: int = 8,
         frame_spacing_s: float | None = None,
         allow_remote_images: bool = False,
+        private_hosts: tuple[str, ...] = (),
     ) -> None:
         self.source = source
         self._mode = dialogs
         self._num_frames = num_frames
         self._frame_spacing_s = frame_spacing_s
         self._allow_remote_images = allow_remote_images
+        self._private_hosts = private_hosts
 
     def __len__(self) -> int:
         return len(self.source)
@@ -204,7 +206,7 @@ class Adapted:
 
     def _adapt(self, image: ImageRef) -> list[ImageRef]:
         if is_web_address(image):
-            return [RemoteImage(str(image))] if self._allow_remote_images else [image]
+            return [RemoteImage(str(image), self._private_hosts)] if self._allow_remote_images else [image]
         return frames_of(image, num_frames=self._num_frames, spacing_s=self._frame_spacing_s)
 
 
@@ -216,6 +218,7 @@ def adapt(source: Source, *, entry: SourceSettings, settings: DataSettings) -> A
         num_frames=entry.num_frames,
         frame_spacing_s=entry.frame_spacing_s,
         allow_remote_images=settings.allow_remote_images,
+        private_hosts=settings.allow_private_hosts,
     )
 
 

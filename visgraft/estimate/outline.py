@@ -19,8 +19,9 @@ from torch import Tensor
 
 from visgraft.builder.build import apply_modes, build_processor
 from visgraft.builder.describe import empty_model, quantization_of
-from visgraft.config import Recipe
+from visgraft.config import Recipe, TileSettings
 from visgraft.data.batch import Batch, EncodedSample, collate
+from visgraft.data.images.tiles import rows_end
 from visgraft.data.prompt import EncodedDialog
 from visgraft.errors import CheckpointError, DataError, MissingAssetError
 from visgraft.model.attention_kernel import FLEX, choose_attention, set_attention
@@ -159,12 +160,18 @@ def _images(recipe: Recipe, model: VisionLanguageModel, number: int) -> tuple[di
     """Make what stands for images in a batch, without pixels, and count their tokens."""
     if number == 0:
         return {}, ()
-    tokens = (model.projection.num_tokens,) * number
+    separators: dict[str, Tensor] = {}
+    tokens = [model.projection.num_tokens] * number
+    if model.config.tiles is not None:  # each tile a row of its own: the most that an image can become
+        ends = rows_end((model.config.tiles["max"], 1), TileSettings(**model.config.tiles)) * number
+        number = len(ends)
+        separators = {"ends_row": torch.tensor(ends)} if model.config.has_row_separator else {}
+        tokens = [model.projection.num_tokens + (bool(separators) and ended) for ended in ends]
     if recipe.train.cache_vision is not None and why_off(recipe, model) is None:
         shape = measure(model.vision.config, settings=model.config.vision_settings)
         size, dtype = (number, shape.num_tokens, shape.width), next(model.vision.parameters()).dtype
-        return {"features": torch.empty(size, dtype=dtype, device="meta")}, tokens
+        return {"features": torch.empty(size, dtype=dtype, device="meta"), **separators}, tuple(tokens)
     black = dummy_inputs(model.vision.config, image_size=model.config.image_size, device="cpu")
     inputs = {name: value.expand(number, *value.shape[1:]) for name, value in black.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to("meta")
-    return inputs, tokens
+    return {**inputs, **separators}, tuple(tokens)

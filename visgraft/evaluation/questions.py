@@ -18,7 +18,7 @@ from random import Random
 
 from visgraft.data.grouping import sample_key
 from visgraft.data.quarantine import budget_of
-from visgraft.data.sample import ImageRef, Sample, Turn
+from visgraft.data.sample import ImageRef, Sample, Turn, references_of
 from visgraft.data.sources import BadSample, Sources
 from visgraft.errors import BadSampleError, DataError
 
@@ -168,14 +168,6 @@ def questions_of(
     if not questions:
         raise DataError(f"{name}: got {len(sources)} samples and none of them asks anything; name another split")
     return QuestionSet(name, questions, sources, data_fingerprint(sources, questions), frame, bad)
-
-
-def references_of(turn: Turn) -> tuple[str, ...]:
-    """List the accepted answers of a turn: its references, and its answer where they do not hold it.
-
-    Of ten people's answers the most common one is also the answer to learn; it is not to count twice.
-    """
-    return turn.references if turn.answer in turn.references else (turn.answer, *turn.references)
 
 
 def image_name(sample: Sample) -> str:

@@ -21,12 +21,12 @@ import altair
 
 from visgraft.data.images.opening import open_image
 from visgraft.errors import BadSampleError
-from visgraft.evaluation.comparing import better_of, highest_of
 from visgraft.evaluation.controls import Control, sight_of
 from visgraft.evaluation.questions import Question
 from visgraft.evaluation.running import EvaluatedModel, Evaluation
 from visgraft.evaluation.seeds import seed_groups, seeds_in_words
 from visgraft.metrics.intervals import Interval
+from visgraft.metrics.score_names import better_of, highest_of
 from visgraft.reporting.charts import COLORS, figure
 from visgraft.reporting.page import Table, embed_image, make_table, write_page
 from visgraft.reporting.progress import working
@@ -160,7 +160,7 @@ def _dots(rows: Sequence[Mapping[str, Any]], *, order: Sequence[str], score: str
     """Draw a dot with its interval for each row: its `label` on the left, its `how` as a colour."""
     highest = highest_of(score)
     top = max((float(row["high"]) for row in rows), default=0.0)
-    end = 1.0 if highest == 1.0 else min(highest, top * 1.15) or 1.0
+    end = 1.0 if highest == 1.0 else min(highest or top * 1.15, top * 1.15) or 1.0
     names = list(dict.fromkeys(str(row["how"]) for row in rows))
     colors = [COLORS[number % len(COLORS)] for number in range(len(names))]
     legend = None

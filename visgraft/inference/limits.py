@@ -35,7 +35,7 @@ def num_prompt_positions(model: VisionLanguageModel, processor: Processor, sampl
     Where images bring their own number of tokens, each counts as many as the processor expects at most.
     """
     [dialog] = sample.dialogs
-    num_image_tokens = len(sample.images) * processor.num_image_tokens
+    num_image_tokens = len(sample.images) * processor.most_image_tokens
     return len(processor.prompt(dialog)) + positions_taken(model, num_image_tokens)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from visgraft.data.images.opening import open_image
-from visgraft.data.images.pixels import make_pixels, stack_frames
+from visgraft.data.images.pixels import stack_frames
 from visgraft.data.sample import ImageRef
 from visgraft.errors import ConfigError
 from visgraft.model.cache import KeptStates, rows_of
@@ -118,7 +118,7 @@ def open_pixels(processor: Processor, images: Sequence[ImageRef]) -> Pixels:
     Raises:
         BadSampleError: an image cannot be used.
     """
-    return make_pixels(processor.image_processor, [open_image(image) for image in images])
+    return processor.make_pixels(images, [open_image(image) for image in images])
 
 
 def encode_prefixes(

@@ -10,7 +10,7 @@ and every number, which `report.py` draws.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from visgraft.inference import answer_each
 from visgraft.inference.eval_mode import eval_mode
 from visgraft.inspection.answer_attention import answer_attention
 from visgraft.inspection.nearest_tokens import Nearest, Neighbours, find_nearest
-from visgraft.inspection.patch_grid import PatchGrid, find_patch_grid
+from visgraft.inspection.patch_grid import PatchGrid, find_patch_grid, join_grids
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
@@ -161,11 +161,19 @@ def inspect_image(
     with eval_mode(model):
         prefix, is_real = model.image_prefix(**vision_inputs)
         tokens = prefix[0][is_real[0]]
-        squares = find_patch_grid(model, vision_inputs, num_tokens=len(tokens))
+        cut = None if processor.tile_settings is None else processor.cut(image, image.convert("RGB"))
+        is_cut = cut is not None and cut.grid != (1, 1)
+        squares = find_patch_grid(
+            model, vision_inputs, num_tokens=processor.num_image_tokens if is_cut else len(tokens)
+        )
         nearest = find_nearest(model, tokens, sorted(processor.tokenizer.get_vocab().values()), number=number)
-    is_native = "spatial_shapes" in vision_inputs
-    grid = (squares.rows, squares.columns) if is_native else None
-    picture = seen_image(vision_inputs["pixel_values"][0], processor.image_processor, grid=grid)
+    if cut is not None and is_cut:
+        ends = cut.ends_row if model.config.has_row_separator else [False] * len(cut.pictures)
+        per_tile = processor.num_image_tokens
+        squares = join_grids(squares, num_tokens=per_tile, grid=cut.grid, ends_row=ends)
+        picture = image.convert("RGB").resize([cells * cut.pictures[0].width for cells in cut.grid[::-1]])
+    else:
+        picture = _seen(vision_inputs, squares, processor, image)
     attention = None
     if prompt is not None:
         sample = Sample(images=[image], dialogs=[[asked(prompt, num_images=1)]])
@@ -175,6 +183,18 @@ def inspect_image(
     return ImageInspection(
         picture, squares, nearest, {token: spell(processor.tokenizer, token) for token in named}, attention
     )
+
+
+def _seen(
+    vision_inputs: Mapping[str, Tensor], squares: PatchGrid, processor: Processor, image: Image.Image
+) -> Image.Image:
+    """Give the image as the encoder gets it, where that can be told from its pixels."""
+    pixels = vision_inputs["pixel_values"][0]
+    if "spatial_shapes" in vision_inputs:
+        return seen_image(pixels, processor.image_processor, grid=(squares.rows, squares.columns))
+    if pixels.ndim != 3 or pixels.shape[0] != 3:  # patches in an order of their own
+        return image.convert("RGB")
+    return seen_image(pixels, processor.picture_processor)
 
 
 def _inspect_answer(

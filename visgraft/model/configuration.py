@@ -33,6 +33,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         image_by_image: run the encoder on one image at a time (`check_encoder` finds whether that must be).
         num_frames: frames with a learned temporal embedding; 0 = none.
         projection: `ProjectionSettings` as a dict.
+        tiles: how images are cut into tiles, `TileSettings` as a dict; None = they stay whole.
         prefix_at: where the prefix enters: `embeddings`, or `first_layer` (the OPT checkpoints of GIT-LLM).
         parts: where each part came from: {part: {"name", "revision"}}, and in a folder's config.json what it holds of
             the part: {"stored": "none", "some" or "all", "adapters": their number, "checksum": of the weights that
@@ -54,6 +55,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         image_by_image: bool = False,
         num_frames: int = 0,
         projection: dict[str, Any] | None = None,
+        tiles: dict[str, Any] | None = None,
         prefix_at: PrefixPlace = "embeddings",
         parts: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -74,6 +76,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         self.image_by_image = image_by_image
         self.num_frames = num_frames
         self.projection = dict(projection or {})
+        self.tiles = None if tiles is None else dict(tiles)
         self.prefix_at = prefix_at
         self.parts = dict(parts or {})
         kernels = [getattr(part, "_attn_implementation", None) for part in (self.vision_config, self.text_config)]
@@ -86,6 +89,11 @@ class VisionLanguageConfig(PreTrainedConfig):
     def vision_settings(self) -> VisionSettings:
         """How the encoder is read."""
         return VisionSettings(self.image_size, self.feature_layer, self.keep_class_token, self.image_by_image)
+
+    @property
+    def has_row_separator(self) -> bool:
+        """Whether a learned image token stands behind each row of tiles."""
+        return self.tiles is not None and self.tiles.get("separator", "learned") == "learned"
 
     @property
     def projection_settings(self) -> ProjectionSettings:

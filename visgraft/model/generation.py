@@ -21,7 +21,7 @@ from visgraft.errors import ModelError
 from visgraft.model.joined import JoinedModel
 from visgraft.model.sequence import SegmentTable
 from visgraft.model.state_cache import StateCache
-from visgraft.model.vision import is_vision_input
+from visgraft.model.vision import check_rows, is_vision_input
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 
@@ -66,6 +66,7 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             ):
                 raise ModelError(PADS_BEHIND_CACHE)
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+        check_rows(pixel_values if kwargs.get("image_embeds") is None else kwargs["image_embeds"], input_ids)
         if pixel_values is not None and kwargs.get("image_embeds") is None:
             prefix, prefix_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
             kwargs.update(image_embeds=prefix, image_token_mask=prefix_mask)

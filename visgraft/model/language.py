@@ -209,12 +209,7 @@ def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
             "its text. Choose another causal LM"
         )
     reaches, unmasked = _reaches(config)
-    limits = {"the number of its positions": max_positions_of(config)}
-    if INDEXED in _layer_kinds(config):
-        limits[f"its {INDEXED} looks at its index_topk best keys alone"] = config.index_topk
-    why, limit = min(
-        ((why, n) for why, n in limits.items() if n is not None), key=lambda pair: pair[1], default=("", None)
-    )
+    why, limit = _position_limit(config)
     attention_spec = AttentionSpec(
         name=config.model_type,
         config=config,
@@ -255,12 +250,17 @@ def _reaches(config: PreTrainedConfig) -> tuple[dict[str, tuple[Reach, int]], tu
 
 def max_positions_of(config: PreTrainedConfig) -> int | None:
     """Return the longest row that a language model of this configuration takes; None = no limit is known."""
-    config = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "max_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    return _position_limit(config.get_text_config(decoder=True))[1]
+
+
+def _position_limit(config: PreTrainedConfig) -> tuple[str, int | None]:
+    """Return why no row may be longer, and than how much."""
+    names = ("max_position_embeddings", "max_seq_len")
+    values = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
+    limits = [("the number of its positions", value) for value in values[:1]]
+    if INDEXED in _layer_kinds(config):
+        limits.append((f"its {INDEXED} looks at its index_topk best keys alone", config.index_topk))
+    return min(limits, key=lambda pair: pair[1], default=("", None))
 
 
 def _mask_sizes(cache: Cache, num_queries: int, layer_index: int, table: SegmentTable) -> tuple[int, int]:

@@ -73,7 +73,14 @@ class Projection(nn.Module):
     """Make image tokens of patch features, with a learned embedding for each frame where a sample has several."""
 
     def __init__(
-        self, shape: VisionShape, *, width: int, settings: ProjectionSettings, num_frames: int = 0, scale: float = 1.0
+        self,
+        shape: VisionShape,
+        *,
+        width: int,
+        settings: ProjectionSettings,
+        num_frames: int = 0,
+        has_row_separator: bool = False,
+        scale: float = 1.0,
     ) -> None:
         """Build the layers.
 
@@ -82,6 +89,7 @@ class Projection(nn.Module):
             width: D_lm, the width of the language model's input embeddings.
             settings: the kind of layers, and pooling.
             num_frames: frames with a learned temporal embedding; 0 = none.
+            has_row_separator: whether a learned image token stands behind each row of tiles.
             scale: standard deviation of the language model's input embeddings, at which image tokens start.
         """
         super().__init__()
@@ -92,6 +100,7 @@ class Projection(nn.Module):
         self.num_tokens = num_image_tokens(shape, settings)
         width_in = shape.width * settings.pixel_shuffle**2
         self.temporal_embedding = nn.Parameter(torch.zeros(num_frames, shape.width)) if num_frames else None
+        self.row_separator = nn.Parameter(torch.zeros(width)) if has_row_separator else None
         self.linear = nn.Linear(width_in, width)
         self.linear_2 = nn.Linear(width, width) if settings.type == "mlp" else None
         self.norm = nn.LayerNorm(width, eps=settings.norm_eps) if settings.type == "linear" else None
@@ -111,6 +120,8 @@ class Projection(nn.Module):
             nn.init.zeros_(self.linear_2.bias)
         if self.temporal_embedding is not None:
             nn.init.zeros_(self.temporal_embedding)
+        if self.row_separator is not None:
+            nn.init.normal_(self.row_separator, std=scale)
 
     def forward(self, features: Tensor, *, frame_index: Tensor | None = None) -> Tensor:
         """Project.
@@ -121,7 +132,8 @@ class Projection(nn.Module):
                 takes no temporal embedding.
 
         Returns:
-            Image tokens [N, P', D_lm].
+            Image tokens [N, P', D_lm]; with tiles [N, P' + 1, D_lm], the last of them a row separator, which is real
+            only where a row of tiles ends.
 
         Raises:
             ModelError: a frame lies beyond the temporal embedding.
@@ -140,7 +152,11 @@ class Projection(nn.Module):
         hidden = self.linear(features)
         if self.linear_2 is not None:
             hidden = self.linear_2(nn.functional.gelu(hidden))
-        return hidden if self.norm is None else self.norm(hidden.to(self.norm.weight.dtype))
+        tokens = hidden if self.norm is None else self.norm(hidden.to(self.norm.weight.dtype))
+        if self.row_separator is None:
+            return tokens
+        behind = self.row_separator.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
+        return torch.cat([tokens, behind], dim=1)
 
     def _reduce(self, features: Tensor) -> Tensor:
         factor = self.settings.pool * self.settings.pixel_shuffle

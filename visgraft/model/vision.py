@@ -37,6 +37,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, pytorch_utils
 from visgraft.errors import ConfigError, ModelError, UnsupportedModelError
 from visgraft.model.tower import build_tower, vision_tower_config
 
+ENDS_ROW = "ends_row"  # [N] bool, beside the encoder's own inputs: whether a row of tiles ends with a picture
 DEFAULT_IMAGE_SIZE = 224  # of encoders whose config names none (ResNet, ConvNeXt)
 # What a model raises that cannot run as it is asked to.
 FAILURES = (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError)
@@ -151,10 +152,15 @@ def flatten_images(
         The inputs of the N real images, each [N, ...], and the mask [B, F].
 
     Raises:
-        ModelError: the mask is not of one value an image.
+        ModelError: the mask is not of one value an image, or the pixels have too few or too many axes.
     """
     pixels = vision_inputs["pixel_values"]
     num_leading = pixels.ndim - (2 if _are_patches(vision_inputs) else 3)
+    if num_leading not in (1, 2):
+        raise ModelError(
+            f"pixel_values has shape {list(pixels.shape)}: need an axis of samples, and perhaps one of images, "
+            "in front of each image's own axes: [B, 3, H, W] or [B, F, 3, H, W]"
+        )
     num_samples, *frames = pixels.shape[:num_leading]
     shape = (num_samples, frames[0] if frames else 1)
     mask = pixels.new_ones(shape, dtype=torch.bool) if image_mask is None else image_mask.bool()
@@ -166,6 +172,19 @@ def flatten_images(
     mask = mask.view(shape)
     flat = {name: value.flatten(0, num_leading - 1)[mask.flatten()] for name, value in vision_inputs.items()}
     return flat, mask
+
+
+def check_rows(images: Tensor | None, texts: Tensor) -> None:
+    """See that there are images for each text: both have samples as their first axis.
+
+    Raises:
+        ModelError: with both numbers.
+    """
+    if images is not None and images.shape[0] != texts.shape[0]:
+        raise ModelError(
+            f"got images for {images.shape[0]} samples and {texts.shape[0]} prompts: give as many of each, in the same "
+            "order (repeat an image for every prompt about it; image_mask says which prompts have none)"
+        )
 
 
 def check_inputs(vision: nn.Module, names: Iterable[str]) -> None:
@@ -182,7 +201,7 @@ def check_inputs(vision: nn.Module, names: Iterable[str]) -> None:
 def is_vision_input(name: str) -> bool:
     """Say whether an argument of `generate` is one of the encoder, by its name."""
     ours = ("image_mask", "image_embeds", "image_token_mask")
-    return name == "spatial_shapes" or (name.startswith(("pixel_", "image_")) and name not in ours)
+    return name in ("spatial_shapes", ENDS_ROW) or (name.startswith(("pixel_", "image_")) and name not in ours)
 
 
 def image_extents(vision_inputs: Mapping[str, Tensor]) -> Tensor | None:
@@ -280,6 +299,11 @@ def _arguments(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor]) -> 
     return arguments
 
 
+def hides_patches(config: PreTrainedConfig) -> bool:
+    """Say whether an encoder hides patches at random, as masked autoencoders do."""
+    return bool(getattr(config, "mask_ratio", None)) and "noise" in _forward_parameters(config)
+
+
 def is_masking_off(config: PreTrainedConfig) -> bool:
     """Say whether an encoder that hides patches at random was told to hide none."""
     return getattr(config, "mask_ratio", None) == 0
@@ -344,6 +368,9 @@ def measure(config: PreTrainedConfig, *, settings: VisionSettings) -> VisionShap
         UnsupportedModelError: it gives no features of patches.
     """
     config = vision_tower_config(config)
+    if hides_patches(config):
+        config = copy.deepcopy(config)
+        config.mask_ratio = 0.0
     key = json.dumps([config.to_dict(), str(settings)], sort_keys=True, default=str)
     if key not in _measured:
         _measured[key] = _measure(config, settings)
@@ -364,17 +391,16 @@ def dummy_inputs(
     """Make the inputs of one black image, as the encoder takes them; `stretch`: how often wider than high."""
     channels = next((n for n in map(_of(config), ("num_channels", "in_channels", "in_chans")) if n), 3)
     values_on = "cpu" if device == "meta" else device  # of what is read, not computed with
-    if hasattr(config, "num_patches") and not hasattr(config, "image_size"):  # native resolution: patches, flattened
+    names, patch = _forward_parameters(config), _patch_size(config)
+    if "spatial_shapes" in names and patch is not None:  # native resolution: patches, flattened
         side = math.isqrt(config.num_patches)
         return {
-            "pixel_values": torch.zeros(1, side * side, channels * config.patch_size**2, device=device),
+            "pixel_values": torch.zeros(1, side * side, channels * patch**2, device=device),
             "pixel_attention_mask": torch.ones(1, side * side, dtype=torch.long, device=device),
             "spatial_shapes": torch.tensor([[side, side]], device=values_on),
         }
     side = image_size or native_image_size(config)
-    names = _forward_parameters(config)
     grids, positions = [n for n in names if _is_grid(n)], [n for n in names if n.endswith("pixel_position_ids")]
-    patch = _patch_size(config)
     if patch is None or not (grids or positions):
         pixels = torch.zeros(1, channels, side, side * stretch, device=device)
         sizes = {"image_sizes": torch.tensor([[side, side * stretch]], device=values_on)}

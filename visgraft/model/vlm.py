@@ -49,7 +49,16 @@ from visgraft.model.projection import Projection
 from visgraft.model.sequence import SegmentTable, image_then_text, pads_first
 from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.tower import build_tower
-from visgraft.model.vision import check_inputs, count_tokens, dummy_inputs, encode, flatten_images, measure
+from visgraft.model.vision import (
+    ENDS_ROW,
+    check_inputs,
+    check_rows,
+    count_tokens,
+    dummy_inputs,
+    encode,
+    flatten_images,
+    measure,
+)
 from visgraft.segments import IMAGE
 
 
@@ -85,6 +94,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             width=self.prefix_injection.width,
             settings=config.projection_settings,
             num_frames=config.num_frames,
+            has_row_separator=config.has_row_separator,
             scale=1.0 if language.device.type == "meta" else embedding_scale(language),
         )
         self.attention_spec = check_language(language, causal_image=config.image_attention == "causal")
@@ -147,7 +157,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         Raises:
             ModelError: the encoder does not take an input, or the mask has another shape.
         """
-        check_inputs(self.vision, vision_inputs)
+        self._check_inputs(vision_inputs)
         inputs = {"pixel_values": pixel_values, **vision_inputs}
         flat, mask = flatten_images(inputs, image_mask=image_mask)  # each [N, ...], [B, F]
         if not mask.any():
@@ -164,12 +174,25 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         prefix_mask[mask] = real
         return prefix.flatten(1, 2), prefix_mask.flatten(1, 2)  # [B, F * p, width], [B, F * p]
 
+    def _check_inputs(self, vision_inputs: Mapping[str, Tensor]) -> None:
+        if ENDS_ROW in vision_inputs and self.projection.row_separator is None:
+            raise ModelError(
+                "got row separators between tiles, which the model was not joined with: give VisionLanguageModel and "
+                "Processor the same tiles"
+            )
+        check_inputs(self.vision, (name for name in vision_inputs if name != ENDS_ROW))
+
     def _count_image_tokens(self, vision_inputs: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
         """Count the real image tokens of each image, [N] long; tokens: [N, P, width]."""
+        has_separator = self.projection.row_separator is not None
+        number = tokens.shape[1] - has_separator
         is_reduced = self.projection.settings.pool * self.projection.settings.pixel_shuffle > 1
         if is_reduced:
-            return torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
-        return count_tokens(vision_inputs, tokens.shape[1], extent_per_token=self.extent_per_token)
+            counts = torch.full((tokens.shape[0],), number, device=tokens.device)
+        else:
+            counts = count_tokens(vision_inputs, number, extent_per_token=self.extent_per_token)
+        ends_row = vision_inputs.get(ENDS_ROW)
+        return counts + ends_row if has_separator and ends_row is not None else counts
 
     # --- Loss
 
@@ -190,7 +213,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
                 raise ModelError(
                     f"the batch counts {counts.unique().tolist()} image tokens an image, the model makes "
                     f"{tokens.shape[1]}: make the Processor with the model's image_size, feature_layer, "
-                    "keep_class_token and, where the projection pools, num_image_tokens"
+                    "keep_class_token, tiles and, where the projection pools, num_image_tokens"
                 )
             real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]  # [N, P]
             is_image = table.kind == IMAGE  # [B, S], as many True as in `real`, in the same order
@@ -282,7 +305,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             ModelError: neither ids nor a batch is given, an argument is unknown, the row is longer than the language
                 model's positions, or pads stand behind what is in the cache.
         """
-        check_inputs(self.vision, vision_inputs)
+        self._check_inputs(vision_inputs)
         if batch is not None:
             return self._batch_loss(batch)
         if input_ids is None:
@@ -295,6 +318,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
                 attention_mask=attention_mask,
                 logits_to_keep=logits_to_keep,
             )
+        check_rows(pixel_values if image_embeds is None else image_embeds, input_ids)
         if image_embeds is None and pixel_values is not None:
             image_embeds, image_token_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
         if image_token_mask is None:

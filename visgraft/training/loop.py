@@ -32,6 +32,7 @@ from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
 from visgraft.errors import CheckpointError, ConfigError, DataError, ModelError, VisgraftError
 from visgraft.folder_lock import FolderLock, clear_dead
+from visgraft.metrics.score_names import better_of
 from visgraft.parsing import parse_json
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
@@ -242,12 +243,11 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
         except DataError:
             save_checkpoint(session)  # the steps are none the worse for it
             raise
+        badness = how_bad(session, record)
         with session.is_changing:
-            loss = record["validation_loss"]
-            is_measured = loss is not None and math.isfinite(loss)
-            is_best = is_measured and (state.best_loss is None or loss < state.best_loss)
+            is_best = math.isfinite(badness) and (state.best_loss is None or badness < state.best_loss)
             if is_best:
-                state.best_step, state.best_loss = state.step, loss
+                state.best_step, state.best_loss = state.step, badness
             state.validated_step = state.step
             if is_main:
                 session.record(record)
@@ -262,6 +262,17 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
                 session.run.append("samples", record)
     if is_best or is_checkpoint_due or is_due(session, settings.checkpoint_every_steps):
         save_checkpoint(session)
+
+
+def how_bad(session: Session, record: Mapping[str, Any]) -> float:
+    """Give what the best step has least of: the validation loss or, of a score to choose by, its negative.
+
+    Every process calls it, as only the first has scores; the same comes out in all. Infinite of what was not measured.
+    """
+    name = session.recipe.train.best_by
+    value = record.get("validation_loss" if name is None else name)
+    bad = math.inf if value is None else value if name is None or better_of(name) == "lower" else -value
+    return bad if name is None else float(session.each([bad])[0])
 
 
 def is_due(session: Session, every: int | None) -> bool:

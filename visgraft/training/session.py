@@ -52,7 +52,8 @@ class Session:
         quarantines: the bad samples so far, of train and of validation.
         filler: a small batch of real samples, run at weight 0 where a process has nothing to do.
         sample_prompts: fixed questions that are answered on the way, for the user to read.
-        questions: fixed validation questions that are answered and scored.
+        questions: fixed validation questions that are answered and compared whole.
+        scored: fixed validation questions that are answered for `train.scores`.
         watch: is shown the texts that are read, and says what is odd about them.
         state: how far the run is.
         progress: what the user sees.
@@ -80,6 +81,7 @@ class Session:
     filler: Batch
     sample_prompts: Sequence[Sample]
     questions: Sequence[Sample]
+    scored: Sequence[Sample]
     watch: TextWatch
     state: TrainState
     progress: TrainProgress

@@ -216,8 +216,8 @@ class StepDataset(Dataset[Step]):
             return processor.encode_images(
                 sample, dialogs, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels, as_bytes=True
             )
-        counts = (processor.num_image_tokens,) * len(features)
-        return EncodedSample(dialogs, {"features": features}, counts, id=sample.id, source=sample.source)
+        counts = processor.count_image_tokens(features)
+        return EncodedSample(dialogs, features, counts, id=sample.id, source=sample.source)
 
 
 Rows = list[list[EncodedSample]]

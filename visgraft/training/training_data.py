@@ -22,7 +22,7 @@ from visgraft.data.first_look import check_every_source, unused_image_columns
 from visgraft.data.images.opening import open_image
 from visgraft.data.messages import asked
 from visgraft.data.overlap import image_overlap
-from visgraft.data.sample import Sample
+from visgraft.data.sample import Sample, references_of
 from visgraft.data.sources import BadSample, Quarantine, Sources, epoch_order, open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import BadSampleError, ConfigError, DataError
@@ -53,6 +53,7 @@ class TrainingData:
     filler: Batch
     sample_prompts: Sequence[Sample]
     questions: Sequence[Sample]
+    scored: Sequence[Sample]
     watch: TextWatch
     remarks: Sequence[str]
 
@@ -107,6 +108,7 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
         filler=processor.finish(first_batch(planner, loader).to(accelerator.device)),
         sample_prompts=[*questions[:NUM_SAMPLE_PROMPTS], *own_sample_prompts(recipe.data)],
         questions=questions[:num_scored],
+        scored=_scored(asked_of, processor, recipe) if validation is not None else (),
         watch=watch,
         remarks=remarks,
     )
@@ -213,8 +215,18 @@ def first_good_samples(planner: Planner, loader: LoaderSettings) -> list[Encoded
     )
 
 
-def pick_questions(sources: Sources, processor: Processor, *, number: int) -> list[Sample]:
-    """Pick a fixed number of questions: one dialog each of samples that can be used, the same in every run."""
+def _scored(sources: Sources, processor: Processor, recipe: Recipe) -> list[Sample]:
+    """Pick what is answered for `train.scores`; what else the sample accepts as an answer to the same counts too."""
+    if not recipe.train.scores:
+        return []
+    return pick_questions(sources, processor, number=recipe.train.score_samples, is_merged=True)
+
+
+def pick_questions(sources: Sources, processor: Processor, *, number: int, is_merged: bool = False) -> list[Sample]:
+    """Pick a fixed number of questions: one dialog each of samples that can be used, the same in every run.
+
+    `is_merged`: all answers of a sample to one request (its five captions) are references of the one that is picked.
+    """
     questions: list[Sample] = []
     for index in epoch_order(len(sources), seed=0, epoch=0).tolist():
         if len(questions) == number:
@@ -225,8 +237,17 @@ def pick_questions(sources: Sources, processor: Processor, *, number: int) -> li
             processor.encode(chosen, max_pixels=sources.settings.max_pixels)
         except BadSampleError:
             continue  # the training or validation loss meets it too, and reports it
-        questions.append(chosen)
+        questions.append(_merged(chosen, sample) if is_merged else chosen)
     return questions
+
+
+def _merged(chosen: Sample, sample: Sample) -> Sample:
+    [dialog] = chosen.dialogs
+    same = [
+        other[-1] for other in sample.dialogs if other[-1].request == dialog[-1].request and other[:-1] == dialog[:-1]
+    ]
+    accepted = [text for turn in same for text in references_of(turn)]
+    return replace(chosen, dialogs=[[*dialog[:-1], replace(dialog[-1], references=tuple(accepted))]])
 
 
 def own_sample_prompts(settings: DataSettings) -> list[Sample]:

@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,9 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from visgraft.config import Recipe
-from visgraft.data.images.feature_cache import FeatureCache, image_version
+from visgraft.data.images.feature_cache import FeatureCache, image_version, picture_version
 from visgraft.data.images.opening import open_image
-from visgraft.data.images.pixels import make_pixels
+from visgraft.data.images.tiles import most_pictures
 from visgraft.data.sample import ImageRef, Sample
 from visgraft.disk_cache import cache_folder
 from visgraft.errors import BadSampleError, ConfigError
@@ -74,7 +75,8 @@ def fill_vision_cache(
     example = _encode(model, dummy_inputs(model.vision.config, image_size=model.config.image_size, device="cpu"),
                       accelerator=accelerator)  # fmt: skip
     folder = cache_folder() / "vision" / cache_name(recipe, model, processor, example=example)
-    cache = FeatureCache(folder, shape=(example.shape[1], example.shape[2]), dtype=example.dtype)
+    shape = (example.shape[1], example.shape[2])
+    cache = FeatureCache(folder, shape=shape, dtype=example.dtype, tiles=processor.tile_settings)
     missing = find_missing(cache, planners, progress=progress, is_shown=accelerator.is_main_process)
     if accelerator.is_main_process:
         progress.say(check_size(recipe, cache, num_missing=len(missing)))
@@ -93,7 +95,7 @@ def why_off(recipe: Recipe, model: VisionLanguageModel) -> str | None:
         return f"the encoder trains (train.vision: {recipe.train.vision})"
     if recipe.data.augment.is_on:
         return "data.augment changes the images"
-    if "spatial_shapes" in dummy_inputs(model.vision.config, image_size=model.config.image_size, device="meta"):
+    if model.extent_per_token:
         return f"{type(model.vision).__name__} takes images in their own resolution"
     return None
 
@@ -112,6 +114,7 @@ def cache_name(recipe: Recipe, model: VisionLanguageModel, processor: Processor,
         "format": str(example.dtype),
         "shape": list(example.shape[1:]),
         "device": example.device.type,
+        **({} if processor.tiles is None else {"tiles": processor.tiles}),
         "versions": [torch.__version__, transformers.__version__],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
@@ -130,11 +133,11 @@ def find_missing(
             version = _version(image)
             if version is None or version in whole or version in missing:
                 continue
-            if cache.get(version) is not None:
+            if cache.find_pictures(version) is not None:
                 whole.add(version)
             else:
                 missing[version] = image
-                num_damaged += cache.has(version)
+                num_damaged += cache.has_pictures(version)
     if num_damaged:
         progress.say(f"vision cache: {num_damaged:,} features in {cache.folder} are damaged and are computed again")
     return missing
@@ -146,12 +149,14 @@ def check_size(recipe: Recipe, cache: FeatureCache, *, num_missing: int) -> str:
     Raises:
         ConfigError: larger than allowed, or than the disk.
     """
-    new, there = num_missing * cache.record_bytes, cache.size_bytes
+    pictures = most_pictures(cache.tiles)
+    new, there = num_missing * pictures * cache.record_bytes, cache.size_bytes
     place = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
     free, limit = shutil.disk_usage(place).free, recipe.train.cache_vision_max_gb * GB
     tokens, width = cache.shape
+    each = f"at most {pictures} pictures x " if pictures > 1 else ""
     text = (
-        f"{num_missing:,} images x {tokens} x {width} numbers in {str(cache.dtype).removeprefix('torch.')} = "
+        f"{num_missing:,} images x {each}{tokens} x {width} numbers in {str(cache.dtype).removeprefix('torch.')} = "
         f"{new / GB:.2f} GB beside {there / GB:.2f} GB that are there"
     )
     if new + there > limit:
@@ -193,17 +198,17 @@ def _fill(
         progress.work("vision cache: encoding", total=len(missing), unit="images", is_shown=is_main) as advance,
     ):
         for loaded in loader:
-            made = [(version, pixels) for version, pixels in loaded if pixels is not None]
+            made = [(versions, pixels) for versions, pixels in loaded if pixels is not None]
             if made:
                 inputs = {name: torch.cat([pixels[name] for _, pixels in made]) for name in made[0][1]}
                 features = _encode(model, inputs, accelerator=accelerator)
-                for (version, _), own in zip(made, features.cpu(), strict=True):
+                for version, own in zip(chain.from_iterable(names for names, _ in made), features.cpu(), strict=True):
                     add(version, own)
             advance(len(loaded))
 
 
-class _Pixels(Dataset[tuple[bytes, dict[str, Tensor] | None]]):
-    """The pixels of images, decoded in worker processes; None for a bad image."""
+class _Pixels(Dataset[tuple[list[bytes], dict[str, Tensor] | None]]):
+    """The pixels of images, decoded in worker processes, with a name for each picture; None for a bad image."""
 
     def __init__(self, missing: list[tuple[bytes, ImageRef]], processor: Processor, recipe: Recipe) -> None:
         self.missing = missing
@@ -213,13 +218,17 @@ class _Pixels(Dataset[tuple[bytes, dict[str, Tensor] | None]]):
     def __len__(self) -> int:
         return len(self.missing)
 
-    def __getitem__(self, index: int) -> tuple[bytes, dict[str, Tensor] | None]:
+    def __getitem__(self, index: int) -> tuple[list[bytes], dict[str, Tensor] | None]:
         version, image = self.missing[index]
         try:
             opened = open_image(image, max_pixels=self.settings.max_pixels)
-            return version, make_pixels(self.processor.image_processor, [opened], exact=self.settings.exact_pixels)
+            pixels = self.processor.make_pixels([image], [opened], exact=self.settings.exact_pixels)
         except BadSampleError:
-            return version, None
+            return [version], None
+        if self.processor.tile_settings is None:
+            return [version], pixels
+        cut = self.processor.cut(image, opened)
+        return [picture_version(version, cut.grid, number) for number in range(len(cut.pictures))], pixels
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ def test_a_sample_is_found_when_all_its_images_are(tmp_path: Path) -> None:
     with cache.writer() as add:
         add(versions[1] or b"", features(1))
     found = cache.find(images)
-    assert found is not None and torch.equal(found, torch.stack([features(0), features(1)]))
+    assert found is not None and torch.equal(found["features"], torch.stack([features(0), features(1)]))
     assert cache.find([]) is None
 
 

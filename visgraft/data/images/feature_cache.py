@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from visgraft.atomic import put_in_place, refusals_told, write_whole
+from visgraft.config import TileSettings
 from visgraft.data.images.opening import (
     KEY_BYTES,
     image_file_state,
@@ -36,6 +37,7 @@ from visgraft.data.images.opening import (
     path_of_text,
     short_digest,
 )
+from visgraft.data.images.tiles import all_grids, rows_end
 from visgraft.data.sample import ImageRef, StoredImage
 from visgraft.errors import DiskError
 
@@ -65,12 +67,22 @@ def image_version(ref: ImageRef) -> bytes | None:
     return image_key(ref, by_content=False)
 
 
+def picture_version(version: bytes, grid: tuple[int, int], number: int) -> bytes:
+    """Name a picture that an image was cut into; an image that is one picture has the image's own name."""
+    return version if grid == (1, 1) else short_digest(version + f"{grid[0]} x {grid[1]}: {number}".encode())
+
+
 class FeatureCache:
     """Features of images, by version; all of one shape and format."""
 
-    def __init__(self, folder: Path, *, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        """Open a cache; the folder need not be there. `shape`: [P, D_vision] of one image."""
+    def __init__(
+        self, folder: Path, *, shape: tuple[int, int], dtype: torch.dtype, tiles: TileSettings | None = None
+    ) -> None:
+        """Open a cache; the folder need not be there. `shape`: [P, D_vision] of one picture; `tiles`: how images are
+        cut into pictures, None = they are not.
+        """
         self.folder = folder
+        self.tiles = tiles
         self.shape = shape
         self.dtype = dtype
         self.record_bytes = shape[0] * shape[1] * dtype.itemsize
@@ -117,19 +129,47 @@ class FeatureCache:
             return None
         return torch.from_numpy(record).view(self.dtype).view(self.shape)
 
-    def find(self, images: Sequence[ImageRef]) -> Tensor | None:
-        """Return the features of the images of one sample [F, P, D_vision]; None: not all are there.
+    def find(self, images: Sequence[ImageRef]) -> dict[str, Tensor] | None:
+        """Return what stands for the images of one sample in a batch; None: not all are there.
+
+        Returns:
+            `features` [pictures, P, D_vision], and where tiles have row separators `ends_row` [pictures] bool.
 
         Raises:
             BadSampleError: an image file is missing.
         """
         found: list[Tensor] = []
+        ends: list[bool] = []
         for image in images:
-            features = self.get(image_version(image))
-            if features is None:
+            pictures = self.find_pictures(image_version(image))
+            if pictures is None:
                 return None
-            found.append(features)
-        return torch.stack(found) if found else None
+            found += pictures[0]
+            ends += pictures[1]
+        if not found:
+            return None
+        made = {"features": torch.stack(found)}
+        if self.tiles is not None and self.tiles.separator == "learned":
+            made["ends_row"] = torch.tensor(ends)
+        return made
+
+    def find_pictures(self, version: bytes | None) -> tuple[list[Tensor], list[bool]] | None:
+        """Return the features of the pictures that an image was cut into, and which of them end a row; or None."""
+        if version is None:
+            return None
+        grids = [(1, 1)] if self.tiles is None else all_grids(self.tiles.max)
+        for grid in grids:
+            if self.has(picture_version(version, grid, 0)):
+                ends = rows_end(grid, self.tiles)
+                found = [self.get(picture_version(version, grid, number)) for number in range(len(ends))]
+                whole = [features for features in found if features is not None]
+                return (whole, ends) if len(whole) == len(found) else None
+        return None
+
+    def has_pictures(self, version: bytes) -> bool:
+        """Say whether there is a record of an image's first picture, whole or damaged."""
+        grids = [(1, 1)] if self.tiles is None else all_grids(self.tiles.max)
+        return any(self.has(picture_version(version, grid, 0)) for grid in grids)
 
     @contextmanager
     def writer(self) -> Iterator[Callable[[bytes, Tensor], None]]:

@@ -17,7 +17,7 @@ Without `exact` torch resizes instead of Pillow, with the same filter and about 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -43,7 +43,7 @@ def with_image_size(image_processor: BaseImageProcessor, *, image_size: int) -> 
     """Return an image processor like the given one that makes square images of another size.
 
     How much is cut off around the middle stays the same: where the original resized to 256 and cropped to 224, one
-    for 448 resizes to 512.
+    for 448 resizes to 512. One that keeps the shape of an image makes images of about so many pixels.
 
     Args:
         image_processor: left as it is.
@@ -52,6 +52,19 @@ def with_image_size(image_processor: BaseImageProcessor, *, image_size: int) -> 
     Raises:
         ConfigError: its images cannot be given this size.
     """
+    if is_of_timm(image_processor):
+        changed = _of_timm(image_processor, input_size=(3, image_size, image_size))
+    elif any(map(tells_sizes, _trials(image_processor))):
+        return _with_area(image_processor, image_size)
+    else:
+        changed = _with_side(image_processor, image_size)
+    made = [tuple(pixels["pixel_values"].shape[-2:]) for pixels in _trials(changed)]
+    if any(shape != (image_size, image_size) for shape in made):
+        raise _cannot_make(image_processor, image_size, f"images of {made[0]} from it")
+    return changed
+
+
+def _with_side(image_processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
     settings = image_processor.to_dict()
     size, crop_size = dict(settings.get("size") or {}), dict(settings.get("crop_size") or {})
     crops = bool(settings.get("do_center_crop") and crop_size)
@@ -62,25 +75,71 @@ def with_image_size(image_processor: BaseImageProcessor, *, image_size: int) -> 
     settings["size"] = {"shortest_edge": side} if by_shorter_side else {"height": side, "width": side}
     if crops:
         settings["crop_size"] = {"height": image_size, "width": image_size}
-    changed = type(image_processor).from_dict(settings)
-    made = [shape[-2:] for shape in _trial_shapes(changed)]
-    if any(shape != (image_size, image_size) for shape in made):
-        raise ConfigError(
-            f"model.image_size: got {image_size}, but {type(image_processor).__name__} makes images of {made[0]} from "
-            "it; leave image_size out to keep the encoder's own size"
-        )
+    return type(image_processor).from_dict(settings)
+
+
+def _with_area(image_processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
+    """Change how many pixels an image may have where its shape is kept: by its longer side, or by their number."""
+    settings = image_processor.to_dict()
+    names = set(settings.get("size") or {})
+    if names == {"longest_edge"}:
+        settings["size"] = {"longest_edge": image_size}
+    elif names == {"shortest_edge", "longest_edge"}:  # least and most pixels, of Qwen-VL
+        settings["size"] = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
+    else:
+        raise _cannot_make(image_processor, image_size, "images that keep their own size")
+    return type(image_processor).from_dict(settings)
+
+
+def _cannot_make(image_processor: BaseImageProcessor, image_size: int, made: str) -> ConfigError:
+    return ConfigError(
+        f"model.image_size: got {image_size}, but {type(image_processor).__name__} makes {made}; leave image_size out "
+        "to keep the encoder's own size"
+    )
+
+
+def for_tiles(image_processor: BaseImageProcessor, *, side: int) -> BaseImageProcessor:
+    """Return an image processor like the given one that takes pictures of this side as they are, nothing cut off."""
+    if is_of_timm(image_processor):
+        return _of_timm(image_processor, input_size=(3, side, side), crop_pct=1.0)
+    settings = image_processor.to_dict()
+    changes: dict[str, Any] = {"size": {"height": side, "width": side}, "do_center_crop": False}
+    if "crop_pct" in settings:
+        changes = {"size": {"shortest_edge": side}, "crop_pct": 1.0}
+    return type(image_processor).from_dict({**settings, **changes})
+
+
+def is_of_timm(image_processor: BaseImageProcessor) -> bool:
+    """Say whether an image processor is made from a config of timm, which alone it neither keeps nor saves."""
+    return hasattr(image_processor, "data_config")
+
+
+def timm_settings(image_processor: BaseImageProcessor) -> dict[str, Any]:
+    """Return what such an image processor can be made from again."""
+    given: Any = image_processor
+    config = {name: list(value) if isinstance(value, tuple) else value for name, value in given.data_config.items()}
+    return {"pretrained_cfg": config, "architecture": getattr(given, "architecture", None)}
+
+
+def _of_timm(image_processor: BaseImageProcessor, **changes: Any) -> BaseImageProcessor:
+    made: Any = type(image_processor)
+    settings = timm_settings(image_processor)
+    changed: BaseImageProcessor = made(**{**settings, "pretrained_cfg": {**settings["pretrained_cfg"], **changes}})
     return changed
 
 
 def made_image_size(image_processor: BaseImageProcessor) -> int | None:
     """Give the side in pixels of the square images that an image processor makes.
 
-    Returns None where it makes patches in the image's own resolution instead (SigLIP 2 NaFlex).
+    Returns None where it keeps the image's own shape and says how large each is (NaFlex, Qwen-VL, Pixtral).
 
     Raises:
         ConfigError: its images are not square, or of a size that depends on the image.
     """
-    shapes = _trial_shapes(image_processor)
+    trials = _trials(image_processor)
+    if any(map(tells_sizes, trials)):
+        return None
+    shapes = [tuple(pixels["pixel_values"].shape[1:]) for pixels in trials]
     if any(len(shape) != 3 for shape in shapes):
         return None
     sides = {side for shape in shapes for side in shape[-2:]}
@@ -113,15 +172,67 @@ def make_pixels(
     """
     if not images:
         return {}
-    for image in images:
-        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-            raise BadSampleError("image is too narrow")
+    check_shapes(images)
     fast = fast_pixels(image_processor)
     cropped = None if fast is None else fast.resize_and_crop(images, exact=exact)
     if cropped is not None:
         return finish_pixels(image_processor, {"pixel_bytes": cropped}) if not as_bytes else {"pixel_bytes": cropped}
-    made = image_processor(images=list(images), return_tensors="pt")
-    return {name: made[name] for name in image_processor.model_input_names if isinstance(made.get(name), Tensor)}
+    alone = [_inputs_of_one(image_processor, image) for image in images]
+    return {name: join_images(name, [one[name] for one in alone]) for name in alone[0]}
+
+
+def check_shapes(images: Sequence[Image.Image]) -> None:
+    """Raise BadSampleError where one side of an image is more than `MAX_ASPECT_RATIO` times the other."""
+    if any(max(image.size) > MAX_ASPECT_RATIO * min(image.size) for image in images):
+        raise BadSampleError("image is too narrow")
+
+
+def _inputs_of_one(image_processor: BaseImageProcessor, image: Image.Image) -> dict[str, Tensor]:
+    """Run an image processor on one image; it may make several pictures of it, which all become image tokens.
+
+    Returns:
+        `pixel_values` [pictures, ...] and what says how large each is; see model/vision.py.
+
+    Raises:
+        ConfigError: it makes no pixels.
+    """
+    made = image_processor(images=[image], return_tensors="pt")
+    pixels = made.get("pixel_values")
+    if not isinstance(pixels, Tensor):
+        raise ConfigError(
+            f"{type(image_processor).__name__} makes {', '.join(made)} of an image, and no pixel_values: choose an "
+            "encoder whose image processor makes pixels"
+        )
+    told = {name: made[name] for name in made if _tells_size(name) and isinstance(made[name], Tensor)}
+    if any("grid" in name for name in told):
+        return {"pixel_values": pixels.reshape(1, *pixels.shape[-2:]), **told}
+    if "image_sizes" in told and (pixels.ndim != 4 or told["image_sizes"].flatten().tolist() != [*pixels.shape[-2:]]):
+        del told["image_sizes"]  # the size that the image had, not the one that it was given
+    if "spatial_shapes" in told:
+        told["pixel_attention_mask"] = made["pixel_attention_mask"]
+    return {"pixel_values": pixels.flatten(0, 1) if pixels.ndim == 5 else pixels, **told}
+
+
+def _tells_size(name: str) -> bool:
+    return "grid" in name or name in ("spatial_shapes", "image_sizes", "image_position_ids", "image_merge_sizes")
+
+
+def tells_sizes(vision_inputs: Mapping[str, Tensor]) -> bool:
+    """Say whether vision inputs tell how large each image is, so that images of several sizes may be padded."""
+    return any(map(_tells_size, vision_inputs))
+
+
+def join_images(name: str, tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate one input of several images, each [F, ...]; what is smaller is padded at its ends."""
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        if list(tensor.shape[1:]) != shape:
+            whole = tensor.new_full((tensor.shape[0], *shape), -1 if name.endswith("position_ids") else 0)
+            whole[(slice(None), *(slice(0, size) for size in tensor.shape[1:]))] = tensor
+            tensor = whole
+        padded.append(tensor)
+    return torch.cat(padded)
 
 
 def finish_pixels(image_processor: BaseImageProcessor, vision_inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,7 +241,8 @@ def finish_pixels(image_processor: BaseImageProcessor, vision_inputs: dict[str, 
         return vision_inputs
     fast = fast_pixels(image_processor)
     assert fast is not None, "bytes come from nowhere else"
-    return {"pixel_values": fast.map_bytes(vision_inputs["pixel_bytes"])}
+    others = {name: value for name, value in vision_inputs.items() if name != "pixel_bytes"}
+    return {"pixel_values": fast.map_bytes(vision_inputs["pixel_bytes"]), **others}
 
 
 def stack_frames(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -146,12 +258,13 @@ def stack_frames(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     counts = [len(next(iter(sample.values()), ())) for sample in samples]
     first = next((sample for sample in samples if sample), {})
     if all(count == 1 for count in counts):
-        return {name: torch.cat([sample[name] for sample in samples]) for name in first}
+        return {name: join_images(name, [sample[name] for sample in samples]) for name in first}
     stacked: dict[str, Tensor] = {}
-    for name, tensor in first.items():
-        stacked[name] = tensor.new_zeros(len(samples), max(counts), *tensor.shape[1:])
-        for row, sample in enumerate(samples):
-            stacked[name][row, : counts[row]] = sample.get(name, tensor[:0])
+    places = torch.arange(max(counts, default=0)) < torch.tensor(counts)[:, None]
+    for name in first:
+        joined = join_images(name, [sample[name] for sample in samples if name in sample])
+        stacked[name] = joined.new_zeros(len(samples), max(counts), *joined.shape[1:])
+        stacked[name][places] = joined
     if stacked:
         stacked["image_mask"] = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
     return stacked
@@ -186,13 +299,9 @@ def _join_patches(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     return squares.transpose(1, 2).reshape(rows * side, columns * side, 3)
 
 
-def _trial_shapes(image_processor: BaseImageProcessor) -> list[tuple[int, ...]]:
-    """Give the shapes of the pixels of a wide and a tall image."""
-    shapes = []
-    for size in ((60, 40), (40, 50)):
-        pixels = make_pixels(image_processor, [Image.new("RGB", size)])
-        shapes.append(tuple(pixels["pixel_values"].shape[1:]))
-    return shapes
+def _trials(image_processor: BaseImageProcessor) -> list[dict[str, Tensor]]:
+    """Make the pixels of a wide and a tall image."""
+    return [make_pixels(image_processor, [Image.new("RGB", size)]) for size in ((60, 40), (40, 50))]
 
 
 # --- The fast way

@@ -54,7 +54,7 @@ def read(
 
     parts = parse_split(split, reader="easy_vqa")
     if all(part.is_whole for part in parts):
-        return open_named("+".join(usual_name(part.name) for part in parts))
+        return open_named("+".join(sorted(usual_name(part.name) for part in parts)))  # train before validation
     return samples_of_split(split, reader="easy_vqa", open_named=lambda name: open_named(usual_name(name)))
 
 

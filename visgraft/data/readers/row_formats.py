@@ -116,6 +116,11 @@ def images_of_row(row: Row) -> list[Any]:
     return _images(_named(row))
 
 
+def has_caption(row: Row) -> bool:
+    """Say whether a row has a column of captions."""
+    return any(key in _CAPTIONS for key in _named(row))
+
+
 def image_like_columns(row: Row) -> list[str]:
     """Return the columns of a row that look like images and that no format knows."""
     return [

@@ -57,6 +57,7 @@ class StorageMixin(JoinedModel):
         keep_class_token: bool = True,
         num_frames: int = 0,
         projection: Mapping[str, Any] | None = None,
+        tiles: Mapping[str, Any] | None = None,
         language_init: str = "pretrained",
         dtype: torch.dtype = torch.float32,
         vision_revision: str | None = None,
@@ -74,6 +75,8 @@ class StorageMixin(JoinedModel):
             keep_class_token: keep the tokens in front of the patches.
             num_frames: frames with a learned temporal embedding.
             projection: {"type": "linear" or "mlp", "pool": 1, "pixel_shuffle": 1}.
+            tiles: {"max": 6, "thumbnail": True, "separator": "learned"}: images are cut by the processor, which needs
+                the same; None = they stay whole.
             language_init: `pretrained`, or `random` for a language model that starts from nothing.
             dtype: of the parts' weights; loaded modules keep their own.
             vision_revision: branch, tag or commit on the Hub.
@@ -99,6 +102,7 @@ class StorageMixin(JoinedModel):
             keep_class_token=keep_class_token,
             num_frames=num_frames,
             projection=dict(projection or {}),
+            tiles=None if tiles is None else dict(tiles),
             parts={"vision": vision_origin, "language": language_origin},
         )
         config.image_by_image = check_encoder(vision_module, settings=config.vision_settings)
