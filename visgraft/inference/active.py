@@ -24,7 +24,6 @@ from visgraft.inference.reading import read_front
 from visgraft.inference.requests import Answer, Finish, Prompt, ReadRow, Request, position_keys
 from visgraft.inference.sampling import Chosen, choose
 from visgraft.model.memory import free_memory, is_out_of_memory
-from visgraft.model.slots import SlotCache
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
@@ -60,7 +59,7 @@ class Active:
         self.prefix_cache = prefix_cache
         self.requests: list[Request] = []
         self._end = end
-        self._cache = self._new_cache()
+        self._cache = self.model.make_slots()
 
     @property
     def size_bytes(self) -> int:
@@ -70,13 +69,9 @@ class Active:
     def fail_all(self, error: BaseException) -> None:
         """Hand an error to all requests, and begin with an empty cache."""
         requests, self.requests = self.requests, []
-        self._cache = self._new_cache()
+        self._cache = self.model.make_slots()
         for request in requests:
             self._end(request, error)
-
-    def _new_cache(self) -> SlotCache:
-        num_layers = self.model.language.config.get_text_config(decoder=True).num_hidden_layers
-        return SlotCache(num_layers=num_layers, device=self.model.device)
 
     # --- Reading
 

@@ -18,6 +18,7 @@ from visgraft.inference.prefix_cache import PrefixCache, encode_prefixes, read_p
 from visgraft.inference.requests import ImageSegment, Prompt, Segment, position_keys
 from visgraft.model.cache import KeptStates, PreallocatedCache, rows_of
 from visgraft.model.sequence import SegmentTable, append_segment, empty_table
+from visgraft.model.state_cache import StateCache
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.segments import IMAGE, TEXT
 
@@ -103,14 +104,15 @@ def _num_common(prompt: Prompt) -> int:
         return 0
     old, wanted = prompt.read.keys, position_keys(prompt.segments)
     different = (place for place, (one, other) in enumerate(zip(old, wanted, strict=False)) if one != other)
-    return min(next(different, len(old)), len(wanted) - 1)
+    common = min(next(different, len(old)), len(wanted) - 1)
+    return common if common == len(old) or prompt.read.states.can_be_cut else 0
 
 
 def _read_on(
     model: VisionLanguageModel, segments: Sequence[Segment], known: KeptStates | None, num_read: int
 ) -> KeptStates:
     """Read segments behind what is known of them, one after the other, and give all of it."""
-    cache = PreallocatedCache(capacity=sum(_length(segment) for segment in segments))
+    cache = model.make_reading_cache(capacity=sum(_length(segment) for segment in segments))
     table = empty_table(1, device=model.device)
     if known is not None and num_read:
         cache.put([known])
@@ -125,7 +127,11 @@ def _read_on(
 
 
 def _read_segment(
-    model: VisionLanguageModel, segment: Segment, num_known: int, table: SegmentTable, cache: PreallocatedCache
+    model: VisionLanguageModel,
+    segment: Segment,
+    num_known: int,
+    table: SegmentTable,
+    cache: PreallocatedCache | StateCache,
 ) -> None:
     """Read one segment; of a text, what is not yet known. `table` is what stands in front of the segment."""
     if not isinstance(segment, ImageSegment):

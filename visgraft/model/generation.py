@@ -143,8 +143,6 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
                     f"cache_implementation: got {generation_config.cache_implementation!r}, but {spec.name} carries "
                     "states, which visgraft's own cache holds; leave it out"
                 )
-            if spec.behind_cache == "nothing":  # then everything is read again for every token
-                generation_config.use_cache = model_kwargs["use_cache"] = False
             if generation_config.use_cache:
                 model_kwargs["past_key_values"] = StateCache()
             return None
