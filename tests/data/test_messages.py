@@ -166,8 +166,6 @@ def test_a_caller_who_names_more_images_than_he_gives_is_told():
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 3])
-@pytest.mark.parametrize(
-    "prompts", [["Q"], ["What is an <image> tag?", "And <video>?"], ["Q", "Is <image>?"], []]
-)
+@pytest.mark.parametrize("prompts", [["Q"], ["What is an <image> tag?", "And <video>?"], ["Q", "Is <image>?"], []])
 def test_prompts_that_were_read_are_written_so_that_they_read_the_same(prompts, num_images):
     assert read_prompts(write_prompts(prompts, num_images=num_images), num_images=num_images) == prompts
