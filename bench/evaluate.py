@@ -38,8 +38,8 @@ from visgraft.evaluation.answer_log import AnswerLog
 from visgraft.evaluation.asking import Loaded, ask_questions
 from visgraft.evaluation.questions import QuestionSet, questions_of
 from visgraft.inference import GREEDY
-from visgraft.inference.answering import stop_token_ids, text_of
 from visgraft.inference.eval_mode import eval_mode
+from visgraft.inference.limits import stop_token_ids, text_of
 from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel

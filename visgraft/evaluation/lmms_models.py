@@ -16,10 +16,10 @@ from lmms_eval.api.model import lmms
 
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import ConfigError
+from visgraft.evaluation.lmms_harness import cut_answer, sample_of, settings_of
 from visgraft.inference import answer_each, load
 from visgraft.reporting.progress import working
 
-MAX_NEW_TOKENS = 32  # where a task does not say
 LIKELIHOOD = (
     "visgraft answers lmms-eval's generation tasks only, as the likelihood path of lmms-eval 0.7.3 is broken; choose a "
     "generate_until task, or use `visgraft evaluate --metrics choice_likelihood`"
@@ -57,7 +57,7 @@ class Visgraft(lmms):  # type: ignore[misc]  # lmms-eval has no types
         answers: dict[int, str] = {}
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, request in enumerate(requests):
-            groups.setdefault(_settings(request.args[1 if self.is_simple else 2]), []).append(place)
+            groups.setdefault(settings_of(request.args[1 if self.is_simple else 2]), []).append(place)
         with working("asking", total=len(requests), unit="questions") as advance:
             for (limit, temperature, until), places in groups.items():
                 generate = {"do_sample": True, "temperature": temperature} if temperature else {}
@@ -66,7 +66,7 @@ class Visgraft(lmms):  # type: ignore[misc]  # lmms-eval has no types
                     self.model, self.processor, samples, max_new_tokens=limit, batch_size=self.batch_size, **generate
                 )
                 for place, each in zip(places, said, strict=True):
-                    answers[place] = _cut(each.text, until)
+                    answers[place] = cut_answer(each.text, until)
                     advance(1)
         return [answers[place] for place in range(len(requests))]
 
@@ -92,49 +92,3 @@ class VisgraftChat(Visgraft):
     def _sample(self, arguments: tuple[Any, ...]) -> Sample:
         _, doc_to_messages, _, doc_id, task, split = arguments
         return sample_of(doc_to_messages(self.task_dict[task][split][doc_id]))
-
-
-def sample_of(messages: Sequence[dict[str, Any]]) -> Sample:
-    """Make a sample of chat messages: all pictures in front, earlier turns as history.
-
-    Raises:
-        ConfigError: a part is neither text nor picture, or the last message is not the user's.
-    """
-    images: list[Any] = []
-    said: list[tuple[str, str]] = []
-    for message in messages:
-        texts = []
-        for part in message["content"]:
-            if part["type"] == "image":
-                images.append(part["url"])
-            elif part["type"] == "text":
-                texts.append(part["text"])
-            else:
-                raise ConfigError(f"messages: got a part of type {part['type']}, visgraft reads text and image")
-        said.append((message["role"], "\n".join(texts)))
-    instruction = said.pop(0)[1] if said and said[0][0] == "system" else ""
-    roles = [role for role, _ in said]
-    if roles != ["user", "assistant"] * (len(said) // 2) + ["user"]:
-        raise ConfigError(f"messages: got the roles {', '.join(roles)}, need user and assistant in turn, user last")
-    history = [Turn(said[place][1], said[place + 1][1]) for place in range(0, len(said) - 1, 2)]
-    turns = [*history, Turn(said[-1][1], "")]
-    first = turns[0]
-    return Sample(images, [[Turn(first.prompt, first.answer, instruction=instruction), *turns[1:]]])
-
-
-def _settings(given: dict[str, Any]) -> tuple[int, float, tuple[str, ...]]:
-    until = given.get("until") or ()
-    temperature = float(given.get("temperature") or 0.0) if given.get("do_sample", True) else 0.0
-    return (
-        int(given.get("max_new_tokens") or MAX_NEW_TOKENS),
-        temperature,
-        (until,) if isinstance(until, str) else tuple(until),
-    )
-
-
-def _cut(text: str, until: Sequence[str]) -> str:
-    """Cut an answer where the task says that it ends."""
-    for end in until:
-        if end:
-            text = text.split(end)[0]
-    return text.strip()
