@@ -6,6 +6,8 @@
 #   make test-long     those marked long
 #   make test-kill     kill 300 runs at any moment (KILLS=30: 30): each must end as if it never was (docs/reliability.md)
 #   make test-oldest   the model and the data with the oldest releases that pyproject.toml allows
+#   make test-coco     captions' tokens and scores beside COCO's own programs (needs Java)
+#   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
 #   make test-timm     encoders of timm, in an environment that has it
 #   make sweep         every vision class of transformers, joined or refused and why (about 15 minutes)
 #   make lint types    format and style; strict types
@@ -17,6 +19,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+COCO := .venv-coco
+SCRIPTS := .venv-scripts
 TIMM := .venv-timm
 WORKERS ?= 2
 KILLS ?= 300
@@ -24,7 +28,7 @@ KILLS ?= 300
 # the end the one that is done takes over what the other still has to do
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-long test-kill test-oldest test-timm sweep lint types check map clean
+.PHONY: demo test test-fast test-long test-kill test-oldest test-coco test-scripts test-timm sweep lint types check map clean
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -44,6 +48,14 @@ test-kill: $(STAMP)
 # the model and the data with the oldest releases that pyproject.toml allows, in an environment of their own
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -q -m "not long" tests/model tests/data
+
+# captions' tokens and scores beside COCO's own programs, in an environment of their own; no torch is needed
+test-coco: $(COCO)/.installed
+	PYTHONPATH=. $(COCO)/bin/python -m tests.metrics.compare_coco
+
+# without what lmms-eval requires: only single functions of it are run
+test-scripts: $(SCRIPTS)/.installed
+	PYTHONPATH=. $(SCRIPTS)/bin/python -m tests.metrics.compare_scripts
 
 # timm imports torchvision, whose compiled part needs a PyTorch built for CUDA; the tests define its operators themselves
 test-timm: $(TIMM)/.complete
@@ -80,6 +92,12 @@ $(STAMP): pyproject.toml constraints.txt
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(call install,$(OLDEST),constraints-oldest.txt,-e '.[video]' pytest)
 
+$(COCO)/.installed: pyproject.toml constraints.txt
+	$(call install,$(COCO),constraints.txt,numpy 'pycocoevalcap>=1.2')
+
+$(SCRIPTS)/.installed: constraints.txt
+	$(call install,$(SCRIPTS),constraints.txt,--no-deps numpy lmms-eval==0.7.3)
+
 $(TIMM)/.installed: pyproject.toml constraints.txt
 	$(call install,$(TIMM),constraints.txt,-e '.[video]' pytest)
 
@@ -88,4 +106,4 @@ $(TIMM)/.complete: $(TIMM)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(TIMM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(COCO) $(SCRIPTS) $(TIMM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

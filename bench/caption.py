@@ -28,7 +28,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import GREEDY, answer_each
-from visgraft.inference.answering import eval_mode
+from visgraft.inference.eval_mode import eval_mode
 from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel

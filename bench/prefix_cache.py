@@ -28,7 +28,7 @@ from harness import interleave, machine, positive, ratio, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
-from visgraft.inference.answering import eval_mode
+from visgraft.inference.eval_mode import eval_mode
 from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode_prefixes, read_prefixes
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.precision import computing_dtype

@@ -10,7 +10,11 @@ from visgraft.parsing import parse_json, parse_yaml
 
 PACKAGE = Path(__file__).resolve().parent.parent / "visgraft"
 #: file -> why it may parse by itself
-PAST_IT = {"parsing.py": "is it", "training/fingerprints.py": "what it has just written"}
+PAST_IT = {
+    "parsing.py": "is it",
+    "data/control_tokens.py": "what the tokenizer has just written",
+    "training/fingerprints.py": "what it has just written",
+}
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{", "", b"\xff\xfe\xff", "[1,]", '{"a": ' * 5000])

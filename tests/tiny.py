@@ -64,6 +64,50 @@ LANGUAGE_CONFIGS: dict[str, Callable[[], Any]] = {
         vocab_size=V, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2, attn_implementation="eager"
     ),
 }
+# Families with recurrent, linear or convolutional layers, whose states no mask governs.
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 4}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+HYBRID_CONFIGS: dict[str, Callable[[], Any]] = {
+    "qwen3_5": lambda: hf.Qwen3_5TextConfig(**LLAMA_LIKE, **TOKENS, **DELTA, head_dim=8),
+    "qwen3_next": lambda: hf.Qwen3NextConfig(
+        **LLAMA_LIKE, **TOKENS, **DELTA, **EXPERTS, head_dim=8, shared_expert_intermediate_size=24
+    ),
+    "lfm2": lambda: hf.Lfm2Config(**LLAMA_LIKE, **TOKENS, layer_types=["conv", "full_attention"], block_multiple_of=8),
+    "granite_4_h": lambda: hf.GraniteMoeHybridConfig(
+        **LLAMA_LIKE, **TOKENS, **MAMBA, layer_types=["linear_attention", "full_attention"], num_local_experts=4,
+        num_experts_per_tok=2, shared_intermediate_size=24,
+    ),
+    "nemotron_h": lambda: hf.NemotronHConfig(
+        **LLAMA_LIKE, **TOKENS, layers_block_type=["linear_attention", "moe", "full_attention", "mlp"], head_dim=8,
+        mamba_num_heads=4, mamba_head_dim=16, n_groups=1, ssm_state_size=8, chunk_size=4, moe_intermediate_size=24,
+        moe_shared_expert_intermediate_size=24, n_routed_experts=4, num_experts_per_tok=2,
+    ),
+    "falcon_h1": lambda: hf.FalconH1Config(**LLAMA_LIKE, **TOKENS, **MAMBA, mamba_d_ssm=64, head_dim=8),
+    "bamba": lambda: hf.BambaConfig(**LLAMA_LIKE, **TOKENS, **MAMBA, attn_layer_indices=[1]),
+    "olmo_hybrid": lambda: hf.OlmoHybridConfig(**LLAMA_LIKE, **TOKENS, **DELTA),
+    "jamba": lambda: hf.JambaConfig(
+        **LLAMA_LIKE, **TOKENS, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1,
+        num_experts=2, mamba_d_state=8, mamba_dt_rank=4, use_mamba_kernels=False,
+    ),
+    "mamba2": lambda: hf.Mamba2Config(
+        vocab_size=V, hidden_size=32, num_hidden_layers=2, num_heads=4, head_dim=16, state_size=8, n_groups=1,
+        chunk_size=4, **TOKENS,
+    ),
+    "rwkv": lambda: hf.RwkvConfig(
+        vocab_size=V, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, intermediate_size=48,
+        bos_token_id=1, eos_token_id=2,
+    ),
+}  # fmt: skip
+HYBRIDS = list(HYBRID_CONFIGS)
+BY_STATE = [name for name in HYBRIDS if name not in ("jamba", "rwkv")]
+
 # The families that every invariant is proven on, each behind CLIP.
 LANGUAGES = list(LANGUAGE_CONFIGS)[:14]
 ALIBI = ["mpt", "bloom", "falcon_alibi"]
@@ -123,7 +167,7 @@ def randomise(module: nn.Module, *, seed: int) -> nn.Module:
 
 def bare_language(name: str, **overrides: Any) -> Any:
     """Make the causal LM alone, in eval mode; the same weights at every call."""
-    config = LANGUAGE_CONFIGS[name]()
+    config = {**LANGUAGE_CONFIGS, **HYBRID_CONFIGS}[name]()
     for key, value in overrides.items():
         setattr(config, key, value)
     with torch.random.fork_rng(devices=[]):

@@ -6,10 +6,12 @@ In: what was got, what is allowed, what to do, as one string. Out: an exception 
       ConfigError               a recipe, an override or an argument is wrong
       DataError                 a data source cannot be read, or too much of it is bad
         BadSampleError          one sample is bad: it goes to quarantine, the run goes on
+        TooManyBadError         more samples are bad than the recipe allows; every process of a run finds it alike
       ModelError                parts do not fit together
         UnsupportedModelError   a model that cannot be joined exactly, refused by name
         MaskSizeError           a dense attention mask would be larger than is allowed
         PreflightError          the check before training found a broken promise
+      BusyError                 there is no room for another request now; later there may be
       CheckpointError           a run, checkpoint or model folder is missing, incomplete or does not match
       MissingAssetError         a file that must be downloaded, or found on disk, is not there
       DiskError                 the disk took no more: it is full, read-only or has no room for another file
@@ -34,6 +36,10 @@ class BadSampleError(DataError):
     """One sample cannot be used; the text is the reason that its quarantine line gives."""
 
 
+class TooManyBadError(DataError):
+    """More samples are bad than the recipe allows."""
+
+
 class ModelError(VisgraftError):
     """Parts cannot be joined, or a model was called in a way that has no right answer."""
 
@@ -48,6 +54,10 @@ class MaskSizeError(ModelError):
 
 class PreflightError(ModelError):
     """The check on one real batch before training found something that would train wrongly."""
+
+
+class BusyError(VisgraftError):
+    """A request found no room: the queue is full, or memory does not suffice for it beside the others."""
 
 
 class CheckpointError(VisgraftError):

@@ -36,7 +36,7 @@ def test_what_another_thread_calls_is_counted() -> None:
         thread = threading.Thread(target=lambda: Turn("what?", "a cat"))
         thread.start()
         thread.join()
-    assert found == {"data/sample.py": ["Turn.__post_init__"]}
+    assert found == {"data/sample.py": ["Turn.__post_init__", "_is_unicode"]}
     assert sys.getprofile() is None
 
 

@@ -103,6 +103,16 @@ def test_a_second_question_is_measured_beside_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_decoding_loop_is_measured_beside_the_usual_ways(tmp_path: Path) -> None:
+    kinds = run_tiny("decode", tmp_path, "--images", "2", "--batch-size", "2")["kinds"]
+    assert list(kinds) == ["questions", "captions", "long"]
+    for measured in kinds.values():
+        assert list(measured["times"]) == ["single", "sorted", "batches", "loop", "loop_uncached"]
+        assert all(each["tokens_per_s"] >= each["answers_per_s"] > 0 for each in measured["times"].values())
+        assert all(measured[f"loop / {name}"] > 0 for name in ("single", "sorted", "batches", "loop_uncached"))
+
+
+@pytest.mark.slow
 def test_rows_are_measured_with_both_kernels(tmp_path: Path) -> None:
     shape = run_tiny("rows", tmp_path, "--shapes", "demo")["shapes"]["demo"]
     assert shape["padding"]["filled"] <= 0.05 < shape["padding"]["single"]
@@ -156,3 +166,11 @@ def test_the_gpu_ladder_says_what_it_cannot_take(
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module("gpu").main()
     assert wanted in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_measured_beside_one_generate_a_question(tmp_path: Path) -> None:
+    result = run_tiny("evaluate", tmp_path, "--images", "2", "--questions", "2000")
+    assert list(result["variants"]) == ["each", "grouped"]
+    assert result["same_answers"] == result["questions"] == 20
+    assert [seen["questions"] for seen in result["memory"]] == [2000]

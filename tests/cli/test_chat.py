@@ -12,7 +12,7 @@ from visgraft.cli.chat import Chat
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import BadSampleError, ConfigError, ModelError
 from visgraft.inference import answer, load, num_prompt_positions
-from visgraft.inference.conversation import ConversationImage
+from visgraft.inference.requests import ImageSegment
 
 if TYPE_CHECKING:
     from visgraft import Processor, VisionLanguageModel
@@ -71,9 +71,9 @@ def test_a_line_that_fails_in_a_pipe_makes_status_2_and_the_chat_goes_on(
 def test_commands_change_what_the_model_sees_and_remembers(chat: Chat, photo: Path) -> None:
     chat.say("What is it?")
     assert chat.command(f'/image "{photo}"')
-    assert [type(item) for item in chat.conversation.items] == [Turn, ConversationImage]
+    assert [type(item) for item in chat.conversation.items] == [Turn, ImageSegment]
     assert chat.command("/reset")
-    assert [type(item) for item in chat.conversation.items] == [ConversationImage]
+    assert [type(item) for item in chat.conversation.items] == [ImageSegment]
     assert chat.command("/help")
     assert not chat.command("/exit")
     with pytest.raises(ConfigError, match="/dance: no such command; /image PATH shows another image at this place"):

@@ -77,3 +77,36 @@ def test_data_that_cannot_be_used_is_said(visgraft: Visgraft, tmp_path: Path, na
     assert (outcome.status, outcome.out) == (2, "")
     assert message in outcome.err
     assert not (tmp_path / "recipe.yaml").exists()
+
+
+def test_captions_are_written_from_the_names_of_class_folders_and_said(visgraft: Visgraft, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("golden_retriever", "cat"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "data" / split / name / "0.png")
+    recipe = tmp_path / "recipe.yaml"
+    outcome = visgraft("init", "--data", tmp_path / "data", "-o", recipe)
+    assert outcome.status == 0
+    written = tmp_path / "recipe-captions" / "train.jsonl"
+    assert f"{written}: 2 captions, made of the names of folders" in outcome.out
+    assert not any(tmp_path.glob("data/**/*.jsonl")), "the user's own folder stays as it was"
+    loaded = load_recipe(recipe)
+    sources = open_sources(loaded.data.train)
+    assert [sources[i].dialogs[0][0].answer for i in range(2)] == ["cat", "golden retriever"]
+    assert sources[1].images == (tmp_path / "data" / "train" / "golden_retriever" / "0.png",)
+    assert len(open_sources(loaded.data.validation, key="data.validation")) == 2
+    again = visgraft("init", "--data", tmp_path / "data", "-o", tmp_path / "recipe.yml")
+    assert again.status == 2 and "recipe-captions: already there; name another recipe with -o" in again.err
+
+
+def test_a_table_that_is_not_utf_8_is_read_as_windows_wrote_it_and_that_is_said(
+    visgraft: Visgraft, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "all.csv").write_bytes("file_name;caption\na.png;Café au lait\n".encode("cp1252"))
+    outcome = visgraft("init", "--data", tmp_path / "data", "-o", tmp_path / "recipe.yaml")
+    assert outcome.status == 0 and "not UTF-8 and are read as cp1252; look at the accents" in outcome.out
+    [source] = load_recipe(tmp_path / "recipe.yaml").data.train
+    assert source.options == {"encoding": "cp1252"}
+    assert open_sources([source])[0].dialogs[0][0].answer == "Café au lait"

@@ -67,7 +67,7 @@ def test_texts_beyond_the_positions_of_the_language_model_are_said(
     (photos / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "' + "a cat and a dog " * 40 + '"}\n')
     outcome = visgraft("train", recipe, "--set", f"data.train.0.path={photos}")
     assert outcome.status == 2
-    assert "the 128 positions of llama: shorten the text" in outcome.err
+    assert "too long for the language model: 247 positions, 128 allowed" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The table of results: means, ranges, the best among what compares, and runs that lack what later ones have."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,16 @@ def test_means_and_ranges_over_seeds_and_the_best_of_each_measure(tmp_path: Path
     assert not any(cell.is_best for cell in found["trainable"].cells.values())  # fewer is not better
     assert found["trainable"].cells["language"].mean == 788_480 + 305_500_000
     assert "trainable.head" not in found  # no run trains it
+
+
+def test_a_score_of_zero_is_no_ones_best(tmp_path: Path) -> None:
+    for name, loss in (("a", 2.0), ("b", 3.0)):
+        folder = save_run(tmp_path / name, name=name, num_steps=20, train={"vision": "full"} if name == "b" else {})
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**summary, "scores": {"cider": 0.0, "exact_match": loss / 4}}))
+    found = columns(tmp_path)
+    assert not any(cell.is_best for cell in found["cider"].cells.values())
+    assert [cell.is_best for cell in found["exact_match"].cells.values()] == [False, True]
 
 
 def test_a_run_without_summary_keeps_what_its_metrics_tell(tmp_path: Path) -> None:

@@ -85,13 +85,13 @@ def test_it_depends_on_seed_and_epoch_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight", [0.25, 1.0, 2.0, 2.5])
 def test_it_goes_with_a_weight(tmp_path: Path, weight: float) -> None:
-    many = [(f"Is it {n}?", answer, number) for n in range(200) for answer, number in (("yes", 3), ("no", 1))]
+    many = [(f"Is it {n}?", answer, number) for n in range(60) for answer, number in (("yes", 3), ("no", 1))]
     sources = opened(tmp_path, rows_of(*many), weight=weight)
     numbers = [len(texts_of(sources, epoch=epoch)) for epoch in range(4)]
-    assert all(abs(number - 800 * weight) <= 8 for number in numbers)
+    assert all(abs(number - 240 * weight) <= 4 for number in numbers)
     found = sum((answers_of(sources, epoch=epoch) for epoch in range(4)), Counter[tuple[str, str]]())
     assert {answer: sum(n for (_, a), n in found.items() if a == answer) for answer in ("yes", "no")} == pytest.approx(
-        {"yes": 1600 * weight, "no": 1600 * weight}, abs=50 * weight
+        {"yes": 480 * weight, "no": 480 * weight}, abs=20 * weight
     )
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from visgraft.data.messages import pair_prompts, read_messages
+from visgraft.data.messages import asked, pair_prompts, read_messages, read_prompts
+from visgraft.data.readers.row_formats import content_of_row
 from visgraft.data.sample import Turn
-from visgraft.errors import ConfigError
+from visgraft.errors import BadSampleError, ConfigError
 
 
 @pytest.mark.parametrize(
@@ -104,3 +105,61 @@ def test_a_part_of_another_type_is_refused():
 def test_an_image_part_without_an_image_is_refused(part, held):
     with pytest.raises(ConfigError, match=f"messages: an image part holds {held}, need one of image, url"):
         read_messages([{"role": "user", "content": [{"type": "image", **part}]}])
+
+
+@pytest.mark.parametrize(
+    "prompt, num_images, read",
+    [
+        ("<image>\nWhat is it?", 1, "What is it?"),
+        ("  What is it?\n<image> ", 1, "What is it?"),
+        ("<image> <image>\nWhat differs?", 2, "What differs?"),
+        ("Look.\n<image>\nWhat is it?", 1, "Look.\nWhat is it?"),
+        ("What does <image> show?", 1, "What does show?"),
+        ("1: <image>, 2: <image>?", 2, "1: , 2: ?"),
+        ("1: <image>, 2: <image>?", 1, "1: , 2: <image>?"),
+        ("<image>\nWhat is an <image> tag?", 1, "What is an <image> tag?"),
+        ("Use the <video> tag", 0, "Use the <video> tag"),
+        ("`<image>` is a tag", 0, "`<image>` is a tag"),
+        ("<image>", 1, ""),
+        ("What?", 3, "What?"),
+    ],
+)
+def test_placeholders_go_as_far_as_there_are_images(prompt, num_images, read):
+    assert read_prompts([prompt], num_images=num_images) == [read]
+
+
+def test_the_turns_of_a_dialog_share_its_images():
+    assert read_prompts(["<image>\nQ", "and <image>?", "or <image>?"], num_images=2) == ["Q", "and ?", "or <image>?"]
+    for prompts, num_images in ((["<image>\nQ"], 0), (["<image>\nQ", "<image>\nR"], 1)):
+        with pytest.raises(BadSampleError, match="text names more images than there are"):
+            read_prompts(prompts, num_images=num_images)
+
+
+@pytest.mark.parametrize("said", ["<image>\nWhat is it?", "What is\nit? ", "Is <image> a cat?", "<image>Q <image>"])
+def test_training_and_serving_read_a_message_alike(said):
+    row = {"image": "a.jpg", "messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "A"}]}
+    [[trained]] = content_of_row(row).dialogs
+    content = [{"type": "image", "path": "a.jpg"}, {"type": "text", "text": said}]
+    [served], _ = read_messages([{"role": "user", "content": content}])
+    [prompt], _ = pair_prompts(said, images="a.jpg")
+    assert trained.prompt == served.prompt == prompt == asked(said, num_images=1).prompt
+
+
+def test_several_text_parts_are_joined_alike():
+    content = [{"type": "text", "text": "Look."}, {"type": "image", "path": "a"}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": content}]
+    [turn], _ = read_messages(messages)
+    [[trained]] = content_of_row({"messages": [*messages, {"role": "assistant", "content": "A"}]}).dialogs
+    assert trained.prompt == turn.prompt == "Look.\nWhat?"
+
+
+def test_a_system_message_is_the_instruction_when_a_model_is_asked_too():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"}]
+    assert read_messages(messages) == ([Turn("What?", "", instruction="Be brief.")], [])
+
+
+def test_a_caller_who_names_more_images_than_he_gives_is_told():
+    with pytest.raises(ConfigError, match="text: text names more images than there are; give the images"):
+        pair_prompts("<image>\nWhat?", images=None)
+    with pytest.raises(ConfigError, match="messages: text names more images than there are"):
+        read_messages([{"role": "user", "content": "<image>\nWhat?"}])

@@ -77,7 +77,7 @@ def test_every_bad_thing_is_set_aside_with_its_reason_and_all_else_is_read(tmp_p
     processor = Processor.from_parts(images, TOKENIZERS["gpt2"](), num_image_tokens=4, max_text_tokens=40)
     entry = SourceSettings("parquet", path=str(tmp_path / "rows.jsonl"), group="none")
     sources = open_sources([entry], settings=DataSettings(max_pixels=1_000_000))
-    [report] = check_sources(sources, processor, part="train", num_workers=num_workers)
+    [report] = check_sources(sources, processor, num_workers=num_workers)
     assert report.samples == 4 + len(BAD_FILES) + len(BAD_ROWS) and (report.images, report.texts) == (3, 4)
     expected = [reason for _, reason in BAD_FILES.values()] + list(BAD_ROWS.values())
     assert sorted(report.reasons.elements()) == sorted(expected)

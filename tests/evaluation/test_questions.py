@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from visgraft.config import DataSettings, SourceSettings, load_recipe
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.sample import Sample, Turn, references_of
 from visgraft.data.sources import OpenSource, Sources
 from visgraft.errors import ConfigError, DataError
 from visgraft.evaluation.asking import other_images
-from visgraft.evaluation.questions import Question, questions_of, references_of
-from visgraft.evaluation.test_data import open_task
+from visgraft.evaluation.benchmarks import open_task
+from visgraft.evaluation.questions import Question, questions_of
 
 
 class Listed(list[Sample]):
@@ -136,4 +136,4 @@ def test_augmentation_and_mixing_are_no_business_of_the_test_data() -> None:
     entry = SourceSettings(source="easy_vqa", weight=2.5)
     recipe = load_recipe({"model": {"vision": "a", "language": "b"}, "data": {"test": [{"source": "easy_vqa"}]}})
     assert recipe.data.test == (SourceSettings(source="easy_vqa"),)
-    assert Sources([], settings=DataSettings(train=(entry,)), is_training=False).augment.is_on is False
+    assert Sources([], settings=DataSettings(train=(entry,)), part="test").augment.is_on is False

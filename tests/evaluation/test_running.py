@@ -13,8 +13,8 @@ import pytest
 
 from visgraft.errors import ConfigError, DataError
 from visgraft.evaluation import asking, loading
+from visgraft.evaluation.benchmarks import open_task
 from visgraft.evaluation.running import Settings, choose_folder, evaluate_models
-from visgraft.evaluation.test_data import open_task
 from visgraft.inference import load
 
 FAST = {"precision": "fp32", "max_new_tokens": 4, "control_limit": 0}
@@ -220,3 +220,58 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_it_never_was(made: Path, tmp
     assert path.read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())["models"][0]["scores"]
     assert scores["cider"]["value"] == whole.models[0].scored.intervals["cider"].value
+
+
+def test_the_loss_is_that_of_the_models_own_loss_function(made: Path, tmp_path: Path) -> None:
+    found = evaluate(made, tmp_path / "out", metrics=["loss", "exact_match"])
+    model, processor = load(str(made / "first"), precision="fp32")
+    questions = open_task(str(made / "test.yaml"), say=quiet).questions
+    total, tokens, characters = 0.0, 0, 0
+    for index in range(len(questions.sources)):
+        batch = processor.collate([questions.sources[index]])
+        out = model.loss(batch)
+        total, tokens = total + float(out.loss_sum), tokens + int(out.num_supervised)
+        characters += batch.num_answer_characters
+    intervals = found.models[0].scored.intervals
+    assert intervals["loss"].value == pytest.approx(total / tokens, abs=1e-4)
+    assert intervals["loss_per_character"].value == pytest.approx(total / characters, abs=1e-4)
+
+
+def test_the_likeliest_candidate_is_chosen_and_nothing_is_measured_twice(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visgraft.inference import score_candidates
+
+    found = evaluate(made, tmp_path / "out", metrics=["choice_likelihood"])
+    pair = load(str(made / "first"), precision="fp32")
+    questions = open_task(str(made / "test.yaml"), say=quiet).questions
+    every = list(dict.fromkeys(text for question in questions.all for text in question.references))
+    right = 0
+    for question in questions.all:
+        logs = score_candidates(*pair, questions.sample(question), every)
+        right += every[logs.index(max(logs))] in question.references
+    assert found.models[0].scored.intervals["choice_likelihood"].value == right / 20
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    evaluate(made, tmp_path / "out", metrics=["choice_likelihood"])
+
+
+def test_too_many_candidates_are_refused(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from visgraft.evaluation import measuring
+
+    monkeypatch.setattr(measuring, "MOST_CANDIDATES", 3)
+    with pytest.raises(ConfigError, match="lists no candidates and has 9 different answers, of which 3 can be told"):
+        evaluate(made, tmp_path / "out", metrics=["choice_likelihood"])
+
+
+def test_a_text_is_as_well_known_as_before_to_a_language_model_that_did_not_train(made: Path, tmp_path: Path) -> None:
+    from visgraft.evaluation.text_loss import measure_forgetting
+
+    (tmp_path / "text.txt").write_text("a red cat on a sofa and two dogs " * 30)
+    found = measure_forgetting(str(made / "first"), tmp_path / "text.txt", device="cpu", precision="fp32")
+    assert found.before == found.after > 0
+    assert "as before, over 990 characters" in found.words
+    (tmp_path / "text.txt").write_text("")
+    with pytest.raises(DataError, match="got 0 characters, need at least two tokens of text"):
+        measure_forgetting(str(made / "first"), tmp_path / "text.txt", device="cpu", precision="fp32")
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        measure_forgetting(str(made / "first"), tmp_path / "none.txt", device="cpu", precision="fp32")

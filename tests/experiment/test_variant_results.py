@@ -43,3 +43,13 @@ def test_medians_stand_beside_their_spread(tmp_path: Path, last: float | None, e
     assert expected in lora
     assert ("62.5% ± 12.5%" in lora) == (last is not None)
     assert lora.split()[-1] == "2"
+
+
+def test_the_best_score_is_never_a_zero() -> None:
+    from visgraft.experiment.variant_results import VariantResult, _best_score
+
+    def results(*values: float) -> list[VariantResult]:
+        return [VariantResult("a", 1, 1, [1.0], {"cider": [value]}, [1.0]) for value in values]
+
+    assert _best_score("cider", results(0.0, 0.0)) is None
+    assert _best_score("cider", results(0.0, 0.2)) == 0.2

@@ -10,9 +10,9 @@ from tests.inference.asked import ask, picture
 from tests.tiny import fresh, randomise, table_logits
 from tests.training.tiny import save_parts
 from visgraft import Processor, Sample, Turn, VisionLanguageModel
-from visgraft.errors import BadSampleError, ModelError
+from visgraft.errors import BadSampleError, ConfigError, ModelError
 from visgraft.inference import Conversation, PrefixCache, answer
-from visgraft.inference.conversation import ConversationImage
+from visgraft.inference.requests import ImageSegment
 from visgraft.model.sequence import append_segment, empty_table
 from visgraft.segments import IMAGE, TEXT
 
@@ -126,7 +126,7 @@ def test_earlier_turns_do_not_see_a_later_image(pair: Pair) -> None:
         say(talk, "What is it?")
         talk.show(picture(seed))
         behind = say(talk, "And this?")
-        texts.append((talk.turns[0].answer, behind, [layer.keys[:, :, :12].clone() for layer in talk._cache.layers]))
+        texts.append((talk.turns[0].answer, behind, [keys[:, :12] for keys, _ in talk._read.states.layers]))
     assert texts[0][0] == texts[1][0]
     assert texts[0][1] != texts[1][1]
     assert all(torch.equal(one, other) for one, other in zip(texts[0][2], texts[1][2], strict=True))
@@ -158,7 +158,7 @@ def test_a_failure_while_answering_loses_nothing(pair: Pair) -> None:
     talk = Conversation(*pair)
     talk.show(picture(0))
     say(talk, "What is it?")
-    with pytest.raises(ValueError, match="temperature"):
+    with pytest.raises(ConfigError, match=r"settings of decoding: .*temperature"):
         say(talk, "Why?", do_sample=True, temperature=-1.0)
     assert len(talk.turns) == 1
     [expected] = answer(*pair, [Sample([picture(0)], [[*talk.turns, Turn("Why?", "")]])], max_new_tokens=5)
@@ -173,7 +173,7 @@ def test_the_oldest_is_forgotten_where_the_positions_end(pair: Pair) -> None:
     talk.items += [Turn("Who?", "I. " * 4)]
     assert talk.forget_oldest("Is it?", max_new_tokens=5) == 0
     say(talk, "Is it red?" + " really" * 12)
-    kinds = ["image" if isinstance(item, ConversationImage) else item.prompt[:4] for item in talk.items]
+    kinds = ["image" if isinstance(item, ImageSegment) else item.prompt[:4] for item in talk.items]
     assert kinds == ["image", "image", "Who?", "Is i"]  # the two oldest turns are gone, and that is room enough
     items = list(talk.items)
     with pytest.raises(ModelError, match=r"the 128 positions of llama leave no room for an answer; shorten the prompt"):
@@ -181,9 +181,9 @@ def test_the_oldest_is_forgotten_where_the_positions_end(pair: Pair) -> None:
     assert talk.items == items
     say(talk, "Why?" + " really" * 12)
     assert len(talk.turns) == 1
-    assert sum(isinstance(item, ConversationImage) for item in talk.items) == 1  # the newest image is never forgotten
+    assert sum(isinstance(item, ImageSegment) for item in talk.items) == 1  # the newest image is never forgotten
     talk.reset()
-    assert [type(item) for item in talk.items] == [ConversationImage]
+    assert [type(item) for item in talk.items] == [ImageSegment]
 
 
 def test_an_image_in_front_may_be_known_from_elsewhere(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

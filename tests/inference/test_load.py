@@ -22,6 +22,8 @@ def test_a_saved_model_answers_as_it_did_before(pair: tuple[VisionLanguageModel,
     samples = [ask(*QUESTIONS, images=(picture(0),))]
     expected = answer(model, processor, samples, max_new_tokens=6)
     loaded = load(str(run), device="cpu", precision="fp32")
+    stops = loaded[0].generation_config.eos_token_id  # model.generate ends where answers do
+    assert processor.tokenizer.eos_token_id in (stops if isinstance(stops, list) else [stops])
     assert answer(*loaded, samples, max_new_tokens=6) == expected
     halved, _ = load(str(run / "model"), device="cpu", precision="bf16")
     assert halved.language.get_input_embeddings().weight.dtype == torch.bfloat16

@@ -1,6 +1,7 @@
 """Generation with a cache, padded or not, is generation without one; text only, it is the bare language model's."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -397,3 +398,20 @@ def test_generation_leaves_no_gradient_and_no_hook() -> None:
         answer = model.generate(input_ids=random_ids(1, 3), pixel_values=random_pixels(1), **GREEDY)
     assert not answer.requires_grad
     assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_generate_ends_at_a_template_s_token_too_here_and_where_the_model_is_saved(tmp_path: Path) -> None:
+    model, given = fresh(), {"input_ids": random_ids(1, 3), "pixel_values": random_pixels(1), "do_sample": False}
+    plain = model.generate(**given, max_new_tokens=NEW, eos_token_id=None, pad_token_id=0)[0, 3:].tolist()
+    own = model.language.generation_config.eos_token_id
+    model.stop_also_at(plain[1])
+    assert model.generate(**given, max_new_tokens=NEW)[0, 3:].tolist() == plain[: plain.index(plain[1]) + 1]
+    assert model.generation_config.eos_token_id == [own, plain[1]]
+    assert model.language.generation_config.eos_token_id == own  # the language model's settings stay its own
+    model.save_pretrained(tmp_path)
+    again = VisionLanguageModel.from_pretrained(tmp_path)
+    again.stop_also_at(plain[1])
+    assert again.generation_config.eos_token_id == [own, plain[1]]
+    again.generation_config.eos_token_id = None
+    again.stop_also_at(5)
+    assert again.generation_config.eos_token_id == 5

@@ -1,7 +1,6 @@
 """How each family is handed masks and positions, and what the quirks of ALiBi families compute."""
 
 import copy
-import dataclasses
 import pickle
 from types import SimpleNamespace
 from typing import Any
@@ -115,21 +114,37 @@ def test_the_longest_row_is_read_from_the_config() -> None:
 # --- Refusals
 
 
-def test_layers_whose_state_flows_past_any_mask_are_refused_by_name() -> None:
+def test_layers_that_carry_a_state_are_given_no_mask() -> None:
     language = SimpleNamespace(
-        config=LlamaConfig(num_hidden_layers=2, layer_types=["full_attention", "linear_attention"]),
+        config=LlamaConfig(num_hidden_layers=3, layer_types=["full_attention", "linear_attention", "full_attention"]),
         forward=lambda inputs_embeds, attention_mask: None,
     )
-    with pytest.raises(UnsupportedModelError, match=r"llama has layers of kind linear_attention, whose state flows"):
-        read_attention_spec(language)  # type: ignore[arg-type]
+    masks = read_attention_spec(language).arguments(PREFIX, dtype=torch.float32)["attention_mask"]  # type: ignore[arg-type]
+    assert masks["linear_attention"] is None
+    assert masks["full_attention"].shape == (1, 1, 7, 7)
 
 
-def test_a_model_that_takes_no_mask_is_refused_by_name() -> None:
+def test_kinds_without_any_state_are_not_taken_for_ones_that_see() -> None:
+    spec = read_attention_spec(bare_language("nemotron_h"))
+    assert (list(spec.reaches), spec.unmasked) == (["full_attention"], ("linear_attention", "moe", "mlp"))
+
+
+def test_indexed_attention_sets_a_limit_and_says_so() -> None:
+    language = SimpleNamespace(
+        config=LlamaConfig(num_hidden_layers=2, layer_types=["full_attention"] * 2), forward=lambda inputs_embeds: None
+    )
+    language.config.layer_types, language.config.index_topk = ["indexed_attention"] * 2, 12
+    spec = read_attention_spec(language)  # type: ignore[arg-type]
+    assert spec.max_positions == 12
+    assert spec.why_max == "its indexed_attention looks at its index_topk best keys alone"
+
+
+def test_a_model_that_takes_no_embeddings_is_refused_by_name() -> None:
     class Blind(LlamaForCausalLM):
-        def forward(self, inputs_embeds: Tensor) -> None:  # type: ignore[override]
+        def forward(self, input_ids: Tensor) -> None:  # type: ignore[override]
             raise NotImplementedError
 
-    with pytest.raises(UnsupportedModelError, match=r"llama \(Blind\) takes no attention_mask or no inputs_embeds"):
+    with pytest.raises(UnsupportedModelError, match=r"llama \(Blind\) takes no inputs_embeds"):
         read_attention_spec(Blind(bare("llama").config))
 
 
@@ -160,11 +175,7 @@ def test_a_kernel_without_masks_is_refused_where_it_is_used() -> None:
 def test_an_alibi_bias_is_the_slope_times_the_logical_distance(name: str) -> None:
     model = bare_language(name)
     attention_spec = read_attention_spec(model)
-    caught: dict[str, Tensor] = {}
-    if attention_spec.deliver is not None:
-        attention_spec = dataclasses.replace(attention_spec, deliver=lambda mask: caught.update(mask=mask))
     mask = attention_spec.arguments(PREFIX, dtype=torch.float32)["attention_mask"]
-    mask = caught.get("mask", mask)
     scale = 8**-0.5 if name == "falcon_alibi" else 1.0  # Falcon scales its scores together with the bias
     distance = PREFIX.position[0][None, :] - PREFIX.position[0][:, None]
     expected = head_slopes(4)[:, None, None] * distance * scale

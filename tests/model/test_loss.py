@@ -25,7 +25,7 @@ from tests.tiny import (
 )
 from visgraft.errors import UnsupportedModelError
 from visgraft.model import loss as loss_module
-from visgraft.model.loss import cross_entropy, gathered_head, supervised_loss
+from visgraft.model.loss import cross_entropy, gathered_head, supervised_losses
 from visgraft.model.vlm import VisionLanguageModel
 
 # Families that scale or cap their logits behind the head, project before it, or bias it.
@@ -36,19 +36,9 @@ NUM_ROWS, VOCABULARY = 7, 50  # of the cross-entropy alone
 def whole_logits(model: VisionLanguageModel, of: Any) -> Tensor:
     """Give the logits [B, S, V] of a batch: run the rows of its loss again, with the head whole."""
     rows: dict[str, Any] = {}
-    delivered: list[Tensor] = []
-    deliver = model.attention_spec.deliver  # of a family that takes its mask on another way (MPT)
-
-    def note(_: Any, __: Any, given: dict[str, Any]) -> None:
-        rows.update(given)
-        delivered.extend([] if deliver is None else [deliver.__self__.waiting])  # type: ignore[attr-defined]
-
-    handle = model.language.register_forward_pre_hook(note, with_kwargs=True)
+    handle = model.language.register_forward_pre_hook(lambda _, __, given: rows.update(given), with_kwargs=True)
     model.loss(of)
     handle.remove()
-    for mask in delivered:
-        assert deliver is not None
-        deliver(mask)
     logits: Tensor = model.language(**rows).logits
     return logits
 
@@ -163,7 +153,7 @@ def test_logits_that_do_not_come_from_the_head_alone_are_refused() -> None:
     model = TwoHeads(bare_language("llama").config).eval()
     ids, source = random_ids(1, 5), torch.tensor([[0, 2], [0, 3]])
     with pytest.raises(UnsupportedModelError, match=r"TwoHeads gave logits of shape \[2, 2, 96\] for 2 supervised pos"):
-        supervised_loss(
+        supervised_losses(
             model, lambda: model(input_ids=ids), source=source, target=torch.tensor([4, 5]), logits_bytes=2**20
         )
 

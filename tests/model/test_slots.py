@@ -50,8 +50,8 @@ def read(
 ) -> Tensor:
     """Read a text behind each of some rows."""
     ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=7)
-    with cache.reading(rows=slice(first, first + len(texts)), starts=starts, num_new=ids.shape[1]):
-        return model.read_rows(ids, counts=[*map(len, texts)], unplaced=[0] * len(texts), cache=cache)
+    with cache.reading(rows=slice(first, first + len(texts)), starts=starts, counts=[*map(len, texts)]):
+        return model.read_rows(ids, unplaced=[0] * len(texts), cache=cache)
 
 
 @every_language
@@ -101,8 +101,8 @@ def test_image_tokens_that_take_no_position_take_none_in_a_row_of_its_own_length
     cache = slots(model)
     cache.place(0, image, length=2 * P)
     ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
-    with cache.reading(rows=slice(0, 2), starts=[2 * P, 0], num_new=4):
-        logits = model.read_rows(ids, counts=[4, 3], unplaced=[2 * P, 0], cache=cache)
+    with cache.reading(rows=slice(0, 2), starts=[2 * P, 0], counts=[4, 3]):
+        logits = model.read_rows(ids, unplaced=[2 * P, 0], cache=cache)
     assert_close(logits[0], logits_alone(model, image, texts[0]), tolerance=2e-5)
     assert_close(logits[1], logits_alone(model, None, texts[1]), tolerance=2e-5)
 
@@ -132,15 +132,15 @@ def test_a_row_that_still_begins_with_a_prefix_is_not_filled_again() -> None:
     cache.place(0, states, length=5)
     cache.layers[0].buffers[0][0, :, 0] = 9.0  # a trace
     cache.place(0, states, length=5)
-    assert (cache.keep(0, length=1).layers[0][0] == 9.0).all()
+    assert (cache.layers[0].buffers[0][0, :, 0] == 9.0).all()
     cache.copy(0, 1, length=6)
     cache.place(1, states, length=5)
-    assert (cache.keep(1, length=1).layers[0][0] == 9.0).all()
-    with cache.reading(rows=slice(0, 2), starts=[5, 4], num_new=1):  # the second one is written over
+    assert (cache.layers[0].buffers[0][1, :, 0] == 9.0).all()
+    with cache.reading(rows=slice(0, 2), starts=[5, 4], counts=[1, 1]):  # the second one is written over
         pass
     for row in (0, 1):
         cache.place(row, states, length=5)
-    assert (cache.keep(0, length=1).layers[0][0] == 9.0).all()
+    assert (cache.layers[0].buffers[0][0, :, 0] == 9.0).all()
     assert torch.equal(cache.keep(1, length=5).layers[0][0], states.layers[0][0])
     cache.place(1, states, length=3)  # a part of it is no such beginning
     cache.layers[0].buffers[0][1, :, 0] = 9.0

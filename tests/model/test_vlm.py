@@ -469,3 +469,16 @@ def test_an_argument_that_no_part_takes_is_an_error(name: str) -> None:
         ModelError, match=f"got an argument '{name}', which neither the model nor CLIPVisionModel takes"
     ):
         joined()(input_ids=random_ids(1, 5), **{name: torch.zeros(1, 5)})
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_as_many_images_as_prompts_are_needed(number: int) -> None:
+    model, ids = joined(), random_ids(3, 4)
+    message = f"got images for {number} samples and 3 prompts: give as many of each"
+    for run in (model, model.generate):
+        with pytest.raises(ModelError, match=message):
+            run(input_ids=ids, pixel_values=random_pixels(number))
+        with pytest.raises(ModelError, match=message):
+            run(input_ids=ids, pixel_values=random_pixels(number, 2))
+        with pytest.raises(ModelError, match=r"pixel_values has shape \[3, 32, 32\]: need an axis of samples"):
+            run(input_ids=ids, pixel_values=random_pixels())

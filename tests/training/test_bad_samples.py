@@ -17,7 +17,7 @@ from visgraft.config import load_recipe
 from visgraft.data.first_look import without_good_sample
 from visgraft.data.sample import Sample
 from visgraft.data.sources import OpenSource
-from visgraft.errors import DataError
+from visgraft.errors import DataError, TooManyBadError
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
@@ -68,7 +68,7 @@ def test_a_validation_set_of_bad_samples_alone_ends_the_run_before_it_begins(
     with pytest.raises(
         DataError,
         match=rf"data\.validation: source 'folder' has no good sample: all {bad} are bad: not an image \({bad}, the "
-        r"first at metadata\.jsonl line 1\)\. .*take it out of the recipe",
+        r"first at metadata\.jsonl line 1\)\. Its first row holds \{file_name: 'bad-0\.png', text: 'never seen'\}",
     ):
         train(recipe, progress=quiet)
     assert not (tmp_path / "runs").exists()
@@ -81,7 +81,7 @@ def test_a_source_without_a_good_sample_ends_the_run_whatever_the_others_hold(
     lost = write_rows(tmp_path / "lost.jsonl", [{"file": "a.png", "caption": None, "tags": ["x", "y"]}])
     recipe["data"]["train"].append({"source": "parquet", "path": lost})
     with pytest.raises(
-        DataError, match=r"source 'parquet' has no good sample: all 1 .*tags: a list of 2, the first 'x'"
+        DataError, match=r"source 'parquet' has no good sample: its only one is bad: .*tags: a list of 2, the first 'x'"
     ):
         train(recipe, progress=quiet)
     recipe["data"]["group_across_sources"] = True
@@ -100,7 +100,7 @@ def test_a_stream_that_ends_without_a_good_sample_is_no_source(tmp_path: Path, q
     write_tars(broken, num_tars=1, per_tar=3)
     (broken / "a-0.tar").write_bytes((broken / "a-0.tar").read_bytes()[:100])
     recipe["data"]["train"].append(stream(str(broken / "*.tar")))
-    with pytest.raises(DataError, match=r"data\.train: source 'webdataset-2' has no good sample: all 1 are bad"):
+    with pytest.raises(DataError, match=r"data\.train: source 'webdataset-2' has no good sample: its only one is bad"):
         train(recipe, progress=quiet)
 
 
@@ -196,6 +196,23 @@ def test_too_many_bad_validation_samples_end_the_run_once_its_steps_are_saved(
     raised = load_recipe(Run.open(folder).folder, overrides=["data.max_bad_fraction=0.6"])
     run = Run.open(train(raised, resume=folder, progress=quiet))
     assert run.status() == "finished" and len(run.read("quarantine")) == 6
+
+
+def test_too_many_bad_training_samples_end_the_run_once_its_steps_are_saved(
+    tmp_path: Path, quiet: TrainProgress
+) -> None:
+    recipe = tiny_recipe(tmp_path, bad=6, text_tokens_per_step=20)
+    with pytest.raises(TooManyBadError, match=r"data\.train: 6 of 18 samples are bad"):
+        train(recipe, progress=quiet)
+    [folder] = (tmp_path / "runs").iterdir()
+    [step] = Run.open(folder).checkpoints()
+    assert step == Run.open(folder).steps()[-1]["step"] > 3
+    with pytest.raises(TooManyBadError, match=r"data\.train: 6 of 18 samples are bad"):
+        train(resume=folder, progress=quiet)
+    raised = load_recipe(Run.open(folder).folder, overrides=["data.max_bad_fraction=0.4"])
+    went_on = Run.open(train(raised, resume=folder, progress=quiet))
+    whole = train(load_recipe(recipe, overrides=["data.max_bad_fraction=0.4"]), progress=quiet)
+    assert [r["loss"] for r in went_on.steps()] == [r["loss"] for r in Run.open(whole).steps()]
 
 
 def test_where_nothing_was_measured_there_is_no_number(tmp_path: Path, quiet: TrainProgress) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.training.tiny import save_data, tiny_recipe
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.folder_lock import LOCK_FILE
+from visgraft.inference import Engine
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.runs import Run
 from visgraft.training import interrupt, loop
@@ -125,13 +126,13 @@ def test_a_validation_is_stopped_between_two_batches_and_taken_up_there(
 def test_questions_are_stopped_between_two_tokens_and_asked_again(
     recipe: dict[str, Any], whole: Path, quiet: TrainProgress, monkeypatch: pytest.MonkeyPatch, at: int, step: int
 ) -> None:
-    hook, generate = raising(signal.SIGUSR1, at=at), VisionLanguageModel.generate
+    hook, step_of = raising(signal.SIGUSR1, at=2 * at), Engine.step  # two steps or more make an answer
 
-    def generating(model: VisionLanguageModel, *args: Any, **settings: Any) -> Any:
+    def stepping(engine: Engine) -> None:
         hook()
-        return generate(model, *args, **settings)
+        step_of(engine)
 
-    monkeypatch.setattr(VisionLanguageModel, "generate", generating)
+    monkeypatch.setattr(Engine, "step", stepping)
     with pytest.raises(Interrupted) as stopped:
         train(recipe, progress=quiet)
     assert stopped.value.number == signal.SIGUSR1

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from visgraft.config import PARTS, Recipe, TrainSettings
+from visgraft.data.prompt import end_token_id
 from visgraft.errors import ConfigError
 from visgraft.model.activation_checkpointing import checkpoint_activations
 from visgraft.model.attention_kernel import FLEX
@@ -26,9 +27,11 @@ from visgraft.runs import find_model
 
 
 def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
-    """Load or make what `recipe.model` names: `build_processor`, then `build_model`."""
+    """Load or make what `recipe.model` names, part by part; answers end as the template's do."""
     processor = build_processor(recipe)
-    return build_model(recipe, image_size=processor.image_size), processor
+    model = build_model(recipe, image_size=processor.image_size)
+    model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
+    return model, processor
 
 
 def build_model(recipe: Recipe, *, image_size: int | None) -> VisionLanguageModel:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -25,6 +25,7 @@ from visgraft.config import PARTS, Recipe, SourceSettings, recipe_to_dict
 from visgraft.data.prompt import NAMED_TEMPLATES
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.hf_logging import quiet_transformers
+from visgraft.model.lora import inject_adapter
 from visgraft.model.precision import computing_dtype, pick_device
 from visgraft.model.quantization import quantization_name
 from visgraft.model.storage.adapters import adapter_folder
@@ -155,7 +156,7 @@ def _model_of_folder(folder: Path, config: VisionLanguageConfig) -> VisionLangua
     for part in SOURCED_PARTS:
         for index in range(config.parts[part]["adapters"]):
             lora = LoraConfig.from_pretrained(str(folder / adapter_folder(part, index)))
-            inject_adapter_in_model(lora, getattr(model, part), adapter_name=f"stage_{index + 1}")
+            inject_adapter(lora, getattr(model, part), adapter=f"stage_{index + 1}")
     return model
 
 

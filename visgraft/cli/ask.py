@@ -45,10 +45,11 @@ def ask(
     With --choices and --json every choice comes with its log-likelihood (of the whole answer and its end, in nats) and
     its share among the choices.
     """
-    from visgraft.data.sample import Sample, Turn
+    from visgraft.data.messages import asked
+    from visgraft.data.sample import Sample
 
     candidates = None if choices is None else _split_choices(choices)
-    sample = Sample(images=[open_named(image)], dialogs=[[Turn(question, "")]])
+    sample = Sample(images=[open_named(image)], dialogs=[[asked(question, num_images=1)]])
     loaded = load_model(model, device=device, precision=precision)
     if candidates is not None:
         scores = _scores(loaded, sample, candidates)

@@ -98,12 +98,13 @@ def _captions(
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
     """Caption images as they are ready, in their order; a file that is no image gives an `error`."""
-    from visgraft.data.sample import Sample, Turn
+    from visgraft.data.messages import asked
+    from visgraft.data.sample import Sample
     from visgraft.inference import answer_each
 
     def samples() -> "Iterator[Sample]":
         for path in paths:
-            yield Sample(images=[path], dialogs=[[Turn(prompt, "")]])
+            yield Sample(images=[path], dialogs=[[asked(prompt, num_images=1)]])
 
     answers = answer_each(*loaded, samples(), max_new_tokens=max_new_tokens, batch_size=batch_size)
     for path, answered in zip(paths, answers, strict=True):

@@ -5,27 +5,26 @@ Usage: `visgraft data check recipe.yaml --json`
 """
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson
-from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries
+from visgraft.cli.terminal import note, print_json, print_line, quiet_libraries
 from visgraft.config import Recipe, load_recipe, recipe_to_yaml
 from visgraft.reporting.progress import working
 
 if TYPE_CHECKING:
-    from visgraft.data.check import SourceReport
+    from visgraft.data.source_report import SourceReport
     from visgraft.data.sources import Sources
     from visgraft.data.windows import Streams
     from visgraft.processor import Processor
 
-BUDGET_BROKEN = 1
+ANSWER_IS_NO = 1
 
 RecipeFile = Annotated[
     str,
@@ -35,6 +34,13 @@ RecipeFile = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
 Part = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which list of sources.")]
+Images = Annotated[
+    bool,
+    typer.Option(
+        "--images/--no-images",
+        help="Open every image, which is nearly all of the work: broken, blank, tiny and copied ones are found.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that read.", show_default="as many as CPU cores")]
 
 data = typer.Typer(help="Check, show and prepare the data of a recipe.", no_args_is_help=True)
@@ -42,34 +48,46 @@ data = typer.Typer(help="Check, show and prepare the data of a recipe.", no_args
 
 @data.command(epilog="Example:\n\n  [bold]visgraft data check recipe.yaml[/bold]")
 def check(
-    recipe: RecipeFile, overrides: Overrides = None, workers: Workers = None, as_json: AsJson = False
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    images: Images = True,
+    as_json: AsJson = False,
 ) -> int | None:
-    """Read all the data as training would, and print what is there and what is bad.
+    """Read all the data as training would, and print what is there, what is bad and what a colleague would ask about.
 
-    Exit status 1: there are more bad samples than `data.max_bad_fraction` allows, so training would stop.
+    Exit status 1: training would stop, or what it measures would say nothing; the errors on the page say why.
     """
     settings, processor = _load(recipe, overrides)
+    from visgraft.cli.check_page import print_check
     from visgraft.data.check import check_sources, check_streams, is_within_budget
+    from visgraft.data.findings import find
 
-    reports = []
+    reports: list[SourceReport] = []
     number = os.cpu_count() or 1 if workers is None else workers
+    started = time.monotonic()
     for part in ("train", "validation", "test"):
         streams = _open_streams(settings, part)
         if streams is not None:
             with working(f"reading {part}", total=None, unit="samples") as advance:
-                reports += check_streams(streams, processor, part=part, num_workers=number, progress=advance)
+                reports += check_streams(streams, processor, num_workers=number, with_images=images, progress=advance)
             continue
         sources = _open(settings, part)
-        if not len(sources):
+        if not sources.opened:
             continue
         with working(f"reading {part}", total=len(sources), unit="samples") as advance:
-            reports += check_sources(sources, processor, part=part, num_workers=number, progress=advance)
-    is_good = is_within_budget(reports)
+            reports += check_sources(sources, processor, num_workers=number, with_images=images, progress=advance)
+    findings = find(reports, settings=settings.data)
+    is_good = not any(finding.level == "error" for finding in findings)
+    seconds, opened = time.monotonic() - started, sum(report.images for report in reports)
     if as_json:
-        print_json({"sources": [report.as_json() for report in reports], "within_budget": is_good})
+        values = {"sources": [report.as_json() for report in reports]}
+        found = [finding.as_json() for finding in findings]
+        cost = {"images_opened": opened if images else None, "seconds": round(seconds, 3)}
+        print_json({**values, "findings": found, "ok": is_good, "within_budget": is_within_budget(reports), **cost})
     else:
-        _print(reports, is_good=is_good)
-    return None if is_good else BUDGET_BROKEN
+        print_check(reports, findings, num_images=opened if images else None, seconds=seconds)
+    return None if is_good else ANSWER_IS_NO
 
 
 @data.command(epilog="Example:\n\n  [bold]visgraft data show recipe.yaml -n 48 -o sheet.html[/bold]")
@@ -148,32 +166,3 @@ def _open_streams(settings: Recipe, part: str) -> "Streams | None":
 
     entries = getattr(settings.data, part)
     return open_streams(entries, key=f"data.{part}", settings=settings.data)
-
-
-def _print(reports: "Sequence[SourceReport]", *, is_good: bool) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("source")
-    table.add_column("part")
-    columns = ("samples", "images", "texts", "texts/image", "tokens median", "95 %", "max", "cut", "bad")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for report in reports:
-        counts = [report.samples, report.images, report.texts]
-        lengths = [report.percentile(part) for part in (50, 95, 100)]
-        cells = [f"{count:,}" for count in counts] + [f"{report.texts_per_image:.2f}"]
-        cells += [f"{count:,}" for count in [*lengths, report.truncated, report.bad]]
-        table.add_row(report.source, report.part, *cells)
-    print_rich(table)
-    for report in reports:
-        lines = [
-            f"{count:,} x {reason}: {', '.join(report.examples[reason])}" for reason, count in report.reasons.items()
-        ]
-        for line in [*report.notes, *lines]:
-            print_rich(Text(f"  {report.source}: {line}", overflow="fold"))
-    for part in dict.fromkeys(report.part for report in reports):
-        inside = [report for report in reports if report.part == part]
-        bad = sum(report.bad for report in inside)
-        verdict = "within" if bad <= inside[0].budget else "OVER"
-        print_line(f"{part}: {bad:,} bad, {inside[0].budget:,} allowed: {verdict} the budget")
-    if not is_good:
-        print_line("training would stop: repair the data, or raise data.max_bad_fraction")

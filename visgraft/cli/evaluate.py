@@ -22,56 +22,84 @@ if TYPE_CHECKING:
     from visgraft.evaluation.scoring import Scored
 
 
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MODEL...", help="Run folders, model folders or Hub names.", show_default=False),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="RECIPE|BENCHMARK",
+        help="What is asked: data.test of a recipe, else data.validation; or a benchmark that --list names.",
+        show_default=False,
+    ),
+]
+Files = Annotated[
+    Path | None,
+    typer.Option("--files", metavar="DIR", help="Where the data of the benchmark lie.", show_default=False),
+]
+Answers = Annotated[
+    list[Path] | None,
+    typer.Option("--answers", metavar="FILE", help="Score the answers of this file, no model.", show_default=False),
+]
+TextFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="Measure the loss of a text, by the bare language model and by what became of it.",
+        show_default=False,
+    ),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="What to score; --list shows all.", show_default="those of the data"),
+]
+Language = Annotated[
+    str | None, typer.Option(metavar="ja|zh|th", help="Split texts by character.", show_default="that of the data")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Ask only so many questions, about images drawn at random.", show_default=False),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Where answers, scores and page go.",
+        show_default="evaluations/DATE-NAME",
+    ),
+]
+ControlLimit = Annotated[
+    int, typer.Option(min=1, help="Questions asked without the image and with another one, at most.")
+]
+Power = Annotated[
+    float | None,
+    typer.Option(metavar="D", help="Say how many images would show a difference of D.", show_default=False),
+]
+LongestAnswer = Annotated[
+    int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default="that of the data")
+]
+
+
 def evaluate(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL...", help="Run folders, model folders or Hub names.", show_default=False),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE|BENCHMARK",
-            help="What is asked: data.test of a recipe, else data.validation; or a benchmark that --list names.",
-            show_default=False,
-        ),
-    ] = None,
-    answers: Annotated[
-        list[Path] | None,
-        typer.Option("--answers", metavar="FILE", help="Score the answers of this file, no model.", show_default=False),
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,...", help="What to score; --list shows all.", show_default="those of the data"),
-    ] = None,
-    language: Annotated[
-        str | None, typer.Option(metavar="ja|zh|th", help="Split texts by character.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Ask only so many questions, about images drawn at random.", show_default=False),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR",
-            help="Where answers, scores and page go.",
-            show_default="evaluations/DATE-NAME",
-        ),
-    ] = None,
-    control_limit: Annotated[
-        int, typer.Option(min=1, help="Questions asked without the image and with another one, at most.")
-    ] = 500,
+    models: Models = None,
+    data: DataOption = None,
+    files: Files = None,
+    answers: Answers = None,
+    text: TextFile = None,
+    metrics: Metrics = None,
+    language: Language = None,
+    limit: Limit = None,
+    output: Output = None,
+    control_limit: ControlLimit = 500,
     no_controls: Annotated[bool, typer.Option("--no-controls", help="Ask no question another way.")] = False,
     bare: Annotated[bool, typer.Option("--bare", help="Ask the untouched language model too.")] = False,
-    power: Annotated[
-        float | None,
-        typer.Option(metavar="D", help="Say how many images would show a difference of D.", show_default=False),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default="that of the data")
-    ] = None,
+    power: Power = None,
+    max_new_tokens: LongestAnswer = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that run at once.")] = 16,
     device: Device = None,
     precision: Precision = "auto",
@@ -97,12 +125,16 @@ def evaluate(
         settings = {"metrics": names, "language": language}
         _print_scored(_score_files(answers, names, language=language), settings, power=power, as_json=as_json)
         return
+    if models and text and not data:
+        _print_text(models, text, device=device, precision=precision, as_json=as_json)
+        return
     if not models or not data:
         missing = f"--data missing for {', '.join(models)}" if models else "nothing to score"
         raise ConfigError(f"{missing}: give models with --data RECIPE or BENCHMARK, or --answers FILE")
     found = _evaluate(
         models,
         data,
+        files=files,
         output=output,
         settings={
             "metrics": names, "language": language, "limit": limit, "max_new_tokens": max_new_tokens,
@@ -113,22 +145,27 @@ def evaluate(
     _print_evaluation(found, power=power, as_json=as_json)
 
 
-def _evaluate(models: Sequence[str], data: str, *, output: Path | None, settings: dict[str, Any]) -> "Evaluation":
+def _evaluate(
+    models: Sequence[str], data: str, *, files: Path | None, output: Path | None, settings: dict[str, Any]
+) -> "Evaluation":
     """Ask the models, or what is left to ask of them."""
     go_offline_without_network([name for model in models for name in names_of_model(model)])
     note("loading PyTorch and transformers")
     quiet_libraries()
-    from visgraft.evaluation.running import Settings, evaluate_models, folder_of
+    from visgraft.evaluation.benchmarks import open_task
+    from visgraft.evaluation.report import write_report
+    from visgraft.evaluation.running import REPORT, Settings, evaluate_models, folder_of
     from visgraft.evaluation.scoring import check_metrics
-    from visgraft.evaluation.test_data import open_task
 
     if settings["metrics"]:
         check_metrics(settings["metrics"])
-    task = open_task(data, say=tell)
+    task = open_task(data, say=tell, files=files)
     chosen = Settings(**settings)
     folder = folder_of(models, task, chosen) if output is None else output.expanduser()
     try:
-        return evaluate_models(models, task, settings=chosen, folder=folder, say=tell)
+        found = evaluate_models(models, task, settings=chosen, folder=folder, say=tell)
+        write_report(found, found.folder / REPORT)
+        return found
     except KeyboardInterrupt:
         tell(f"stopped; the answers so far are in {folder}, and the same command goes on from there")
         raise
@@ -138,7 +175,9 @@ def _print_evaluation(found: "Evaluation", *, power: float | None, as_json: bool
     """Print scores, sight and what differs; where the page is."""
     from visgraft.evaluation.comparing import not_compared, power_of
     from visgraft.evaluation.controls import sight_of
+    from visgraft.evaluation.running import REPORT
     from visgraft.evaluation.scoring import warn_of_language
+    from visgraft.evaluation.seeds import seed_groups, seeds_in_words
 
     scored = [each.scored for each in found.models]
     settings = found.settings
@@ -162,10 +201,12 @@ def _print_evaluation(found: "Evaluation", *, power: float | None, as_json: bool
                 print_line()
         for row in found.compared:
             print_line(row.words)
+        for group in seed_groups(scored):
+            print_line(seeds_in_words(group))
         _print_power(rows)
     for model in not_compared(scored):
         tell(f"{model}: not compared with {scored[0].model}, as the two were not asked the same questions")
-    (tell if as_json else print_line)(str(found.folder))
+    (tell if as_json else print_line)(str(found.folder / REPORT))
 
 
 WAYS = {"no image": "without the image", "another image": "with another image"}
@@ -196,16 +237,19 @@ def _print_power(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _print_list(*, as_json: bool) -> None:
-    """Print every metric: its scores, what it is, where it is from."""
+    """Print every metric (its scores, what it is, where it is from) and every benchmark."""
+    from visgraft.config import read_yaml
+    from visgraft.evaluation.benchmarks import shipped_benchmarks
     from visgraft.metrics import METRICS
 
+    benchmarks = {name: read_yaml(path, what="benchmark", need="YAML") for name, path in shipped_benchmarks().items()}
     if as_json:
         rows = [
             {"name": name, "scores": metric.gives, "what": metric.what, "source": metric.source,
              "highest": metric.highest if metric.highest < float("inf") else None, "needs": metric.needs}
             for name, metric in METRICS.items()
         ]  # fmt: skip
-        print_json({"metrics": rows})
+        print_json({"metrics": rows, "benchmarks": [{"name": name, **of} for name, of in benchmarks.items()]})
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("metric", "scores", "what", "source"):
@@ -213,6 +257,28 @@ def _print_list(*, as_json: bool) -> None:
     for name, metric in METRICS.items():
         table.add_row(name, ", ".join(metric.gives), metric.what, metric.source)
     print_rich(table)
+    print_line()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("benchmark", "metrics", "what"):
+        table.add_column(heading, overflow="fold")
+    for name, of in benchmarks.items():
+        table.add_row(name, ", ".join(of["metrics"]), Text(of["what"]))
+    print_rich(table)
+
+
+def _print_text(models: Sequence[str], path: Path, *, device: str | None, precision: Precision, as_json: bool) -> None:
+    """Print the loss of a text per character: of the bare language model, and of what it became."""
+    go_offline_without_network([name for model in models for name in names_of_model(model)])
+    note("loading PyTorch and transformers")
+    quiet_libraries()
+    from visgraft.evaluation.text_loss import measure_forgetting
+
+    found = [measure_forgetting(name, path.expanduser(), device=device, precision=precision) for name in models]
+    if as_json:
+        print_json({"text": str(path), "models": [each.as_json() for each in found]})
+        return
+    for each in found:
+        print_line(each.words)
 
 
 def _score_files(files: Sequence[Path], metrics: Sequence[str], *, language: str | None) -> "list[Scored]":

@@ -4,6 +4,7 @@ In: a folder of images and texts. Out: a short recipe with comments.
 Usage: `visgraft init --data ~/photos -o recipe.yaml`
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,8 +40,9 @@ def init(
 ) -> None:
     """Write a recipe for a folder of images and texts.
 
-    The format is found out: images with a metadata.jsonl or .csv, COCO captions, LLaVA and chat JSON, parquet,
-    WebDataset and others. The starter pair of models needs no account and no GPU; name any other pair.
+    The format is found out: images with a metadata.jsonl or .csv, or with a .txt beside each, COCO captions, LLaVA and
+    chat JSON, parquet, WebDataset, folders called like what their images show, and others. The starter pair of models
+    needs no account and no GPU; name any other pair.
     """
     from visgraft.data.readers.detect import detect
 
@@ -48,6 +50,10 @@ def init(
         raise ConfigError(f"{output}: already there; name another with -o, or say --force")
     found = detect(data)
     note(f"{data}: {found.format}")
+    if found.captions is not None:
+        found = _write_captions(found, output=output, force=force)
+    if "encoding" in found.train.options:
+        print_line(f"the texts are not UTF-8 and are read as {found.train.options['encoding']}; look at the accents")
     size = _measure(found.train)
     text = _recipe(
         f"{found.format[0].upper()}{found.format[1:]}: {size}",
@@ -62,6 +68,19 @@ def init(
     load_recipe(output)
     print_line(f"{output}: {found.format}, {size}")
     print_line(f"next: visgraft show {quote(str(output))}, then visgraft train {quote(str(output))}")
+
+
+def _write_captions(found: "DetectedDataset", *, output: Path, force: bool) -> "DetectedDataset":
+    """Write the captions that were made of folders' names beside the recipe, and read them from there."""
+    folder = output.with_name(f"{output.stem}-captions").resolve()
+    if folder.exists() and not force:
+        raise ConfigError(f"{folder}: already there; name another recipe with -o, or say --force")
+    for split, rows in (found.captions or {}).items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_whole(folder / f"{split}.jsonl", lines)
+        print_line(f"{folder / f'{split}.jsonl'}: {len(rows):,} captions, made of the names of folders")
+    validation = None if found.validation is None else replace(found.validation, path=str(folder))
+    return replace(found, train=replace(found.train, path=str(folder)), validation=validation)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from visgraft.compare.answers import Given, SamplePrompt
 from visgraft.compare.variants import Variant
 from visgraft.data.images.opening import open_image
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.messages import asked
+from visgraft.data.sample import Sample
 from visgraft.errors import BadSampleError, CheckpointError
 from visgraft.inference import answer, load
 
@@ -39,7 +40,9 @@ def ask_variants(
         except BadSampleError as error:
             raise BadSampleError(f"{path}: {error}") from error
     questions = [SamplePrompt(prompt, expected=(), image=image) for image in opened for prompt in prompts]
-    samples = [Sample(images=[image], dialogs=[[Turn(prompt, "")] for prompt in prompts]) for image in opened]
+    samples = [
+        Sample(images=[image], dialogs=[[asked(prompt, num_images=1)] for prompt in prompts]) for image in opened
+    ]
     with_model = [run for variant in variants for run in variant.runs if (run.folder / "model").is_dir()]
     if not with_model:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from visgraft.compare.curves import Unit
 from visgraft.compare.differences import data_key, has_one_tokenizer
 from visgraft.compare.variants import RunData, Variant
 from visgraft.config import PARTS
+from visgraft.metrics.score_names import better_of, highest_of
 
 Kind = Literal["count", "speed", "minutes", "memory", "loss", "share", "score"]
 NOT_BETTER = 1e-12  # values closer than this are equally good
@@ -93,13 +94,17 @@ def _score_column(name: str, variants: Sequence[Variant]) -> Column:
         "share" if _is_share(variants, name) else "score",
         variants,
         lambda run: scores_of(run).get(name),
-        better=max,
+        better={"higher": max, "lower": min, None: None}[better_of(name)],
         comparable=_score_key,
     )
 
 
 def best_validation(run: RunData, unit: Unit) -> float | None:
-    """Give the lowest validation loss of a run, which is that of its model."""
+    """Give the validation loss of a run's model: the lowest, but of a run whose model was chosen by a score."""
+    if run.recipe.train.best_by is not None:
+        kept = run.summary.get("validation_loss" if unit == "token" else "validation_loss_per_character")
+        if isinstance(kept, (int, float)):
+            return float(kept)
     values = run.validation.loss(unit)
     return None if not len(values) or np.isnan(values).all() else float(np.nanmin(values))
 
@@ -108,9 +113,8 @@ def scores_of(run: RunData) -> dict[str, float]:
     """Give the scores of a run's model: those of its summary, else those of its best validation."""
     written = run.summary.get("scores") or {}
     found = {name: float(value) for name, value in written.items() if isinstance(value, (int, float))}
-    losses = run.validation.token
-    if len(losses) and not np.isnan(losses).all():
-        place = int(np.nanargmin(losses))
+    place = _best_place(run)
+    if place is not None:
         for name, values in run.scores.items():
             value = values[place]
             if value is not None:
@@ -118,13 +122,24 @@ def scores_of(run: RunData) -> dict[str, float]:
     return found
 
 
+def _best_place(run: RunData) -> int | None:
+    """Find which of a run's validations is that of its model: by its loss, or by the score that it is chosen by."""
+    name = run.recipe.train.best_by
+    losses = run.validation.token
+    if name is not None and name in run.scores:
+        measured = np.array([np.nan if value is None else value for value in run.scores[name]], dtype=np.float64)
+        losses = measured if better_of(name) == "lower" else -measured
+    return int(np.nanargmin(losses)) if len(losses) and not np.isnan(losses).all() else None
+
+
 def _score_key(run: RunData) -> str:
-    return json.dumps([data_key(run, "validation"), run.recipe.train.exact_match_samples])
+    train = run.recipe.train
+    return json.dumps([data_key(run, "validation"), train.exact_match_samples, train.score_samples])
 
 
 def _is_share(variants: Sequence[Variant], name: str) -> bool:
     values = [scores_of(run).get(name, 0.0) for variant in variants for run in variant.runs]
-    return name in ("exact_match", "vqa_accuracy") and all(0.0 <= value <= 1.0 for value in values)
+    return highest_of(name) == 1.0 and all(0.0 <= value <= 1.0 for value in values)
 
 
 def _is_zero(column: Column) -> bool:
@@ -187,7 +202,7 @@ def _column(
     if better is not None:
         for names in sets.values():
             best = better([cells[name].mean for name in names])
-            for name in names if len(names) > 1 else ():
+            for name in names if len(names) > 1 and (best or better is min) else ():  # a score of 0 is no one's best
                 if abs(cells[name].mean - best) <= NOT_BETTER:
                     cells[name] = Cell(**{**vars(cells[name]), "is_best": True})
     note = ""

@@ -175,11 +175,15 @@ def _check(recipe: Recipe) -> None:
         if mode != "frozen":
             train.learning_rate_of(part)
     if not recipe.data.validation:
-        for key in ("validate_every_steps", "exact_match_samples"):
+        for key in ("validate_every_steps", "exact_match_samples", "scores"):
             if getattr(train, key):
                 raise ConfigError(
-                    f"train.{key}: got {getattr(train, key)}, but there is no data.validation; add a source"
+                    f"train.{key}: got {got(getattr(train, key))}, but there is no data.validation; add a source"
                 )
+    if train.best_by is not None and not (train.scores or train.exact_match_samples):
+        raise ConfigError(
+            f"train.best_by: got {train.best_by}, but nothing is scored; set train.scores: [{train.best_by}]"
+        )
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -193,6 +193,12 @@ class TrainSettings:
     sample_every_steps: PositiveInt | None = setting("result", None, may_change=True)
     # validation dialogs answered by generation and compared whole; 0: none
     exact_match_samples: Count = setting("result", 0, may_change=True)
+    # metrics of `visgraft evaluate --list` that answers to validation samples are scored by: [cider, bleu]
+    scores: tuple[str, ...] = setting("result", (), may_change=True)
+    # validation samples answered for the scores, a fixed choice
+    score_samples: PositiveInt = setting("result", 200, may_change=True)
+    # the score whose best step the run keeps as its model; null: the lowest validation loss
+    best_by: str | None = setting("result", None)
     max_new_tokens: PositiveInt = setting("result", 32, may_change=True)  # longest answer that is generated
 
     def mode_of(self, part: Part) -> TrainingMode:
@@ -303,10 +309,14 @@ class DataSettings:
     max_text_tokens: PositiveInt = setting("result", 512)
     # bad samples that a source may have before the run stops
     max_bad_fraction: Fraction = setting("result", 0.01, may_change=True)
+    # of the validation images and texts, what may stand in training too
+    max_overlap_fraction: Fraction = setting("result", 0.01, may_change=True)
     max_pixels: PositiveInt = setting("result", 100_000_000)  # larger images are refused
     exact_pixels: bool = setting("result", True)  # false: resize quicker, which changes some bytes by 1 of 255
     # whether images are downloaded where the data names web addresses
     allow_remote_images: bool = setting("result", False)
+    # hosts that images may be downloaded from though their addresses are private (10.0.0.7, localhost)
+    allow_private_hosts: tuple[str, ...] = setting("result", (), may_change=True)
     group_across_sources: bool = setting("result", False)  # whether texts about one image are gathered from all sources
     # 1: sources as large as they are; larger: more and more alike
     mixing_temperature: PositiveFloat = setting("result", 1.0)
@@ -320,6 +330,11 @@ class DataSettings:
         held_out = [replace(entry, weight=1.0, limit=None, balance=None) for entry in self.train if entry.held_out]
         new = [e for e in held_out if (e.source, e.path, e.split, e.options) not in there]
         object.__setattr__(self, "validation", (*self.validation, *new))
+        for host in self.allow_private_hosts:
+            if "/" in host or not host.strip():
+                raise ConfigError(
+                    f"data.allow_private_hosts: got {host!r}, need names of hosts alone: images.example or 10.0.0.7"
+                )
         if self.augment.crop and not 0 < self.augment.crop[0] <= self.augment.crop[1]:
             raise ConfigError(
                 f"data.augment.crop: got {list(self.augment.crop)}, need the smallest and the largest share of the "

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from visgraft.data.images.pixels import made_image_size
-from visgraft.data.prompt import PromptTemplate
+from visgraft.data.prompt import PromptTemplate, end_token_id
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
-from visgraft.errors import VisgraftError
+from visgraft.errors import ConfigError, VisgraftError
+from visgraft.model.storage.saving import GENERATION_CONFIG
 from visgraft.model.vision_inputs import native_image_size
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
@@ -70,6 +72,9 @@ def import_processor(source: Path, folder: Path, *, model: VisionLanguageModel, 
         images_take_positions=model.prefix_injection.at == "embeddings",
     )
     processor.save_pretrained(folder)
+    with suppress(ConfigError):  # a tokenizer without an end-of-text token: answering will say so
+        model.stop_also_at(end_token_id(tokenizer, processor.prompt_template))
+    model.generation_config.to_json_file(folder / GENERATION_CONFIG)
     native = native_image_size(model.vision.config)
     return [] if size == native else [f"the image processor makes images of {size} pixels, the encoder takes {native}"]
 

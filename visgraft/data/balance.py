@@ -90,7 +90,7 @@ def refuse_unfit_balance(entries: Sequence[SourceSettings], *, key: str, setting
     for number, entry in enumerate(entries):
         if entry.balance is None:
             continue
-        if key.endswith(("validation", "test")):
+        if not key.endswith("train"):
             raise ConfigError(
                 f"{key}.{number}.balance: got {entry.balance}, which changes what is learned from; what is measured on "
                 "stays as it is: leave it out here"
@@ -107,12 +107,16 @@ class AnswerBalance:
 
     def __init__(self, prompts: Keys, answers: Keys, *, samples: Indices, dialogs: Indices) -> None:
         self.samples, self.dialogs = samples, dialogs
-        pairs = np.stack([prompts, answers], axis=1)
-        unique, self._class, self.texts = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
-        self._class = self._class.reshape(-1)
-        # Of each class (a prompt with one of its answers): which prompt it is, and of each prompt texts and answers.
-        _, self._prompt, self.answers = np.unique(unique[:, 0], return_inverse=True, return_counts=True)
-        self._asked = np.bincount(self._prompt, weights=self.texts, minlength=len(self.answers)).astype(np.int64)
+        in_order = np.lexsort((answers, prompts))
+        is_prompt = np.diff(prompts[in_order], prepend=np.uint64(0)) != 0
+        is_prompt[:1] = True
+        is_class = (np.diff(answers[in_order], prepend=np.uint64(0)) != 0) | is_prompt
+        self._class = np.empty(len(in_order), np.int64)  # of each text: a prompt with one of its answers
+        self._class[in_order] = np.cumsum(is_class) - 1
+        self.texts = np.bincount(self._class).astype(np.int64)  # of each class
+        self._prompt = np.cumsum(is_prompt[is_class]) - 1  # of each class
+        self.answers = np.bincount(self._prompt).astype(np.int64)  # of each prompt
+        self._asked = np.bincount(self._prompt, weights=self.texts).astype(np.int64)
         self._begin = np.cumsum(self.texts) - self.texts
 
     def __len__(self) -> int:

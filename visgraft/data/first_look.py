@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from visgraft.data.batch import EncodedSample
 from visgraft.data.fingerprint import Fingerprint
 from visgraft.data.quarantine import budget_of
+from visgraft.data.readers.row_formats import image_like_columns
 from visgraft.data.sample import Sample
 from visgraft.data.sources import OpenSource, Sources, layers
 from visgraft.errors import BadSampleError, DataError
@@ -26,13 +27,14 @@ _ALWAYS_READ = 256  # samples before a source is given up, however small the bud
 _LONGEST_VALUE = 40  # characters of a value that is shown
 _MOST_COLUMNS = 12
 _SHOWN_BYTES = 60
+_FIRST_ROWS = 8
 
 
 class SampleEncoder(Protocol):
     """What is needed of a processor."""
 
-    def encode(self, sample: Sample, *, max_pixels: int, exact_pixels: bool) -> EncodedSample:
-        """Encode a sample, or raise BadSampleError."""
+    def encode(self, sample: Sample, *, max_pixels: int, exact_pixels: bool, bad: list[str] | None) -> EncodedSample:
+        """Encode what of a sample can be used, or raise BadSampleError."""
 
 
 def check_every_source(sources: Sources, processor: SampleEncoder, *, unfinished: Collection[str] = ()) -> None:
@@ -49,7 +51,7 @@ def check_every_source(sources: Sources, processor: SampleEncoder, *, unfinished
         for index in range(entry.length):
             try:
                 sample = entry.samples[index]
-                processor.encode(sample, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels)
+                processor.encode(sample, max_pixels=settings.max_pixels, exact_pixels=settings.exact_pixels, bad=[])
                 break
             except BadSampleError as error:
                 reasons[str(error)] += 1
@@ -81,10 +83,11 @@ def without_good_sample(entry: OpenSource, reasons: Mapping[str, int], places: M
         return f"source {entry.name!r} holds no sample at all; check its path and split, or take it out of the recipe"
     few = sorted(reasons.items(), key=lambda pair: -pair[1])[:3]
     named = "; ".join(f"{reason} ({number:,}, the first at {places[reason]})" for reason, number in few)
-    how_many = f"all {tried:,}" if tried == entry.length else f"the first {tried:,} of {entry.length:,}"
+    how_many = f"all {tried:,} are" if tried == entry.length else f"the first {tried:,} of {entry.length:,} are"
+    how_many = "its only one is" if entry.length == 1 else how_many
     looks = looks_of(entry)
     return (
-        f"source {entry.name!r} has no good sample: {how_many} are bad: {named}."
+        f"source {entry.name!r} has no good sample: {how_many} bad: {named}."
         f"{'' if looks is None else f' {looks}.'} Repair it, tell the reader how to read it (see docs/data.md), or "
         "take it out of the recipe"
     )
@@ -92,7 +95,7 @@ def without_good_sample(entry: OpenSource, reasons: Mapping[str, int], places: M
 
 def looks_of(entry: OpenSource) -> str | None:
     """Describe the first row of a source by its columns, or how its file begins; None: it is not made of rows."""
-    rows = next((layer.rows for layer in layers(entry.samples) if hasattr(layer, "rows")), None)
+    rows = _rows_of(entry)
     if rows is None or not len(rows):
         return None
     try:
@@ -102,6 +105,24 @@ def looks_of(entry: OpenSource) -> str | None:
     shown = [f"{key}: {_show(value)}" for key, value in list(row.items())[:_MOST_COLUMNS]]
     more = f", and {len(row) - _MOST_COLUMNS} more" if len(row) > _MOST_COLUMNS else ""
     return f"Its first row holds {{{', '.join(shown)}{more}}}"
+
+
+def unused_image_columns(entry: OpenSource) -> list[str]:
+    """Name the columns of a source's first rows that look like images and are not used."""
+    rows = _rows_of(entry)
+    used = {} if entry.entry is None else entry.entry.options.get("columns") or {}
+    found: dict[str, None] = {}
+    for index in range(0 if rows is None else min(_FIRST_ROWS, len(rows))):
+        try:
+            found |= dict.fromkeys(image_like_columns(rows[index]))
+        except BadSampleError:
+            continue  # looking at all of them gives the reason
+    return [column for column in found if column not in used.values()]
+
+
+def _rows_of(entry: OpenSource) -> Any:
+    """Return the rows that a source is made of; None: there are none."""
+    return next((layer.rows for layer in layers(entry.samples) if hasattr(layer, "rows")), None)
 
 
 def _beginning(fingerprint: Fingerprint) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from visgraft.data.sample import ImageRef, StoredImage, Turn
+from visgraft.data.sample import ImageRef, StoredImage, Turn, is_image_array
 from visgraft.errors import BadSampleError, ConfigError
 
 # One image; the images of one prompt, or one for each prompt; or a list for each prompt. None = no image.
@@ -55,8 +55,8 @@ def pair_prompts(text: str | Sequence[str] | None, *, images: Images | None) -> 
         if not prompts:
             raise ConfigError("got neither text nor images; give one prompt, or one image, at least")
         groups: list[list[ImageRef]] = [[] for _ in prompts]
-    elif isinstance(images, (str, bytes, Path, Mapping, Image.Image, StoredImage)):
-        groups = [[images]]
+    elif isinstance(images, (str, bytes, Path, Mapping, Image.Image, StoredImage)) or is_image_array(images):
+        groups = [[images]]  # type: ignore[list-item]
     elif isinstance(text, str) and not any(isinstance(item, (list, tuple)) for item in images):
         groups = [[item for item in images if item is not None]]  # type: ignore[misc]
     else:
@@ -202,13 +202,18 @@ def pair_turns(said: Sequence[tuple[str, Any]], *, num_images: int) -> list[Turn
     if any(not isinstance(text, str) for text in (instruction, *(text for _, text in said))):
         raise BadSampleError("message is not a string")
     prompts = read_prompts([text for _, text in said[::2]], num_images=num_images)
-    answers = [text for _, text in said[1::2]] + [""] * (len(said) % 2)
-    turns = [Turn(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    turns[0] = Turn(turns[0].prompt, turns[0].answer, instruction=instruction.strip())
-    return turns
+    answers = [text.strip() for _, text in said[1::2]] + [""] * (len(said) % 2)
+    instructions = [instruction.strip(), *[""] * (len(prompts) - 1)]
+    turns = zip(prompts, answers, instructions, strict=True)
+    return [Turn(prompt, answer, instruction=text) for prompt, answer, text in turns]
 
 
 # --- What a text of the user says
+
+
+def asked(prompt: str, *, num_images: int) -> Turn:
+    """Return the turn of what a user asks about images, unanswered; see `read_prompts`."""
+    return Turn(read_prompts([prompt], num_images=num_images)[0], "")
 
 
 def read_prompts(prompts: Sequence[str], *, num_images: int, is_caption: bool = False) -> list[str]:
@@ -219,7 +224,7 @@ def read_prompts(prompts: Sequence[str], *, num_images: int, is_caption: bool = 
     """
     if not any("<image>" in prompt or "<video>" in prompt for prompt in prompts):
         return [prompt.strip() for prompt in prompts]
-    alone = [list(_standing_alone(prompt)) for prompt in prompts]
+    alone = [[*_standing_alone(prompt)] if "<" in prompt else [] for prompt in prompts]
     num_free = num_images - sum(map(len, alone))
     if num_free < 0:
         raise BadSampleError("text names more images than there are")

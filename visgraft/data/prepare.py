@@ -120,7 +120,7 @@ def _gather(sources: Sources) -> Sources:
     for entry in sources.opened:
         samples = Grouped(Sources([entry], settings=sources.settings), by_content=True)
         opened.append(OpenSource(name=entry.name, samples=samples, length=len(samples)))
-    return Sources(opened, settings=sources.settings, is_training=sources.part == "train")
+    return Sources(opened, settings=sources.settings, part=sources.part)
 
 
 def _quarantine(folder: Path, sources: Sources) -> Quarantine:

@@ -9,7 +9,7 @@ Out: Turn and Sample, frozen, and what a Source of them looks like; no image is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -27,15 +27,21 @@ class StoredImage(Protocol):
 
 
 # An image not yet opened: a PIL image, a path, an encoded file's bytes, a data: URL or base64 text, a dict
-# {"bytes": ..., "path": ..., "base64": ...}, or a StoredImage.
+# {"bytes": ..., "path": ..., "base64": ...}, or a StoredImage; numpy arrays and tensors of uint8 are taken, too.
 ImageRef: TypeAlias = Image.Image | str | Path | bytes | Mapping[str, Any] | StoredImage
+
+
+def is_image_array(value: object) -> bool:
+    """Say whether a value is an array or tensor that holds one image, by its axes."""
+    return getattr(value, "ndim", 0) in (2, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """Hold a prompt and its answer; references are other answers that a score accepts.
 
-    instruction says what to do, apart from the question itself, where a dataset keeps the two apart.
+    instruction says what to do, apart from the question itself, where a dataset keeps the two apart; kind is the kind
+    of question, where a dataset names one, for scores kind by kind.
     Raises BadSampleError where a field is not a string (a NaN or null of a broken row, say), or is one that no file
     can hold: half of a character's two UTF-16 codes, as a program leaves it that cuts texts by such codes.
     """
@@ -44,6 +50,7 @@ class Turn:
     answer: str
     references: tuple[str, ...] = ()
     instruction: str = ""
+    kind: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -71,6 +78,14 @@ def _is_unicode(text: str) -> bool:
         return False
 
 
+def references_of(turn: Turn) -> tuple[str, ...]:
+    """List the accepted answers of a turn: its references, and its answer where they do not hold it.
+
+    Of ten people's answers the most common one is also the answer to learn; it is not to count twice.
+    """
+    return turn.references if turn.answer in turn.references else (turn.answer, *turn.references)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Hold the images of one sample and the dialogs about them, each independent of the others.
@@ -85,12 +100,15 @@ class Sample:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, (str, bytes, Path, Mapping, Image.Image, StoredImage)):
+        kinds = (str, bytes, Path, Mapping, Image.Image, StoredImage)
+        if isinstance(self.images, kinds) or is_image_array(self.images):
             raise BadSampleError("images is one image, not a sequence of images: write images=[image]")
         if any(isinstance(dialog, Turn) for dialog in self.dialogs):
             raise BadSampleError("dialogs is one dialog, not a sequence of dialogs: write dialogs=[[Turn(...)]]")
         if not all(isinstance(turn, Turn) for dialog in self.dialogs for turn in dialog):
             raise BadSampleError("a dialog holds something that is not a Turn")
+        if self.id is not None and not _is_unicode(self.id):
+            object.__setattr__(self, "id", self.id.encode("utf-8", "backslashreplace").decode())
         object.__setattr__(self, "images", tuple(self.images))
         object.__setattr__(self, "dialogs", tuple(tuple(dialog) for dialog in self.dialogs))
 
@@ -108,8 +126,10 @@ class Source(Protocol):
         """Say where a user finds that sample (`metadata.jsonl line 17`)."""
 
 
-def turn_from_row(prompt: object, answer: object, *, references: object = (), instruction: object = "") -> Turn:
-    """Make a turn of what a file holds, outer white space removed.
+def turn_from_row(
+    prompt: object, answer: object, *, references: object = (), instruction: object = "", kind: object = ""
+) -> Turn:
+    """Make a turn of what a file holds, outer white space removed; a kind that is no text is none.
 
     Raises BadSampleError where something is no string or the answer is empty.
     """
@@ -117,4 +137,5 @@ def turn_from_row(prompt: object, answer: object, *, references: object = (), in
     if not turn.answer.strip():
         raise BadSampleError("answer is empty")
     references = tuple(text.strip() for text in turn.references)
-    return Turn(turn.prompt.strip(), turn.answer.strip(), references, turn.instruction.strip())
+    named = kind if isinstance(kind, str) else ""
+    return Turn(turn.prompt.strip(), turn.answer.strip(), references, turn.instruction.strip(), named)

@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ READERS = {
     "coco": "visgraft.data.readers.coco:read",
     "easy_vqa": "visgraft.data.readers.easy_vqa:read",
     "folder": "visgraft.data.readers.folder:read",
+    "gqa": "visgraft.data.readers.gqa:read",
     "hf": "visgraft.data.readers.hf:read",
     "karpathy": "visgraft.data.readers.karpathy:read",
     "llava": "visgraft.data.readers.parquet:read_one_format",
@@ -69,17 +70,22 @@ def open_sources(
     """
     settings = settings or DataSettings()
     readers = [reader_of(entry, key=f"{key}.{number}") for number, entry in enumerate(entries)]
-    is_training = not key.endswith(("validation", "test"))
+    part = part_of(key)
     refuse_unfit_balance(entries, key=key, settings=settings)
     opened: list[OpenSource] = []
     for name, entry, read in zip(name_sources(entries), entries, readers, strict=True):
-        samples, notes = _open(entry, read, settings=settings, is_training=is_training)
+        samples, notes = _open(entry, read, settings=settings, is_training=part == "train")
         length = len(samples) if entry.limit is None else min(entry.limit, len(samples))
         opened.append(OpenSource(name, samples, length=length, weight=entry.weight, notes=notes, entry=entry))
-    temperature = settings.mixing_temperature if is_training else 1.0
+    temperature = settings.mixing_temperature if part == "train" else 1.0
     if settings.group_across_sources and len(opened) > 1:
         opened = [_gather_all(opened, temperature=temperature)]
-    return Sources(opened, settings=settings, is_training=is_training)
+    return Sources(opened, settings=settings, part=part)
+
+
+def part_of(key: str) -> Part:
+    """Return which list of a recipe a key names: `data.validation` is that of validation."""
+    return next((part for part in get_args(Part) if part == key.rpartition(".")[2]), "train")
 
 
 def name_sources(entries: Sequence[SourceSettings]) -> list[str]:
@@ -169,12 +175,14 @@ class Adapted:
         num_frames: int = 8,
         frame_spacing_s: float | None = None,
         allow_remote_images: bool = False,
+        private_hosts: tuple[str, ...] = (),
     ) -> None:
         self.source = source
         self._mode = dialogs
         self._num_frames = num_frames
         self._frame_spacing_s = frame_spacing_s
         self._allow_remote_images = allow_remote_images
+        self._private_hosts = private_hosts
 
     def __len__(self) -> int:
         return len(self.source)
@@ -198,7 +206,7 @@ class Adapted:
 
     def _adapt(self, image: ImageRef) -> list[ImageRef]:
         if is_web_address(image):
-            return [RemoteImage(str(image))] if self._allow_remote_images else [image]
+            return [RemoteImage(str(image), self._private_hosts)] if self._allow_remote_images else [image]
         return frames_of(image, num_frames=self._num_frames, spacing_s=self._frame_spacing_s)
 
 
@@ -210,6 +218,7 @@ def adapt(source: Source, *, entry: SourceSettings, settings: DataSettings) -> A
         num_frames=entry.num_frames,
         frame_spacing_s=entry.frame_spacing_s,
         allow_remote_images=settings.allow_remote_images,
+        private_hosts=settings.allow_private_hosts,
     )
 
 
@@ -338,13 +347,13 @@ class Sources:
     """Hold several sources one behind the other: sources[i] is a sample whose id is `source:id`."""
 
     def __init__(
-        self, opened: Sequence[OpenSource], *, settings: DataSettings | None = None, is_training: bool = True
+        self, opened: Sequence[OpenSource], *, settings: DataSettings | None = None, part: Part = "train"
     ) -> None:
         self.opened = tuple(opened)
         self.settings = settings or DataSettings()
-        self.part: Part = "train" if is_training else "validation"
-        self.augment = self.settings.augment if is_training else AugmentSettings()
-        self._temperature = self.settings.mixing_temperature if is_training else 1.0
+        self.part = part
+        self.augment = self.settings.augment if part == "train" else AugmentSettings()
+        self._temperature = self.settings.mixing_temperature if part == "train" else 1.0
         self._starts = list(accumulate((entry.length for entry in opened), initial=0))
         self._counts: list[NDArray[np.int64] | None] = [None] * len(self.opened)
         self._balances: dict[int, AnswerBalance] = {}

@@ -22,7 +22,7 @@ from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.grouping import Grouped
 from visgraft.data.quarantine import BadSample
 from visgraft.data.row_streams import BufferedSamples, SampleStream, StreamedRow, StreamPlace
-from visgraft.data.sources import OpenSource, Sources, adapt, name_sources, reader_of
+from visgraft.data.sources import OpenSource, Part, Sources, adapt, name_sources, part_of, reader_of
 from visgraft.errors import ConfigError
 
 _ENDED = "ended"
@@ -67,10 +67,10 @@ class Window(NamedTuple):
 class Streams:
     """Read several streams by turns."""
 
-    def __init__(self, streams: Sequence[OpenStream], *, settings: DataSettings, is_training: bool) -> None:
+    def __init__(self, streams: Sequence[OpenStream], *, settings: DataSettings, part: Part) -> None:
         self.streams = tuple(streams)
         self.settings = settings
-        self._is_training = is_training
+        self._part = part
         self._running: tuple[Any, list[Iterator[StreamedRow] | None]] = (None, [])
 
     def window(self, *, seed: int | None, epoch: int, place: StreamPlace) -> Window:
@@ -128,7 +128,7 @@ class Streams:
             opened.append(OpenSource(name=name, samples=adapted, length=len(adapted), notes=stream.notes))
             firsts = range(len(samples)) if grouped is None else (grouped.members(i)[0] for i in range(len(grouped)))
             numbers.append([samples.numbers[int(first)] for first in firsts])
-        return WindowSources(opened, numbers=numbers, settings=self.settings, is_training=self._is_training)
+        return WindowSources(opened, numbers=numbers, settings=self.settings, part=self._part)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_running": (None, [])}  # a stream that is being read does not travel
@@ -164,4 +164,4 @@ def open_streams(entries: Sequence[SourceSettings], *, key: str, settings: DataS
         stream = read(None if entry.path is None else Path(entry.path).expanduser(), split=entry.split)
         assert isinstance(stream, SampleStream), "readers return streams where streaming is true"
         streams.append(OpenStream(name, stream, entry))
-    return Streams(streams, settings=settings, is_training=not key.endswith("validation"))
+    return Streams(streams, settings=settings, part=part_of(key))

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from visgraft.evaluation.scoring import Scored, subset
-from visgraft.metrics import METRICS, Scores
+from visgraft.metrics import Scores
 from visgraft.metrics.intervals import Difference, holm, images_needed, paired
+from visgraft.metrics.score_names import better_of
 
 NOTHING_FOUND = 0.05  # a corrected p-value from here on is chance as far as one can tell
 
@@ -65,16 +66,6 @@ class Compared:
         values = {"score": self.score, "first": self.first, "model": self.model, "images": self.images}
         difference = {"value": self.difference.value, "low": self.difference.low, "high": self.difference.high}
         return {**values, "difference": difference, "p": self.p, "distinguishable": self.is_distinguishable}
-
-
-def better_of(score: str) -> str | None:
-    """Say whether higher or lower values of a score are better; None where neither is."""
-    return next((metric.better for metric in METRICS.values() if score in metric.gives), "higher")
-
-
-def highest_of(score: str) -> float:
-    """Say what a score can be at most."""
-    return next((metric.highest for metric in METRICS.values() if score in metric.gives), 1.0)
 
 
 def compare_models(scored: Sequence[Scored]) -> list[Compared]:

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from visgraft.evaluation.comparing import better_of
 from visgraft.evaluation.records import Answered
 from visgraft.evaluation.scoring import Scored, interval_as_json, score_answers
 from visgraft.metrics.intervals import Difference, Interval, paired
+from visgraft.metrics.score_names import better_of
 
 ControlKind = Literal["no image", "another image", "bare language model"]
 KEYS: dict[ControlKind, str] = {

@@ -18,11 +18,9 @@ from random import Random
 
 from visgraft.data.grouping import sample_key
 from visgraft.data.quarantine import budget_of
-from visgraft.data.sample import ImageRef, Sample, Turn
+from visgraft.data.sample import ImageRef, Sample, Turn, references_of
 from visgraft.data.sources import BadSample, Sources
 from visgraft.errors import BadSampleError, DataError
-
-Kind = Callable[[Sample, Turn], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Question:
         image: what names its images: the file, else a sum of what they hold; empty where there is none.
         prompt: what is asked last.
         references: the accepted answers.
-        kind: of question, where the data name one.
+        kind: of question, where the data name one; else its source, where there are several.
         sample: number of its sample in the sources.
         dialog: number of its dialog there, the first of those that ask the same.
         turn: number of its turn in the dialog; what comes before is its history.
@@ -112,8 +110,7 @@ def questions_of(
     sources: Sources,
     *,
     name: str,
-    kind: Kind | None = None,
-    candidates: Callable[[Turn], Sequence[str]] | None = None,
+    candidates: Sequence[str] = (),
     frame: str = "{prompt}",
     advance: Callable[[int], None] | None = None,
 ) -> QuestionSet:
@@ -122,8 +119,7 @@ def questions_of(
     Args:
         sources: opened; each sample is read, its images are not.
         name: of the set.
-        kind: says of which kind a question is; None: several sources are a kind each.
-        candidates: lists what may be chosen among.
+        candidates: what may be chosen among, the same for every question.
         frame: what stands around each prompt.
         advance: is told how many samples are read.
 
@@ -156,11 +152,11 @@ def questions_of(
                     image=image,
                     prompt=said.request,
                     references=accepted,
-                    kind=kind(sample, said) if kind else (sample.source or "") if several else "",
+                    kind=said.kind or (sample.source or "" if several else ""),
                     sample=number,
                     dialog=place,
                     turn=turn,
-                    candidates=tuple(candidates(said)) if candidates else (),
+                    candidates=tuple(candidates),
                 )
         alone = len(merged) == 1
         for each in merged.values():
@@ -172,14 +168,6 @@ def questions_of(
     if not questions:
         raise DataError(f"{name}: got {len(sources)} samples and none of them asks anything; name another split")
     return QuestionSet(name, questions, sources, data_fingerprint(sources, questions), frame, bad)
-
-
-def references_of(turn: Turn) -> tuple[str, ...]:
-    """List the accepted answers of a turn: its references, and its answer where they do not hold it.
-
-    Of ten people's answers the most common one is also the answer to learn; it is not to count twice.
-    """
-    return turn.references if turn.answer in turn.references else (turn.answer, *turn.references)
 
 
 def image_name(sample: Sample) -> str:

@@ -26,11 +26,14 @@ from visgraft.evaluation.comparing import Compared, compare_models
 from visgraft.evaluation.controls import KEYS, Control, ControlKind, measure_control, sight_as_json, sight_of
 from visgraft.evaluation.identity import tag_of
 from visgraft.evaluation.loading import Lazy, LazyBare
+from visgraft.evaluation.measuring import measure_questions, scores_of_log
 from visgraft.evaluation.questions import QuestionSet
 from visgraft.evaluation.records import Answered
 from visgraft.evaluation.scoring import Scored, check_metrics, score_answers, scored_as_json
+from visgraft.evaluation.seeds import seed_groups
 from visgraft.evaluation.test_data import Task
 from visgraft.folder_lock import LOCK_FILE, FolderLock
+from visgraft.metrics import Scores
 from visgraft.metrics.intervals import DRAWS
 from visgraft.model.precision import Precision
 from visgraft.parsing import parse_json
@@ -38,7 +41,8 @@ from visgraft.reporting.progress import working
 from visgraft.runs import library_versions
 
 ANSWERS, CONTROLS, SCORES, REQUEST = "answers.jsonl", "controls.jsonl", "scores.json", "request.json"
-OURS = {ANSWERS, CONTROLS, SCORES, REQUEST, LOCK_FILE, "report.html"}
+MEASURED, REPORT = "measured.jsonl", "report.html"
+OURS = {ANSWERS, CONTROLS, MEASURED, SCORES, REQUEST, REPORT, LOCK_FILE}
 Say = Callable[[str], None]
 
 
@@ -113,6 +117,9 @@ class Evaluation:
         values: dict[str, Any] = {"models": [self._of_model(each) for each in self.models]}
         if len(self.models) > 1:
             values["comparisons"] = [row.as_json() for row in self.compared]
+        seeds = seed_groups([each.scored for each in self.models])
+        if seeds:
+            values["seeds"] = [group.as_json() for group in seeds]
         return values
 
     def _of_model(self, each: EvaluatedModel) -> dict[str, Any]:
@@ -167,6 +174,7 @@ def evaluate_models(models: Sequence[str], task: Task, *, settings: Settings, fo
         (folder / SCORES).unlink(missing_ok=True)  # it is there once the evaluation is whole
         write_json(folder / REQUEST, request_of(models, asked, settings))
         forget_others(folder / ANSWERS, tags={each.main.tag for each in asking})
+        forget_others(folder / MEASURED, tags={each.measured_tag for each in asking})
         forget_others(folder / CONTROLS, tags=set().union(*(each.control_tags for each in asking)))
         evaluated = [each.run(folder, say=say) for each in asking]
         found = Evaluation(folder, asked, settings, evaluated, compare_models([each.scored for each in evaluated]))
@@ -235,6 +243,10 @@ class AskingModel:
         """Work out what is asked; nothing is loaded."""
         self.model, self.settings = model, settings
         self.main = Asking(model, questions, settings)
+        metrics = check_metrics(settings.metrics)
+        self.of_model = [name for name, metric in metrics.items() if metric.needs == "model"]
+        expected = [(question.references, question.candidates) for question in questions.all]
+        self.measured_tag = tag_of(asked=self.main.tag, measured=self.of_model, expected=expected)
         self.controls: dict[ControlKind, Asking] = {}
         some = questions.limited(settings.control_limit or None)
         if settings.control_limit and any(question.image for question in some.all):
@@ -253,15 +265,28 @@ class AskingModel:
         unusable = {key: str(record["error"]) for key, record in log.known.items() if "error" in record}
         if not answered:
             raise DataError(f"{name}: no question could be asked: {next(iter(unusable.values()))}; mend the images")
-        scored = score_answers(name, answered, metrics=settings.metrics, language=settings.language)
+        measured = self._measure(folder / MEASURED, answered) if self.of_model else None
+        scored = score_answers(name, answered, metrics=settings.metrics, language=settings.language, measured=measured)
         controls = []
-        of_answers = [name for name, metric in check_metrics(settings.metrics).items() if metric.needs == "answers"]
+        of_answers = [metric for metric in settings.metrics if metric not in self.of_model]
         for kind, asking in self.controls.items() if of_answers else ():
             others, _ = asking.ask(folder / CONTROLS, say=say)
             if others:
                 controls.append(measure_control(kind, answered, others, metrics=of_answers, language=settings.language))
         self.model.forget()
         return EvaluatedModel(name, self.model.checksum, scored, log.num_found, unusable, controls)
+
+    def _measure(self, path: Path, answered: Sequence[Answered]) -> dict[str, Scores]:
+        """Measure on the model itself what no answer tells; the model is loaded only where something is left."""
+        questions = self.main.questions
+        asked = {each.id for each in answered}
+        questions = replace(questions, all=[question for question in questions.all if question.id in asked])
+        with AnswerLog(path, tag=self.measured_tag) as log:
+            if any(question.id not in log.known for question in questions.all):
+                loaded = self.model.get()
+                with working(f"measuring {self.model.name}", total=len(questions.all), unit="questions") as advance:
+                    measure_questions(loaded, questions, log=log, metrics=self.of_model, advance=advance)
+            return scores_of_log(questions.all, log.known, metrics=self.of_model)
 
     @property
     def control_tags(self) -> set[str]:

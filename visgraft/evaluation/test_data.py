@@ -1,6 +1,6 @@
 """What models are asked: the test data of a recipe, as questions.
 
-In: a recipe (a file, a shipped one's name, a run folder). Out: a `QuestionSet`, and how the recipe answers and scores.
+In: a recipe (a file, a shipped one's name, a run folder). Out: a `Task`: a `QuestionSet`, and how to answer and score.
 
     task = open_recipe("recipe.yaml", say=print)
     task.questions.all[0].prompt
@@ -18,7 +18,7 @@ from visgraft.config.recipe import read_recipe
 from visgraft.config.shipped import find_recipe
 from visgraft.data.sources import open_sources
 from visgraft.errors import ConfigError
-from visgraft.evaluation.questions import Kind, QuestionSet, questions_of
+from visgraft.evaluation.questions import QuestionSet, questions_of
 from visgraft.reporting.progress import working
 from visgraft.starter import resolve
 
@@ -44,15 +44,6 @@ class Task:
     max_new_tokens: int = MAX_NEW_TOKENS
     language: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-def open_task(source: str, *, say: Callable[[str], None]) -> Task:
-    """Open what a user calls data: a recipe's file, a run folder, or the name of what is shipped.
-
-    Raises:
-        ConfigError: there is no such thing.
-    """
-    return open_recipe(source, say=say)
 
 
 def open_recipe(source: str, *, say: Callable[[str], None]) -> Task:
@@ -98,14 +89,14 @@ def open_entries(
     settings: DataSettings,
     name: str,
     say: Callable[[str], None],
-    kind: Kind | None = None,
+    candidates: Sequence[str] = (),
     frame: str = "{prompt}",
 ) -> QuestionSet:
     """Open sources and read what they ask."""
     local = [resolve(entry, say=say) for entry in entries]
     sources = open_sources(local, key=key, settings=settings)
     with working("reading the questions", total=len(sources), unit="samples") as advance:
-        return questions_of(sources, name=name, kind=kind, frame=frame, advance=advance)
+        return questions_of(sources, name=name, candidates=candidates, frame=frame, advance=advance)
 
 
 def default_metrics(questions: QuestionSet) -> Sequence[str]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visgraft.experiment.running import Outcome
+from visgraft.metrics.score_names import better_of, form_of_score
 from visgraft.runs import Run
 
 
@@ -78,11 +79,11 @@ def as_table(results: Sequence[VariantResult]) -> Table:
     for name in ("trainable", "validation loss", *(score.replace("_", " ") for score in scores), "minutes", "runs"):
         table.add_column(name, justify="right")
     losses = [median(result.validation_losses) for result in results if result.validation_losses]
-    tops = {name: max((median(r.scores[name]) for r in results if r.scores.get(name)), default=None) for name in scores}
+    tops = {name: _best_score(name, results) for name in scores}
     for result in results:
         cells = [
             _cell(result.validation_losses, "{:.4f}", best=min(losses, default=None)),
-            *(_cell(result.scores.get(name, []), "{:.1%}", best=tops[name]) for name in scores),
+            *(_cell(result.scores.get(name, []), form_of_score(name), best=tops[name]) for name in scores),
             _cell(result.minutes, "{:.1f}", best=None),
         ]
         trainable = "-" if result.trainable is None else f"{result.trainable:,}"
@@ -90,6 +91,16 @@ def as_table(results: Sequence[VariantResult]) -> Table:
         runs = f"{finished}" if finished == result.num_runs else f"{finished} of {result.num_runs}"
         table.add_row(Text(result.variant), trainable, *cells, runs)
     return table
+
+
+def _best_score(name: str, results: Sequence[VariantResult]) -> float | None:
+    """Give the best median of a score; none where all are 0, or neither more nor less of it is better."""
+    medians = [median(result.scores[name]) for result in results if result.scores.get(name)]
+    better = better_of(name)
+    if not medians or better is None:
+        return None
+    best = min(medians) if better == "lower" else max(medians)
+    return best or None
 
 
 def _cell(values: Sequence[float], form: str, *, best: float | None) -> Text:

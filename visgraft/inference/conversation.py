@@ -17,41 +17,23 @@ where the tokens of the text differ from what was generated, reading goes on fro
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
 from typing import Any
 
-import torch
-
+from visgraft.data.messages import asked
 from visgraft.data.prompt import encode_prompt_turns
 from visgraft.data.sample import ImageRef, Turn
-from visgraft.inference.answering import GREEDY, eval_mode, positions_taken, room_for_answer, stop_token_ids
-from visgraft.inference.prefix_cache import Pixels, Prefix, PrefixCache, encode_prefixes, open_pixels, read_prefixes
-from visgraft.inference.streaming import stream_pieces
-from visgraft.model.cache import PreallocatedCache
-from visgraft.model.sequence import append_segment, empty_table
+from visgraft.inference.decoding import Decoding
+from visgraft.inference.engine import Engine
+from visgraft.inference.eval_mode import eval_mode
+from visgraft.inference.limits import positions_taken, room_for_answer
+from visgraft.inference.prefix_cache import PrefixCache, open_pixels
+from visgraft.inference.reading import encode_images
+from visgraft.inference.requests import ImageSegment, Prompt, ReadRow, Segment
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
-from visgraft.segments import IMAGE, TEXT
 
-_POSITIONS_AT_FIRST = 512  # for which the cache has room; it grows with the conversation
-
-
-@dataclass(eq=False)
-class ConversationImage:
-    """An image of the conversation: its pixels, and what they are to the language model where it stands in front."""
-
-    pixels: Pixels
-    prefix: Prefix
-
-    @property
-    def num_tokens(self) -> int:
-        """Image tokens, P."""
-        return self.prefix.num_tokens
-
-
-Item = ConversationImage | Turn
-Segment = ConversationImage | list[int]  # what is read in one go; the ids of turns with no image between are one
+Item = ImageSegment | Turn
 
 
 class Conversation:
@@ -68,10 +50,8 @@ class Conversation:
         self.model = model
         self.processor = processor
         self.items: list[Item] = []
-        self._prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
-        self._cache = PreallocatedCache(capacity=_POSITIONS_AT_FIRST)
-        self._table = empty_table(1, device=model.device)
-        self._cached_keys: list[Hashable] = []  # of every position of the cache
+        self._engine = Engine(model, processor, num_slots=1, prefix_cache=prefix_cache)
+        self._read: ReadRow | None = None
 
     @property
     def turns(self) -> list[Turn]:
@@ -85,16 +65,15 @@ class Conversation:
             BadSampleError: it cannot be used; the conversation stays as it was.
             ModelError: the language model has no positions for it, whatever is forgotten.
         """
-        pixels = open_pixels(self.processor, [image])
+        shown = ImageSegment(open_pixels(self.processor, [image]))
         with eval_mode(self.model):
-            self._prefix_cache.belong_to(self.model)
-            [prefix] = encode_prefixes(self.model, [pixels], cache=self._prefix_cache, batch_size=1)
-        room_for_answer(self.model, 1, prefix.num_tokens)
-        self.items.append(ConversationImage(pixels, prefix))
+            encode_images(self.model, [shown], cache=self._engine.prefix_cache)
+        room_for_answer(self.model, 1, shown.num_tokens)
+        self.items.append(shown)
 
     def reset(self) -> None:
         """Forget what was said; the newest image stays."""
-        self.items = [*[item for item in self.items if isinstance(item, ConversationImage)][-1:]]
+        self.items = [*[item for item in self.items if isinstance(item, ImageSegment)][-1:]]
 
     def forget_oldest(self, prompt: str, *, max_new_tokens: int) -> int:
         """Forget the oldest turns, and images about which nothing is remembered, until a prompt and its answer fit.
@@ -115,46 +94,47 @@ class Conversation:
             if oldest is None:
                 break
             del items[oldest]
-        num_image = sum(item.num_tokens for item in items if isinstance(item, ConversationImage))
+        num_image = sum(item.num_tokens for item in items if isinstance(item, ImageSegment))
         room_for_answer(self.model, self._count(items, prompt) - positions_taken(self.model, num_image), num_image)
         self.items = items
         return before - len(self.turns)
 
-    def say(self, prompt: str, *, max_new_tokens: int = 256, **generate: Any) -> Generator[str, None, None]:
+    def say(self, prompt: str, *, max_new_tokens: int = 256, **decoding: Any) -> Generator[str, None, None]:
         """Answer a prompt piece by piece, and remember both; closed early, what was said so far is remembered.
 
         Args:
             prompt: what the user says.
             max_new_tokens: longest answer.
-            generate: what else Hugging Face's `generate` takes; without it the most probable token is taken each time.
+            decoding: settings of `Decoding.of`; without any the most probable token is taken each time.
 
         Raises:
+            ConfigError: a setting cannot be followed; the conversation stays as it was.
             ModelError: the prompt alone is too long; the conversation stays as it was.
+            BadSampleError: it names more images than were shown.
         """
+        settings = Decoding.of(max_new_tokens=max_new_tokens, **decoding)
+        num_shown = sum(isinstance(item, ImageSegment) for item in self.items)
+        prompt = asked(prompt, num_images=num_shown).prompt
         self.forget_oldest(prompt, max_new_tokens=max_new_tokens)
-        segments = self._segments(self.items, prompt)
-        num_text = sum(len(segment) for segment in segments if not isinstance(segment, ConversationImage))
-        num_image = sum(segment.num_tokens for segment in segments if isinstance(segment, ConversationImage))
-        limit = min(max_new_tokens, room_for_answer(self.model, num_text, num_image))
-        stream = stream_pieces(
-            self.processor.tokenizer, lambda hooks: self._generate(segments, limit, {**hooks, **generate})
+        given = Prompt(
+            self._segments(self.items, prompt), dialog=[*self.turns, Turn(prompt, "")], read=self._read, keep=True
         )
+        reply = self._engine.submit(given, settings, stream=True)
         text, has_failed = "", False
         try:
-            for piece in stream:
+            for piece in reply:
                 text += piece
                 yield piece
         except Exception:
             has_failed = True
             raise
         finally:
-            stream.close()
-            if has_failed:
-                self._reset_cache()
-            else:
+            reply.cancel()
+            self._read = reply.read or self._read
+            if not has_failed:
                 self.items.append(Turn(prompt, text))
 
-    # --- Reading
+    # --- What is read
 
     def _segments(self, items: Sequence[Item], prompt: str) -> list[Segment]:
         """Lay images and the ids of turns out in order; the last segment is text."""
@@ -163,7 +143,7 @@ class Conversation:
         texts = iter(encode_prompt_turns(tokenizer, template, [*turns, Turn(prompt, "")]))
         segments: list[Segment] = []
         for item in [*items, None]:
-            if isinstance(item, ConversationImage):
+            if isinstance(item, ImageSegment):
                 segments.append(item)
             elif segments and isinstance(segments[-1], list):
                 segments[-1] += next(texts)
@@ -174,91 +154,15 @@ class Conversation:
     def _count(self, items: Sequence[Item], prompt: str) -> int:
         """Count the positions of a conversation in front of its next answer."""
         return sum(
-            positions_taken(self.model, segment.num_tokens) if isinstance(segment, ConversationImage) else len(segment)
+            positions_taken(self.model, segment.num_tokens) if isinstance(segment, ImageSegment) else len(segment)
             for segment in self._segments(items, prompt)
         )
-
-    def _generate(self, segments: Sequence[Segment], limit: int, settings: dict[str, Any]) -> None:
-        """Read what is not yet read, and answer."""
-        own = {"eos_token_id": stop_token_ids(self.model, self.processor)}
-        own["pad_token_id"] = self.processor.tokenizer.pad_token_id
-        with eval_mode(self.model):
-            ids = self._read(segments)
-            output = self.model.generate(
-                input_ids=torch.tensor([ids], device=self.model.device),
-                context=self._table,
-                past_key_values=self._cache,
-                max_new_tokens=limit,
-                **{**GREEDY, **own, **settings},
-            )
-            num_read = int(self._cache.get_seq_length()) - self._table.length  # the last token was not run
-            self._note_read(output[0, :num_read].tolist())
-
-    def _read(self, segments: Sequence[Segment]) -> list[int]:
-        """Read all but the last text's ids that are not yet read, at least one, and give these."""
-        wanted = [key for segment in segments for key in _position_keys(segment)]
-        common = next(
-            (place for place, (old, new) in enumerate(zip(self._cached_keys, wanted, strict=False)) if old != new),
-            min(len(self._cached_keys), len(wanted)),
-        )
-        common = min(common, len(wanted) - 1)
-        self._cache.cut(common)
-        self._table, self._cached_keys = self._table.cut(common), self._cached_keys[:common]
-        place = 0
-        for segment in segments[:-1]:
-            length = len(_position_keys(segment))
-            unread = segment if isinstance(segment, ConversationImage) else segment[max(0, common - place) :]
-            place += length
-            if place <= common:
-                continue
-            if isinstance(unread, ConversationImage):
-                self._read_image(unread)
-            else:
-                row = torch.tensor([unread], device=self.model.device)
-                self.model.read_text(row, context=self._table, cache=self._cache, logits_to_keep=1)
-                self._note_read(unread)
-        last = segments[-1]
-        assert isinstance(last, list)
-        return last[max(0, common - place) :]
-
-    def _read_image(self, image: ConversationImage) -> None:
-        mask = torch.ones(1, image.num_tokens, dtype=torch.bool, device=self.model.device)
-        if self._table.length == 0:  # as in front of any question, so what is kept of it serves
-            read_prefixes(self.model, [image.prefix], cache=self._prefix_cache)
-            self._cache.put([image.prefix.states])
-            self._table = append_segment(self._table, mask, kind=IMAGE)
-        else:
-            tokens = image.prefix.tokens
-            if tokens is None:
-                fresh = encode_prefixes(self.model, [image.pixels], cache=PrefixCache(max_bytes=0), batch_size=1)
-                tokens = fresh[0].tokens
-            assert tokens is not None
-            self._table = self.model.read_image(
-                tokens[None], image_token_mask=mask, context=self._table, cache=self._cache
-            )
-        self._cached_keys += _position_keys(image)
-
-    def _note_read(self, ids: Sequence[int]) -> None:
-        mask = torch.ones(1, len(ids), dtype=torch.bool, device=self.model.device)
-        self._table = append_segment(self._table, mask, kind=TEXT)
-        self._cached_keys += ids
-
-    def _reset_cache(self) -> None:
-        self._cache = PreallocatedCache(capacity=_POSITIONS_AT_FIRST)
-        self._table, self._cached_keys = self._table.cut(0), []
-
-
-def _position_keys(segment: Segment) -> list[Hashable]:
-    """Name what stands at each position: an image and the place in it, or a token's id."""
-    if isinstance(segment, ConversationImage):
-        return [(segment, place) for place in range(segment.num_tokens)]
-    return [*segment]
 
 
 def _oldest(items: Sequence[Item]) -> int | None:
     """Choose what is forgotten first: the oldest turn, or an image if nothing is remembered before the next one."""
     for index, item in enumerate(items):
         following = items[index + 1] if index + 1 < len(items) else None
-        if isinstance(item, Turn) or isinstance(following, ConversationImage):
+        if isinstance(item, Turn) or isinstance(following, ImageSegment):
             return index
     return None

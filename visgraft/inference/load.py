@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from visgraft.data.prompt import end_token_id
 from visgraft.model.precision import Precision, computing_dtype, pick_device
 from visgraft.model.storage.restoring import find_folder
 from visgraft.model.trainable import set_trainable
@@ -36,6 +37,7 @@ def load(
     folder = find_folder(find_model(name))
     model = VisionLanguageModel.from_pretrained(folder, language_dtype=dtype)  # the large part never lies in float32
     processor = Processor.from_pretrained(folder)
+    model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     set_trainable(model, modes={}, frozen_dtype=dtype)
     model.to(target)  # type: ignore[arg-type]  # transformers wraps the method untyped
     return model.eval(), processor

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from visgraft.data.images.pixels import seen_image
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.messages import asked
+from visgraft.data.sample import Sample
 from visgraft.errors import ConfigError
-from visgraft.inference import answer
-from visgraft.inference.answering import eval_mode
+from visgraft.inference import answer_each
+from visgraft.inference.eval_mode import eval_mode
 from visgraft.inspection.answer_attention import answer_attention
 from visgraft.inspection.nearest_tokens import Nearest, Neighbours, find_nearest
 from visgraft.inspection.patch_grid import PatchGrid, find_patch_grid, join_grids
@@ -176,7 +176,7 @@ def inspect_image(
         picture = _seen(vision_inputs, squares, processor, image)
     attention = None
     if prompt is not None:
-        sample = Sample(images=[image], dialogs=[[Turn(prompt, "")]])
+        sample = Sample(images=[image], dialogs=[[asked(prompt, num_images=1)]])
         attention = _inspect_answer(model, processor, sample, tokens, layers=chosen, max_new_tokens=max_new_tokens)
     named = {*nearest.by_dot.ids.flatten().tolist(), *nearest.by_cosine.ids.flatten().tolist()}
     named |= set() if attention is None else set(attention.token_ids)
@@ -207,15 +207,10 @@ def _inspect_answer(
     max_new_tokens: int,
 ) -> AnswerInspection:
     prompt_ids = processor.prompt(sample.dialogs[0])
-    watcher = _TokenWatcher()
-    [text] = answer(
-        model,
-        processor,
-        [sample],
-        max_new_tokens=max_new_tokens,
-        stopping_criteria=StoppingCriteriaList([watcher]),
-    )
-    answer_ids = watcher.ids[len(prompt_ids) :]
+    [answered] = answer_each(model, processor, [sample], max_new_tokens=max_new_tokens)
+    if answered.error is not None:
+        raise answered.error
+    answer_ids = list(answered.token_ids)
     with eval_mode(model):
         shares = answer_attention(model, image_tokens, prompt_ids=prompt_ids, answer_ids=answer_ids)[list(layers)].cpu()
     num_image = len(image_tokens)
@@ -224,23 +219,13 @@ def _inspect_answer(
     in_front = num_image + len(prompt_ids) + torch.arange(len(answer_ids))
     return AnswerInspection(
         prompt=sample.dialogs[0][0].prompt,
-        answer=text,
+        answer=answered.text,
         token_ids=answer_ids,
         layers=list(layers),
         image_share=image_share,
         even_share=num_image / in_front,
         weights=to_image / image_share[..., None].clamp(min=1e-12),
     )
-
-
-class _TokenWatcher(StoppingCriteria):
-    """Stop nothing; remember the ids of the one row that is generated."""
-
-    ids: list[int]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        self.ids = input_ids[0].tolist()
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 def parse_layers(text: str | None, *, num_layers: int) -> list[int]:

@@ -2,13 +2,14 @@
 
 In: prompts padded on either side, pixels. Out: the given ids untouched, then the new tokens. Rows are packed as
 [pads][image][text], so that physical distance in the cache equals logical distance and sliding or static caches hold.
-Where an answer ends is decided by who asks: see `stop_token_ids` of inference/answering.py.
+Where an answer ends is decided by who asks: see `stop_token_ids` of inference/limits.py.
 
     ids = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, max_new_tokens=32)
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from transformers.cache_utils import Cache
 from visgraft.errors import ModelError
 from visgraft.model.joined import JoinedModel
 from visgraft.model.sequence import SegmentTable
-from visgraft.model.vision_inputs import is_vision_input
+from visgraft.model.state_cache import StateCache
+from visgraft.model.vision_inputs import check_rows, is_vision_input
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 
@@ -64,6 +66,7 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             ):
                 raise ModelError(PADS_BEHIND_CACHE)
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+        check_rows(pixel_values if kwargs.get("image_embeds") is None else kwargs["image_embeds"], input_ids)
         if pixel_values is not None and kwargs.get("image_embeds") is None:
             prefix, prefix_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
             kwargs.update(image_embeds=prefix, image_token_mask=prefix_mask)
@@ -76,6 +79,18 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             return whole
         output.sequences = whole
         return output
+
+    def stop_also_at(self, token_id: int) -> None:
+        """Let `generate` end answers at a token too, here and wherever the model is saved to.
+
+        Whoever knows the prompt template calls it with the token behind every answer (`end_token_id` of
+        data/prompt.py), which the language model's own settings need not name. Its own copy of these stays as it is.
+        """
+        own = self.generation_config.eos_token_id
+        stops = [] if own is None else [own] if isinstance(own, int) else list(own)
+        if token_id not in stops:
+            self.generation_config = copy.deepcopy(self.generation_config)
+            self.generation_config.eos_token_id = [*stops, token_id] if stops else token_id
 
     def _start_tokens(self, num_rows: int) -> Tensor:
         for name in ("bos_token_id", "eos_token_id"):
@@ -116,7 +131,21 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
     ) -> Any:
-        """Make room for the image tokens, which `generate` does not count."""
+        """Make the cache that the language model takes, with room for the image tokens, which `generate` ignores.
+
+        Raises:
+            ModelError: another kind of cache is asked for than the one that holds this language model's states.
+        """
+        spec = self.attention_spec
+        if spec.sharing != "mask" and model_kwargs.get("past_key_values") is None:
+            if generation_config.cache_implementation is not None:
+                raise ModelError(
+                    f"cache_implementation: got {generation_config.cache_implementation!r}, but {spec.name} carries "
+                    "states, which visgraft's own cache holds; leave it out"
+                )
+            if generation_config.use_cache:
+                model_kwargs["past_key_values"] = StateCache()
+            return None
         mask = model_kwargs.get("image_token_mask")
         length += 0 if mask is None else mask.shape[1]
         prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,17 @@ from visgraft.model.sequence import SegmentTable, attention_mask, block_mask
 
 MAX_MASK_BYTES = 2**30  # of one dense mask; a row of 32,768 positions, or 4,096 rows of 512
 
-# Layer kinds whose reach a mask can express: name in `config.layer_types` -> (windowed, chunked).
-LAYER_KINDS = {
-    "full_attention": (False, False),
+# Kinds of layers in `config.layer_types` that look back only so far: name -> (windowed, chunked).
+SHORT_SIGHTED = {
     "sliding_attention": (True, False),
+    "hybrid_sliding": (True, False),
     "chunked_attention": (False, True),
 }
+INDEXED = "indexed_attention"  # looks at the `config.index_topk` keys that it finds best
+NOTHING_CARRIED = ("moe", "mlp", "dummy")  # layers that see no other position
+
+Sharing = Literal["mask", "state", "rows"]
+BehindCache = Literal["several", "single", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,16 @@ class AttentionSpec:
         takes_positions: forward has `position_ids`.
         alibi: logical positions [B, S] -> ALiBi bias of each head [B, H, S], scaled as the scores after 1/sqrt(d).
         zero_positions: positions are given as 0, which makes the family's rotary embedding the identity.
-        deliver: hands the additive mask to a family that would not take it as an argument.
         max_positions: the LM's longest row, None = unlimited.
+        why_max: what sets that limit, where it is not the number of positions.
+        takes_mask: forward has `attention_mask`, and some layer looks at it.
+        unmasked: kinds of layers that no mask governs.
+        one_mask: every layer is given the same mask, though there are several kinds.
+        cache_name: the argument by which forward takes a cache; None = it takes none.
+        sharing: how several texts read one image: behind it in one row, kept apart by the mask; from copies of its
+            states; or each with the image in a row of its own. Found by trying (checks/compatibility.py).
+        behind_cache: what the LM reads rightly behind a cache: several tokens at once, single ones, or nothing.
+        image_is_causal: what it reads of an image from left to right whatever the mask says: nothing, some layers, all.
     """
 
     name: str
@@ -68,7 +81,21 @@ class AttentionSpec:
     max_positions: int | None
     alibi: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
     zero_positions: bool = False
-    deliver: Callable[[Tensor], None] | None = field(default=None, compare=False)
+    why_max: str | None = None
+    takes_mask: bool = True
+    unmasked: tuple[str, ...] = ()
+    one_mask: bool = False
+    cache_name: str | None = "past_key_values"
+    sharing: Sharing = "mask"
+    behind_cache: BehindCache = "several"
+    image_is_causal: Literal["nothing", "some", "all"] = "nothing"
+
+    def call(
+        self, language: PreTrainedModel, embeds: Tensor, arguments: Mapping[str, Any], *, cache: Cache | None = None
+    ) -> Any:
+        """Run the LM on embeddings [B, Q, D_lm] with what `arguments` made for them; the cache is written to."""
+        caching = {} if cache is None or self.cache_name is None else {self.cache_name: cache}
+        return language(inputs_embeds=embeds, use_cache=cache is not None, **caching, **arguments)
 
     @property
     def additive(self) -> bool:
@@ -114,7 +141,7 @@ class AttentionSpec:
             )
         num_queries = table.length if num_queries is None else num_queries
         masks: dict[str, Any] = {}
-        for kind, (reach, layer_index) in self.reaches.items():
+        for kind, (reach, layer_index) in self.reaches.items() if self.takes_mask else ():
             rules: dict[str, Any] = {"causal_image": causal_image, "window": reach.window, "chunk": reach.chunk}
             if self.blocks and cache is None:
                 masks[kind] = block_mask(table, **rules)
@@ -126,8 +153,13 @@ class AttentionSpec:
             self._check_size(table, num_queries, table.length if keys is None else keys.stop - keys.start, dtype)
             mask = attention_mask(table, num_queries=num_queries, keys=keys, **rules)  # [B, 1, Q, K] bool
             masks[kind] = self._finish(mask, table, num_queries, keys, dtype)
-        single = next(iter(masks.values())) if len(masks) == 1 else None
-        arguments: dict[str, Any] = {"attention_mask": masks if single is None else single}
+        arguments: dict[str, Any] = {}
+        if masks:
+            first = next(iter(masks.values()))
+            is_single = self.one_mask or (len(masks) == 1 and not self.unmasked)
+            # Layers of two natures take their mask under the one name or the other.
+            by_kind = {"full_attention": first, "linear_attention": None, **dict.fromkeys(self.unmasked), **masks}
+            arguments["attention_mask"] = first if is_single else by_kind if self.unmasked else masks
         if self.takes_positions:
             position = (table.position if positions is None else positions)[:, -num_queries:]  # [B, Q]
             arguments["position_ids"] = torch.zeros_like(position) if self.zero_positions else position
@@ -160,71 +192,80 @@ class AttentionSpec:
             key_ramp = nn.functional.pad(key_ramp, (0, mask.shape[-1] - key_ramp.shape[-1]))  # [B, H, K]
             # Only the key's term matters to the softmax; the query's is subtracted to keep the numbers small.
             bias = (key_ramp[:, :, None, :] - ramp[:, :, -num_queries:, None]).to(dtype)  # [B, H, Q, K]
-        additive = torch.where(mask, bias, lowest)  # [B, 1 or H, Q, K]
-        if self.deliver is not None:
-            self.deliver(additive)
-            return mask
-        return additive
+        return torch.where(mask, bias, lowest)  # [B, 1 or H, Q, K]
 
 
 def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
     """Read how a language model takes masks and positions, and install its family's quirk where it has one.
 
     Raises:
-        UnsupportedModelError: layers that no mask can govern (recurrent, linear, convolutional), or a forward that
-            takes no attention_mask or no inputs_embeds.
+        UnsupportedModelError: a forward that takes no inputs_embeds.
     """
     config = language.config.get_text_config(decoder=True)
     parameters = inspect.signature(language.forward).parameters
-    if "attention_mask" not in parameters or "inputs_embeds" not in parameters:
+    if "inputs_embeds" not in parameters:
         raise UnsupportedModelError(
-            f"{config.model_type} ({type(language).__name__}) takes no attention_mask or no inputs_embeds: "
-            "visgraft cannot set which tokens see each other. Choose a causal LM whose layers are all attention"
+            f"{config.model_type} ({type(language).__name__}) takes no inputs_embeds: image tokens cannot stand among "
+            "its text. Choose another causal LM"
         )
-    reaches = _reaches(config)
+    reaches, unmasked = _reaches(config)
+    why, limit = _position_limit(config)
     attention_spec = AttentionSpec(
         name=config.model_type,
         config=config,
-        reaches=reaches,
+        reaches=reaches or {"full_attention": (Reach(), 0)},
         takes_positions="position_ids" in parameters,
-        max_positions=max_positions_of(config),
+        max_positions=limit,
+        why_max=why if INDEXED in why else None,
+        takes_mask="attention_mask" in parameters and bool(reaches),
+        unmasked=unmasked,
+        cache_name=next((name for name in ("past_key_values", "cache_params") if name in parameters), None),
     )
     quirk = QUIRKS.get(config.model_type)
     return quirk.install(language, attention_spec) if quirk is not None and quirk.applies(config) else attention_spec
 
 
-def _reaches(config: PreTrainedConfig) -> dict[str, tuple[Reach, int]]:
+def _layer_kinds(config: PreTrainedConfig) -> list[str]:
+    return list(getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ())
+
+
+def _reaches(config: PreTrainedConfig) -> tuple[dict[str, tuple[Reach, int]], tuple[str, ...]]:
+    """Give the reach of every kind of layer that is given a mask, and the kinds that are given none."""
     window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
-    layer_types = list(getattr(config, "layer_types", None) or ())
-    if not layer_types:
-        return {"full_attention": (Reach(window=window), 0)}
-    unknown = sorted(set(layer_types) - set(LAYER_KINDS))
-    if unknown:
-        raise UnsupportedModelError(
-            f"{config.model_type} has layers of kind {', '.join(unknown)}, whose state flows past any mask: text would "
-            "leak into other texts of the same image. Choose a causal LM whose layers are all attention"
+    kinds = _layer_kinds(config)
+    if not kinds:
+        return {"full_attention": (Reach(window=window), 0)}, ()
+    reaches, unmasked = {}, []
+    for kind in dict.fromkeys(kinds):
+        if kind in NOTHING_CARRIED or kind == "linear_attention" or not ("attention" in kind or "hybrid" in kind):
+            unmasked.append(kind)
+            continue
+        windowed, chunked = SHORT_SIGHTED.get(kind, (False, False))
+        reaches[kind] = (
+            Reach(window=window if windowed else None, chunk=chunk if chunked else None),
+            kinds.index(kind),
         )
-    reaches = {}
-    for kind in dict.fromkeys(layer_types):
-        windowed, chunked = LAYER_KINDS[kind]
-        reach = Reach(window=window if windowed else None, chunk=chunk if chunked else None)
-        reaches[kind] = (reach, layer_types.index(kind))
-    return reaches
+    return reaches, tuple(unmasked)
 
 
 def max_positions_of(config: PreTrainedConfig) -> int | None:
     """Return the longest row that a language model of this configuration takes; None = no limit is known."""
-    config = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "max_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    return _position_limit(config.get_text_config(decoder=True))[1]
+
+
+def _position_limit(config: PreTrainedConfig) -> tuple[str, int | None]:
+    """Return why no row may be longer, and than how much."""
+    names = ("max_position_embeddings", "max_seq_len")
+    values = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
+    limits = [("the number of its positions", value) for value in values[:1]]
+    if INDEXED in _layer_kinds(config):
+        limits.append((f"its {INDEXED} looks at its index_topk best keys alone", config.index_topk))
+    return min(limits, key=lambda pair: pair[1], default=("", None))
 
 
 def _mask_sizes(cache: Cache, num_queries: int, layer_index: int, table: SegmentTable) -> tuple[int, int]:
     """Ask a layer's cache how many keys it will hand out, and from which column on."""
-    if not cache.layers or layer_index >= len(cache.layers):  # a lazy cache, still empty
+    if type(cache).get_mask_sizes is Cache.get_mask_sizes and layer_index >= len(cache.layers):  # lazy, and still empty
         return table.length, 0
     length, offset = cache.get_mask_sizes(num_queries, layer_index)
     return int(length), int(offset)
@@ -277,10 +318,11 @@ def _install_mpt(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
     model = language.transformer
     if not isinstance(model.build_mpt_alibi_tensor, _MptBias):
         model.build_mpt_alibi_tensor = _MptBias(model)
+        model.register_forward_pre_hook(_deliver_mpt_mask, with_kwargs=True)
         for block in model.blocks:
             block.attn.forward = _MptAttentionForward(block.attn)
     slopes = mpt_alibi(language.config.n_heads, 2, alibi_bias_max=8)[:, 0].float().diff()[:, 0]
-    return replace(attention_spec, alibi=_Ramp(slopes), deliver=model.build_mpt_alibi_tensor.deliver)
+    return replace(attention_spec, alibi=_Ramp(slopes))
 
 
 @dataclass(frozen=True)
@@ -321,21 +363,23 @@ def _switch_falcon_alibi(model: Any, _: tuple[Any, ...], named: dict[str, Any]) 
 
 
 class _MptBias:
-    """MPT's bias, or in its place the mask with the bias that was delivered for the next call."""
+    """MPT's bias, or in its place the additive mask of the call that runs, with the bias in it."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.waiting: Tensor | None = None
-
-    def deliver(self, mask: Tensor) -> None:
-        self.waiting = mask
+        self.mask: Tensor | None = None
 
     def __call__(self, *arguments: Any, **named: Any) -> Tensor:
-        waiting, self.waiting = self.waiting, None
-        if waiting is not None:
-            return waiting
+        if self.mask is not None:
+            return self.mask
         bias: Tensor = type(self.model).build_mpt_alibi_tensor(self.model, *arguments, **named)
         return bias
+
+
+def _deliver_mpt_mask(model: Any, _: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Let the mask of this call reach the layers in the place of their bias."""
+    mask = named.get("attention_mask")
+    model.build_mpt_alibi_tensor.mask = mask if mask is not None and mask.ndim == 4 else None
 
 
 class _MptAttentionForward:

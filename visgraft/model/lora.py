@@ -8,8 +8,14 @@ Usage: `add_lora(model.language, settings, targets=find_lora_targets(model.langu
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import inspect
+import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -31,19 +37,20 @@ def find_lora_targets(
     Args:
         module: the part.
         part: its name, for errors.
-        suffixes: ends of module names as in peft (`q_proj`, `mlp.fc1`); None takes every linear of the attention
-            blocks, or, in a part without any attention, every linear. `nn.MultiheadAttention` is left alone: it
-            reads the weights of its linear and never calls it.
+        suffixes: ends of module names as in peft (`q_proj`, `mlp.fc1`); None takes every linear of the blocks in
+            which positions meet (attention, and layers with a state: mixers, short convolutions), or, in a part
+            without any, every linear. A linear whose weights a block reads without calling it, on this device or on
+            another, is left alone: LoRA would change nothing there (`nn.MultiheadAttention`, Mamba's `out_proj`).
         exclude: modules that are not the part's own (the language model's head).
 
     Raises:
         ConfigError: the part has no linear, or a suffix matches none.
     """
-    uncalled = [path for path, layer in module.named_modules() if isinstance(layer, nn.MultiheadAttention)]
+    foreign = set(exclude)
     linears = [
         path
         for path, layer in _walk(module)
-        if _is_linear(layer) and layer not in exclude and not _is_inside(path, uncalled)
+        if _is_linear(layer) and layer not in foreign and not _is_read_past(module, path)
     ]
     if not linears:
         raise ConfigError(
@@ -51,8 +58,8 @@ def find_lora_targets(
             "use frozen, full, {last_layers: k} or {patterns: [...]}"
         )
     if suffixes is None:
-        attention = [path for path, layer in _walk(module) if _is_attention(path, layer)]
-        inside = [path for path in linears if _is_inside(path, attention)]
+        mixers = [path for path, layer in _walk(module) if _is_mixer(path, layer)]
+        inside = [path for path in linears if _is_inside(path, mixers)]
         return tuple(inside or linears)
     could = sorted({path.rpartition(".")[2] for path in linears})
     for suffix in suffixes:
@@ -84,11 +91,39 @@ def add_lora(part: nn.Module, settings: LoraSettings, *, targets: Sequence[str])
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
-        inject_adapter_in_model(config, part, adapter_name=adapter)
+        inject_adapter(config, part, adapter=adapter)
     reached = {path for path, layer in lora_layers(part) if adapter in layer.lora_A}
     assert reached == set(targets), f"peft put LoRA on {sorted(reached ^ set(targets))} against what was asked"
     activate_adapters(part, trained=adapter)
     return adapter
+
+
+def inject_adapter(config: LoraConfig, part: nn.Module, *, adapter: str) -> None:
+    """Let peft put an adapter on exactly the modules that its config names.
+
+    peft takes `gate_proj` and the like for names of older releases, in which experts were linears, and would rename or
+    refuse them, wherever they stand.
+    """
+    try:
+        module = importlib.import_module("peft.utils.transformers_weight_conversion")
+    except ImportError:  # a release that renames nothing
+        inject_adapter_in_model(config, part, adapter_name=adapter)
+        return
+    rename = module.convert_peft_config_for_transformers
+    module.convert_peft_config_for_transformers = lambda *_, **__: None  # type: ignore[attr-defined]
+    try:
+        inject_adapter_in_model(config, part, adapter_name=adapter)
+    finally:
+        module.convert_peft_config_for_transformers = rename  # type: ignore[attr-defined]
+
+
+def targets_by_block(part: nn.Module, targets: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """Sort LoRA's targets by the kind of block they are in: {"LlamaAttention": ("q_proj", ...)}, each name once."""
+    found: dict[str, dict[str, None]] = {}
+    for path in targets:
+        parent, _, name = path.rpartition(".")
+        found.setdefault(type(part.get_submodule(parent)).__name__, {})[name] = None
+    return {kind: tuple(names) for kind, names in found.items()}
 
 
 def activate_adapters(part: nn.Module, *, trained: str | None) -> None:
@@ -146,8 +181,31 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(_base(module), nn.Linear | Conv1D)
 
 
-def _is_attention(path: str, module: nn.Module) -> bool:
-    return type(module).__name__.endswith("Attention") or path.rpartition(".")[2] in ATTENTION_NAMES
+def _is_mixer(path: str, module: nn.Module) -> bool:
+    """Say whether positions meet in a module: it attends, or convolves along the row, as layers with a state do."""
+    is_attention = type(module).__name__.endswith("Attention") or path.rpartition(".")[2] in ATTENTION_NAMES
+    return is_attention or _convolves(module)
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(child, nn.Conv1d) for child in module.children())
+
+
+def _is_read_past(part: nn.Module, path: str) -> bool:
+    """Say whether the block that has a linear reads its weights instead of calling it, as fused kernels do."""
+    parent, _, name = path.rpartition(".")
+    block = part.get_submodule(parent)
+    kind: Any = type(block)
+    return (_convolves(block) or isinstance(block, nn.MultiheadAttention)) and name in _weights_read(kind)
+
+
+@functools.cache
+def _weights_read(kind: Any) -> frozenset[str]:
+    with contextlib.suppress(OSError, TypeError):  # a class without a source
+        return frozenset(
+            re.findall(r"\bself\.(\w+)\.weight\b(?!\s*\.\s*(?:dtype|device|shape))", inspect.getsource(kind))
+        )
+    return frozenset()
 
 
 def _is_inside(path: str, blocks: Collection[str]) -> bool:

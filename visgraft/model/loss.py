@@ -3,7 +3,7 @@
 In: (source, target) pairs, a position of the rows and the token that it must predict. Out: a `VisionLanguageOutput`
 with their loss. `labels=` only builds such pairs.
 
-    output = supervised_loss(language, run, source=source, target=target, logits_bytes=2**28)
+    output = loss_output(supervised_losses(language, run, source=source, target=target, logits_bytes=2**28))
     output = labels_loss(logits, labels)                # of logits that are there, shifted inside the text
 
 About 6 % of positions carry a target in captioning, and the head of a large vocabulary is a good part of the work: so
@@ -58,9 +58,9 @@ class VisionLanguageOutput(ModelOutput):
     past_key_values: Cache | None = None
 
 
-def supervised_loss(
+def supervised_losses(
     language: PreTrainedModel, run: Callable[[], Any], *, source: Tensor, target: Tensor, logits_bytes: int
-) -> VisionLanguageOutput:
+) -> Tensor:
     """Compute the cross-entropy of each (source, target) pair.
 
     Args:
@@ -70,6 +70,9 @@ def supervised_loss(
         target: [M] long token ids.
         logits_bytes: where fp32 logits [M, V] would take more, they are made in chunks of rows and made again in the
             backward pass, so that no more than this is in memory at once.
+
+    Returns:
+        [M] fp32.
 
     Raises:
         UnsupportedModelError: the LM's logits do not come from its output embeddings alone.
@@ -82,7 +85,7 @@ def supervised_loss(
         hidden = _last_states(language, run)[index]  # [B, S, D] -> [M, D]
         chunks = zip(hidden.split(rows_at_once), target.split(rows_at_once), strict=True)
         losses = [checkpoint(_chunk_losses, language, part, goal, use_reentrant=False) for part, goal in chunks]
-        return _loss_output(torch.cat(losses))  # [M]
+        return torch.cat(losses)
     with gathered_head(language, index):
         logits = run().logits  # [1, M, V]
     if logits.shape[:2] != (1, target.shape[0]):
@@ -90,7 +93,7 @@ def supervised_loss(
             f"{type(language).__name__} gave logits of shape {list(logits.shape)} for {target.shape[0]} supervised "
             "positions: its logits do not come from get_output_embeddings() alone. Choose another language model"
         )
-    return _loss_output(cross_entropy(logits[0], target))
+    return cross_entropy(logits[0], target)
 
 
 def labels_loss(logits: Tensor, labels: Tensor) -> VisionLanguageOutput:
@@ -102,10 +105,10 @@ def labels_loss(logits: Tensor, labels: Tensor) -> VisionLanguageOutput:
     """
     row, column = (labels[:, 1:] != -100).nonzero(as_tuple=True)  # each [M]
     predicted = logits[:, -labels.shape[1] :][row, column]  # [B, T, V] -> [M, V]
-    return _loss_output(cross_entropy(predicted, labels[row, column + 1]))
+    return loss_output(cross_entropy(predicted, labels[row, column + 1]))
 
 
-def _loss_output(losses: Tensor) -> VisionLanguageOutput:
+def loss_output(losses: Tensor) -> VisionLanguageOutput:
     """Sum up one loss a pair, [M] fp32."""
     loss_sum, count = losses.sum(), losses.shape[0]
     return VisionLanguageOutput(
@@ -165,10 +168,19 @@ def _last_states(language: PreTrainedModel, run: Callable[[], Any]) -> Tensor:
     return caught[-1]
 
 
+class _DecoderOutput(BaseModelOutputWithPast):
+    """What any family's decoder returns: states, and nothing else under whatever name."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
 def _chunk_losses(language: PreTrainedModel, hidden: Tensor, target: Tensor) -> Tensor:
     """Run everything after the decoder on m of its states [m, D], by letting the decoder return them: [m] losses."""
     decoder = language.get_decoder()
-    states = BaseModelOutputWithPast(last_hidden_state=hidden.unsqueeze(0))  # [1, m, D]
+    states = _DecoderOutput(last_hidden_state=hidden.unsqueeze(0))  # [1, m, D]
     original = decoder.forward
     decoder.forward = lambda *_, **__: states
     try:

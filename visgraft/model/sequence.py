@@ -89,6 +89,14 @@ class SegmentTable:
         )
         return SegmentTable(kind, group, segment, position, self.sees)
 
+    def pick(self, rows: Tensor, columns: Tensor) -> SegmentTable:
+        """Take these columns [s] of these rows [n], in their order."""
+        index = (rows[:, None], columns[None])
+        kind, group, segment, position = (
+            tensor[index] for tensor in (self.kind, self.group, self.segment, self.position)
+        )
+        return SegmentTable(kind, group, segment, position, self.sees[rows])
+
     def at(self, row: Tensor, column: Tensor) -> TableEntries:
         """Read the table at [row, column] (any broadcastable index tensors)."""
         index = (row, column)

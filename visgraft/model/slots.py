@@ -13,7 +13,7 @@ filled by the last one, so a step runs those in use and no other, over as many c
     cache = SlotCache(num_layers=12, device=model.device)
     cache.reserve(3, num_columns=64)
     cache.place(0, states, length=states.num_positions)                # an image, as it was read elsewhere
-    with cache.reading(rows=slice(0, 3), starts=[3, 3, 0], num_new=5): ...     # a forward of 5 positions of each row
+    with cache.reading(rows=slice(0, 3), starts=[3, 3, 0], counts=[2, 1, 2]): ...    # and a forward
 """
 
 from __future__ import annotations
@@ -38,20 +38,25 @@ class Reading:
     Attributes:
         rows: of the cache.
         starts: column of each row's first new position, [B].
-        num_new: new positions of each row, Q; behind its own last one a row may write what nothing will ever look at.
+        counts: new positions of each row, [B].
         device: of the keys and values.
     """
 
     rows: slice
     starts: Sequence[int]
-    num_new: int
+    counts: Sequence[int]
     device: torch.device
     _places: list[Tensor] = field(default_factory=list, init=False)
 
     @property
+    def num_new(self) -> int:
+        """The most new positions of a row, Q."""
+        return max(self.counts)
+
+    @property
     def num_columns(self) -> int:
-        """Columns that are handed out, K: those of the longest row."""
-        return max(self.starts) + self.num_new
+        """Columns that are handed out, K: up to the end of the longest row."""
+        return max(start + count for start, count in zip(self.starts, self.counts, strict=True))
 
     @property
     def places(self) -> tuple[Tensor, Tensor]:
@@ -123,7 +128,7 @@ class SlotCache(Cache):
         """Make one without room; take it with `reserve`."""
         self.reserved = (0, 0)
         self.device = device
-        self.present = Reading(slice(0, 0), [0], 0, device)
+        self.present = Reading(slice(0, 0), [0], [0], device)
         self._holds: dict[int, weakref.ref[KeptStates]] = {}
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
@@ -146,6 +151,13 @@ class SlotCache(Cache):
                     layer.resize(*self.reserved)
             raise
         self.reserved = (rows, columns)
+
+    def shrink(self, num_rows: int) -> None:
+        """Give back the room of all rows but the first ones."""
+        for layer in self.layers:
+            layer.resize(num_rows, self.reserved[1])
+        self.reserved = (num_rows, self.reserved[1])
+        self._holds = {row: known for row, known in self._holds.items() if row < num_rows}
 
     def place(self, row: int, states: KeptStates, *, length: int) -> None:
         """Copy the first positions of what was read elsewhere to a row, unless the row still begins with all of it."""
@@ -178,12 +190,14 @@ class SlotCache(Cache):
     def keep(self, row: int, *, length: int) -> KeptStates:
         """Copy the states of a row's first positions."""
         pairs = [[buffer[row, :, :length].clone() for buffer in layer.buffers] for layer in self.layers]
-        return KeptStates(tuple((pair[0], pair[1]) for pair in pairs if pair))
+        states = KeptStates(tuple((pair[0], pair[1]) for pair in pairs if pair))
+        self._holds[row] = weakref.ref(states)
+        return states
 
     @contextmanager
-    def reading(self, *, rows: slice, starts: Sequence[int], num_new: int) -> Iterator[Reading]:
-        """Let a forward read `num_new` positions of these rows, from these columns on, while the context lasts."""
-        self.present = Reading(rows, starts, num_new, self.device)
+    def reading(self, *, rows: slice, starts: Sequence[int], counts: Sequence[int]) -> Iterator[Reading]:
+        """Let a forward read so many positions of each of these rows, from its column on, while the context lasts."""
+        self.present = Reading(rows, starts, counts, self.device)
         assert self.present.num_columns <= self.reserved[1], "reserve columns before reading"
         for row, start in enumerate(starts, start=rows.start):  # a row that is begun anew holds nothing known any more
             known = self._holds[row]() if row in self._holds else None
@@ -200,5 +214,6 @@ def _write(buffer: Tensor, states: Tensor, reading: Reading) -> Tensor:
         rows[index, :, columns] = states[:, :, 0].to(buffer.dtype)
     else:
         for row, start in enumerate(reading.starts):
-            rows[row, :, start : start + reading.num_new] = states[row]
+            end = min(start + reading.num_new, reading.num_columns)  # what is left over behind all rows is not kept
+            rows[row, :, start:end] = states[row, :, : end - start]
     return rows[:, :, : reading.num_columns]

@@ -18,10 +18,19 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from visgraft.config import PARTS, LoraSettings, Part, TrainingMode
 from visgraft.errors import ConfigError
-from visgraft.model.lora import activate_adapters, adapters_of, add_lora, find_lora_targets, is_lora_name, same_adapter
+from visgraft.model.lora import (
+    activate_adapters,
+    adapters_of,
+    add_lora,
+    find_lora_targets,
+    is_lora_name,
+    same_adapter,
+    targets_by_block,
+)
 from visgraft.model.parts import full_names, input_embedding, is_tied, part_module, part_parameters
 from visgraft.model.quantization import format_of, is_quantized_weight, num_weights, set_computing_dtype
 
@@ -142,8 +151,12 @@ def parts_table(
         dtypes = dict.fromkeys(format_of(p) for p in parameters.values())
         notes = [*report.notes.get(part, ()), *(f"unused: {name}" for name in report.unused if name in parameters)]
         if part in report.lora_targets:
-            ends = dict.fromkeys(path.rpartition(".")[2] for path in report.lora_targets[part])
-            notes.insert(0, f"LoRA on {len(report.lora_targets[part])} linears: {', '.join(ends)}")
+            targets = report.lora_targets[part]
+            by_block = targets_by_block(part_module(model, part), targets)
+            kinds = [
+                ", ".join(names) + (f" in {kind}" if len(by_block) > 1 else "") for kind, names in by_block.items()
+            ]
+            notes.insert(0, f"LoRA on {len(targets)} linears: {'; '.join(kinds)}")
         rows.append(
             PartRow(
                 part=part,
@@ -204,7 +217,7 @@ def _set_lora(model: nn.Module, part: Part, *, settings: LoraSettings, notes: li
     if part == "head":
         raise ConfigError("train.head: got 'lora', allowed are frozen, full or {patterns: [...]}")
     module = part_module(model, part)
-    foreign = list(part_module(model, "head").modules()) if part == "language" else []
+    foreign = _not_of_the_text(model) if part == "language" else []
     targets = find_lora_targets(module, part=part, suffixes=settings.target_modules, exclude=foreign)
     for parameter in part_parameters(model)[part].values():
         parameter.requires_grad_(False)
@@ -217,6 +230,18 @@ def _set_lora(model: nn.Module, part: Part, *, settings: LoraSettings, notes: li
         notes.append(f"a new LoRA on top of {', '.join(adapters_of(module))}, which is frozen")
     add_lora(module, settings, targets=targets)
     return targets
+
+
+def _not_of_the_text(model: nn.Module) -> list[nn.Module]:
+    """List the language part's modules that no text goes through: its head, and towers for pictures and sound."""
+    language: Any = part_module(model, "language")
+    decoder, embeddings = language.get_decoder(), language.get_input_embeddings()
+    inside = set(decoder.modules())
+    foreign = [module for module in language.modules() if module not in inside]
+    for tower in decoder.modules():
+        if isinstance(tower, PreTrainedModel) and embeddings not in set(tower.modules()):
+            foreign += tower.modules()
+    return [*foreign, *part_module(model, "head").modules()]
 
 
 def _set_own_weights(model: nn.Module, part: Part, *, mode: TrainingMode) -> None:

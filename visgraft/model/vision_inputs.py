@@ -53,10 +53,15 @@ def flatten_images(
         The inputs of the N real images, each [N, ...], and the mask [B, F].
 
     Raises:
-        ModelError: the mask is not of one value an image.
+        ModelError: the mask is not of one value an image, or the pixels have too few or too many axes.
     """
     pixels = vision_inputs["pixel_values"]
     num_leading = pixels.ndim - (2 if _are_patches(vision_inputs) else 3)
+    if num_leading not in (1, 2):
+        raise ModelError(
+            f"pixel_values has shape {list(pixels.shape)}: need an axis of samples, and perhaps one of images, "
+            "in front of each image's own axes: [B, 3, H, W] or [B, F, 3, H, W]"
+        )
     num_samples, *frames = pixels.shape[:num_leading]
     shape = (num_samples, frames[0] if frames else 1)
     mask = pixels.new_ones(shape, dtype=torch.bool) if image_mask is None else image_mask.bool()
@@ -68,6 +73,19 @@ def flatten_images(
     mask = mask.view(shape)
     flat = {name: value.flatten(0, num_leading - 1)[mask.flatten()] for name, value in vision_inputs.items()}
     return flat, mask
+
+
+def check_rows(images: Tensor | None, texts: Tensor) -> None:
+    """See that there are images for each text: both have samples as their first axis.
+
+    Raises:
+        ModelError: with both numbers.
+    """
+    if images is not None and images.shape[0] != texts.shape[0]:
+        raise ModelError(
+            f"got images for {images.shape[0]} samples and {texts.shape[0]} prompts: give as many of each, in the same "
+            "order (repeat an image for every prompt about it; image_mask says which prompts have none)"
+        )
 
 
 def check_inputs(vision: nn.Module, names: Iterable[str]) -> None:

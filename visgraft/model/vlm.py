@@ -21,7 +21,7 @@ prefix_injection.py the LM's hidden size).
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,34 +33,35 @@ from transformers import (
     AutoModelForImageTextToText,
     PreTrainedModel,
 )
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
+from visgraft.model.checks.compatibility import check_language
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
-from visgraft.model.language import embedding_scale, read_attention_spec
-from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, supervised_loss
-from visgraft.model.parts import input_embedding
+from visgraft.model.language import embedding_scale
+from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, loss_output, supervised_losses
+from visgraft.model.passes import losses_in_passes, read
+from visgraft.model.piece_by_piece import PieceByPieceMixin
 from visgraft.model.precision import float32_under_autocast, let_layer_norms_take_float32
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
-from visgraft.model.sequence import (
-    SegmentTable,
-    append_segment,
-    append_texts,
-    image_then_text,
-    pads_first,
-    rows_going_on,
-)
-from visgraft.model.slots import SlotCache
+from visgraft.model.sequence import SegmentTable, image_then_text, pads_first
 from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.tower import build_tower
 from visgraft.model.vision import encode, measure
-from visgraft.model.vision_inputs import ENDS_ROW, check_inputs, count_tokens, dummy_inputs, flatten_images
-from visgraft.segments import IMAGE, TEXT
+from visgraft.model.vision_inputs import (
+    ENDS_ROW,
+    check_inputs,
+    check_rows,
+    count_tokens,
+    dummy_inputs,
+    flatten_images,
+)
+from visgraft.segments import IMAGE
 
 
-class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
+class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin):
     """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
 
     main_input_name = "input_ids"
@@ -92,7 +93,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
             has_row_separator=config.has_row_separator,
             scale=1.0 if language.device.type == "meta" else embedding_scale(language),
         )
-        self.attention_spec = read_attention_spec(language)
+        self.attention_spec = check_language(language, causal_image=config.image_attention == "causal")
         let_layer_norms_take_float32(language)
         self.loaded_checksums = {}
         self.generation_config = language.generation_config
@@ -215,11 +216,32 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        arguments = self._mask_and_positions(embeds, table)
-        run = functools.partial(self.language, inputs_embeds=embeds, use_cache=False, **arguments)
-        return supervised_loss(
-            self.language, run, source=batch["source"], target=batch["target"], logits_bytes=self.logits_bytes
+        pairs = {"source": batch["source"], "target": batch["target"], "logits_bytes": self.logits_bytes}
+        if self.attention_spec.sharing == "mask":
+            arguments = self._mask_and_positions(embeds, table)
+            run = functools.partial(self.attention_spec.call, self.language, embeds, arguments)
+            return loss_output(supervised_losses(self.language, run, **pairs))
+        losses = losses_in_passes(
+            self.language,
+            self.attention_spec,
+            embeds,
+            table,
+            by_state=batch["layout"] == "shared" and self._can_share_states(),
+            causal_image=self.config.image_attention == "causal",
+            **pairs,
         )
+        return loss_output(losses)
+
+    def _can_share_states(self) -> bool:
+        """Say whether texts may read on from their image's states.
+
+        Checkpointing of the library's own kind drops what a layer hands over, and processes that share the weights out
+        must make equally many passes.
+        """
+        drops = self.language.training and any(
+            getattr(module, "gradient_checkpointing", False) for module in self.language.modules()
+        )
+        return self.attention_spec.sharing == "state" and not drops and not isinstance(self, FSDPModule)
 
     def _needs_black_image(self, vision_inputs: Mapping[str, Tensor]) -> bool:
         """Say whether a batch runs the vision part for the other processes alone, which wait for it.
@@ -288,13 +310,14 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
                 attention_mask=attention_mask,
                 logits_to_keep=logits_to_keep,
             )
+        check_rows(pixel_values if image_embeds is None else image_embeds, input_ids)
         if image_embeds is None and pixel_values is not None:
             image_embeds, image_token_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
         if image_token_mask is None:
             num_image = 0 if image_embeds is None else image_embeds.shape[1]
             image_token_mask = torch.ones(input_ids.shape[0], num_image, dtype=torch.bool, device=input_ids.device)
         if past_key_values is None and use_cache:
-            past_key_values = DynamicCache(config=self.config.text_config)
+            past_key_values = self.make_cache()
         num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         embeds = self.get_input_embeddings()(input_ids)  # [B, T, D_lm]; with a cache [B, Q, D_lm]
         table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
@@ -324,11 +347,20 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         Returns:
             Logits [B, Q or n, V], and what comes to the head, [B, Q, D].
         """
+        if self.attention_spec.sharing != "mask":
+            is_causal = self.config.image_attention == "causal"
+            return read(
+                self.language,
+                self.attention_spec,
+                embeds,
+                table,
+                cache=cache,
+                causal_image=is_causal,
+                logits_to_keep=logits_to_keep,
+            )
         arguments = self._mask_and_positions(embeds, table, cache)
         with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
-            output = self.language(
-                inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **arguments
-            )
+            output = self.attention_spec.call(self.language, embeds, arguments, cache=cache)
         return output.logits, states[-1]
 
     def _mask_and_positions(self, embeds: Tensor, table: SegmentTable, cache: Cache | None = None) -> dict[str, Any]:
@@ -370,128 +402,16 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
 
-    # --- Reading piece by piece: what was read stands in a cache, and a table says what it is
-
-    def read_image(
-        self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
-    ) -> SegmentTable:
-        """Read an image of every row into a cache, behind what the rows hold.
-
-        Args:
-            image_tokens: [B, P, width], as `image_prefix` makes them.
-            image_token_mask: [B, P] bool, True = real.
-            context: what the cache holds, S positions.
-            cache: one that drops nothing (`PreallocatedCache`); it is written to.
-
-        Returns:
-            The table of S + P positions: the context of what is read next.
-
-        Raises:
-            ModelError: a row becomes longer than the language model's positions.
-        """
-        table = append_segment(context, image_token_mask, kind=IMAGE)
-        self._check_length(table)
-        embedding = input_embedding(self)  # [V, D_lm]
-        embeds = embedding.new_zeros(*image_token_mask.shape, embedding.shape[1])  # [B, P, D_lm]
-        embeds = self.prefix_injection.inject(embeds, image_tokens, image_token_mask)
-        self._decode(embeds, table, cache, 1)
-        return table
-
-    def read_text(
-        self,
-        input_ids: Tensor,
-        *,
-        context: SegmentTable,
-        cache: Cache | None,
-        attention_mask: Tensor | None = None,
-        logits_to_keep: int = 0,
-    ) -> VisionLanguageOutput:
-        """Read a text of every row into a cache, behind what the rows hold; it sees all of that.
-
-        Args:
-            input_ids: [B, Q] long, the tokens that are not in the cache.
-            context: what stands in front of the text: the cache holds that, and maybe the text's beginning.
-            cache: one that drops nothing (`PreallocatedCache`); it is written to.
-            attention_mask: [B, T], 1 = real, over the whole text behind the context, T >= Q; None = all real.
-            logits_to_keep: only the last n positions' logits; 0 = all.
-
-        Returns:
-            `logits` [B, Q or n, V] and the cache.
-
-        Raises:
-            ModelError: a row becomes longer than the language model's positions.
-        """
-        assert cache is not None, "a context stands in a cache"
-        num_text = int(cache.get_seq_length()) - context.length + input_ids.shape[1]
-        if attention_mask is None:
-            attention_mask = torch.ones(input_ids.shape[0], num_text, device=input_ids.device)
-        table = append_segment(context, attention_mask.bool(), kind=TEXT)  # [B, context + T]
-        self._check_length(table)
-        logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
-        return VisionLanguageOutput(logits=logits, past_key_values=cache)
-
-    def read_branches(
-        self, input_ids: Tensor, *, lengths: Sequence[int], context: SegmentTable, cache: Cache
-    ) -> Tensor:
-        """Read several texts behind the one row that a cache holds; each sees all of that, and none another.
-
-        Args:
-            input_ids: [T] long, the texts one behind the other.
-            lengths: of each.
-            context: what the cache holds, one row.
-            cache: one that drops nothing (`PreallocatedCache`); it is written to, and is of no use but for its context.
-
-        Returns:
-            Logits [T, V].
-
-        Raises:
-            ModelError: a text ends beyond the language model's positions.
-        """
-        table = append_texts(context, lengths=lengths)
-        self._check_length(table)
-        logits, _ = self._decode(self.get_input_embeddings()(input_ids[None]), table, cache, 0)  # [1, T, V]
-        row: Tensor = logits[0]
-        return row
-
-    def read_rows(
-        self, input_ids: Tensor, *, counts: Sequence[int], unplaced: Sequence[int], cache: SlotCache
-    ) -> Tensor:
-        """Read a text of its own length behind each of the rows that a slot cache is set to read; see `SlotCache`.
-
-        Args:
-            input_ids: [B, Q] long, each row's text and then pads of any id.
-            counts: ids of each row's text, from 1 to Q.
-            unplaced: image tokens of each row that take no position (`first_layer` of prefix_injection.py).
-            cache: inside its `reading`; it is written to.
-
-        Returns:
-            Logits [B, V] of each row's last id.
-        """
-        device, num_new = input_ids.device, input_ids.shape[1]
-        starts, taken, shift = (torch.tensor(each, device=device) for each in (cache.present.starts, counts, unplaced))
-        table = rows_going_on(starts, counts=taken, num_new=num_new, num_columns=cache.present.num_columns)
-        embeds = self.get_input_embeddings()(input_ids)  # [B, Q, D_lm]
-        arguments = self.attention_spec.arguments(
-            table,
-            dtype=embeds.dtype,
-            num_queries=num_new,
-            cache=cache,
-            positions=table.position[:, -num_new:] - shift[:, None],
-        )
-        with gathered_head(self.language, (torch.arange(len(counts), device=device), taken - 1)):
-            output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **arguments)
-        logits: Tensor = output.logits[0]
-        return logits
-
     def _check_length(self, table: SegmentTable) -> None:
         limit = self.attention_spec.max_positions
         if limit is None or table.length <= limit:
             return
         length = int(self.prefix_injection.positions(table).max()) + 1
         if length > limit:
+            reason = f" ({self.attention_spec.why_max})" if self.attention_spec.why_max else ""
             raise ModelError(
                 f"a row of {length} positions (image and text tokens) is longer than the {limit} positions of "
-                f"{self.attention_spec.name}: shorten the text, or make fewer image tokens (model.image_size, "
+                f"{self.attention_spec.name}{reason}: shorten the text, or make fewer image tokens (model.image_size, "
                 "model.projection.pool)"
             )
 

@@ -72,13 +72,13 @@ def render_page(template: str, *, title: str, subtitle: str = "", **values: obje
     return _environment().get_template(template).render(title=title, subtitle=subtitle, **values)
 
 
-def embed_image(image: Image, *, alt: str, max_side: int = 320) -> EmbeddedImage:
-    """Embed a picture, shrunk to at most `max_side` pixels."""
+def embed_image(image: Image, *, alt: str, max_side: int = 320, quality: int = 88) -> EmbeddedImage:
+    """Embed a picture, shrunk to at most `max_side` pixels; one of less than the usual quality is always JPEG."""
     shown = image.convert("RGB")
     shown.thumbnail((max_side, max_side))
-    kind = "png" if max(shown.size) <= LARGEST_PNG else "jpeg"
+    kind = "png" if max(shown.size) <= LARGEST_PNG and quality == 88 else "jpeg"
     buffer = io.BytesIO()
-    shown.save(buffer, format=kind, quality=88)
+    shown.save(buffer, format=kind, quality=quality)
     return EmbeddedImage(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", alt)
 
 
@@ -92,7 +92,8 @@ def make_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or str(value).replace(".", "").replace(",", "").rstrip(" %").isdigit()
+    text = str(value).lstrip("+-\u2212").replace(".", "").replace(",", "").rstrip(" %")
+    return isinstance(value, (int, float)) or text.isdigit()
 
 
 # --- What templates are filled by

@@ -15,7 +15,6 @@ without any exchange of gradients; the processes then exchange how it went, and 
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,13 +25,12 @@ from torch import Tensor
 
 from visgraft.data.batch import Batch
 from visgraft.errors import MaskSizeError, ModelError
+from visgraft.model.memory import free_memory, is_out_of_memory
 from visgraft.training.session import Session
 from visgraft.training.sharding import is_sharded
 from visgraft.training.state import get_random_state, set_random_state
 from visgraft.training.steps import Step, Steps, cut_finer, num_groups, whole_samples
 
-# What the allocators of devices that have no exception of their own say.
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
 WHAT_TO_DO = (
     "Make a sample smaller (data.max_dialogs_per_prefix, data.max_text_tokens, model.image_size, "
     "model.projection.pool), set train.gradient_checkpointing: true, or train less of the model; "
@@ -86,7 +84,7 @@ def add_gradients(session: Session, step: Step, steps: Steps) -> Gradients:
             passes = len(batches) if is_trial else num_passes
             backward(session, batches, losses, total=total, num_passes=passes, exchanges=not is_trial)
         except (RuntimeError, MaskSizeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             limit = _next_limit(batches, len(losses))
             if limit == 0 or not (is_trial or accelerator.num_processes == 1):
@@ -158,12 +156,6 @@ def samples_not_finite(session: Session, done: Gradients) -> list[str]:
     return guilty or suspects
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MaskSizeError) or any(
-        words in str(error) for words in OUT_OF_MEMORY
-    )
-
-
 def _next_limit(batches: Sequence[Batch], failed: int) -> float:
     """Give the limit of a micro-batch, in positions, after one that failed; 0 if it was a sample alone."""
     return 0 if failed == len(batches) or num_groups(batches[failed]) == 1 else batches[failed].kind.numel() // 2
@@ -187,6 +179,4 @@ def _halve(session: Session, steps: Steps, limit: int, *, why: str) -> None:
     session.state.micro_batch_positions = limit
     session.loader = steps.settings = replace(session.loader, micro_batch_positions=limit)
     session.progress.say(f"{why}; this is done from here on, and the step is computed again")
-    gc.collect()
-    if session.accelerator.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory(session.accelerator.device)

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
-from visgraft.errors import CheckpointError, ConfigError, DataError, ModelError, VisgraftError
+from visgraft.errors import CheckpointError, ConfigError, ModelError, TooManyBadError, VisgraftError
 from visgraft.folder_lock import FolderLock, clear_dead
+from visgraft.metrics.score_names import better_of
 from visgraft.parsing import parse_json
 from visgraft.runs import Run
 from visgraft.training.gradients import Gradients, add_gradients, samples_not_finite
@@ -45,6 +46,7 @@ from visgraft.training.sharding import is_sharded, whole, whole_model
 from visgraft.training.state import RandomState, find_damage, load_trained, save_state
 from visgraft.training.steps import Steps, load_steps
 from visgraft.training.summary import note_cost, write_summary
+from visgraft.training.text_watch import ENOUGH_TEXTS
 from visgraft.training.together import LOOK_EVERY_S, Beside, ending_together
 from visgraft.training.validate import answer_sample_prompts, validate
 
@@ -105,6 +107,10 @@ def train(
             signals.too_late = lambda number: save_last_step(session, lock=lock, number=number)
             try:
                 take_steps(session, lock=lock, stop=stop)
+            except TooManyBadError:
+                if session.state.step:
+                    save_checkpoint(session)  # the finished steps are none the worse for it
+                raise
             except StopAsked as asked:
                 save_checkpoint(session)
                 signals.settle()
@@ -137,8 +143,13 @@ def take_steps(session: Session, *, lock: FolderLock, stop: Callable[[int], bool
     )
     if session.state.step:
         after_step(session)  # what a stopped run still owes its last step
+    told = 0
     while not session.is_over:
         train_step(session, steps)
+        seen, is_complete = session.watch.num_texts, session.state.epoch_ended or session.is_over
+        if seen > told and (is_complete or (not told and seen >= ENOUGH_TEXTS)):
+            session.tell_of_texts()
+            told = seen
         number = session.signals.number or (stop is not None and stop(session.state.step) and signal.SIGINT)
         wishes = session.each([number, is_checkpoint_due(session), lock.is_lost])
         if any(wishes[2::3]):
@@ -231,21 +242,18 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
     state, settings, is_main = session.state, session.recipe.train, session.accelerator.is_main_process
     is_best = False
     if session.validation and state.validated_step != state.step and is_due(session, settings.validate_every_steps):
-        try:
-            record = validate(session)
-        except DataError:
-            save_checkpoint(session)  # the steps are none the worse for it
-            raise
+        record = validate(session)
+        badness = how_bad(session, record)
         with session.is_changing:
-            loss = record["validation_loss"]
-            is_measured = loss is not None and math.isfinite(loss)
-            is_best = is_measured and (state.best_loss is None or loss < state.best_loss)
+            is_best = math.isfinite(badness) and (state.best_loss is None or badness < state.best_loss)
             if is_best:
-                state.best_step, state.best_loss = state.step, loss
+                state.best_step, state.best_loss = state.step, badness
             state.validated_step = state.step
             if is_main:
                 session.record(record)
                 session.progress.validated(record)
+        session.watch.close("validation")
+        session.tell_of_texts()
     if state.sampled_step != state.step and is_due(session, settings.sample_every_steps):
         records = answer_sample_prompts(session)
         with session.is_changing:
@@ -254,6 +262,17 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
                 session.run.append("samples", record)
     if is_best or is_checkpoint_due or is_due(session, settings.checkpoint_every_steps):
         save_checkpoint(session)
+
+
+def how_bad(session: Session, record: Mapping[str, Any]) -> float:
+    """Give what the best step has least of: the validation loss or, of a score to choose by, its negative.
+
+    Every process calls it, as only the first has scores; the same comes out in all. Infinite of what was not measured.
+    """
+    name = session.recipe.train.best_by
+    value = record.get("validation_loss" if name is None else name)
+    bad = math.inf if value is None else value if name is None or better_of(name) == "lower" else -value
+    return bad if name is None else float(session.each([bad])[0])
 
 
 def is_due(session: Session, every: int | None) -> bool:

@@ -33,6 +33,7 @@ from visgraft.data.sources import BadSample, Sources, epoch_order
 from visgraft.errors import BadSampleError, DataError
 from visgraft.processor import Processor
 from visgraft.training.text_counts import CountedText, Processes, TextCounts
+from visgraft.training.text_watch import TextWatch
 
 READ_AHEAD = 32  # groups that each process reads before they tell one another
 
@@ -119,6 +120,7 @@ class Planner:
 
     has_known_length = True
     unfinished: Collection[str] = ()  # of its sources those that go on behind what `sources` holds
+    watch: TextWatch | None = None  # is shown what is read
 
     def __init__(
         self,
@@ -142,6 +144,10 @@ class Planner:
         self._counts = TextCounts(sources, processor, processes or Processes())
         self._read: dict[Group, CountedText] = {}  # and not yet planned
         self._epochs: dict[int, _Groups] = {}
+
+    def remarks(self) -> dict[str, str]:
+        """Return what was said of the texts when an earlier run read them; all processes ask at the same moment."""
+        return self._counts.remarks()
 
     def num_groups(self, epoch: int) -> int:
         """Count the groups of an epoch."""
@@ -249,11 +255,14 @@ class Planner:
         groups = dict.fromkeys(self.group(at, epoch=epoch) for at in following)
         unknown = [g for g in groups if self._counts.look_up(g.sample_index, self._numbers(g)) is None]
         own = {group: self._text_of(group) for group in unknown[processes.index :: processes.number]}
+        if self.watch is not None:
+            for text in own.values():
+                self.watch.see(text, part=self.sources.part)
         told = processes.gather([(group, text._replace(sample=None)) for group, text in own.items()])
         self._read = {**dict(told), **own}
         for group in unknown:  # in one order, so that all processes know the same
             self._counts.note(group.sample_index, self._numbers(group), self._read[group])
-        self._counts.took(monotonic() - started)
+        self._counts.took(monotonic() - started, remarks=dict if self.watch is None else self.watch.lines)
 
     def _text_of(self, group: Group) -> CountedText:
         try:

@@ -17,8 +17,10 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from visgraft.metrics.score_names import score_in_words
 from visgraft.reporting.progress import LINE_EVERY_S, Display, error_console
 
+VALIDATION_KEYS = ("step", "validation_loss", "validation_loss_per_character")  # every other key is a score
 WINDOW = 20  # steps over which speeds are averaged
 
 
@@ -54,8 +56,9 @@ class TrainProgress(Display):
         loss = record["validation_loss"]
         measured = "not measured, as no sample can be used" if loss is None else f"{loss:.4f}"
         text = f"step {record['step']}: validation loss {measured}"
-        if record.get("exact_match") is not None:
-            text += f", exact match {record['exact_match']:.1%}"
+        for name, value in record.items():
+            if name not in VALIDATION_KEYS and value is not None:
+                text += f", {name.replace('_', ' ')} {score_in_words(name, value)}"
         self.say(text)
 
     def _describe(self, now: float, fraction: float) -> str:

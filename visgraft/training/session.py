@@ -29,6 +29,7 @@ from visgraft.training.plan import Planner
 from visgraft.training.progress import TrainProgress
 from visgraft.training.state import RandomState, TrainState, get_random_state
 from visgraft.training.steps import LoaderSettings, Step
+from visgraft.training.text_watch import TextWatch
 from visgraft.training.trackers import Trackers
 
 
@@ -51,7 +52,9 @@ class Session:
         quarantines: the bad samples so far, of train and of validation.
         filler: a small batch of real samples, run at weight 0 where a process has nothing to do.
         sample_prompts: fixed questions that are answered on the way, for the user to read.
-        questions: fixed validation questions that are answered and scored.
+        questions: fixed validation questions that are answered and compared whole.
+        scored: fixed validation questions that are answered for `train.scores`.
+        watch: is shown the texts that are read, and says what is odd about them.
         state: how far the run is.
         progress: what the user sees.
         counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
@@ -78,6 +81,8 @@ class Session:
     filler: Batch
     sample_prompts: Sequence[Sample]
     questions: Sequence[Sample]
+    scored: Sequence[Sample]
+    watch: TextWatch
     state: TrainState
     progress: TrainProgress
     counted_until: float
@@ -141,7 +146,7 @@ class Session:
         """Put the bad samples of a step into quarantine, those of all processes.
 
         Raises:
-            DataError: in every process, there are too many of them.
+            TooManyBadError: in every process, there are too many of them.
         """
         planner = self.planner if part == "train" else self.validation
         assert planner is not None
@@ -149,6 +154,12 @@ class Session:
         if any(self.sum([len(step.bad)])):
             for bad in gather_object(list(step.bad)):
                 self.quarantines[part].add(bad)
+
+    def tell_of_texts(self) -> None:
+        """Say what is odd about the texts read so far and was not yet said; the first process does so."""
+        if self.accelerator.is_main_process:
+            for line in self.watch.new_lines():
+                self.progress.say(line)
 
     def stop_if_asked(self) -> None:
         """Stop all processes if a signal came to any of them; all must call it.

@@ -21,11 +21,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from visgraft.builder.build import apply_modes, build_model, build_processor
-from visgraft.config import Recipe
+from visgraft.config import Recipe, TrainSettings
 from visgraft.data.batch import Batch
+from visgraft.data.prompt import end_token_id
 from visgraft.data.sources import BadSample, Part, Quarantine
-from visgraft.errors import DataError
+from visgraft.errors import ConfigError, DataError
 from visgraft.folder_lock import FolderLock, refuse_held
+from visgraft.metrics import metric_named
 from visgraft.model.attention_kernel import choose_attention, set_attention
 from visgraft.model.checks.preflight import preflight
 from visgraft.model.parts import trained_parameters
@@ -103,10 +105,11 @@ def open_session(
     set_seed(recipe.train.seed)  # new weights are drawn from it
     model = build_model(local, image_size=processor.image_size)
     now, changes = check_unchanged(recipe, data, processor, model, accelerator, resume=resume, allowed=allow_changed)
+    model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
     run = open_run(recipe, accelerator, resume=resume, folder=folder, fingerprints=now, lock=lock, say=progress.say)
     if is_main:
-        progress.begin(run.folder, table=parts_as_table(rows), notes=notes)
+        progress.begin(run.folder, table=parts_as_table(rows), notes=[*notes, *data.remarks])
     loader = data.loader
     if recipe.train.cache_vision is not None:
         planners = [planner for planner in (data.planner, data.validation) if planner is not None]
@@ -149,7 +152,8 @@ def open_session(
         optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation,
         loader=loader.limited(state.micro_batch_positions),
         quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes), filler=data.filler,
-        sample_prompts=data.sample_prompts, questions=data.questions, state=state, progress=progress,
+        sample_prompts=data.sample_prompts, questions=data.questions, scored=data.scored,
+        watch=data.watch, state=state, progress=progress,
         counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
 
@@ -174,6 +178,24 @@ def check_before_loading(
         refuse_held(Path(folder).expanduser())
         Run.check_free(folder)
     check_trackers(recipe.train.report_to)
+    check_scores(recipe.train)
+
+
+def check_scores(settings: TrainSettings) -> None:
+    """See that scores exist, can be computed of answers, and that the one to choose by is among them.
+
+    Raises:
+        ConfigError: one does not.
+        MissingAssetError: one needs what is not installed.
+    """
+    measured = ["exact_match"] if settings.exact_match_samples else []
+    for name in settings.scores:
+        metric = metric_named(name)
+        if metric.needs != "answers":
+            raise ConfigError(f"train.scores: got {name}, which needs no answers; validation measures the loss anyway")
+        measured += metric.gives
+    if settings.best_by is not None and settings.best_by not in measured:
+        raise ConfigError(f"train.best_by: got {settings.best_by!r}, need one of {', '.join(measured)}")
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:

@@ -56,8 +56,8 @@ class TrainState:
         epoch_ended: the last step reached the end of an epoch.
         validated_step: the step that was last validated.
         sampled_step: the step after which the sample prompts were last answered.
-        best_step: the step with the lowest validation loss.
-        best_loss: that loss, per supervised token.
+        best_step: the step with the lowest validation loss, or the best by `train.best_by`.
+        best_loss: that loss, per supervised token; of a score of which more is better, its negative.
         micro_batch_positions: the largest micro-batch that memory allows, found by halving; None: none was halved.
         proven_positions: the largest micro-batch, in positions, that went through the model on every process.
         validated_so_far: of a validation that was stopped on its way: the position behind its last step, and of each

@@ -102,6 +102,7 @@ class StreamPlanner(Planner):
             window = self.streams.window(seed=seed, epoch=position.epoch, place=place)
             own_seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
             planner = Planner(window.sources, self.processor, seed=own_seed, **self._settings)
+            planner.watch = self.watch if position.epoch == 0 else None  # it is the same again
             self._planned = {**dict(list(self._planned.items())[-1:]), name: _Planned(window, planner)}
         return self._planned[name]
 

@@ -16,9 +16,8 @@ import torch
 
 from visgraft.atomic import write_json
 from visgraft.model.parts import full_names, trained_parameters
+from visgraft.training.progress import VALIDATION_KEYS
 from visgraft.training.session import Session
-
-VALIDATION_KEYS = ("step", "validation_loss", "validation_loss_per_character")  # every other key is a score
 
 
 def note_cost(session: Session) -> None:

@@ -13,7 +13,7 @@ template, longest text. Of sources that do not tell whether they changed they ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from time import monotonic
@@ -34,7 +34,7 @@ from visgraft.errors import DiskError
 from visgraft.processor import Processor
 
 UNKNOWN = -1  # below it: -2 - n is a bad text, for the n-th of the reasons
-_VERSION = 2  # of what is counted; another one wherever prompts are put together in another way
+_VERSION = 3  # of what is counted; another one wherever prompts are put together in another way
 _LARGEST_SHARE = 0.05  # of the time, that writing down what was counted takes
 
 
@@ -109,6 +109,7 @@ class TextCounts:
         self._reasons: list[str] = []
         self._fingerprint: str | None = None
         self._unsaved_s, self._save_at_s = 0.0, 0.0
+        self._remarks: dict[str, str] = {}
 
     def num_dialogs(self, index: int) -> int:
         """Count the dialogs of a sample, as they were when the sources were opened."""
@@ -135,8 +136,16 @@ class TextCounts:
             self._reasons.append(reason)
         return -2 - self._reasons.index(reason)
 
-    def took(self, seconds: float) -> None:
-        """Note how long reading and encoding took; what took long is written down, by the first process."""
+    def remarks(self) -> dict[str, str]:
+        """Return what was said of these texts when they were read; all processes must ask for it at the same moment."""
+        self._known()
+        return self._remarks
+
+    def took(self, seconds: float, *, remarks: Callable[[], Mapping[str, str]] = dict) -> None:
+        """Note how long reading and encoding took; what took long is written down, by the first process.
+
+        remarks: what is to be said of these texts by whoever does not read them.
+        """
         self._unsaved_s += seconds
         if self.processes.index or self._fingerprint is None or not is_worth_keeping(self._unsaved_s):
             return
@@ -145,7 +154,10 @@ class TextCounts:
             return
         started = monotonic()
         try:
-            write_arrays({"counts": counts, "reasons": np.array(self._reasons, np.str_)}, fingerprint=self._fingerprint)
+            self._remarks |= remarks()
+            arrays = {"counts": counts, "reasons": np.array(self._reasons, np.str_)}
+            arrays["remarks"] = np.array([*self._remarks.items()], np.str_).reshape(-1, 2)
+            write_arrays(arrays, fingerprint=self._fingerprint)
         except (OSError, DiskError):  # a full disk, say: it is counted again in the next run
             self._fingerprint = None
         self._unsaved_s, self._save_at_s = 0.0, (monotonic() - started) / _LARGEST_SHARE
@@ -166,6 +178,7 @@ class TextCounts:
             kept = self.processes.first(kept) if self._fingerprint is not None else None
             if kept is not None and kept["counts"].shape == self._counts.shape:
                 self._counts, self._reasons = kept["counts"], kept["reasons"].tolist()
+                self._remarks = dict(kept["remarks"].tolist())
         return self._counts
 
     def _name(self) -> str | None:

@@ -17,9 +17,12 @@ from accelerate import Accelerator
 
 from visgraft.config import DataSettings, Recipe
 from visgraft.data.batch import Batch, EncodedSample
-from visgraft.data.first_look import check_every_source
+from visgraft.data.findings import overlap_finding, unused_columns_in_words
+from visgraft.data.first_look import check_every_source, unused_image_columns
 from visgraft.data.images.opening import open_image
-from visgraft.data.sample import Sample, Turn
+from visgraft.data.messages import asked
+from visgraft.data.overlap import image_overlap
+from visgraft.data.sample import Sample, references_of
 from visgraft.data.sources import BadSample, Quarantine, Sources, epoch_order, open_sources
 from visgraft.data.windows import open_streams
 from visgraft.errors import BadSampleError, ConfigError, DataError
@@ -28,6 +31,7 @@ from visgraft.training.plan import Planner, Position
 from visgraft.training.steps import LoaderSettings, StepDataset
 from visgraft.training.stream_plan import StreamPlanner
 from visgraft.training.text_counts import Processes
+from visgraft.training.text_watch import TextWatch
 
 NUM_SAMPLE_PROMPTS = 8  # questions answered on the way, each about another sample
 NUM_FILLER_SAMPLES = 2
@@ -38,7 +42,10 @@ MICRO_BATCH_POSITIONS = {"cuda": 32_768}
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data of a run; the fields are those of `Session` of the same names."""
+    """The data of a run; the fields are those of `Session` of the same names.
+
+    `remarks` are what is worth knowing about it before the first step.
+    """
 
     planner: Planner
     validation: Planner | None
@@ -46,6 +53,9 @@ class TrainingData:
     filler: Batch
     sample_prompts: Sequence[Sample]
     questions: Sequence[Sample]
+    scored: Sequence[Sample]
+    watch: TextWatch
+    remarks: Sequence[str]
 
 
 def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Accelerator) -> TrainingData:
@@ -70,9 +80,16 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
                 f"data.validation: got {len(validation.sources)} samples and none can be used; name another split, or "
                 "leave data.validation out"
             )
+    watch = TextWatch(processor, settings=recipe.data)
+    remarks: list[str] = []
     for each in (planner, validation):
         if each is not None:
             check_every_source(each.sources, processor, unfinished=each.unfinished)
+            remarks += remarks_of(each.sources)
+            each.watch = watch
+            remarks += watch.know(each.remarks())
+    if validation is not None:
+        remarks += check_overlap(planner.sources, validation.sources)
     num_scored = recipe.train.exact_match_samples if validation is not None else 0
     asked_of = (planner if validation is None else validation).sources
     questions = pick_questions(asked_of, processor, number=max(NUM_SAMPLE_PROMPTS, num_scored))
@@ -91,7 +108,37 @@ def open_training_data(recipe: Recipe, processor: Processor, *, accelerator: Acc
         filler=processor.finish(first_batch(planner, loader).to(accelerator.device)),
         sample_prompts=[*questions[:NUM_SAMPLE_PROMPTS], *own_sample_prompts(recipe.data)],
         questions=questions[:num_scored],
+        scored=_scored(asked_of, processor, recipe) if validation is not None else (),
+        watch=watch,
+        remarks=remarks,
     )
+
+
+def remarks_of(sources: Sources) -> list[str]:
+    """List what the readers have to say, and columns that look like images and are not used."""
+    remarks = []
+    for entry in sources.opened:
+        notes = list(entry.notes)
+        unused = unused_image_columns(entry)
+        if unused:
+            notes.append(" ".join(unused_columns_in_words(unused)))
+        remarks += [f"data: {sources.part} {entry.name}: {note}" for note in notes]
+    return remarks
+
+
+def check_overlap(train: Sources, validation: Sources) -> list[str]:
+    """Say how many validation images stand in training too, as far as that is known without opening them.
+
+    Raises:
+        DataError: more than `data.max_overlap_fraction` of them.
+    """
+    both = image_overlap(train, validation)
+    found = overlap_finding("overlapping_images", *both, part=validation.part, what="images", settings=train.settings)
+    for finding in found:
+        if finding.level == "error":
+            raise DataError(f"data.validation: {finding.text} {finding.advice}")
+        return [f"data: {finding.where}: {finding.text} {finding.advice}"]
+    return []
 
 
 def open_planner(
@@ -168,8 +215,18 @@ def first_good_samples(planner: Planner, loader: LoaderSettings) -> list[Encoded
     )
 
 
-def pick_questions(sources: Sources, processor: Processor, *, number: int) -> list[Sample]:
-    """Pick a fixed number of questions: one dialog each of samples that can be used, the same in every run."""
+def _scored(sources: Sources, processor: Processor, recipe: Recipe) -> list[Sample]:
+    """Pick what is answered for `train.scores`; what else the sample accepts as an answer to the same counts too."""
+    if not recipe.train.scores:
+        return []
+    return pick_questions(sources, processor, number=recipe.train.score_samples, is_merged=True)
+
+
+def pick_questions(sources: Sources, processor: Processor, *, number: int, is_merged: bool = False) -> list[Sample]:
+    """Pick a fixed number of questions: one dialog each of samples that can be used, the same in every run.
+
+    `is_merged`: all answers of a sample to one request (its five captions) are references of the one that is picked.
+    """
     questions: list[Sample] = []
     for index in epoch_order(len(sources), seed=0, epoch=0).tolist():
         if len(questions) == number:
@@ -180,8 +237,17 @@ def pick_questions(sources: Sources, processor: Processor, *, number: int) -> li
             processor.encode(chosen, max_pixels=sources.settings.max_pixels)
         except BadSampleError:
             continue  # the training or validation loss meets it too, and reports it
-        questions.append(chosen)
+        questions.append(_merged(chosen, sample) if is_merged else chosen)
     return questions
+
+
+def _merged(chosen: Sample, sample: Sample) -> Sample:
+    [dialog] = chosen.dialogs
+    same = [
+        other[-1] for other in sample.dialogs if other[-1].request == dialog[-1].request and other[:-1] == dialog[:-1]
+    ]
+    accepted = [text for turn in same for text in references_of(turn)]
+    return replace(chosen, dialogs=[[*dialog[:-1], replace(dialog[-1], references=tuple(accepted))]])
 
 
 def own_sample_prompts(settings: DataSettings) -> list[Sample]:
@@ -199,5 +265,5 @@ def own_sample_prompts(settings: DataSettings) -> list[Sample]:
                 f"data.sample_prompts.{number}.image: {own.image}: {error}; name an image file"
             ) from error
         for prompt in own.prompts:
-            questions.append(Sample(images=[own.image], dialogs=[[Turn(prompt, "")]], id=f"own:{own.image}"))
+            questions.append(Sample(images=[own.image], dialogs=[[asked(prompt, num_images=1)]], id=f"own:{own.image}"))
     return questions

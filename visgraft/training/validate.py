@@ -19,6 +19,7 @@ from visgraft.atomic import whole_file
 from visgraft.data.images.opening import open_image
 from visgraft.data.sample import Sample
 from visgraft.inference import answer
+from visgraft.metrics import metric_named
 from visgraft.metrics.text_match import exact_match
 from visgraft.model.attention_kernel import dense_attention
 from visgraft.training.compiling import uncompiled
@@ -43,7 +44,7 @@ def validate(session: Session) -> dict[str, Any]:
     Raises:
         StopAsked: in all processes, between two batches; the state holds what was measured so far, and the next call
             takes it up there.
-        DataError: in all processes, too many of the samples are bad.
+        TooManyBadError: in all processes, too many of the samples are bad.
     """
     assert session.validation is not None
     accelerator, model, state = session.accelerator, session.model, session.state
@@ -81,6 +82,8 @@ def validate(session: Session) -> dict[str, Any]:
         score = _asked(session, score_questions)
         if score is not None:
             record["exact_match"] = score
+    if session.scored:
+        record |= _asked(session, score_answers) or {}
     state.validated_so_far = None
     return record
 
@@ -122,6 +125,17 @@ def score_questions(session: Session) -> float:
     answers = _answers(session, session.questions)
     accepted = [[turn.answer, *turn.references] for turn in (sample.dialogs[0][-1] for sample in session.questions)]
     return exact_match(answers, references=accepted).value
+
+
+def score_answers(session: Session) -> dict[str, float]:
+    """Answer the fixed questions of `train.scores`; return each score by its name."""
+    answers = _answers(session, session.scored)
+    references = [sample.dialogs[0][-1].references for sample in session.scored]
+    scores: dict[str, float] = {}
+    for name in session.recipe.train.scores:
+        computed = metric_named(name).compute(answers, references=references)
+        scores |= {given: each.value for given, each in computed.items()}
+    return scores
 
 
 def answer_sample_prompts(session: Session) -> list[dict[str, Any]]:
@@ -173,7 +187,7 @@ def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[boo
         elif session.signals.number:
             raise StopAsked(session.signals.number)
 
-    listening = session.model.register_forward_pre_hook(stop_if_asked, prepend=True)
+    listening = session.model.language.register_forward_pre_hook(stop_if_asked, prepend=True)
     try:
         with session.accelerator.autocast(), uncompiled(), dense_attention(session.model), gathered(session.model):
             return answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)

@@ -1,15 +1,29 @@
 import base64
+import os
 import pickle
 import struct
+import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFile
 
-from visgraft.data.images.opening import FilePart, image_key, image_ref, image_refs, open_image
+from visgraft.config import DataSettings
+from visgraft.data.images.feature_cache import image_version
+from visgraft.data.images.notes import without_notes
+from visgraft.data.images.opening import (
+    DEFAULT_MAX_PIXELS,
+    FilePart,
+    image_key,
+    image_ref,
+    image_refs,
+    open_image,
+)
+from visgraft.data.images.video import frames_of
 from visgraft.errors import BadSampleError
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -150,8 +164,13 @@ def test_a_bomb_is_refused_before_it_is_decoded():
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_the_default_limit_lies_where_pillow_starts_to_warn():
-    assert bad_reason(huge_png(9_460)) == "image has too many pixels"
+def test_the_limit_is_that_of_a_recipe_and_pillow_warns_of_nothing_that_is_allowed():
+    assert bad_reason(huge_png(10_001)) == "image has too many pixels"
+    assert DEFAULT_MAX_PIXELS == DataSettings().max_pixels == 100_000_000
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bad_reason(huge_png(9_999)) == "image is truncated"
+        assert bad_reason(huge_png(20_000), max_pixels=500_000_000) == "image is truncated"
 
 
 def test_what_is_no_image_is_named(tmp_path):
@@ -247,3 +266,223 @@ def test_images_are_the_same_by_path_or_by_content_and_inlined_ones_by_content_a
     assert len(keys) == 1 and {image_key(ref, by_content=False) for ref in inlined} == keys
     with pytest.raises(BadSampleError, match="image file is missing"):
         image_key(tmp_path / "nowhere.png", by_content=True)
+
+
+# --- What stands beside the pixels
+
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
+
+
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def with_png_chunk(data, name, body):
+    return data[:33] + chunk(name, body) + data[33:]  # behind the header
+
+
+def exif_of(*entries):
+    """Write EXIF with the tags (tag, type, count, value) as they are, right or wrong."""
+    body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + b"\0\0\0\0"
+
+
+TURNED = (0x0112, 3, 1, b"\x06\0\0\0")
+WRONG_TYPE = (0x010E, 13, 2, b"\xff\xff\xff\x7f")
+NO_NUMBER = (0x011A, 5, 1, b"\xff\xff\xff\x7f")  # a ratio beyond the end of the file
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize("tag", [WRONG_TYPE, NO_NUMBER, (0x0131, 2, 10**6, b"\x08\0\0\0")])
+def test_an_image_beside_broken_notes_is_used_and_turned_where_that_can_be_read(kind, tag):
+    data = encode(noise(), kind=kind, exif=b"Exif\0\0" + exif_of(TURNED, tag))
+    assert open_image(data).size == (48, 64)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0no tiff", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + exif_of(TURNED)[:14]]
+)
+def test_an_image_beside_notes_that_are_none_is_used_as_it_lies(kind, exif):
+    expected = open_image(encode(noise(), kind=kind))
+    assert np.array_equal(open_image(encode(noise(), kind=kind, exif=exif)), expected)
+
+
+@pytest.mark.parametrize(
+    "name, body",
+    [
+        (b"eXIf", b"no tiff"),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 3_000_000)),
+        (b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"x" * 3_000_000)),
+        (b"iTXt", b""),
+        (b"iCCP", b"sRGB\0\0" + zlib.compress(b"x" * 3_000_000)),
+        (b"pHYs", b"\0"),
+        (b"gAMA", b""),
+        (b"cHRM", b"\0"),
+    ],
+)
+def test_no_note_of_a_png_spoils_its_pixels(tmp_path, name, body):
+    (tmp_path / "a.png").write_bytes(with_png_chunk(encode(noise()), name, body))
+    for ref in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        assert np.array_equal(open_image(ref), noise())
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_damaged_notes_never_spoil_the_pixels(kind):
+    notes = {"exif": b"Exif\0\0" + exif_of(TURNED), "xmp": b"<x/>" * 40, "icc_profile": b"\1" * 200}
+    whole = encode(noise(), kind=kind, **notes)
+    first = whole.index(b"\1" * 200)
+    pixels = np.asarray(open_image(encode(noise(), kind=kind)))
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = [*range(first, first + 200), *range(whole.index(b"II*\0"), whole.index(b"II*\0") + 20)]
+        damaged[random.choice(places, 6)] = random.integers(0, 256, 6)
+        opened = np.asarray(open_image(damaged.tobytes()))
+        assert any(np.array_equal(np.rot90(pixels, turns), opened) for turns in range(4)) or opened.shape[2] == 3
+
+
+def test_notes_are_taken_off_and_pixels_stay():
+    for kind in ("PNG", "JPEG", "WEBP"):
+        bare = encode(noise(), kind=kind)
+        noted = encode(noise(), kind=kind, exif=exif_of(TURNED), icc_profile=b"\0" * 200)
+        assert len(without_notes(noted)) < len(noted) - 60 and b"II*" not in without_notes(noted)
+        assert np.array_equal(open_image(without_notes(noted)), open_image(bare))
+    assert without_notes(encode(noise())) is None and without_notes(b"GIF89a") is None
+
+
+# --- Formats, and what a text means
+
+
+KINDS = ["AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI"]
+KINDS += ["SPIDER", "TGA", "TIFF", "WEBP"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind in (Image.init(), Image.SAVE)[1]])
+def test_every_format_that_pillow_opens_is_one_in_a_file_in_bytes_and_in_base64(tmp_path, kind):
+    image = noise(8, 8).resize((128, 128), Image.Resampling.NEAREST).convert("F" if kind == "SPIDER" else "RGB")
+    data = encode(image, kind=kind)
+    if kind == "SPIDER":
+        assert bad_reason(data) == "image has 32 bits a pixel"
+        return
+    (tmp_path / "image").write_bytes(data)
+    text = base64.b64encode(data).decode()
+    opened = [open_image(image_ref(value, folder=tmp_path)) for value in ("image", data, text, {"base64": text})]
+    assert opened[0].size == ((1024, 1024) if kind == "ICNS" else (128, 128))  # an icon is as large as it can be
+    assert all(each.mode == "RGB" for each in opened)
+    assert all(np.array_equal(each, opened[0]) for each in opened)
+
+
+def test_a_picture_with_layers_is_one_image():
+    layers = b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 1, 1, 8, 3) + bytes(4) + bytes(4) + bytes(4)
+    assert open_image(layers + b"\0\0" + bytes([255, 0, 0])).getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 256, "x" * 256 + ".jpg", "nul\0.png", "a/" + "y" * 300 + "/b.png", "A" * 70, "d/" * 40, "\ud83d.png"]
+)
+@pytest.mark.parametrize("folder", [None, Path("photos")])
+def test_a_name_that_no_file_has_or_can_have_is_a_missing_image(name, folder):
+    assert bad_reason(name) == "image file is missing"
+    for ref in (Path(name), folder / name if folder else Path(name)):
+        assert bad_reason(ref) == "image file is missing"
+        assert frames_of(ref, num_frames=2, spacing_s=None) == [ref]
+        assert image_key(ref, by_content=False)
+        for read in (image_version, lambda ref: image_key(ref, by_content=True)):
+            with pytest.raises(BadSampleError, match="image file is missing"):
+                read(ref)
+    if "\0" in name or "\ud83d" in name:
+        with pytest.raises(BadSampleError, match="image file is missing"):
+            image_ref(name, folder=folder)
+
+
+def test_a_long_text_in_base64_that_is_no_image_is_no_path_either():
+    assert bad_reason(image_ref(base64.b64encode(bytes(9000)).decode())) == "not an image"
+    assert isinstance(image_ref("images/" + "folder/" * 20 + "a.jpg"), Path)
+    assert isinstance(image_ref("3f2a" * 16), Path)  # a name by content
+
+
+@pytest.mark.parametrize("form", ["file://{}", "file:{}", "FILE://localhost{}"])
+def test_a_file_address_is_a_path(tmp_path, form):
+    (tmp_path / "my photo.png").write_bytes(encode(noise(8, 6)))
+    for path in (tmp_path / "my photo.png", str(tmp_path / "my%20photo.png")):
+        assert open_image(form.format(path)).size == open_image(image_ref(form.format(path))).size == (8, 6)
+
+
+def test_home_and_backslashes_mean_what_they_mean_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(encode(noise(8, 6)))
+    (tmp_path / "odd\\name.png").write_bytes(encode(noise(4, 4)))
+    for name in ("~/photos/cat.png", "photos\\cat.png", ".\\photos\\cat.png", "~\\photos\\cat.png"):
+        assert open_image(image_ref(name, folder=tmp_path)).size == (8, 6)
+    assert open_image("~/photos/cat.png").size == (8, 6)
+    assert open_image(image_ref("odd\\name.png", folder=tmp_path)).size == (4, 4)
+    assert image_key(image_ref("photos\\cat.png", folder=tmp_path), by_content=False) == image_key(
+        image_ref("photos/cat.png", folder=tmp_path), by_content=False
+    )
+
+
+def test_an_address_that_is_not_read_is_named():
+    for address in ("s3://bucket/a.png", "gs://bucket/a.png", "hf://datasets/x/a.png"):
+        with pytest.raises(BadSampleError, match=r"image is an address of a kind that is not read \((s3|gs|hf)://\)"):
+            image_ref(address)
+
+
+@pytest.mark.parametrize("by_content", [True, False])
+def test_only_regular_files_are_opened_wherever_an_image_is_read(tmp_path, by_content):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    for name, reason in (("pipe.png", "image path is no file"), ("link.png", "image path is no file")):
+        assert bad_reason(tmp_path / name) == reason
+        if by_content:
+            with pytest.raises(BadSampleError, match=reason):
+                image_key(tmp_path / name, by_content=True)
+    assert bad_reason(tmp_path / "loop.png") == "image file is missing"
+    assert bad_reason(Path("/dev/zero")) == "image path is no file"
+
+
+# --- Arrays
+
+
+def test_arrays_and_tensors_of_bytes_are_images():
+    image = noise(8, 6)
+    pixels = np.array(image)  # [6, 8, 3]
+    grey = pixels[:, :, 0]
+    for array in (
+        pixels,
+        torch.from_numpy(pixels),
+        pixels.transpose(2, 0, 1),
+        torch.from_numpy(pixels).permute(2, 0, 1),
+    ):
+        assert np.array_equal(open_image(array), image)
+        assert np.array_equal(open_image(image_ref(array)), image)
+        assert image_key(array, by_content=False) == image_key(image, by_content=False)
+    for array in (grey, grey[None], grey[:, :, None]):
+        assert np.array_equal(open_image(array), Image.fromarray(grey).convert("RGB"))
+    clear = np.zeros((2, 2, 4), np.uint8)
+    assert open_image(clear).getpixel((0, 0)) == WHITE
+
+
+@pytest.mark.parametrize(
+    "array, reason",
+    [
+        (np.zeros((3, 4, 4), np.float32), "image is an array of float32: give uint8, 0 is black and 255 white"),
+        (torch.zeros(3, 4, 4, dtype=torch.bfloat16), "image is an array of bfloat16: give uint8"),
+        (np.zeros((5, 6, 7), np.uint8), r"image is an array of shape \[5, 6, 7\]: give \[H, W, 3\], \[3, H, W\]"),
+        (np.zeros((2, 3, 4, 4), np.uint8), r"image is an array of shape \[2, 3, 4, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"image is an array of shape \[0, 4, 3\]"),
+        (np.zeros(3, np.uint8), r"image is an array of shape \[3\]"),
+    ],
+)
+def test_other_arrays_are_refused_with_the_way_to_convert_them(array, reason):
+    with pytest.raises(BadSampleError, match=reason):
+        open_image(array)
+    with pytest.raises(BadSampleError, match=reason):
+        image_ref(array)
+
+
+def test_an_image_without_pixels_is_refused():
+    assert bad_reason(Image.new("RGB", (0, 4))) == "image has no pixels"

@@ -148,3 +148,36 @@ def test_a_file_with_bad_entries_alone_still_opens(root):
     source = coco.read(root, split="val")
     with pytest.raises(BadSampleError, match="caption of an image that is not listed"):
         source[0]
+
+
+def test_an_image_id_with_two_files_is_refused_by_name(root):
+    doubled = {**CONTENT, "images": [*CONTENT["images"], {"id": 25, "file_name": "other.jpg"}]}
+    write(root / "annotations" / "captions_val2017.json", doubled)
+    with pytest.raises(DataError, match=r"image id 25 twice, with the files 000000000025\.jpg and other\.jpg, so that"):
+        coco.read(root, split="val")
+    same = {**CONTENT, "images": [*CONTENT["images"], CONTENT["images"][0]]}
+    write(root / "annotations" / "captions_val2017.json", same)
+    assert len(coco.read(root, split="val")) == 2  # listed twice and the same each time is harmless
+
+
+def test_true_is_no_image_id(root):
+    broken = {"images": [*CONTENT["images"], {"id": True, "file_name": "x.jpg"}, {"id": 1, "file_name": "y.jpg"}]}
+    write(
+        root / "annotations" / "captions_val2017.json",
+        {**broken, "annotations": [*CONTENT["annotations"], {"image_id": True, "caption": "not of y.jpg"}]},
+    )
+    source = coco.read(root, split="val")
+    reasons = []
+    for index in (2, 3):
+        with pytest.raises(BadSampleError) as caught:
+            source[index]
+        reasons.append(str(caught.value))
+    assert reasons == ["image entry lacks id or file_name", "caption of an image that is not listed"]
+
+
+def test_captions_of_another_encoding_are_read_where_it_is_named(root):
+    text = json.dumps({**CONTENT, "annotations": [{"image_id": 9, "caption": "Café"}]}, ensure_ascii=False)
+    (root / "annotations" / "captions_val2017.json").write_bytes(text.encode("cp1252"))
+    with pytest.raises(DataError, match="the file is not UTF-8; set the source's encoding"):
+        coco.read(root, split="val")
+    assert coco.read(root, split="val", encoding="cp1252")[0].dialogs == ((Turn("", "Café"),),)

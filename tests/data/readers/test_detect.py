@@ -159,3 +159,76 @@ def test_what_no_reader_knows_is_said_with_what_is_there(tmp_path: Path) -> None
         MissingAssetError, match="no such file or folder; name the one that holds your images and texts"
     ):
         detect(tmp_path / "nowhere")
+
+
+def test_images_with_a_text_beside_each(tmp_path: Path) -> None:
+    for place in ("00000", "00001"):  # as img2dataset leaves them
+        photo(tmp_path / place / "0.jpg")
+        write(tmp_path / place / "0.txt", "a cat")
+        write(tmp_path / place / "0.json", {"caption": "another", "url": "https://example.org/0.jpg"})
+    check(detect(tmp_path), "folder")
+    for split in ("train", "val"):  # as kohya's scripts read them
+        photo(tmp_path / "kohya" / split / "10_cat" / "0.jpg")
+        write(tmp_path / "kohya" / split / "10_cat" / "0.txt", "a cat")
+    check(detect(tmp_path / "kohya"), "folder", validation="validation")
+
+
+def test_class_folders_become_captions(tmp_path: Path) -> None:
+    for name in ("golden_retriever", "cat"):
+        photo(tmp_path / name / "0.png")
+    found = detect(tmp_path)
+    assert found.format == "folders of images whose names become captions (cat, golden retriever)"
+    assert found.captions == {
+        "train": [
+            {"image": "cat/0.png", "text": "cat"},
+            {"image": "golden_retriever/0.png", "text": "golden retriever"},
+        ]
+    }
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le"])
+def test_tables_of_other_encodings_and_separators(tmp_path: Path, encoding: str) -> None:
+    photo(tmp_path / "a.png")
+    (tmp_path / "all.csv").write_bytes("file_name;caption\na.png;a cat\na.png;Café\n".encode(encoding))
+    check(found := detect(tmp_path), "parquet")
+    assert found.train.options == {"encoding": encoding}
+
+
+def test_a_coco_or_llava_file_deep_inside(tmp_path: Path) -> None:
+    photo(tmp_path / "coco" / "photos" / "all" / "a.png")
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
+    write(tmp_path / "coco" / "labels" / "v2" / "mine_train.json", content)
+    write(tmp_path / "coco" / "labels" / "v2" / "mine_val.json", content)
+    check(found := detect(tmp_path / "coco"), "coco", validation="validation")
+    assert found.train.options == {"images": str(tmp_path / "coco" / "photos" / "all")}
+    photo(tmp_path / "llava" / "pictures" / "train2017" / "a.png")
+    write(tmp_path / "llava" / "x" / "y" / "mix.json", [{"image": "train2017/a.png", **ROWS["llava"]}])
+    check(found := detect(tmp_path / "llava"), "llava")
+    assert found.train.options == {"images": str(tmp_path / "llava" / "pictures")}
+
+
+def test_splits_saved_each_by_itself(tmp_path: Path) -> None:
+    for split in ("train", "test", "validation"):
+        datasets.Dataset.from_list([{"image": "a.png", "text": "a cat"}]).save_to_disk(tmp_path / split)
+    check(detect(tmp_path), "hf", validation="validation")
+
+
+def test_splits_inside_one_file_or_above_folders(tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "text": "a cat", "split": split} for split in ("train", "val", "test")]
+    write(tmp_path / "one" / "all.jsonl", "\n".join(map(json.dumps, rows)))
+    check(detect(tmp_path / "one"), "parquet", validation="val")
+    lines = [{"file_name": f"{split}/a.png", "text": "a cat"} for split in ("train", "val")]
+    write(tmp_path / "two" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
+    check(detect(tmp_path / "two"), "folder", validation="validation")
+
+
+@pytest.mark.parametrize("names", [["train-0.tar", "val-0.tar"], ["train/0.tar", "val/0.tar"]])
+def test_shards_that_tell_their_split(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member, content in (("0.png", b"x"), ("0.txt", b"a cat")):
+                entry = tarfile.TarInfo(member)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    check(detect(tmp_path), "webdataset", validation="validation")

@@ -151,3 +151,41 @@ def test_a_table_says_the_same_as_json_lines(tmp_path, name):
     assert source.where(0) == (f"{name} row 0, 2" if "parquet" in name else f"{name} line 2, 5")
     with pytest.raises(BadSampleError, match="answer is empty"):
         source[2]
+
+
+def test_images_with_a_text_beside_each_are_captions(tmp_path):
+    for name in ("a.png", "sub/b.JPG", "sub/c.png", "d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a.txt").write_text("a cat, on a sofa\n")
+    (tmp_path / "sub" / "b.caption").write_bytes("Café".encode("cp1252"))
+    (tmp_path / "sub" / "c.txt").write_text("")
+    (tmp_path / "README.txt").write_text("not a caption")
+    source = pickle.loads(pickle.dumps(folder.read(tmp_path, split="train")))
+    assert source[0].dialogs == ((Turn("", "a cat, on a sofa"),),) and source[0].images == (tmp_path / "a.png",)
+    reasons = {}
+    for index in range(1, len(source)):
+        with pytest.raises(BadSampleError) as caught:
+            source[index]
+        reasons[source.where(index).split(" ")[-1]] = str(caught.value)
+    assert reasons == {
+        "d.png": "image has no text beside it",
+        "sub/b.JPG": "text file is not UTF-8; set the source's encoding (encoding: cp1252, say)",
+        "sub/c.png": "answer is empty",
+    }
+    assert folder.read(tmp_path, split="train", encoding="cp1252")[2].dialogs == ((Turn("", "Café"),),)
+    before = source.fingerprint
+    (tmp_path / "a.txt").write_text("another cat")
+    assert folder.read(tmp_path, split="train").fingerprint != before
+
+
+def test_the_image_column_of_a_metadata_file_may_have_any_usual_name(tmp_path):
+    (tmp_path / "metadata.csv").write_text("Image;Caption\na.png;a cat\n")
+    assert folder.read(tmp_path, split="train")[0].images == (tmp_path / "a.png",)
+
+
+def test_parts_of_a_split_in_folders_of_their_own_are_two_sources(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path / split, {"file_name": "a.png", "text": split})
+    with pytest.raises(DataError, match=r"got 'train\+val', whose parts lie in folders of their own; make a source of"):
+        folder.read(tmp_path, split="train+val")

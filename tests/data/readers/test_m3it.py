@@ -1,7 +1,10 @@
 import base64
 import json
 import pickle
+import runpy
 from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -161,3 +164,76 @@ def test_the_hubs_parquet_is_read_where_it_is_whole(tmp_path, monkeypatch):
 
 def test_every_set_names_tasks_of_the_table():
     assert all(set(names) <= set(TASKS) for names in m3it_tasks.NAMED_SETS.values())
+
+
+def test_the_articles_own_set_is_counted_as_its_author_counts_it(tmp_path):
+    assert set(NAMED_SETS["article"]) - set(NAMED_SETS["git-llm"]) == {"nlvr"}
+    for task in NAMED_SETS["article"]:
+        write(tmp_path / task, row(0, "x"), row(1, "x"))
+    notes = m3it.read(tmp_path, split="train", tasks="article").notes
+    assert notes[-1] == "article: 52 rows of train found in its 26 tasks, the article and the card count 1,361,650"
+    assert m3it.read(tmp_path, split="train", tasks="git-llm").notes[-1] == (
+        "git-llm: 50 rows of train found in its 25 tasks, the card counts 1,332,278"
+    )
+    assert m3it.read(tmp_path, split="train[:1]", tasks="article").notes[-1] == "nlvr: 1 rows of train[:1] found"
+
+
+def mirror(folder, **columns):
+    picture = {"bytes": base64.b64decode(image(7)), "path": None}
+    content = {"instruction": "I", "inputs": "Q", "outputs": "A", "image": picture, **columns}
+    write_parquet(folder, [{key: value for key, value in content.items() if value is not None}])
+
+
+def test_a_parquet_mirror_whose_columns_fit_is_read(tmp_path):
+    mirror(tmp_path / "data" / "train-00000-of-00001-7a97.parquet")
+    sources = opened(tmp_path)
+    assert sources[0].dialogs == ((Turn("Q", "A", instruction="I"),),)
+    assert open_image(sources[0].images[0]).getpixel((0, 0)) == (7, 0, 0)
+    assert sources.opened[0].notes == [f"{tmp_path}: 1 rows of train, of tasks that the rows do not name"]
+    with pytest.raises(ConfigError, match="tasks: got 'article', but the rows of a mirror do not say of which task"):
+        opened(tmp_path, tasks="article")
+
+
+def test_a_mirror_with_other_columns_is_refused_with_what_differs(tmp_path):
+    mirror(tmp_path / "train-0.parquet", image=None, inputs=None, question="Q")
+    with pytest.raises(
+        DataError,
+        match=r"lacks the columns inputs, image_base64_str or .* has instruction, outputs, question;",
+    ):
+        opened(tmp_path)
+
+
+def test_a_mirror_is_fetched_from_the_hub_once_its_columns_are_seen_to_fit(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, file, **settings):
+        asked.append((repository, file, settings["revision"]))
+        mirror(tmp_path / file.replace("/", "-"), **({"outputs": None} if repository == "other/M3IT" else {}))
+        return str(tmp_path / file.replace("/", "-"))
+
+    files = ["README.md", "data/train-0.parquet", "data/train-1.parquet"]
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *a, **k: files)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert len(opened(None, repository="HuggingFaceM4/M3IT", revision="2173ea7")[0].dialogs) == 2
+    assert asked == [("HuggingFaceM4/M3IT", file, "2173ea7") for file in files[1:]]
+    with pytest.raises(DataError, match="lacks the columns outputs"):
+        opened(None, repository="other/M3IT")
+    assert len(asked) == 3, "the second file of a mirror that does not fit is left where it is"
+    with pytest.raises(MissingAssetError, match=r"has no data/test-\*.parquet; it holds README.md, data/train-0"):
+        opened(None, repository="HuggingFaceM4/M3IT", split="test")
+    with pytest.raises(ConfigError, match="revision its commit; leave out path, or both"):
+        write(tmp_path / "viquae", row(0, "x"))
+        opened(tmp_path, repository="HuggingFaceM4/M3IT")
+
+
+def test_an_export_stays_with_the_revision_that_it_began_with(tmp_path, monkeypatch):
+    export = runpy.run_path(str(Path(m3it.__file__).parents[3] / "docs" / "export_m3it.py"))
+    commits = {None: "a" * 40, "v2": "b" * 40}
+    info = lambda self, repository, revision: SimpleNamespace(sha=commits.get(revision, revision))  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    assert export["pin"](tmp_path / "x", repository="MMInstruction/M3IT", revision=None) == "a" * 40
+    commits[None] = "c" * 40  # the dataset moves on
+    assert export["pin"](tmp_path / "x", repository="MMInstruction/M3IT", revision=None) == "a" * 40
+    assert export["pin"](tmp_path / "y", repository="MMInstruction/M3IT", revision="v2") == "b" * 40
+    with pytest.raises(SystemExit, match=r"revision.txt: is of a+, not of b+; export another revision to another"):
+        export["pin"](tmp_path / "x", repository="MMInstruction/M3IT", revision="v2")

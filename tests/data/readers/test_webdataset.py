@@ -117,3 +117,52 @@ def test_a_tar_that_was_not_fetched_to_its_end_is_refused(shards):
         (shards / "a-000.tar").write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"a-000\.tar is no whole, plain tar \(.*\); fetch it again"):
             webdataset.read(shards / "a-000.tar", split="train")
+
+
+@pytest.fixture
+def with_masks(tmp_path):
+    members = [("0.thumb.jpg", png(3)), ("0.mask.png", png(2)), ("0.jpg", png(1)), ("0.txt", b"a cat")]
+    write_tar(tmp_path / "a.tar", [*members, ("1.png", png(4)), ("1.txt", b"a dog")])
+    return tmp_path / "a.tar"
+
+
+def opened(path, **options):
+    return open_sources([SourceSettings("webdataset", path=str(path), options=options)])
+
+
+def test_a_sample_gives_one_image_and_that_it_has_several_is_said_once(with_masks):
+    sources = opened(with_masks)
+    assert [[open_image(image).getpixel((0, 0))[0] for image in sources[i].images] for i in (0, 1)] == [[1], [4]]
+    [note] = sources.opened[0].notes
+    assert note == (
+        "samples have several images (thumb.jpg, mask.png, jpg); jpg is used where a sample has it; "
+        "name others with members: [...]"
+    )
+    stream = webdataset.read(with_masks, split="train", streaming=True)
+    assert list(stream.notes) == [note]
+
+
+def test_other_members_are_taken_where_they_are_named(with_masks):
+    sources = opened(with_masks, members=["jpg", "mask.png"])
+    assert [open_image(image).getpixel((0, 0))[0] for image in sources[0].images] == [1, 2]
+    assert list(sources.opened[0].notes) == []
+    with pytest.raises(BadSampleError, match=r"sample has no member jpg"):
+        sources[1]
+
+
+def test_names_with_more_dots_say_how_tars_are_read(tmp_path):
+    names = [f"img.v1.{number}.{suffix}" for number in range(3) for suffix in ("jpg", "txt")]
+    write_tar(tmp_path / "a.tar", [(name, png(0) if name.endswith("jpg") else b"a cat") for name in names])
+    sources = opened(tmp_path / "a.tar")
+    with pytest.raises(BadSampleError, match=r"no text member \(members: v1.0.jpg, .* first dot of a name is the s"):
+        sources[0]
+    write_tar(tmp_path / "b.tar", [("0.v2.jpg", png(0)), ("0.v2.txt", b"a cat")])  # dots or not
+    assert opened(tmp_path / "b.tar")[0].dialogs == ((Turn("", "a cat"),),)
+
+
+def test_texts_of_another_encoding_are_read_where_it_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar", [("0.png", png(0)), ("0.txt", "Café".encode("cp1252"))])
+    assert opened(tmp_path / "a.tar", encoding="cp1252")[0].dialogs == ((Turn("", "Café"),),)
+    stream = webdataset.read(tmp_path / "a.tar", split="train", streaming=True, encoding="cp1252")
+    [row] = stream.rows.read(seed=0, epoch=0, place=None)
+    assert stream.sample(row).dialogs == ((Turn("", "Café"),),)

@@ -1,4 +1,4 @@
-"""Language models that cannot be joined exactly are refused by name, with the reason; all others pass."""
+"""What cannot be joined exactly is refused by name, with the reason; all others are read as is right for them."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tests.tiny import ALIBI, LANGUAGE_CONFIGS, SIZES, TOKENS, bare, bare_language, bare_vision
+from tests.tiny import ALIBI, LANGUAGE_CONFIGS, TOKENS, bare, bare_language, bare_vision
 from visgraft.errors import UnsupportedModelError
 from visgraft.model import language
 from visgraft.model.checks import compatibility
-from visgraft.model.checks.compatibility import check_language, shrink
+from visgraft.model.checks.compatibility import TEXT_ONLY, check_language, shrink
 from visgraft.model.vlm import VisionLanguageModel
 
 
 @pytest.fixture
 def nothing_passed_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compatibility, "_passed", set())
+    monkeypatch.setattr(compatibility, "_found", {})
 
 
 def from_config(config: Any) -> Any:
@@ -43,23 +43,10 @@ def test_gpt_neo_is_refused_for_its_causal_mask_of_its_own() -> None:
         check_language(from_config(hf.GPTNeoConfig(**GPT_NEO, **TOKENS)))
 
 
-def test_recurrent_gemma_is_refused_for_its_recurrent_layers() -> None:
-    config = hf.RecurrentGemmaConfig(**{**SIZES, "num_hidden_layers": 3}, intermediate_size=48, lru_width=32)
-    reason = "has layers of kind linear_attention, whose state|cannot be joined exactly: position"  # older transformers
-    with pytest.raises(UnsupportedModelError, match=f"recurrent_gemma ({reason})"):
-        check_language(from_config(config))
-
-
-def test_mamba_is_refused_for_its_state_space() -> None:
-    config = hf.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
-    with pytest.raises(UnsupportedModelError, match="mamba has layers of kind linear_attention, whose state flows"):
-        check_language(from_config(config))
-
-
-def test_lfm2_is_refused_for_its_convolutions() -> None:
-    config = hf.Lfm2Config(**SIZES, intermediate_size=48, num_key_value_heads=2, layer_types=["conv", "full_attention"])
-    with pytest.raises(UnsupportedModelError, match=r"lfm2 has layers of kind conv, whose state flows past any mask"):
-        check_language(from_config(config))
+def test_gpt_neo_is_joined_with_causal_images() -> None:
+    assert check_language(from_config(hf.GPTNeoConfig(**GPT_NEO, **TOKENS)), causal_image=True).sharing == "mask"
+    with pytest.raises(UnsupportedModelError, match=r"With model\.image_attention: causal it may be joined"):
+        check_language(from_config(hf.GPTNeoConfig(**GPT_NEO, **TOKENS)))
 
 
 def test_a_refusal_comes_from_from_parts() -> None:
@@ -69,8 +56,13 @@ def test_a_refusal_comes_from_from_parts() -> None:
 
 @pytest.mark.parametrize("name", ALIBI)
 @pytest.mark.usefixtures("nothing_passed_before")
-def test_an_alibi_family_is_refused_without_its_quirk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alibi_family_is_not_joined_by_the_mask_without_its_quirk(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(language, "QUIRKS", {})
+    if name == "mpt":  # takes positions from the row, so each text has a row of its own, or reads on from a cache
+        assert check_language(bare_language(name)).sharing == "state"
+        return
     with pytest.raises(UnsupportedModelError, match=f"{bare(name).config.model_type} cannot be joined exactly"):
         check_language(bare_language(name))
 
@@ -90,6 +82,8 @@ class Reading(hf.LlamaForCausalLM):
     ) -> Any:  # type: ignore[override]
         if self.astray == "mask" and attention_mask is not None:
             attention_mask = attention_mask | torch.ones_like(attention_mask).tril()
+        if self.astray == "ahead" and attention_mask is not None and attention_mask.shape[-1] != TEXT_ONLY:
+            attention_mask = torch.ones_like(attention_mask)
         if self.astray == "blind" and attention_mask is not None and (attention_mask != attention_mask.tril()).any():
             attention_mask = torch.eye(attention_mask.shape[-1]).bool().expand_as(attention_mask)
         if self.astray == "positions":
@@ -103,21 +97,32 @@ class Reading(hf.LlamaForCausalLM):
 @pytest.mark.parametrize(
     ("astray", "message"),
     [
-        (
-            "mask",
-            r"llama cannot .*: position \d+ must not see position \d+ and does: it ignores the mask",
-        ),
+        ("ahead", r"llama cannot .*: its state flows past any mask, and in a row position \d+ sees the later position"),
         (
             "blind",
             r"llama cannot .*: position \d+ must see position \d+ and does not: it ignores the mask",
         ),
-        ("positions", r"llama cannot be joined exactly: it takes positions from the row and not from position_ids"),
         ("text", r"llama cannot be joined exactly: without an image it does not compute what the bare model computes"),
     ],
 )
 def test_a_model_that_goes_astray_is_refused_with_what_it_did(
     astray: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        check_language(led_astray(astray, monkeypatch))
+
+
+@pytest.mark.usefixtures("nothing_passed_before")
+@pytest.mark.parametrize("astray", ["mask", "positions"])
+def test_a_model_that_is_right_in_rows_of_its_own_alone_is_read_so(
+    astray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = check_language(led_astray(astray, monkeypatch))
+    assert found.sharing == "rows"
+    assert found.behind_cache == {"mask": "nothing", "positions": "nothing"}[astray]
+
+
+def led_astray(astray: str, monkeypatch: pytest.MonkeyPatch) -> Reading:
     monkeypatch.setattr(Reading, "astray", astray)
     model = Reading(bare("llama").config)
     with torch.no_grad():
@@ -126,8 +131,7 @@ def test_a_model_that_goes_astray_is_refused_with_what_it_did(
                 nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
     # Its class is not the library's, so the tiny twin would go right: the model itself is tried.
     monkeypatch.setattr(compatibility, "_tiny_like", lambda _: None)
-    with pytest.raises(UnsupportedModelError, match=message):
-        check_language(model.eval())
+    return model.eval()
 
 
 # --- Manners
@@ -148,14 +152,19 @@ def test_the_check_leaves_the_random_state_and_the_model_as_they_were(nothing_pa
 
 def test_a_configuration_is_tried_once(nothing_passed_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
     check_language(bare_language("llama"))
-    monkeypatch.setattr(compatibility, "_check", lambda *_, **__: pytest.fail("tried again"))
+    monkeypatch.setattr(compatibility, "_find", lambda *_, **__: pytest.fail("tried again"))
     check_language(bare_language("llama"))
 
 
 def test_another_kernel_is_tried_again(nothing_passed_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
     check_language(bare_language("llama"))
     tried: list[str] = []
-    monkeypatch.setattr(compatibility, "_check", lambda model, **_: tried.append(model.config._attn_implementation))
+
+    def find(model: Any, **_: Any) -> dict[str, Any]:
+        tried.append(model.config._attn_implementation)
+        return {}
+
+    monkeypatch.setattr(compatibility, "_find", find)
     check_language(bare_language("llama_eager"))
     assert tried == ["eager"]
 
@@ -178,7 +187,12 @@ def test_the_tiny_twin_has_the_kernel_and_every_kind_of_layer_of_the_model() -> 
 def test_a_large_model_is_checked_on_a_small_one(nothing_passed_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
     config = hf.LlamaConfig(hidden_size=4096, num_hidden_layers=32, vocab_size=32000)
     checked: list[int] = []
-    monkeypatch.setattr(compatibility, "_check", lambda model, **_: checked.append(model.num_parameters()))
+
+    def find(model: Any, **_: Any) -> dict[str, Any]:
+        checked.append(model.num_parameters())
+        return {}
+
+    monkeypatch.setattr(compatibility, "_find", find)
     with torch.device("meta"):
         check_language(hf.LlamaForCausalLM(config))
     assert checked[0] < 100_000

@@ -27,10 +27,19 @@ from torch import Tensor
 
 from visgraft.atomic import put_in_place, refusals_told, write_whole
 from visgraft.config import TileSettings
-from visgraft.data.images.opening import KEY_BYTES, image_key, is_web_address, looks_like_base64, short_digest
+from visgraft.data.images.opening import (
+    KEY_BYTES,
+    image_file_state,
+    image_key,
+    is_data_url,
+    is_web_address,
+    looks_like_base64,
+    path_of_text,
+    short_digest,
+)
 from visgraft.data.images.tiles import all_grids, rows_end
 from visgraft.data.sample import ImageRef, StoredImage
-from visgraft.errors import BadSampleError, DiskError
+from visgraft.errors import DiskError
 
 FILE_BYTES = 2**30  # a pair is closed at this size, and is there for others from then on
 _LEFT_OVER_S = 86_400.0  # files that a killed process never closed are removed after a day
@@ -49,12 +58,10 @@ def image_version(ref: ImageRef) -> bytes | None:
         return image_version(ref["path"])
     where = getattr(ref, "path", None) if isinstance(ref, StoredImage) else ref
     if isinstance(where, (str, Path)) and not _holds_its_content(where):
-        try:
-            stat = Path(where).stat()
-        except (OSError, ValueError):
-            raise BadSampleError("image file is missing") from None
-        name = ref if isinstance(ref, StoredImage) else Path(where).absolute()
-        return short_digest(f"{name!r} {stat.st_size} {stat.st_mtime_ns}".encode("utf-8", "surrogatepass"))
+        path = path_of_text(where) if isinstance(where, str) else where
+        state = image_file_state(path)
+        name = ref if isinstance(ref, StoredImage) else path.absolute()
+        return short_digest(f"{name!r} {state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogatepass"))
     if isinstance(ref, StoredImage):
         return short_digest(repr(ref).encode()) if getattr(ref, "url", None) else None
     return image_key(ref, by_content=False)
@@ -239,4 +246,4 @@ class _Pair:
 
 def _holds_its_content(text: str | Path) -> bool:
     """Say whether a text is not a path but the image itself, or its address."""
-    return isinstance(text, str) and (text.startswith("data:") or is_web_address(text) or looks_like_base64(text))
+    return isinstance(text, str) and (is_data_url(text) or is_web_address(text) or looks_like_base64(text))

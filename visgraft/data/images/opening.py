@@ -14,29 +14,52 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from visgraft.config import DataSettings
+from visgraft.data.fingerprint import is_file_name
+from visgraft.data.images.notes import may_have_notes, without_notes
 from visgraft.data.sample import ImageRef, StoredImage
 from visgraft.errors import BadSampleError
 
-# A file of a few kilobytes may claim any size; Pillow itself refuses twice this number.
-DEFAULT_MAX_PIXELS = 89_478_485
-# Not every format that Pillow knows: some run other programs (EPS) or hold no picture.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO", "TGA")
+# A file of a few kilobytes may claim any size; one limit, that of a recipe which says nothing.
+DEFAULT_MAX_PIXELS = DataSettings().max_pixels
+# Formats that Pillow knows and that are no pictures, or that another program draws.
+_NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+_USUAL = ("JPEG", "PNG", "WEBP")  # tried first
+_BY_GUESS = ("IM", "IMT", "IPTC", "PCD", "SPIDER", "TGA")  # those that no first bytes show: tried last
+_ONE_PICTURE = ("MPO", "PSD")  # a photograph with its preview behind it; a picture with its layers
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-# The first characters of a JPEG, PNG, GIF, WebP or TIFF file in base64; no one names a folder so.
-_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
-_SHORTEST_BASE64 = 64
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64}")
+_LONGEST_PATH = 4096
+_BASE64_LONG = re.compile(rf"[A-Za-z0-9+/_\-\s]{{{_LONGEST_PATH}}}")
+_SIGNATURE_BYTES = 16  # that Pillow's plugins look at
 _WEB_STARTS = ("http://", "https://")
+_FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/))?", re.IGNORECASE)
+_OTHER_URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 KEY_BYTES = 16
 _URL_SAFE_TO_ORDINARY = bytes.maketrans(b"-_", b"+/")
 
@@ -45,19 +68,46 @@ def open_image(ref: ImageRef, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
     """Open an image as RGB: EXIF rotation applied, transparency laid on white, 16-bit grey scaled to 8.
 
     The number of pixels is checked before anything is decoded. Raises BadSampleError for a missing, empty, truncated,
-    broken or animated file, for what is no image, and above max_pixels.
+    broken or animated file, for what is no image, and above max_pixels; never for what stands beside the pixels.
     """
+    data: Image.Image | bytes | Path | None = None
     try:
         data = image_data(ref)
         if isinstance(data, Image.Image):
             return _decode(data, max_pixels=max_pixels)
-        _check_file(data)
-        with Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=_readable_formats()) as image:
-            return _decode(image, max_pixels=max_pixels)
+        if isinstance(data, Path):
+            image_file_state(data)
+        elif not data:
+            raise BadSampleError("image file is empty")
+        return _open(data, max_pixels=max_pixels)
     except (BadSampleError, MemoryError):
         raise
     except Exception as error:  # the decoders of damaged files fail in every way there is
-        raise BadSampleError(_reason(error)) from error
+        image = _open_without_notes(data, max_pixels=max_pixels)
+        if image is None:
+            raise BadSampleError(_reason(error)) from error
+        return image
+
+
+def _open(data: bytes | Path, *, max_pixels: int) -> Image.Image:
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # else Pillow warns of what the recipe allows, and refuses twice as much
+    with Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=_readable_formats()) as image:
+        return _decode(image, max_pixels=max_pixels)
+
+
+def _open_without_notes(data: object, *, max_pixels: int) -> Image.Image | None:
+    """Open the pixels of a file whose notes may be what is broken; None where they are not."""
+    try:
+        if isinstance(data, Path):
+            with data.open("rb") as file:
+                data = data.read_bytes() if may_have_notes(file.read(_SIGNATURE_BYTES)) else None
+        pixels = without_notes(data) if isinstance(data, bytes) else None
+        return None if pixels is None else _open(pixels, max_pixels=max_pixels)
+    except BadSampleError:
+        raise
+    except Exception:
+        return None
 
 
 def _reason(error: Exception) -> str:
@@ -91,44 +141,86 @@ def image_data(ref: object) -> Image.Image | bytes | Path:
         if is_web_address(ref):
             raise BadSampleError("image is a web address and data.allow_remote_images is false")
         data = decode_text(ref)
-        return Path(ref) if data is None else data
+        return path_of_text(ref) if data is None else data
     if isinstance(ref, (bytearray, memoryview)):
         return bytes(ref)
     if not isinstance(ref, (Image.Image, bytes, Path)):
-        raise BadSampleError(f"image is given as {type(ref).__name__}")
+        return image_of_array(ref)
     return ref
 
 
-def _check_file(data: bytes | Path) -> None:
-    """Give better reasons than Pillow's for what is no file or empty."""
-    if isinstance(data, bytes):
-        if not data:
-            raise BadSampleError("image file is empty")
-        return
+def file_state(path: Path) -> os.stat_result | None:
+    """Look at a path; None: nothing is there, or it is a name that no file can have (too long, or with a NUL in it)."""
     try:
-        if not data.is_file():
-            raise BadSampleError("image path is no file" if data.exists() else "image file is missing")
-        if data.stat().st_size == 0:
-            raise BadSampleError("image file is empty")
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a NUL in it
-        raise BadSampleError("image file is missing") from None
+        return path.stat()
+    except PermissionError:
+        raise BadSampleError("image file may not be read") from None
+    except (OSError, ValueError):
+        return None
+
+
+def image_file_state(path: Path) -> os.stat_result:
+    """Look at an image file; raises BadSampleError for what is missing, no regular file (a device, a pipe) or empty."""
+    state = file_state(path)
+    if state is None:
+        raise BadSampleError("image file is missing")
+    if not stat.S_ISREG(state.st_mode):
+        raise BadSampleError("image path is no file")
+    if state.st_size == 0:
+        raise BadSampleError("image file is empty")
+    return state
+
+
+def image_of_array(value: Any) -> Image.Image:
+    """Return the image that an array or tensor of uint8 holds: [H, W], [H, W, 1, 3 or 4] or [1, 3 or 4, H, W].
+
+    Raises BadSampleError for anything else, with the way to convert it.
+    """
+    if not hasattr(value, "__array__") or not hasattr(value, "dtype"):
+        raise BadSampleError(f"image is given as {type(value).__name__}")
+    if "uint8" not in str(value.dtype):
+        kind = str(value.dtype).removeprefix("torch.")
+        raise BadSampleError(
+            f"image is an array of {kind}: give uint8, 0 is black and 255 white (of 0 to 1: times 255)"
+        )
+    values = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if values.ndim == 3 and values.shape[2] not in (1, 3, 4) and values.shape[0] in (1, 3, 4):
+        values = np.moveaxis(values, 0, 2)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or not values.size:
+        shape = list(value.shape)
+        raise BadSampleError(
+            f"image is an array of shape {shape}: give [H, W, 3], [3, H, W] or [H, W], an array an image"
+        )
+    return Image.fromarray(np.ascontiguousarray(values))
 
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    named = [name for name in Image.ID if name not in (*_USUAL, *_NO_PICTURES, *_BY_GUESS)]
+    return tuple(name for name in (*_USUAL, *named, *_BY_GUESS) if name in Image.OPEN)
 
 
 def _decode(image: Image.Image, *, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         raise BadSampleError("image has too many pixels")
-    # A phone's MPO file is a photograph with its preview behind it, no animation.
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+    if image.width * image.height == 0:
+        raise BadSampleError("image has no pixels")
+    if getattr(image, "n_frames", 1) > 1 and image.format not in _ONE_PICTURE:
         raise BadSampleError("image is animated or has several pages")
     image.load()
-    # Without a rotation, exif_transpose would copy the whole image.
-    return _to_rgb(ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image)
+    turned = _UPRIGHT.get(_orientation(image))
+    return _to_rgb(image if turned is None else image.transpose(turned))
+
+
+def _orientation(image: Image.Image) -> Any:
+    """Return what the camera noted of how it was held; None where that cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # notes are damaged in every way there is; the pixels are there
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -171,21 +263,43 @@ class FilePart:
 def image_ref(value: object, *, folder: Path | None = None) -> ImageRef:
     """Return what a file's value names; a relative path is taken from folder.
 
-    A text is a data: URL, a web address, base64 (known by the first bytes of an image file) or else a path; a mapping
-    holds one of bytes, path, base64 and url. Raises BadSampleError for anything else.
+    A text is a data: URL, a web address, base64 (known by the first bytes of an image file) or else a path, which may
+    be a file:// address, begin with ~ or have backslashes; a mapping holds one of bytes, path, base64 and url; an array
+    or tensor is an image. Raises BadSampleError for anything else.
     """
     if isinstance(value, (bytes, Image.Image, StoredImage)):
         return value
     if isinstance(value, Mapping):
         return _ref_of_mapping(value, folder=folder)
-    if not isinstance(value, (str, Path)) or not str(value).strip():
-        raise BadSampleError("image is empty" if value in ("", None) else f"image is given as {type(value).__name__}")
-    if isinstance(value, str):
-        if value.startswith("data:") or is_web_address(value):
-            return value
-        if looks_like_base64(value):
-            return {"base64": value}
-    return Path(value) if folder is None else folder / value
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise BadSampleError("image is empty")
+    if isinstance(value, Path):
+        return value if folder is None else folder / value
+    if not isinstance(value, str):
+        return image_of_array(value)
+    if is_data_url(value) or is_web_address(value):
+        return value
+    return {"base64": value} if looks_like_base64(value) else path_of_text(value, folder=folder)
+
+
+def path_of_text(text: str, *, folder: Path | None = None) -> Path:
+    """Return the path that a text means; a relative one is taken from folder.
+
+    Raises BadSampleError for an address of a kind that is not read (s3://) and a name that no file can have.
+    """
+    if text[:5].lower() == "file:":
+        text = unquote(_FILE_URL.sub("", text, count=1))
+    elif other := _OTHER_URL.match(text):
+        raise BadSampleError(f"image is an address of a kind that is not read ({other[1].lower()}://)")
+    if text.startswith("~"):
+        with suppress(RuntimeError):  # no such user
+            text = str(Path(text).expanduser())
+    if not is_file_name(text):
+        raise BadSampleError("image file is missing")
+    path = Path(text) if folder is None else folder / text
+    if "\\" in text and os.sep == "/" and file_state(path) is None:  # written on Windows
+        return path_of_text(text.replace("\\", "/"), folder=folder)
+    return path
 
 
 def _ref_of_mapping(value: Mapping[str, Any], *, folder: Path | None) -> ImageRef:
@@ -212,9 +326,27 @@ def is_web_address(value: object) -> bool:
     return isinstance(value, str) and value[:8].lower().startswith(_WEB_STARTS)
 
 
+def is_data_url(value: object) -> bool:
+    """Say whether a value is a data: URL, which holds what it names."""
+    return isinstance(value, str) and value[:5].lower() == "data:"
+
+
 def looks_like_base64(text: str) -> bool:
-    """Say whether a text can only be an image file in base64."""
-    return len(text) >= _SHORTEST_BASE64 and text.lstrip().startswith(_BASE64_STARTS)
+    """Say whether a text can only be an image file in base64: it has its first bytes, or is longer than any path."""
+    begin = text.lstrip() if text[:1].isspace() else text
+    if _BASE64.match(begin) is None:
+        return False
+    if len(begin) > _LONGEST_PATH:
+        return _BASE64_LONG.match(begin) is not None
+    head = "".join(begin[: 4 * _SIGNATURE_BYTES].split())
+    first = base64.b64decode(head[: len(head) // 4 * 4].encode().translate(_URL_SAFE_TO_ORDINARY))[:_SIGNATURE_BYTES]
+    return any(accept(first) is True for accept in _signatures())
+
+
+@cache
+def _signatures() -> tuple[Callable[[bytes], bool | str], ...]:
+    accepting = [Image.OPEN[name][1] for name in _readable_formats()]
+    return tuple(accept for accept in accepting if accept is not None)
 
 
 def decode_text(text: str) -> bytes | None:
@@ -222,11 +354,11 @@ def decode_text(text: str) -> bytes | None:
 
     Raises BadSampleError where it cannot be decoded.
     """
-    if text.startswith("data:"):
+    if is_data_url(text):
         kind, comma, payload = text.partition(",")
-        if not comma or not kind.endswith(";base64"):
+        if not comma or not kind.lower().endswith(";base64"):
             raise BadSampleError("image data: URL is not in base64")
-        return decode_base64(payload)
+        return decode_base64(unquote(payload) if "%" in payload else payload)
     return decode_base64(text) if looks_like_base64(text) else None
 
 
@@ -244,7 +376,7 @@ def decode_base64(text: object) -> bytes:
 # --- When two images are the same
 
 
-def image_key(ref: ImageRef, *, by_content: bool) -> bytes:
+def image_key(ref: object, *, by_content: bool) -> bytes:
     """Return 16 bytes that equal images share; inlined images are compared by content in any case.
 
     by_content: compare files by what they hold, else by their path.
@@ -266,13 +398,22 @@ def image_key(ref: ImageRef, *, by_content: bool) -> bytes:
         case FilePart():
             return short_digest(ref.read() if by_content else repr(ref).encode())
         case str() | Path() if by_content and not is_web_address(ref):
+            path = path_of_text(ref) if isinstance(ref, str) else ref
+            image_file_state(path)
             try:
-                return short_digest(Path(ref).read_bytes())
+                with path.open("rb") as file:  # piece by piece: it may be of any size
+                    return file_digest(file, _new_digest).digest()
             except OSError:
-                raise BadSampleError("image file is missing") from None
-    return short_digest(str(ref).encode("utf-8", "surrogatepass"))
+                raise BadSampleError("image file may not be read") from None
+        case str() | Path() | StoredImage():
+            return short_digest(str(ref).encode("utf-8", "surrogatepass"))
+    return image_key(image_of_array(ref), by_content=by_content)
 
 
 def short_digest(data: bytes) -> bytes:
     """Return `KEY_BYTES` bytes that equal data share."""
-    return blake2b(data, digest_size=KEY_BYTES).digest()
+    return _new_digest(data).digest()
+
+
+def _new_digest(data: bytes = b"") -> blake2b:
+    return blake2b(data, digest_size=KEY_BYTES)

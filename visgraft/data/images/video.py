@@ -9,12 +9,14 @@ Out: so many frames of it as images that are decoded when they are opened.
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
 
+from visgraft.data.images.opening import file_state, is_data_url
 from visgraft.data.sample import ImageRef
 from visgraft.errors import BadSampleError, MissingAssetError
 
@@ -61,14 +63,18 @@ def frames_of(image: ImageRef, *, num_frames: int, spacing_s: float | None) -> l
     evenly over all of it, each in the middle of its share.
     Raises MissingAssetError without PyAV, BadSampleError for a video that cannot be read.
     """
-    if not isinstance(image, (str, Path)) or str(image).startswith("data:"):
+    if not isinstance(image, (str, Path)) or is_data_url(image):
         return [image]
     path = Path(image)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return list(_video_frames(path, num_frames=num_frames, spacing_s=spacing_s))
-    if path.suffix or not path.is_dir():
+    state = None if path.suffix else file_state(path)
+    if state is None or not stat.S_ISDIR(state.st_mode):
         return [image]
-    files = sorted((f for f in path.iterdir() if f.suffix.lower() in _FRAME_SUFFIXES), key=_by_number)
+    try:
+        files = sorted((f for f in path.iterdir() if f.suffix.lower() in _FRAME_SUFFIXES), key=_by_number)
+    except OSError:
+        raise BadSampleError("folder of frames may not be read") from None
     if not files:
         raise BadSampleError("folder of frames is empty")
     if spacing_s is not None:
@@ -80,8 +86,9 @@ def frames_of(image: ImageRef, *, num_frames: int, spacing_s: float | None) -> l
 def _video_frames(path: Path, *, num_frames: int, spacing_s: float | None) -> list[VideoFrame]:
     if find_spec("av") is None:
         raise MissingAssetError(f'{path.name} is a video, which PyAV reads; run `pip install "visgraft[video]"`')
-    if not path.is_file():
-        raise BadSampleError("video file is missing")
+    state = file_state(path)
+    if state is None or not stat.S_ISREG(state.st_mode):
+        raise BadSampleError("video file is missing" if state is None else "video path is no file")
     if spacing_s is None:
         return [VideoFrame(path, place=(place + 0.5) / num_frames) for place in range(num_frames)]
     import av
@@ -89,7 +96,7 @@ def _video_frames(path: Path, *, num_frames: int, spacing_s: float | None) -> li
     try:
         with av.open(str(path)) as container:
             duration_s = _duration_s(container)
-    except (av.FFmpegError, OSError):
+    except (av.FFmpegError, OSError, IndexError, ValueError):
         raise BadSampleError("video is broken") from None
     number = min(num_frames, max(1, int(duration_s / spacing_s + 1e-6)))
     return [VideoFrame(path, time_s=spacing_s * place) for place in range(number)]

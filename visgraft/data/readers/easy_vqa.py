@@ -54,7 +54,7 @@ def read(
 
     parts = parse_split(split, reader="easy_vqa")
     if all(part.is_whole for part in parts):
-        return open_named("+".join(usual_name(part.name) for part in parts))
+        return open_named("+".join(sorted(usual_name(part.name) for part in parts)))  # train before validation
     return samples_of_split(split, reader="easy_vqa", open_named=lambda name: open_named(usual_name(name)))
 
 
@@ -93,7 +93,7 @@ class EasyVqa:
 
     def __getitem__(self, index: int) -> Sample:
         image_id, pairs = self._questions[index]
-        dialogs = [[turn_from_row(question, answer)] for question, answer in pairs]
+        dialogs = [[turn_from_row(question, answer, kind=kind_of(answer))] for question, answer in pairs]
         image = self._folder / "images" / f"{image_id}.png"
         return Sample(images=[image], dialogs=dialogs, id=f"{self._folder.name}/{image_id}")
 

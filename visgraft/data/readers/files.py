@@ -127,7 +127,17 @@ def _of_one_file(rows: Rows, name: str, file: Path, *, reader: str) -> Rows:
         raise not_there(name, there, reader=reader, where=f"the column split of {file.name}")
     unknown = [""] if usual_name(name) == "train" else []  # a row that cannot be read is bad, and counted once
     indices = np.flatnonzero(np.isin(told, [*wanted, *unknown]))
-    return SomeRows(rows, indices, name=f"rows of split {name}") if len(indices) < len(rows) else rows
+    if len(indices) == len(rows):
+        return rows
+    note = f"{len(indices):,} of {len(rows):,} rows are of split {name}, as the column split of {file.name} says"
+    return SomeRows(rows, indices, name=f"rows of split {name}", note=note)
+
+
+def splits_inside(rows: Rows) -> list[str]:
+    """Return the splits that a column `split` names in the rows of one file; none where there is no such column."""
+    if not _has_split_column(rows):
+        return []
+    return [str(split) for split in np.unique(_read_splits(rows)["splits"]) if split]
 
 
 def _has_split_column(rows: Rows) -> bool:

@@ -33,6 +33,7 @@ from visgraft.data.readers.splits import (
     check_undivided,
     is_usual,
     not_there,
+    notes_of,
     rows_of_split,
     synonyms,
     usual_name,
@@ -74,15 +75,18 @@ def read(path: Path | None, *, split: str, encoding: str | None = None, separato
         raise DataError(
             f"folder: split: got {split!r}, whose parts lie in folders of their own; make a source of each of them"
         )
-    return FolderWithMetadata(rows, folder=folders.pop())
+    source = FolderWithMetadata(rows, folder=folders.pop())
+    source.notes = notes_of(rows)
+    return source
 
 
 class FolderWithMetadata:
     """Hold which rows are about which image; see Source."""
 
     def __init__(self, rows: Rows, *, folder: Path) -> None:
-        self._rows = rows
+        self.rows = rows
         self._folder = folder
+        self.notes: list[str] = []  # what the reader has to say
         self._groups: list[array[int]] = []  # per sample: its rows
         num_dialogs: list[int] = []
         images = ImagePaths()
@@ -112,21 +116,21 @@ class FolderWithMetadata:
 
     def __getitem__(self, index: int) -> Sample:
         group = self._groups[index]
-        rows = [self._rows[row] for row in group]
+        rows = [self.rows[row] for row in group]
         names = _file_names(rows[0])
         dialogs = [dialog for row in rows for dialog in content_of_row(row).dialogs]
         images = image_refs(list(names), folder=self._folder)
-        return Sample(images=images, dialogs=dialogs, id="+".join(names) or self._rows.where(group[0]).split(" ", 1)[1])
+        return Sample(images=images, dialogs=dialogs, id="+".join(names) or self.rows.where(group[0]).split(" ", 1)[1])
 
     def where(self, index: int) -> str:
         """Say on which lines it stands."""
-        first, *others = (self._rows.where(row) for row in self._groups[index])
+        first, *others = (self.rows.where(row) for row in self._groups[index])
         return ", ".join([first, *(other.rsplit(" ", 1)[1] for other in others)])
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Return path, size and time of the metadata file."""
-        return self._rows.fingerprint
+        return self.rows.fingerprint
 
     @property
     def image_files(self) -> list[str]:
@@ -140,7 +144,7 @@ def _metadata_file(path: Path, *, split: str) -> Path | None:
         found = next((folder / name for name in _METADATA_FILES if (folder / name).is_file()), None)
         if found is not None:
             return found
-    if next(_pairs(path), None) is not None:
+    if next(images_with_text(path), None) is not None:
         return None
     divided = sorted(file.parent.name for name in _METADATA_FILES for file in path.glob(f"*/{name}"))
     if divided:
@@ -175,7 +179,9 @@ def _of_split_folder(rows: Rows, name: str, metadata: Path) -> Rows:
             )
         raise not_there(name, {*there, *(["train"] if None in told else [])}, reader="folder", where=metadata)
     wanted = {usual_name(name), *([None] if usual_name(name) == "train" else [])}
-    return SomeRows(rows, [index for index, split in enumerate(told) if split in wanted], name=f"images of {name}")
+    indices = [index for index, split in enumerate(told) if split in wanted]
+    note = f"{len(indices):,} of {len(rows):,} rows of {metadata.name} are of split {name}, by their images' folder"
+    return SomeRows(rows, indices, name=f"images of {name}", note=note)
 
 
 def _split_of_row(rows: Rows, index: int) -> str | None:
@@ -223,7 +229,7 @@ class TextsBeside:
         return Fingerprint(marks=tuple(marks))
 
 
-def _pairs(folder: Path) -> Iterator[tuple[str, str]]:
+def images_with_text(folder: Path) -> Iterator[tuple[str, str]]:
     """Go through the images in a folder, and in those inside it, that have a text beside them."""
     for place, folders, names in os.walk(folder):
         folders.sort()
@@ -244,7 +250,7 @@ def _text_beside(name: str, there: set[str]) -> str | None:
 
 def _texts_beside(folder: Path, split: str, *, encoding: str | None) -> Rows:
     """Return the images of a split with their texts; one without is bad where others of its folder have one."""
-    pairs: list[tuple[str, str | None]] = list(_pairs(folder))
+    pairs: list[tuple[str, str | None]] = list(images_with_text(folder))
     with_text = {image for image, _ in pairs}
     places = {str(PurePosixPath(image).parent) for image in with_text}
     alone = [

@@ -111,7 +111,9 @@ def _saved_rows(path: Path, split: str) -> Rows:
         folder = path / name
     try:
         dataset = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what describes a dataset may be damaged in every way there is
         raise DataError(f"hf: {folder} cannot be read ({' '.join(str(error).split())[:200]}); save it again") from error
     if folder == path and usual_name(str(dataset.split or "")) != usual_name(split):
         check_undivided(split, path, reader="hf")
@@ -123,20 +125,19 @@ def _load(wanted: dict[str, Any], *, split: str, streaming: bool = False) -> Any
     import datasets
 
     parse_split(split, reader="hf")
-    *others, last = _spellings(split)
-    for spelling in (*others, last):
+    first: Exception | None = None
+    for spelling in _spellings(split):
         try:
             return datasets.load_dataset(**wanted, split=spelling, streaming=streaming)
         except (OSError, ValueError, RuntimeError, LookupError, pa.ArrowException) as error:
-            is_unknown = isinstance(error, ValueError) and _UNKNOWN_SPLIT.search(str(error)) is not None
-            if is_unknown and spelling != last:
-                continue
-            reason = " ".join(str(error).split())[:300]
-            raise MissingAssetError(
-                f"hf: the dataset {wanted['path']} (name {wanted['name']}, split {split}) cannot be loaded: "
-                f"{reason}. Check path, name and split; a dataset with a loading script must be exported first"
-            ) from error
-    raise AssertionError("every spelling was tried")
+            first = first or error
+            if not (isinstance(error, ValueError) and _UNKNOWN_SPLIT.search(str(error))):
+                break  # another name of the split would not help
+    reason = " ".join(str(first).split())[:300].rstrip(".")
+    raise MissingAssetError(
+        f"hf: the dataset {wanted['path']} (name {wanted['name']}, split {split}) cannot be loaded: "
+        f"{reason}. Check path, name and split; a dataset with a loading script must be exported first"
+    ) from first
 
 
 def _spellings(split: str) -> list[str]:

@@ -23,9 +23,9 @@ from visgraft.errors import DataError
 from visgraft.parsing import parse_json
 
 WRAPPERS = ("data", "annotations", "samples", "rows")
-# A string as a whole, a bracket, or a number or name: what is needed to see where entries begin and end. The
-# quantifiers are possessive: a mark that is never closed costs one look at the rest of the file and no more.
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]|[^\s"\[\]{},:]++', re.DOTALL)
+# A string as a whole, a bracket, or a number or name: what is needed to see where entries begin and end. A string never
+# spans lines, so that a mark that is not closed spoils its own line and no more; possessive, it is looked at once.
+_TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"|[\[\]{}]|[^\s"\[\]{},:]++', re.DOTALL)
 # Lists that belong to a row, so that an object which has one is a row by itself.
 _LISTS_OF_ROWS = frozenset(
     (

@@ -60,13 +60,13 @@ class Karpathy:
 
     def __init__(self, rows: JsonListRows, file: Path, *, wanted: set[str], prompt: str) -> None:
         self.folder = file.parent
-        self._rows = rows
+        self.rows = rows
         self._prompt = prompt
         self._entries = array("q")
         images = ImagePaths()
-        for index in range(len(self._rows)):
+        for index in range(len(self.rows)):
             try:
-                row = self._rows[index]
+                row = self.rows[index]
                 split = row.get("split")
                 images_of = file_name(row)
                 if split in wanted:
@@ -81,7 +81,7 @@ class Karpathy:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Sample:
-        row = self._rows[self._entries[index]]
+        row = self.rows[self._entries[index]]
         image = self.folder / file_name(row)
         dialogs = [[turn_from_row(self._prompt, caption)] for caption in _captions(row)]
         name = next((row[key] for key in ("cocoid", "imgid") if key in row), row["filename"])
@@ -89,12 +89,12 @@ class Karpathy:
 
     def where(self, index: int) -> str:
         """Say which image of the file it is."""
-        return self._rows.where(self._entries[index])
+        return self.rows.where(self._entries[index])
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Return path, size and time of the file."""
-        return self._rows.fingerprint
+        return self.rows.fingerprint
 
     @property
     def image_files(self) -> list[str]:
@@ -106,7 +106,7 @@ class Karpathy:
         names = []
         for index in range(min(number, len(self))):
             try:
-                names.append(file_name(self._rows[self._entries[index]]))
+                names.append(file_name(self.rows[self._entries[index]]))
             except BadSampleError:
                 continue
         return names

@@ -52,13 +52,12 @@ def read(
     Raises MissingAssetError without any files, DataError where nothing can be read or a mirror has other columns,
     ConfigError for an unknown task, and for tasks of a mirror.
     """
-    is_mirror = repository is not None if path is None else _is_mirror(path)
-    if is_mirror:
-        return _read_mirror(path, split=split, tasks=tasks, repository=repository, revision=revision)
-    if repository is not None or revision is not None:
+    if (revision is not None and repository is None) or (path is not None and repository is not None):
         raise ConfigError(
-            "m3it: got repository or revision with a path; they name a mirror on the Hub, so leave path out"
+            "m3it: repository names a parquet mirror on the Hub, and revision its commit; leave out path, or both"
         )
+    if repository is not None or (path is not None and _is_mirror(path)):
+        return _read_mirror(path, split=split, tasks=tasks, repository=repository, revision=revision)
     if path is None:
         chosen = tasks_of("all-english-images" if tasks is None else tasks)
         files_of = partial(_fetch, allow_partial=allow_partial)
@@ -80,7 +79,8 @@ def read(
         if len(rows):
             parts.append(rows)
         found[task] = len(rows)
-        notes.append(_note(task, split=split, num_found=len(rows), has_files=bool(there)))
+        counted = split if is_whole else None
+        notes.append(_note(task, split=split, counted=counted, num_found=len(rows), has_files=bool(there)))
     if not parts:
         raise DataError(f"m3it: no rows of split {split!r}: {'; '.join(notes)}")
     sets = [] if tasks is None or not is_whole else [tasks] if isinstance(tasks, str) else tasks
@@ -155,8 +155,11 @@ def _fetch(task: str, *, split: str, allow_partial: bool) -> list[Path]:
         ) from error
 
 
-def _note(task: str, *, split: str, num_found: int, has_files: bool) -> str:
-    expected = TASKS[task].expected(split) if task in TASKS else None
+def _note(task: str, *, split: str, counted: str | None, num_found: int, has_files: bool) -> str:
+    """Say what was found of a task, beside what the card counts in a split (None: in a part of it, nothing)."""
+    if counted is None:
+        return f"{task}: {num_found:,} rows of {split} found"
+    expected = TASKS[task].expected(counted) if task in TASKS else None
     if not has_files:
         usual = "" if expected else ", which the card does not count either" if expected == 0 else ""
         return f"{task}: has no {split} split{usual}"

@@ -33,9 +33,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from visgraft.data.grouping import RowSource
+from visgraft.data.grouping import ReadRow, RowSource
 from visgraft.data.readers.files import ALL_SUFFIXES, open_split
 from visgraft.data.readers.row_formats import content_of_row
+from visgraft.data.readers.rows import Rows
+from visgraft.data.readers.splits import notes_of
 from visgraft.data.sample import Source
 
 _FIRST_PARQUET = (".parquet", *(suffix for suffix in ALL_SUFFIXES if suffix != ".parquet"))
@@ -61,7 +63,7 @@ def read(
         path, split=split, reader="parquet", suffixes=_FIRST_PARQUET, encoding=encoding, separator=separator
     )
     read_row = partial(content_of_row, columns=columns, prompt=prompt)
-    return RowSource(rows, folder=_image_folder(path, images=images), read_row=read_row)
+    return _source(rows, path, images=images, read_row=read_row)
 
 
 def read_one_format(
@@ -73,7 +75,13 @@ def read_one_format(
     """
     rows = open_split(path, split=split, reader=reader, encoding=encoding)
     read_row = partial(content_of_row, row_format=reader)
-    return RowSource(rows, folder=_image_folder(path, images=images), read_row=read_row)
+    return _source(rows, path, images=images, read_row=read_row)
+
+
+def _source(rows: Rows, path: Path | None, *, images: str | None, read_row: ReadRow) -> RowSource:
+    source = RowSource(rows, folder=_image_folder(path, images=images), read_row=read_row)
+    source.notes = notes_of(rows)
+    return source
 
 
 def _image_folder(path: Path | None, *, images: str | None) -> Path | None:

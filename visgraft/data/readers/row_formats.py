@@ -11,6 +11,7 @@ The formats, known by their keys (the first that fits):
     conversations                       [{from: human | gpt, value}, ...]                  LLaVA
     texts                               [{user, assistant}, ...]                           The Cauldron, FineVision
     prompt, completion                  texts or messages                                  TRL
+    qas                                 [{question, answer}, ...]                          Visual Genome
     instruction, outputs                with inputs and image_base64_str                   M3IT
     question | prompt, answer | answers an answer or several                               VQA
     text | caption | captions           one or several, and an image                       captions
@@ -113,6 +114,11 @@ def content_of_row(
 def images_of_row(row: Row) -> list[Any]:
     """Return what a row says of its images, without those that stand in its messages."""
     return _images(_named(row))
+
+
+def has_caption(row: Row) -> bool:
+    """Say whether a row has a column of captions."""
+    return any(key in _CAPTIONS for key in _named(row))
 
 
 def image_like_columns(row: Row) -> list[str]:
@@ -224,10 +230,10 @@ def _read_format(
             raise _MissingColumnError(f"row lacks {' or '.join(missing)}")
         return ROW_FORMATS[row_format].read(row, images)
     if not any(key in _CAPTIONS for key in columns):
-        fitting = [entry for entry in ROW_FORMATS.values() if all(key in row for key in entry.keys)]
-        fitting.sort(key=lambda entry: not any(key in columns for key in entry.keys))  # what is mapped is meant
-        if fitting:
-            return fitting[0].read(row, images)
+        fitting = [entry for entry in ROW_FORMATS.values() if all(map(row.__contains__, entry.keys))]
+        mapped = [entry for entry in fitting if any(key in columns for key in entry.keys)] if columns else []
+        for entry in [*mapped, *fitting][:1]:  # what is mapped is meant, else the first that fits
+            return entry.read(row, images)
     if not any(key in row for key in _CAPTIONS):
         raise _MissingColumnError("row has no text, question and answer, dialogs or messages")
     return _captions(row, images, prompt=prompt)
@@ -274,7 +280,9 @@ def _answered(said: Sequence[tuple[str, Any]], images: Sequence[Any]) -> list[Tu
     turns = pair_turns(said, num_images=len(images))
     if len(said) % 2 == (said[0][0] not in ("system", "developer")):
         raise BadSampleError("roles are not user and assistant in turn")
-    return [turn_from_row(turn.prompt, turn.answer, instruction=turn.instruction) for turn in turns]
+    if not all(turn.answer for turn in turns):
+        raise BadSampleError("answer is empty")
+    return turns
 
 
 def _messages(row: Row, images: list[Any]) -> list[list[Turn]]:
@@ -322,7 +330,22 @@ def _question(row: Row, images: list[Any]) -> list[list[Turn]]:
         references = references or given
     elif answers and not references:
         references = [answers] if isinstance(answers, str) else _given_answers(answers)
-    return [[turn_from_row(prompt, answer, references=references, instruction=row.get("instruction", ""))]]
+    instruction, kind = row.get("instruction", ""), row.get("kind", "")
+    return [[turn_from_row(prompt, answer, references=references, instruction=instruction, kind=kind)]]
+
+
+def _qas(row: Row, images: list[Any]) -> list[list[Turn]]:
+    """Read the questions of an image: a list of them or, as datasets keeps such lists, a dict of lists."""
+    given = row["qas"]
+    if isinstance(given, Mapping):
+        given = [dict(zip(given, each, strict=False)) for each in zip(*given.values(), strict=False)]
+    return [_question(each, images)[0] for each in _listed(given, "qas are not a list") if _is_question(each)]
+
+
+def _is_question(entry: Any) -> bool:
+    if not isinstance(entry, Mapping) or "question" not in entry or "answer" not in entry:
+        raise BadSampleError("qas lack question or answer")
+    return True
 
 
 def _given_answers(answers: Any) -> list[str]:
@@ -402,6 +425,7 @@ ROW_FORMATS = {
     "texts": RowFormat(("texts",), _texts, reader="texts"),
     "prompt_completion": RowFormat(("prompt", "completion"), _prompt_completion, reader="prompt_completion"),
     "m3it": RowFormat(("instruction", "outputs"), _m3it),
+    "qas": RowFormat(("qas",), _qas),
     "question": RowFormat(("question", "answer"), _question),
     "answers": RowFormat(("question", "answers"), _question),
     "prompt": RowFormat(("prompt", "answer"), _question),

@@ -319,6 +319,7 @@ class JoinedRows:
     def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = parts
         self._starts = [0]
+        self.notes = [note for part in parts for note in getattr(part, "notes", [])]  # on how rows were chosen
         for part in parts:
             self._starts.append(self._starts[-1] + len(part))
 

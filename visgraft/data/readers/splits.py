@@ -143,8 +143,11 @@ def not_there(name: str, there: Iterable[str], *, reader: str, where: object) ->
 class SomeRows:
     """Hold some rows of others, in their order. See Rows."""
 
-    def __init__(self, rows: Rows, indices: Sequence[int] | NDArray[np.int64], *, name: str) -> None:
+    def __init__(
+        self, rows: Rows, indices: Sequence[int] | NDArray[np.int64], *, name: str, note: str | None = None
+    ) -> None:
         self._rows, self._indices, self._name = rows, indices, name
+        self.notes = [*([] if note is None else [note]), *notes_of(rows)]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -175,6 +178,12 @@ def rows_of_split(split: str, *, reader: str, open_named: Callable[[str], Rows])
             raise DataError(f"{reader}: split: {part} takes no row of the {len(rows):,} that there are")
         found.append(rows if part.is_whole else SomeRows(rows, taken, name=str(part)))
     return join_rows(found)
+
+
+def notes_of(rows: Rows) -> list[str]:
+    """Return what is to be said of how rows were chosen."""
+    notes: list[str] = getattr(rows, "notes", [])
+    return notes
 
 
 def split_of_row(row: Row) -> str | None:

@@ -27,6 +27,8 @@ from visgraft.errors import BadSampleError, DataError
 
 ROWS_PER_GROUP = 32  # of files that are written here
 _OPEN_FILES = 64
+# What the values of damaged files raise: a text that is no UTF-8, a time beyond all years, a length below zero.
+_DAMAGED_VALUES = (pa.ArrowException, ValueError, OverflowError, SystemError)
 _KEPT_ROW_GROUPS = 4  # in memory, of every set of columns; a neighbour is often the next to be read
 
 
@@ -42,8 +44,8 @@ class ParquetRows:
         self._starts = [0]
         self.columns: list[str] = []
         for number, path in enumerate(self._paths):
-            metadata = _metadata(path)
-            self.columns = self.columns or metadata.schema.to_arrow_schema().names
+            metadata, columns = _metadata(path)
+            self.columns = self.columns or columns
             for group in range(metadata.num_row_groups):
                 self._groups.append((number, group))
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
@@ -57,7 +59,7 @@ class ParquetRows:
         number = bisect_right(self._starts, index) - 1
         try:
             row: Row = self._read(number).slice(index - self._starts[number], 1).to_pylist()[0]
-        except (pa.ArrowException, ValueError, OverflowError):  # a text that is no UTF-8, a time beyond all years
+        except _DAMAGED_VALUES:
             raise BadSampleError("parquet row cannot be read") from None
         return row
 
@@ -103,10 +105,12 @@ class ParquetRows:
         return {**self.__dict__, "_kept": OrderedDict(), "_open": {}}  # workers read their own
 
 
-def _metadata(path: Path) -> pq.FileMetaData:
+def _metadata(path: Path) -> tuple[pq.FileMetaData, list[str]]:
+    """Return what a file says of its row groups, and its columns."""
     try:
-        return pq.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
+        metadata = pq.read_metadata(path)
+        return metadata, metadata.schema.to_arrow_schema().names
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: is no parquet file that can be read ({error})") from error
 
 
@@ -123,7 +127,10 @@ class DatasetRows:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Row:
-        return with_names(self._dataset[index].to_pylist()[0], self._labels)
+        try:
+            return with_names(self._dataset[index].to_pylist()[0], self._labels)
+        except _DAMAGED_VALUES:
+            raise BadSampleError("dataset row cannot be read") from None
 
     def where(self, index: int) -> str:
         """Say which row of the dataset it is."""

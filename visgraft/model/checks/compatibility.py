@@ -1,13 +1,16 @@
-"""Whether a language model can be joined exactly, found by trying, not by a list of names.
+"""How a language model can be joined exactly, found by trying, not by a list of names.
 
-In: a language model. Out: nothing, or an `UnsupportedModelError` that names the model and the reason. A tiny random
-model of the same class and configuration is asked three things: does it compute what the bare LM computes without an
-image; does a change at one position move exactly the positions that the mask lets see it; do two texts behind one
-prefix compute what each computes alone. A model whose class cannot be made tiny is tried itself.
-(Before that, `read_attention_spec` refuses what takes no mask at all; later, `supervised_loss` what makes its logits
-elsewhere than in its output embeddings.)
+In: a language model. Out: its `AttentionSpec`, or an `UnsupportedModelError` that names the model and the reason. A
+tiny random model of the same class and configuration is asked: does it compute without an image what the bare LM does;
+does anything flow past a mask that hides everything? If nothing does: does a change at one position move exactly the
+positions that the mask lets see it, and do two texts behind one prefix compute what each computes alone? Then the mask
+alone is enough. If something does (recurrent, linear and convolutional layers), or a text depends on its place in the
+row: is each text right in a row of its own, whatever pads and rows are beside it; what does it read rightly behind a
+cache; and do texts that read on from copies of an image's states give the loss and the gradients of rows of their own?
+A model whose class cannot be made tiny is tried itself, without gradients.
+(Later, `supervised_losses` refuses what makes its logits elsewhere than in its output embeddings.)
 
-    check_language(language)
+    attention_spec = check_language(language)
 """
 
 from __future__ import annotations
@@ -15,21 +18,37 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from typing import NoReturn
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from visgraft.errors import UnsupportedModelError
-from visgraft.model.language import AttentionSpec, read_attention_spec
-from visgraft.model.sequence import SegmentTable, attention_mask, image_then_text, shared_prefix
+from visgraft.model.activation_checkpointing import checkpoint_activations
+from visgraft.model.language import AttentionSpec, BehindCache, read_attention_spec
+from visgraft.model.passes import losses_in_passes, read
+from visgraft.model.sequence import (
+    SegmentTable,
+    append_segment,
+    attention_mask,
+    empty_table,
+    image_then_text,
+    shared_prefix,
+)
+from visgraft.model.state_cache import StateCache
+from visgraft.segments import IMAGE, TEXT
 
 TINY = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "d_ff": 48,
     "num_attention_heads": 4,
+    "decoder_attention_heads": 4,
     "head_dim": 8,
     "num_key_value_heads": 2,
     "word_embed_proj_dim": 32,
@@ -38,54 +57,107 @@ TINY = {
     "max_seq_len": 64,
     "sliding_window": 5,
     "attention_chunk_size": 8,
-    "num_local_experts": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
     "num_kv_heads": 2,
     "rotary_dim": 4,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    # latent and indexed attention
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "o_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    # experts
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "zero_expert_num": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 48,
+    "shared_expert_intermediate_size": 48,
+    "shared_intermediate_size": 48,
+    "expert_ffn_hidden_size": 48,
+    "block_ff_dim": 48,
+    "block_multiple_of": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    # recurrent and linear layers
+    "expand": 2,
+    "mamba_expand": 2,
+    "mamba_n_heads": 4,
+    "mamba_num_heads": 4,
+    "n_mamba_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_head_dim": 16,
+    "mamba_d_ssm": 64,
+    "mamba_d_state": 8,
+    "ssm_state_size": 8,
+    "state_size": 8,
+    "mamba_n_groups": 1,
+    "mamba_ngroups": 1,
+    "n_groups": 1,
+    "mamba_dt_rank": 4,
+    "time_step_rank": 4,
+    "mamba_chunk_size": 4,
+    "chunk_size": 4,
+    "lru_width": 32,
+    "attention_hidden_size": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
 }
+MAX_TINY = 20_000_000  # weights: what takes more is not tiny
 NUM_IMAGE, TEXT_LENGTHS, TEXT_ONLY = 4, (3, 3), 12
 # What a model raises that cannot run as it is asked to.
 _FAILURES = (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
-_passed: set[str] = set()
+_found: dict[str, dict[str, Any]] = {}  # by config: what trying added to what `read_attention_spec` says
 
 
-def check_language(language: PreTrainedModel) -> None:
-    """Refuse a language model that does not follow the mask and the positions it is given.
+def check_language(language: PreTrainedModel, *, causal_image: bool = False) -> AttentionSpec:
+    """Find out how a language model reads images and texts rightly.
+
+    Args:
+        language: the causal LM.
+        causal_image: image tokens will see only earlier image tokens.
 
     Raises:
-        UnsupportedModelError: with the model type and what it did.
+        UnsupportedModelError: it does not follow the mask and the positions it is given, and is not right in rows of
+            its own either; with the model type and what it did.
     """
     config = language.config.get_text_config(decoder=True)
-    key = json.dumps([config.to_dict(), config._attn_implementation], sort_keys=True, default=str)
-    if key in _passed:
-        return
-    tiny = _tiny_like(language)
-    subject = language if tiny is None else tiny
-    was_training = subject.training
-    subject.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _check(subject, exact=subject is not language)
-    subject.train(was_training)
-    _passed.add(key)
+    key = json.dumps([config.to_dict(), config._attn_implementation, causal_image], sort_keys=True, default=str)
+    if key not in _found:
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            tiny = _tiny_like(language)
+            subject = language if tiny is None else tiny
+            was_training = subject.training
+            subject.eval()
+            torch.manual_seed(0)
+            _found[key] = _find(subject, exact=subject is not language, causal_image=causal_image)
+        subject.train(was_training)
+    return replace(read_attention_spec(language), **_found[key])
 
 
 def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     """Copy a config with every size made tiny and one layer of each kind, at least two."""
     tiny = copy.deepcopy(config)
-    heads = getattr(config, "num_attention_heads", None)
-    grouped = getattr(config, "num_key_value_heads", None) not in (None, heads)
+    heads = _get(config, "num_attention_heads")
+    grouped = _get(config, "num_key_value_heads") not in (None, heads)
     for name, value in TINY.items():
-        if getattr(config, name, None) is None:
+        if _get(config, name) is None:
             continue
         if name == "num_key_value_heads" and not grouped:
             value = TINY["num_attention_heads"]
         with contextlib.suppress(AttributeError):  # a size derived from others has no setter
             setattr(tiny, name, value)
+    if _get(config, "expand") and _get(config, "num_heads"):  # heads of a state: together as wide as the layer
+        tiny.num_heads = TINY["expand"] * TINY["hidden_size"] // TINY["head_dim"]
     layer_types = getattr(config, "layer_types", None)
     if layer_types:
         kinds = list(dict.fromkeys(layer_types))
@@ -101,6 +173,14 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     return tiny
 
 
+def _get(config: PreTrainedConfig, name: str) -> Any:
+    """Read a setting; None where there is none, or each layer has its own."""
+    try:
+        return getattr(config, name, None)
+    except _FAILURES:
+        return None
+
+
 def _tiny_like(language: PreTrainedModel) -> PreTrainedModel | None:
     """Make a tiny random model of the same class, or None where its config does not shrink."""
     config = language.config.get_text_config(decoder=True)
@@ -109,6 +189,9 @@ def _tiny_like(language: PreTrainedModel) -> PreTrainedModel | None:
             torch.manual_seed(0)
             # A class of one's own is tried as it is; of a model with more than one part, the text part.
             make = AutoModelForCausalLM.from_config if config is not language.config else type(language)._from_config
+            with torch.device("meta"):
+                if make(shrink(config)).num_parameters() > MAX_TINY:
+                    return None
             tiny = make(shrink(config), attn_implementation=config._attn_implementation, dtype=torch.float32)
             for parameter in tiny.parameters():
                 if parameter.ndim > 1:  # the library's initial weights are so small that effects vanish
@@ -120,93 +203,261 @@ def _tiny_like(language: PreTrainedModel) -> PreTrainedModel | None:
         return None
 
 
-def _check(language: PreTrainedModel, *, exact: bool) -> None:
-    device, embeddings = language.device, language.get_input_embeddings()
-    ids = torch.randint(3, 60, (1, TEXT_ONLY), device=device)
-    bare = language(input_ids=ids, use_cache=False).logits.float()  # before a quirk changes anything
-    spec = read_attention_spec(language)
-    tolerance = (1e-4 if exact else 3e-2) * float(bare.abs().max())
+def _find(language: PreTrainedModel, *, exact: bool, causal_image: bool) -> dict[str, Any]:
+    """Try a language model; give the fields of its `AttentionSpec` that trying finds."""
+    trial = _Trial(language, exact=exact, causal_image=causal_image)
+    with torch.no_grad():
+        trial.compare_text_only()
+        why_not = trial.why_no_mask_is_enough()
+        if why_not is None:
+            return {"one_mask": trial.spec.one_mask}
+        flows = trial.flows_past_masks()
+        if not flows and not causal_image and "must see" in why_not:
+            trial.refuse(f"{why_not}. With model.image_attention: causal it may be joined")
+        image_is_causal = trial.check_rows(why_not, flows=flows)
+        trial.spec = replace(trial.spec, sharing="rows", image_is_causal=image_is_causal)
+        trial.spec = replace(trial.spec, behind_cache=trial.find_behind_cache())
+    found = {"one_mask": trial.spec.one_mask, "sharing": "rows", "image_is_causal": image_is_causal}
+    found["behind_cache"] = trial.spec.behind_cache
+    if exact and trial.spec.behind_cache == "several" and trial.states_equal_rows():
+        found["sharing"] = "state"
+    return found
 
-    none, real = torch.zeros(1, 0, dtype=torch.bool, device=device), torch.ones_like(ids, dtype=torch.bool)
-    ours = _logits(language, spec, embeddings(ids), image_then_text(none, real))
-    if not _close(ours, bare, tolerance):
-        _refuse(spec, "without an image it does not compute what the bare model computes")
 
-    table = shared_prefix(num_image_tokens=NUM_IMAGE, text_lengths=TEXT_LENGTHS).to(device)
-    inputs = embeddings(torch.randint(3, 60, (1, table.length), device=device))
-    logits = _logits(language, spec, inputs, table)
-    _check_perturbation(language, spec, inputs, table, logits, tolerance)
+class _Trial:
+    """One language model being tried."""
 
-    start = NUM_IMAGE
-    for length in TEXT_LENGTHS:
-        columns = [*range(NUM_IMAGE), *range(start, start + length)]
-        alone = _logits(
-            language,
-            spec,
-            inputs[:, columns],
-            shared_prefix(num_image_tokens=NUM_IMAGE, text_lengths=[length]).to(device),
+    def __init__(self, language: PreTrainedModel, *, exact: bool, causal_image: bool) -> None:
+        self.language = language
+        self.causal_image = causal_image
+        self.device = language.device
+        self.embeddings: Any = language.get_input_embeddings()
+        self.ids = torch.randint(3, 60, (1, TEXT_ONLY), device=self.device)
+        with torch.no_grad():
+            self.bare = language(input_ids=self.ids, use_cache=False).logits.float()  # before a quirk changes anything
+        self.spec = read_attention_spec(language)
+        self.tolerance = (1e-4 if exact else 3e-2) * float(self.bare.abs().max())
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Say why it cannot be joined."""
+        raise UnsupportedModelError(
+            f"{self.spec.name} cannot be joined exactly: {reason}. Choose another language model; most causal LMs work"
         )
-        if not _close(alone, logits[:, columns], tolerance):
-            _refuse(
-                spec,
-                "it takes positions from the row and not from position_ids, so texts cannot share a prefix",
-            )
-        start += length
 
+    def inputs(self, num_rows: int, length: int) -> Tensor:
+        """Give random token embeddings."""
+        embeds: Tensor = self.embeddings(torch.randint(3, 60, (num_rows, length), device=self.device))
+        return embeds
 
-def _check_perturbation(
-    language: PreTrainedModel,
-    spec: AttentionSpec,
-    inputs: Tensor,
-    table: SegmentTable,
-    logits: Tensor,
-    tolerance: float,
-) -> None:
-    """Change one position at a time along a random direction; exactly its readers must move."""
-    size = table.length
-    direction = torch.randn(size, inputs.shape[-1], device=inputs.device, dtype=inputs.dtype)
-    changed = inputs.repeat(size, 1, 1)
-    index = torch.arange(size, device=inputs.device)
-    changed[index, index] += direction * inputs.float().std().to(inputs.dtype) * 3
-    wide = SegmentTable(
-        *(
-            getattr(table, name).expand(size, *[-1] * (getattr(table, name).ndim - 1))
-            for name in ("kind", "group", "segment", "position", "sees")
+    def is_close(self, first: Tensor, second: Tensor) -> bool:
+        """Say whether two tensors agree."""
+        return bool(((first - second).abs().max() <= self.tolerance).item())
+
+    def logits(self, inputs: Tensor, table: SegmentTable) -> Tensor:
+        """Run whole rows as the mask has them."""
+        arguments = self.spec.arguments(table, dtype=inputs.dtype, causal_image=self.causal_image)
+        logits: Tensor = self.spec.call(self.language, inputs, arguments).logits
+        return logits.float()
+
+    # --- What every family must do
+
+    def compare_text_only(self) -> None:
+        """Choose how it takes its masks: so that without an image it computes what it computes alone."""
+        none, real = torch.zeros(1, 0).bool().to(self.device), torch.ones_like(self.ids).bool()
+        wrong = "without an image it does not compute what the bare model computes"
+        for one_mask in (False, True) if self.spec.unmasked else (False,):
+            self.spec = replace(self.spec, one_mask=one_mask)
+            try:
+                if self.is_close(self.logits(self.embeddings(self.ids), image_then_text(none, real)), self.bare):
+                    return
+            except _FAILURES as error:
+                wrong = f"it cannot take a mask of who sees whom ({type(error).__name__}: {error})"
+        self.refuse(wrong)
+
+    # --- By the mask alone
+
+    def flows_past_masks(self) -> bool:
+        """Say whether a position moves others where a mask hides each from all others."""
+        length = 6
+        inputs, alone = self.inputs(1, length), torch.arange(length, device=self.device)[None]
+        kind, sees = torch.full_like(alone, TEXT), torch.zeros(1, 1, 1, dtype=torch.bool, device=self.device)
+        table = SegmentTable(kind, alone, torch.zeros_like(alone), alone, sees)
+        other = inputs.clone()
+        other[:, 0] += torch.randn_like(other[:, 0]) * inputs.std() * 3
+        moved = (self.logits(other, table) - self.logits(inputs, table)).abs()[0, 1:]
+        return bool(moved.max() > self.tolerance)
+
+    def why_no_mask_is_enough(self) -> str | None:
+        """Try whether the mask alone says who sees whom; None = it does."""
+        try:
+            if self.flows_past_masks():
+                return "its state flows past any mask"
+            table = shared_prefix(num_image_tokens=NUM_IMAGE, text_lengths=TEXT_LENGTHS).to(self.device)
+            inputs = self.inputs(1, table.length)
+            logits = self.logits(inputs, table)
+            wrong = self._wrong_reader(inputs, table, logits, self.logits)
+            if wrong is not None:
+                return f"{wrong}: it ignores the mask"
+            start = NUM_IMAGE
+            for length in TEXT_LENGTHS:
+                columns = [*range(NUM_IMAGE), *range(start, start + length)]
+                own = shared_prefix(num_image_tokens=NUM_IMAGE, text_lengths=[length]).to(self.device)
+                if not self.is_close(self.logits(inputs[:, columns], own), logits[:, columns]):
+                    return "it takes positions from the row and not from position_ids, so texts cannot share a prefix"
+                start += length
+        except _FAILURES as error:
+            return f"it cannot take a mask of who sees whom ({type(error).__name__}: {error})"
+        return None
+
+    def _moved(self, inputs: Tensor, table: SegmentTable, run: Callable[[Tensor, SegmentTable], Tensor]) -> Tensor:
+        """Change one position at a time along a random direction: how much each reader moves, [changed, reader]."""
+        size = table.length
+        direction = torch.randn(size, inputs.shape[-1], device=inputs.device, dtype=inputs.dtype)
+        changed = inputs.repeat(size, 1, 1)
+        index = torch.arange(size, device=inputs.device)
+        changed[index, index] += direction * inputs.float().std().to(inputs.dtype) * 3
+        return (run(changed, table.repeat(size)) - run(inputs, table)).abs().amax(-1)
+
+    def _wrong_reader(
+        self, inputs: Tensor, table: SegmentTable, logits: Tensor, run: Callable[[Tensor, SegmentTable], Tensor]
+    ) -> str | None:
+        """Compare who moves with who may and who must."""
+        moved = self._moved(inputs, table, run)
+        direct, reach = self._reachable(table)
+        for source in range(table.length):
+            for reader in range(table.length):
+                if moved[source, reader] > self.tolerance and not reach[reader, source]:
+                    return f"position {reader} must not see position {source} and does"
+                if moved[source, reader] == 0 and direct[reader, source]:
+                    return f"position {reader} must see position {source} and does not"
+        return None
+
+    def _reachable(self, table: SegmentTable) -> tuple[Tensor, Tensor]:
+        """Give who sees whom in every layer kind at once, and through any number of layers."""
+        masks = [
+            attention_mask(table, causal_image=self.causal_image, window=reach.window, chunk=reach.chunk)[0, 0]
+            for reach, _ in self.spec.reaches.values()
+        ]
+        direct, reach = torch.stack(masks).all(0), torch.stack(masks).any(0)
+        for _ in range(table.length):
+            reach = (reach.float() @ reach.float()) > 0
+        return direct, reach
+
+    # --- In rows of their own
+
+    def rows(self, inputs: Tensor, table: SegmentTable) -> Tensor:
+        """Run rows of one image and one text each, as training and generation without a cache do."""
+        try:
+            logits, _ = read(self.language, self.spec, inputs, table, causal_image=self.causal_image)
+        except _FAILURES as error:
+            self.refuse(f"it cannot read a row of one image and one text ({type(error).__name__}: {error})")
+        return logits.float()
+
+    def check_rows(self, why_not: str, *, flows: bool) -> Literal["nothing", "some", "all"]:
+        """Try whether a row of one image and one text is right; say which layers read images from left to right."""
+        length = NUM_IMAGE + TEXT_LENGTHS[0]
+        table = shared_prefix(num_image_tokens=NUM_IMAGE, text_lengths=TEXT_LENGTHS[:1]).to(self.device)
+        inputs = self.inputs(1, length)
+        moved = self._moved(inputs, table, self.rows)
+        direct, _ = self._reachable(table)
+        sees_ahead = False
+        for source in range(length):
+            for reader in range(length):
+                inside_image = max(source, reader) < NUM_IMAGE
+                if source > reader and moved[source, reader] > self.tolerance:
+                    if not inside_image or self.causal_image:
+                        self.refuse(f"{why_not}, and in a row position {reader} sees the later position {source}")
+                    sees_ahead = True
+                if source <= reader and direct[reader, source] and moved[source, reader] == 0:
+                    self.refuse(f"{why_not}, and in a row position {reader} does not see position {source}")
+        # Pads stand behind a row; what is real in it computes what it computes alone.
+        padded = torch.cat([inputs, self.inputs(1, 3)], 1).repeat(2, 1, 1)
+        padded[1] = self.inputs(1, length + 3)[0]
+        image = torch.ones(2, NUM_IMAGE, dtype=torch.bool, device=self.device)
+        text = torch.ones(2, TEXT_LENGTHS[0] + 3, dtype=torch.bool, device=self.device)
+        text[0, TEXT_LENGTHS[0] :] = False
+        together = self.logits(padded, image_then_text(image, text))[0, :length]
+        if not self.is_close(together, self.rows(inputs, table)[0]):
+            self.refuse(f"{why_not}, and pads behind a row or rows beside it change what is in it")
+        if self.causal_image or not flows:
+            return "nothing"
+        return "some" if sees_ahead else "all"
+
+    # --- Behind a cache
+
+    def find_behind_cache(self) -> BehindCache:
+        """Try what it reads rightly behind what a cache holds: rows of unlike length, tokens alone or together."""
+        num_text, num_rows = 5, 2
+        real = torch.ones(num_rows, NUM_IMAGE, dtype=torch.bool, device=self.device)
+        real[1, 0] = False  # the second image is shorter, by a pad in front
+        inputs = self.inputs(num_rows, NUM_IMAGE + num_text)
+        text = torch.ones(num_rows, num_text, dtype=torch.bool, device=self.device)
+        image_table = append_segment(self._empty(num_rows), real, kind=IMAGE)
+        whole, _ = read(
+            self.language,
+            self.spec,
+            inputs,
+            append_segment(image_table, text, kind=TEXT),
+            causal_image=self.causal_image,
         )
-    )
-    moved = (_logits(language, spec, changed, wide) - logits).abs().amax(-1)  # [changed, reader]
-    direct, reach = _reachable(spec, table)
-    for source in range(size):
-        for reader in range(size):
-            if moved[source, reader] > tolerance and not reach[reader, source]:
-                _refuse(spec, f"position {reader} must not see position {source} and does: it ignores the mask")
-            if moved[source, reader] == 0 and direct[reader, source]:
-                _refuse(spec, f"position {reader} must see position {source} and does not: it ignores the mask")
+        ways: tuple[tuple[BehindCache, tuple[int, ...]], ...] = (("several", (2, 3)), ("single", (1,) * num_text))
+        for behind_cache, steps in ways:
+            spec = replace(self.spec, behind_cache=behind_cache)
+            with contextlib.suppress(*_FAILURES):
+                cache = StateCache()
+                read(
+                    self.language, spec, inputs[:, :NUM_IMAGE], image_table, cache=cache, causal_image=self.causal_image
+                )
+                parts = []
+                for step in steps:
+                    start = cache.num_positions
+                    table = append_segment(image_table, text[:, : start + step - NUM_IMAGE], kind=TEXT)
+                    own = inputs[:, start : start + step]
+                    parts.append(read(self.language, spec, own, table, cache=cache, causal_image=self.causal_image)[0])
+                if self.is_close(torch.cat(parts, 1), whole[:, NUM_IMAGE:]):
+                    return behind_cache
+        return "nothing"
 
+    def _empty(self, num_rows: int) -> SegmentTable:
+        return empty_table(num_rows, device=self.device)
 
-def _reachable(spec: AttentionSpec, table: SegmentTable) -> tuple[Tensor, Tensor]:
-    """Give who sees whom in every layer kind at once, and through any number of layers."""
-    masks = [attention_mask(table, window=reach.window, chunk=reach.chunk)[0, 0] for reach, _ in spec.reaches.values()]
-    direct = torch.stack(masks).all(0)
-    reach = torch.stack(masks).any(0)
-    for _ in range(table.length):
-        reach = (reach.float() @ reach.float()) > 0
-    return direct, reach
+    # --- By state
 
+    def states_equal_rows(self) -> bool:
+        """Try whether texts behind copies of an image's states train as rows of their own do, kept and recomputed."""
+        table = shared_prefix(num_image_tokens=NUM_IMAGE, text_lengths=(5, 3, 4)).to(self.device)
+        ids = torch.randint(3, 60, (1, table.length), device=self.device)
+        columns = torch.tensor([5, 6, 7, 8, 10, 11, 13, 14, 15], device=self.device)
+        pairs = {"source": torch.stack([torch.zeros_like(columns), columns - 1], 1), "target": ids[0, columns]}
+        recomputing = copy.deepcopy(self.language)
+        checkpoint_activations(recomputing)
+        by_rows = self._gradients(self.language, ids, table, pairs, by_state=False)
+        for language in (self.language, recomputing):
+            try:
+                by_state = self._gradients(language, ids, table, pairs, by_state=True)
+            except _FAILURES:
+                return False
+            if by_state.keys() != by_rows.keys():
+                return False
+            for name, gradient in by_rows.items():
+                error, largest = float((by_state[name] - gradient).abs().max()), float(gradient.abs().max())
+                if not error <= 1e-4 * max(largest, 1e-6):
+                    return False
+        return True
 
-def _logits(language: PreTrainedModel, spec: AttentionSpec, inputs: Tensor, table: SegmentTable) -> Tensor:
-    arguments = spec.arguments(table, dtype=inputs.dtype)
-    try:
-        return language(inputs_embeds=inputs, use_cache=False, **arguments).logits.float()
-    except _FAILURES as error:
-        _refuse(spec, f"it cannot take a mask of who sees whom ({type(error).__name__}: {error})")
-
-
-def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    return bool(((first - second).abs().max() <= tolerance).item())
-
-
-def _refuse(spec: AttentionSpec, reason: str) -> NoReturn:
-    raise UnsupportedModelError(
-        f"{spec.name} cannot be joined exactly: {reason}. Choose another language model; most causal LMs work"
-    )
+    def _gradients(
+        self, language: PreTrainedModel, ids: Tensor, table: SegmentTable, pairs: dict[str, Tensor], *, by_state: bool
+    ) -> dict[str, Tensor]:
+        """Give the losses, and the gradient of their sum by every parameter that has one and by the embeddings."""
+        language.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            embeds = self.embeddings(ids).detach().requires_grad_()
+            losses = losses_in_passes(
+                language, self.spec, embeds, table, by_state=by_state, causal_image=self.causal_image,
+                logits_bytes=2**28, **pairs,
+            )  # fmt: skip
+            losses.sum().backward()
+        found = {name: p.grad for name, p in language.named_parameters() if p.grad is not None}
+        language.zero_grad(set_to_none=True)
+        assert embeds.grad is not None
+        return {**found, "(embeddings)": embeds.grad, "(losses)": losses.detach()}

@@ -13,12 +13,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from visgraft.errors import CheckpointError
-from visgraft.model.lora import activate_adapters, is_lora_name
+from visgraft.model.lora import activate_adapters, inject_adapter, is_lora_name
 from visgraft.model.storage.weights import read_tensors
 
 PEFT_PREFIX = "base_model.model."  # what peft puts in front of every name on disk
@@ -60,7 +60,7 @@ def load_adapter(module: PreTrainedModel, folder: Path, *, adapter: str, dtype: 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
-            inject_adapter_in_model(config, module, adapter_name=adapter)
+            inject_adapter(config, module, adapter=adapter)
     except ValueError as error:  # peft's words: no such modules in this model
         raise CheckpointError(f"{folder}: the LoRA does not fit {type(module).__name__}: {error}") from error
     expected = get_peft_model_state_dict(module, adapter_name=adapter, save_embedding_layers=False)

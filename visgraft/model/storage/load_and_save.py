@@ -27,7 +27,6 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from visgraft.atomic import write_whole
 from visgraft.errors import CheckpointError
-from visgraft.model.checks.compatibility import check_language
 from visgraft.model.checks.encoder import check_encoder
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.joined import JoinedModel
@@ -94,7 +93,6 @@ class StorageMixin(JoinedModel):
         language_module, language_origin = load_language(
             language, revision=language_revision, dtype=dtype, init=language_init, **language_kwargs
         )
-        check_language(language_module)
         config = VisionLanguageConfig(
             vision_config=vision_module.config,
             text_config=language_module.config,
@@ -152,7 +150,6 @@ class StorageMixin(JoinedModel):
         vision = restore_part(folder, "vision", config=config, dtype=wanted)
         own = wanted if language_dtype is None else _dtype(language_dtype)
         language = restore_part(folder, "language", config=config, dtype=own, adapter_dtype=wanted, **kwargs)
-        check_language(language.module)
         model = cls(config, vision=vision.module, language=language.module)
         restore_projection(model.projection, folder, dtype=wanted)
         _gather_on_one_device(model)

@@ -10,7 +10,6 @@ Where the tower lies is found by its own names: the beginning that most of them 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers.utils.hub import cached_file
 
 from visgraft.model.storage.weights import disk_names
 from visgraft.model.tower import PARTS_THAT_SEE, build_tower, vision_tower_config
+from visgraft.parsing import parse_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -80,7 +80,7 @@ def _files(name: str, revision: str | None) -> dict[str, str]:
     """Say which file holds each tensor."""
     index = cached_file(name, INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
     if index is not None:
-        found: dict[str, str] = json.loads(Path(index).read_text("utf-8"))["weight_map"]
+        found: dict[str, str] = parse_json(Path(index).read_bytes())["weight_map"]
         return found
     single = cached_file(name, SINGLE, revision=revision, _raise_exceptions_for_missing_entries=False)
     if single is None:

@@ -1,0 +1,316 @@
+"""Every family of causal language models that transformers has, tiny and random, joined and tried: right, refused, wrong?
+
+In: nothing. Out: one line a family, counts, and a JSON file with both. Each family has a process of its own, with limits
+on time and memory. A family counts as right if it is joined and holds all of these: without an image it computes what
+the bare model computes; pads and neighbours change nothing; later text moves nothing earlier, and the image moves every
+text; shared prefixes have the loss and the gradients of rows; generation with a cache is greedy choice without one,
+alone and among neighbours; LoRA goes in, and every weight of it is reached; a saved model computes the same.
+
+    python bench/sweep.py [FAMILY ...] -o sweep.json
+
+A refusal is an UnsupportedModelError or a ModelError with its reason; any other exception is a fault, and so is a family
+of which the library's default config cannot be made tiny here (`untried`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from visgraft.config import LoraSettings
+from visgraft.data.batch import EncodedSample, collate
+from visgraft.data.prompt import EncodedDialog
+from visgraft.errors import VisgraftError
+from visgraft.model.checks.compatibility import shrink
+from visgraft.model.trainable import set_trainable
+from visgraft.model.vlm import VisionLanguageModel
+
+TIMEOUT_S, MEMORY_BYTES = 150, 12 * 2**30
+VOCABULARY, IMAGE = 64, 5  # tokens; image tokens of the encoder below
+# What the default config of a family needs besides `shrink`.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "axk1": {"n_shared_experts": 1},
+    "bert": {"is_decoder": True},
+    "dbrx": {},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "marian": {"decoder_vocab_size": 64},
+    "nemotron": {"num_key_value_heads": 2},
+    "xlstm": {"num_heads": 4, "embedding_dim": 32, "num_blocks": 2},
+    "mamba2": {"num_heads": 8},
+    "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 4},
+    "qwen4_exp_text": {"num_key_value_heads": 2},
+    "deepseek_v2": {"topk_method": "greedy", "first_k_dense_replace": 0},
+}
+IS_DECODER = ("is_decoder",)
+
+
+def tiny_language(name: str) -> Any:
+    """Make a tiny random model of a family."""
+    config = CONFIG_MAPPING[name]()
+    text = config.get_text_config(decoder=True)
+    tries: list[Callable[[], Any]] = [lambda: shrink(text), lambda: text, lambda: shrink(config)]
+    failures = []
+    for make in tries:
+        try:
+            tiny = make()
+            for key, value in SETTINGS.get(name, {}).items():
+                setattr(tiny, key, value)
+            if hasattr(tiny, "is_decoder"):
+                tiny.is_decoder = True
+            with torch.device("meta"):
+                assert hf.AutoModelForCausalLM.from_config(tiny).num_parameters() < 60_000_000, "too large"
+            torch.manual_seed(0)
+            model = hf.AutoModelForCausalLM.from_config(tiny, dtype=torch.float32)
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    nn.init.normal_(parameter, std=0.15)
+            model.eval()(input_ids=torch.arange(3, 9)[None])
+            return model
+        except Exception as error:
+            failures.append(f"{type(error).__name__}: {str(error)[:150]}")
+    raise LookupError(failures[0])
+
+
+def tiny_vision() -> Any:
+    """Make a tiny random CLIP."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return hf.CLIPVisionModel(hf.CLIPVisionConfig(**sizes, image_size=32, patch_size=16)).eval()
+
+
+def ids_of(*shape: int, seed: int) -> Tensor:
+    """Make token ids."""
+    return torch.randint(3, VOCABULARY - 4, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels_of(number: int) -> Tensor:
+    """Make images."""
+    return torch.randn(number, 3, 32, 32, generator=torch.Generator().manual_seed(number))
+
+
+def sample(*lengths: int, images: int = 1) -> EncodedSample:
+    """Make a sample whose dialogs have these lengths."""
+    dialogs = tuple(
+        EncodedDialog(tuple(ids_of(n, seed=n).tolist()), tuple(index > 1 for index in range(n)), n, False)
+        for n in lengths
+    )
+    return EncodedSample(dialogs, {"pixel_values": pixels_of(images)} if images else {}, (IMAGE,) * images, id="s")
+
+
+class Wrong(AssertionError):
+    """An invariant does not hold."""
+
+
+def compare(first: Tensor, second: Tensor, what: str, *, tolerance: float = 2e-4) -> None:
+    """Compare relative to the largest entry."""
+    error = float((first.float() - second.float()).abs().max()) if first.numel() else 0.0
+    if not error <= tolerance * max(1.0, float(second.float().abs().max())):
+        raise Wrong(f"{what}: {error:.1e}")
+
+
+def check(model: Any, bare: Any, folder: Path) -> None:
+    """Hold a joined model against the invariants."""
+    pixels = pixels_of(3)
+    with torch.no_grad():
+        ids = ids_of(2, 9, seed=0)
+        compare(model(input_ids=ids).logits, bare(input_ids=ids).logits, "text only")
+        check_rows(model, pixels)
+        check_generation(model, pixels)
+    check_layouts(model)
+    check_lora(model, folder)
+
+
+def check_rows(model: Any, pixels: Tensor) -> None:
+    """Pads, neighbours, later text, a changed image."""
+    lengths, total = (6, 3, 5), 8
+    ids, mask = torch.zeros(3, total, dtype=torch.long), torch.zeros(3, total, dtype=torch.long)
+    for row, start in enumerate((0, 4, 2)):
+        ids[row, start : start + lengths[row]], mask[row, start : start + lengths[row]] = (
+            ids_of(lengths[row], seed=row), 1,
+        )  # fmt: skip
+    together = model(input_ids=ids, pixel_values=pixels, attention_mask=mask).logits
+    for row, length in enumerate(lengths):
+        alone = model(input_ids=ids_of(1, length, seed=row), pixel_values=pixels[row : row + 1]).logits[0]
+        compare(together[row][torch.cat([torch.ones(IMAGE), mask[row]]).bool()], alone, "padding")
+    text = ids_of(1, 6, seed=5)
+    plain = model(input_ids=text, pixel_values=pixels[:1]).logits
+    other = text.clone()
+    other[:, 3] += 1
+    moved = (model(input_ids=other, pixel_values=pixels[:1]).logits - plain).abs().amax(-1)[0]
+    if float(moved[: IMAGE + 3].max()) > 2e-4 * max(1.0, float(plain.abs().max())):
+        raise Wrong(f"later text moves what is before it: {float(moved[: IMAGE + 3].max()):.1e}")
+    moved = (model(input_ids=text, pixel_values=pixels[1:2]).logits - plain).abs().amax(-1)[0, IMAGE:]
+    if not bool((moved > 0).all()):
+        raise Wrong("the image moves not every text")
+
+
+def check_generation(model: Any, pixels: Tensor) -> None:
+    """A cache, neighbours."""
+    settings: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 4}
+    lengths = (6, 3, 5)
+    ids, mask = torch.zeros(3, 6, dtype=torch.long), torch.zeros(3, 6, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, :length], mask[row, :length] = ids_of(length, seed=row), 1
+    together = model.generate(input_ids=ids, attention_mask=mask, pixel_values=pixels, **settings)[:, 6:]
+    for row, length in enumerate(lengths):
+        text, image = ids_of(1, length, seed=row), pixels[row : row + 1]
+        for step in range(4):
+            logits = model(input_ids=text, pixel_values=image).logits[0, -1]
+            best, second = logits.topk(2).values
+            if int(logits.argmax()) != int(together[row, step]):
+                if float(best - second) > 1e-3:
+                    raise Wrong(f"generation among neighbours takes another token at step {step}")
+                break
+            text = torch.cat([text, logits.argmax().view(1, 1)], 1)
+
+
+def check_layouts(model: Any) -> None:
+    """Shared prefixes and rows."""
+    of = [sample(6, 4, 5), sample(5), sample(4, 6, images=2), sample(5, images=0)]
+    found = []
+    for layout in ("shared", "rows"):
+        out = model.loss(collate(of, layout=layout, pad_token_id=0))  # type: ignore[arg-type]
+        model.zero_grad(set_to_none=True)
+        out.loss.backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((out.target_losses, grads))
+    model.zero_grad(set_to_none=True)
+    compare(found[0][0], found[1][0], "loss of shared and rows", tolerance=1e-4)
+    if found[0][1].keys() != found[1][1].keys():
+        raise Wrong("shared and rows reach other weights")
+    largest = max(float(grad.abs().max()) for grad in found[1][1].values())
+    for name, grad in found[1][1].items():
+        error = float((found[0][1][name] - grad).abs().max())
+        if not error <= 1e-3 * max(float(grad.abs().max()), 1e-2 * largest):
+            raise Wrong(f"gradients of shared and rows: {name} {error:.1e}")
+
+
+def check_lora(model: Any, folder: Path) -> None:
+    """LoRA, and a folder."""
+    set_trainable(model, modes={"projection": "full", "language": "lora"}, lora={"language": LoraSettings(r=2)})
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for name, parameter in trained:
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    of = collate([sample(6, 4), sample(5)], layout="shared", pad_token_id=0)
+    out = model.loss(of)
+    out.loss.backward()
+    unreached = [name for name, parameter in trained if parameter.grad is None]
+    if unreached:
+        raise Wrong(f"LoRA that nothing reaches: {unreached[0]} and {len(unreached) - 1} others")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        set_trainable(model, modes={"projection": "full", "language": "lora"}, frozen_dtype=torch.bfloat16,
+                      lora={"language": LoraSettings(r=2)})  # fmt: skip
+        narrow = model.loss(of)
+        narrow.loss.backward()
+    if not bool(narrow.loss.isfinite()):
+        raise Wrong("the loss in bf16 is no number")
+    model.float()
+    with torch.no_grad():
+        before = model.loss(of).target_losses
+        model.save_pretrained(folder, full=True)
+        loaded = VisionLanguageModel.from_pretrained(folder)
+        compare(loaded.loss(of).target_losses, before, "a saved model", tolerance=1e-5)
+
+
+def try_family(name: str) -> dict[str, Any]:
+    """Try one family; give what came of it."""
+    stage, found = "made tiny", {}
+    try:
+        language = tiny_language(name)
+        bare = copy.deepcopy(language)
+        stage = "joined"
+        try:
+            model = VisionLanguageModel.from_parts(tiny_vision(), language)
+        except VisgraftError as error:
+            if "image_attention: causal" not in str(error):
+                raise
+            model = VisionLanguageModel.from_parts(tiny_vision(), language, image_attention="causal")
+            found["image_attention"] = "causal"
+        nn.init.normal_(model.projection.linear.weight, std=0.3) if hasattr(model.projection, "linear") else None
+        spec = model.attention_spec
+        found |= {"sharing": spec.sharing, "behind_cache": spec.behind_cache, "image_is_causal": spec.image_is_causal}
+        stage = "tried"
+        with tempfile.TemporaryDirectory() as folder:
+            check(model, bare, Path(folder) / "model")
+        return {**found, "result": "right"}
+    except LookupError as error:
+        return {**found, "result": "untried", "why": str(error)}
+    except Wrong as error:
+        return {**found, "result": "wrong", "why": str(error)}
+    except VisgraftError as error:
+        return {**found, "result": "refused", "why": str(error)[:300], "stage": stage}
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return {
+            **found, "result": "exception", "stage": stage,
+            "why": f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})",
+        }  # fmt: skip
+
+
+def in_a_process(name: str) -> dict[str, Any]:
+    """Try a family in a child that may fail or hang in any way."""
+    reader, writer = os.pipe()
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(TIMEOUT_S)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+            result = try_family(name)
+        os.write(writer, json.dumps(result).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    result = json.loads(said) if said else {"result": "died", "why": f"status {status}"}
+    return {**result, "seconds": round(time.monotonic() - started, 1)}
+
+
+def main() -> None:
+    """Sweep all families, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*")
+    parser.add_argument("-o", "--output", type=Path)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    hf.logging.set_verbosity(50)
+    torch.set_num_threads(1)
+    results = {}
+    for name in arguments.families or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        results[name] = result = in_a_process(name)
+        how = " ".join(str(result[key]) for key in ("sharing", "behind_cache", "image_is_causal") if key in result)
+        sys.stdout.write(
+            f"{name:28} {result['result']:10} {result['seconds']:5.1f} s  {how}  {result.get('why', '')}\n"
+        )
+        sys.stdout.flush()
+    counts = dict(Counter(result["result"] for result in results.values()).most_common())
+    sys.stdout.write(f"{len(results)} families: {counts}\n")
+    if arguments.output:
+        machine = {"transformers": hf.__version__, "torch": torch.__version__}
+        arguments.output.write_text(json.dumps({"counts": counts, **machine, "families": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

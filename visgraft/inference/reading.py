@@ -1,0 +1,153 @@
+"""What is read in front of a prompt's last text: images, known ones from the cache, and earlier turns.
+
+In: prompts. Out: for each what its row begins with, and the ids that are left to read. Images in front are read
+together; what a conversation has read is taken as it is, up to the first position that differs.
+
+    fronts = read_front(model, prompts, cache=prefix_cache)
+    fronts[id(prompt)].states, fronts[id(prompt)].unread
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from visgraft.inference.prefix_cache import PrefixCache, encode_prefixes, read_prefixes
+from visgraft.inference.requests import ImageSegment, Prompt, Segment, position_keys
+from visgraft.model.cache import KeptStates, PreallocatedCache, rows_of
+from visgraft.model.sequence import SegmentTable, append_segment, empty_table
+from visgraft.model.state_cache import StateCache
+from visgraft.model.vlm import VisionLanguageModel
+from visgraft.segments import IMAGE, TEXT
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a row begins with.
+
+    Attributes:
+        states: keys and values of at least the first `num_read` positions; None = of none.
+        num_read: positions that are read.
+        unread: ids behind these, at least one.
+    """
+
+    states: KeptStates | None
+    num_read: int
+    unread: list[int]
+
+
+def read_front(
+    model: VisionLanguageModel, prompts: Sequence[Prompt], *, cache: PrefixCache, ahead: Sequence[Prompt] = ()
+) -> dict[int, Front]:
+    """Read all of some prompts but the last text of each; what is known is not read again.
+
+    Args:
+        model: in `eval_mode`.
+        prompts: to be read now.
+        cache: what is known of images.
+        ahead: prompts that come next; where images are read now, those in front of them are read along, as some cost
+            little more than one.
+    """
+    images = {id(segment): segment for prompt in prompts for segment in _images(prompt)}
+    next_ones: dict[int, ImageSegment] = {}
+    if any(image.prefix is None for image in images.values()):
+        firsts = [prompt.segments[0] for prompt in ahead if prompt.read is None]
+        next_ones = {id(first): first for first in firsts if isinstance(first, ImageSegment) and first.prefix is None}
+    encode_images(model, [*{**images, **next_ones}.values()], cache=cache)
+    different = {id(prompt): prompt for prompt in prompts}
+    known = {key: _num_common(prompt) for key, prompt in different.items()}
+    begins = [(known[key], prompt.segments[0]) for key, prompt in different.items()]
+    unread = [first.prefix for num, first in begins if isinstance(first, ImageSegment) and num < first.num_tokens]
+    unread += [image.prefix for image in next_ones.values()]
+    read_prefixes(model, [prefix for prefix in unread if prefix is not None], cache=cache)
+    return {key: _front(model, prompt, num_read=known[key]) for key, prompt in different.items()}
+
+
+def encode_images(model: VisionLanguageModel, images: Sequence[ImageSegment], *, cache: PrefixCache) -> None:
+    """Make the prefixes of images that have none yet, those that are equal once."""
+    waiting = [image for image in images if image.prefix is None]
+    if images:
+        cache.belong_to(model)
+    if waiting:
+        prefixes = encode_prefixes(model, [image.pixels for image in waiting], cache=cache, batch_size=len(waiting))
+        for image, prefix in zip(waiting, prefixes, strict=True):
+            image.prefix = prefix
+
+
+def _images(prompt: Prompt) -> list[ImageSegment]:
+    return [segment for segment in prompt.segments if isinstance(segment, ImageSegment)]
+
+
+def _front(model: VisionLanguageModel, prompt: Prompt, *, num_read: int) -> Front:
+    """Say what a row begins with; segments between what is known and the last text are read here."""
+    *before, last = prompt.segments
+    assert not isinstance(last, ImageSegment) and last, "a prompt ends in ids"
+    known = None if prompt.read is None else prompt.read.states
+    if before and isinstance(before[0], ImageSegment) and num_read < before[0].num_tokens:
+        assert before[0].prefix is not None
+        known, num_read = before[0].prefix.states, before[0].num_tokens
+    num_before = sum(_length(segment) for segment in before)
+    if num_read < num_before:
+        known, num_read = _read_on(model, before, known, num_read), num_before
+    return Front(known, num_read, last[num_read - num_before :])
+
+
+def _length(segment: Segment) -> int:
+    return segment.num_tokens if isinstance(segment, ImageSegment) else len(segment)
+
+
+def _num_common(prompt: Prompt) -> int:
+    """Count the positions that were read before and are wanted again; the last one is always read anew."""
+    if prompt.read is None:
+        return 0
+    old, wanted = prompt.read.keys, position_keys(prompt.segments)
+    different = (place for place, (one, other) in enumerate(zip(old, wanted, strict=False)) if one != other)
+    common = min(next(different, len(old)), len(wanted) - 1)
+    return common if common == len(old) or prompt.read.states.can_be_cut else 0
+
+
+def _read_on(
+    model: VisionLanguageModel, segments: Sequence[Segment], known: KeptStates | None, num_read: int
+) -> KeptStates:
+    """Read segments behind what is known of them, one after the other, and give all of it."""
+    cache = model.make_reading_cache(capacity=sum(_length(segment) for segment in segments))
+    table = empty_table(1, device=model.device)
+    if known is not None and num_read:
+        cache.put([known])
+        cache.cut(num_read)
+    place = 0
+    for segment in segments:
+        start, place = place, place + _length(segment)
+        if place > num_read:
+            _read_segment(model, segment, max(0, num_read - start), table, cache)
+        table = _append(table, segment)
+    return rows_of(cache, [place])[0]
+
+
+def _read_segment(
+    model: VisionLanguageModel,
+    segment: Segment,
+    num_known: int,
+    table: SegmentTable,
+    cache: PreallocatedCache | StateCache,
+) -> None:
+    """Read one segment; of a text, what is not yet known. `table` is what stands in front of the segment."""
+    if not isinstance(segment, ImageSegment):
+        context = _append(table, segment[:num_known]) if num_known else table
+        row = torch.tensor([segment[num_known:]], device=model.device)
+        model.read_text(row, context=context, cache=cache, logits_to_keep=1)
+        return
+    assert segment.prefix is not None
+    tokens = segment.prefix.tokens
+    if tokens is None:  # it was read before, in front of a row
+        tokens = encode_prefixes(model, [segment.pixels], cache=PrefixCache(max_bytes=0), batch_size=1)[0].tokens
+    assert tokens is not None
+    mask = torch.ones(1, len(tokens), dtype=torch.bool, device=model.device)
+    model.read_image(tokens[None], image_token_mask=mask, context=table, cache=cache)
+
+
+def _append(table: SegmentTable, segment: Segment) -> SegmentTable:
+    mask = torch.ones(1, _length(segment), dtype=torch.bool, device=table.kind.device)
+    return append_segment(table, mask, kind=IMAGE if isinstance(segment, ImageSegment) else TEXT)

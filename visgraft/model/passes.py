@@ -1,0 +1,384 @@
+"""In which passes a batch goes through a language model that no mask governs alone.
+
+In: the rows of a batch as a segment table and embeddings, images and several texts in each. Out: the loss of every
+target, or logits. A recurrent layer carries a state from position to position, whatever a mask says; so what it must
+not see is not in its row, and nothing stands in front of a row or between its parts:
+
+    rows      i i a a a      a row for each text; pads stand behind it      i = image, a and b = texts
+              i i b b _
+
+    state     i i            the image once; what it became (keys, values and states) is copied to its texts,
+              a a a          which read on from there, and gradients flow back through the copies
+              b b _
+
+Both compute the same. Attention layers have their mask in either; recurrent layers read from left to right, so that an
+image is causal in them.
+
+    losses = losses_in_passes(language, attention_spec, embeds, table, source=source, target=target, by_state=True, ...)
+    logits = read(language, attention_spec, embeds, table, cache=cache)
+
+Axis letters as in vlm.py; N texts or images of a pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from visgraft.errors import ModelError
+from visgraft.model.language import AttentionSpec
+from visgraft.model.loss import gathered_head, supervised_losses
+from visgraft.model.sequence import SegmentTable
+from visgraft.model.state_cache import POSITIONAL, StateCache
+from visgraft.segments import IMAGE, PAD, TEXT
+
+# --- Training: a batch whose rows hold images and several texts each
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One text of a batch: the row it is in, its columns, and those of the images in front of it."""
+
+    row: int
+    image: tuple[int, ...]
+    text: tuple[int, ...]
+
+
+def losses_in_passes(
+    language: PreTrainedModel,
+    attention_spec: AttentionSpec,
+    embeds: Tensor,
+    table: SegmentTable,
+    *,
+    source: Tensor,
+    target: Tensor,
+    by_state: bool,
+    causal_image: bool,
+    logits_bytes: int,
+) -> Tensor:
+    """Compute the cross-entropy of each (source, target) pair, the rows taken apart into passes.
+
+    Args:
+        language: the causal LM.
+        attention_spec: how it takes masks and positions.
+        embeds: [B, S, D_lm], image tokens in their places.
+        table: of the same rows.
+        source: [M, 2] long, (row, column) of the position whose logits predict the target.
+        target: [M] long token ids.
+        by_state: several texts behind one image read on from copies of its states; else each reads its image itself.
+        causal_image: image tokens see only earlier image tokens, in attention layers too.
+        logits_bytes: see `supervised_losses`.
+
+    Returns:
+        [M] fp32, in the order of the pairs.
+    """
+    texts = _texts_of(table)
+    run = functools.partial(
+        _losses_of, language, attention_spec, embeds, table, causal_image=causal_image, logits_bytes=logits_bytes
+    )
+    owner = torch.full(table.kind.shape, -1, dtype=torch.long)  # [B, S], which text stands at a position
+    offset = torch.zeros(table.kind.shape, dtype=torch.long)  # [B, S], and which of its tokens
+    for index, text in enumerate(texts):
+        columns = torch.tensor(text.text)
+        owner[text.row, columns] = index
+        offset[text.row, columns] = torch.arange(len(text.text))
+    rows, columns = source.cpu().unbind(1)
+    source_text, source_offset = owner[rows, columns], offset[rows, columns]  # each [M]
+    losses, order = [], []
+    for group, shares in _passes(texts, by_state=by_state):
+        place = torch.full((len(texts),), -1)
+        place[group] = torch.arange(len(group))
+        mine = (place[source_text] >= 0).nonzero()[:, 0]  # [m]
+        if len(mine):
+            pairs = torch.stack([place[source_text[mine]], source_offset[mine]], 1)  # (row of the pass, token)
+            losses.append(run([texts[n] for n in group], shares=shares, source=pairs, target=target[mine]))
+            order.append(mine)
+    if not losses:
+        return embeds.sum() * target.new_zeros(0, dtype=torch.float32)
+    return torch.cat(losses)[torch.cat(order).argsort().to(embeds.device)]
+
+
+def _texts_of(table: SegmentTable) -> list[_Text]:
+    """List the texts of a batch, each with the images that it sees."""
+    kind, segment, sees = table.kind.cpu(), table.segment.cpu(), table.sees.cpu()
+    texts = []
+    for row in range(kind.shape[0]):
+        own = torch.where(kind[row] == PAD, -1, segment[row])  # [S]
+        for number in own[kind[row] == TEXT].unique().tolist():
+            seen = (sees[row, number][own.clamp(min=0)] & (own >= 0) & (kind[row] == IMAGE)).nonzero()[:, 0]
+            mine = (own == number).nonzero()[:, 0]
+            texts.append(_Text(row, tuple(seen.tolist()), tuple(mine.tolist())))
+    return texts
+
+
+def _passes(texts: Sequence[_Text], *, by_state: bool) -> Iterator[tuple[list[int], bool]]:
+    """Say which texts go through the model together, and whether they share their images' states."""
+    num_texts: dict[tuple[int, tuple[int, ...]], int] = {}
+    for text in texts:
+        num_texts[text.row, text.image] = num_texts.get((text.row, text.image), 0) + 1
+    alone: list[int] = []
+    shared: dict[int, list[int]] = {}  # by the number of image tokens: a state behind pads would be another
+    for index, text in enumerate(texts):
+        if by_state and text.image and num_texts[text.row, text.image] > 1:
+            shared.setdefault(len(text.image), []).append(index)
+        else:
+            alone.append(index)
+    if alone:
+        yield alone, False
+    for group in shared.values():
+        yield group, True
+
+
+def _losses_of(
+    language: PreTrainedModel,
+    attention_spec: AttentionSpec,
+    embeds: Tensor,
+    table: SegmentTable,
+    texts: Sequence[_Text],
+    *,
+    shares: bool,
+    source: Tensor,
+    target: Tensor,
+    causal_image: bool,
+    logits_bytes: int,
+) -> Tensor:
+    """Give the losses of one pass over texts; source: [m, 2] long, (text, its token) -> [m] fp32."""
+    rows = _Rows.of(texts, table)
+    cache, skipped = None, 0
+    if shares:
+        cache, skipped = _read_images(language, attention_spec, embeds, table, texts, causal_image), len(texts[0].image)
+    arguments = attention_spec.arguments(
+        rows.table,
+        dtype=embeds.dtype,
+        num_queries=rows.table.length - skipped,
+        cache=cache,
+        causal_image=causal_image,
+    )
+    row_embeds = rows.gather(embeds)[:, skipped:]  # [N, Q, D_lm]
+    run = functools.partial(attention_spec.call, language, row_embeds, arguments, cache=cache)
+    num_image = torch.tensor([len(text.image) for text in texts])
+    column = source[:, 1] + num_image[source[:, 0]] - skipped
+    pairs = torch.stack([source[:, 0], column], 1).to(embeds.device)
+    return supervised_losses(language, run, source=pairs, target=target, logits_bytes=logits_bytes)
+
+
+def _read_images(
+    language: PreTrainedModel,
+    attention_spec: AttentionSpec,
+    embeds: Tensor,
+    table: SegmentTable,
+    texts: Sequence[_Text],
+    causal_image: bool,
+) -> StateCache:
+    """Read the images of texts, each once, and copy what they became to a row for each text."""
+    images = list(dict.fromkeys(_Text(text.row, text.image, ()) for text in texts))
+    place = {image: index for index, image in enumerate(images)}
+    rows = _Rows.of(images, table)
+    cache = StateCache()
+    arguments = attention_spec.arguments(rows.table, dtype=embeds.dtype, cache=cache, causal_image=causal_image)
+    with gathered_head(language, slice(-1, None)):  # its logits are thrown away: make as few as possible
+        attention_spec.call(language, rows.gather(embeds), arguments, cache=cache)
+    owner = torch.tensor([place[_Text(text.row, text.image, ())] for text in texts], device=embeds.device)
+    return cache.behind(rows.table.length).select(owner)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a pass, [images][text][pads], and where each position stands in the batch.
+
+    Attributes:
+        row: [N, 1] long, the batch's row.
+        column: [N, S] long, the batch's column; of a pad any.
+        table: of these rows.
+    """
+
+    row: Tensor
+    column: Tensor
+    table: SegmentTable
+
+    @staticmethod
+    def of(texts: Sequence[_Text], table: SegmentTable) -> _Rows:
+        device = table.kind.device
+        length = max(len(text.image) + len(text.text) for text in texts)
+        columns = [[*text.image, *text.text] for text in texts]
+        padded = torch.tensor([own + [0] * (length - len(own)) for own in columns], device=device)  # [N, S]
+        row = torch.tensor([[text.row] for text in texts], device=device)  # [N, 1]
+        num_image = torch.tensor([[len(text.image)] for text in texts], device=device)  # [N, 1]
+        num_real = torch.tensor([[len(own)] for own in columns], device=device)  # [N, 1]
+        place = torch.arange(length, device=device)[None]  # [1, S]
+        is_pad = place >= num_real
+        position = table.position[row, padded]  # [N, S]
+        last = position.masked_fill(is_pad, -1).amax(1, keepdim=True)
+        sees = torch.tensor([[False, False], [True, False]], device=device).expand(len(texts), 2, 2)
+        own = SegmentTable(
+            kind=torch.where(is_pad, PAD, torch.where(place < num_image, IMAGE, TEXT)),
+            group=torch.zeros_like(padded),
+            segment=(place >= num_image).long(),
+            position=torch.where(is_pad, last + 1 + place - num_real, position),
+            sees=sees,
+        )
+        return _Rows(row, padded, own)
+
+    def gather(self, embeds: Tensor) -> Tensor:
+        """Take embeddings [B, S, D] to the places of these rows."""
+        return embeds[self.row, self.column]
+
+
+# --- Logits, and reading on behind a cache
+
+
+def read(
+    language: PreTrainedModel,
+    attention_spec: AttentionSpec,
+    embeds: Tensor,
+    table: SegmentTable,
+    *,
+    cache: Cache | None = None,
+    causal_image: bool = False,
+    logits_to_keep: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Run the last Q of a table's positions, pads left out, rows with like pads together.
+
+    Args:
+        language: the causal LM.
+        attention_spec: how it takes masks and positions.
+        embeds: [B, Q, D_lm].
+        table: the rows, S positions with the cached ones.
+        cache: a `StateCache`, which holds the S - Q positions before, then all of them, zeros in the places of pads.
+        causal_image: see `losses_in_passes`.
+        logits_to_keep: only the logits of each row's last n real positions; 0 = all.
+
+    Returns:
+        Logits [B, Q or n, V], and what comes to the head, [B, Q, D]; 0 at pads.
+
+    Raises:
+        ModelError: another kind of cache.
+    """
+    if cache is not None and not isinstance(cache, StateCache):
+        raise ModelError(
+            f"past_key_values: got {type(cache).__name__}, but {attention_spec.name} carries states: give a StateCache "
+            "(visgraft.model.state_cache), or leave it out"
+        )
+    if cache is not None and attention_spec.behind_cache == "nothing":
+        return _read_anew(language, attention_spec, embeds, table, cache, causal_image, logits_to_keep)
+    num_queries = embeds.shape[1]
+    num_kept = logits_to_keep or num_queries
+    is_real = table.kind[:, -num_queries:] != PAD  # [B, Q]
+    patterns, member = is_real.unique(dim=0, return_inverse=True)
+    logits: Tensor | None = None
+    states: Tensor | None = None
+    parts: list[tuple[Tensor, Tensor, StateCache]] = []
+    for number, pattern in enumerate(patterns):
+        rows, columns = (member == number).nonzero()[:, 0], pattern.nonzero()[:, 0]
+        if not len(columns):
+            continue
+        own = None if cache is None else cache.select(rows)
+        some = embeds[rows[:, None], columns[None]]  # [n, q, D_lm]
+        part_logits, part_states = _read_alike(
+            language, attention_spec, some, table, rows, columns, own, causal_image, logits_to_keep
+        )
+        if logits is None or states is None:
+            logits = part_logits.new_zeros(len(embeds), num_kept, part_logits.shape[-1])
+            states = part_states.new_zeros(*embeds.shape[:2], part_states.shape[-1])
+        places = columns if not logits_to_keep else torch.arange(num_kept, device=rows.device)[-len(columns) :]
+        logits = logits.index_put((rows[:, None], places[None]), part_logits)
+        states = states.index_put((rows[:, None], columns[None]), part_states)
+        if own is not None:
+            parts.append((rows, columns, own))
+    assert logits is not None, "a batch has a real token"
+    assert states is not None
+    if cache is not None:
+        _join(cache, parts, num_rows=len(embeds), num_queries=num_queries)
+    return logits, states
+
+
+def _read_anew(
+    language: PreTrainedModel,
+    attention_spec: AttentionSpec,
+    embeds: Tensor,
+    table: SegmentTable,
+    cache: StateCache,
+    causal_image: bool,
+    logits_to_keep: int,
+) -> tuple[Tensor, Tensor]:
+    """Read everything again, for a family that reads nothing rightly behind a cache: it holds what was put in."""
+    place = ("inputs", 0, 0)
+    before = cache.base.get(place)
+    whole = embeds if before is None else torch.cat([before.to(embeds.dtype), embeds], 1)  # [B, S, D_lm]
+    logits, states = read(
+        language, attention_spec, whole, table, causal_image=causal_image, logits_to_keep=logits_to_keep
+    )
+    cache.written = {place: whole}
+    cache.advance(embeds.shape[1])
+    return logits if logits_to_keep else logits[:, -embeds.shape[1] :], states[:, -embeds.shape[1] :]
+
+
+def _read_alike(
+    language: PreTrainedModel,
+    attention_spec: AttentionSpec,
+    embeds: Tensor,
+    table: SegmentTable,
+    rows: Tensor,
+    columns: Tensor,
+    cache: StateCache | None,
+    causal_image: bool,
+    logits_to_keep: int,
+) -> tuple[Tensor, Tensor]:
+    """Run columns [q] of rows [n] in one pass or, behind a cache where the family needs it so, one by one.
+
+    Returns:
+        Logits [n, q or as many as are to be kept, V], and states [n, q, D].
+    """
+    num_before = 0 if cache is None else cache.num_positions
+    is_stepwise = num_before > 0 and attention_spec.behind_cache == "single"
+    before = torch.arange(num_before, device=columns.device)
+    logits, states = [], []
+    start = 0
+    for some in columns.split(1) if is_stepwise else [columns]:
+        end = start + len(some)
+        part = table.pick(rows, torch.cat([before, columns[:end] + num_before]))
+        arguments = attention_spec.arguments(
+            part, dtype=embeds.dtype, num_queries=len(some), cache=cache, causal_image=causal_image
+        )
+        with gathered_head(language, slice(-logits_to_keep, None) if logits_to_keep else None) as seen:
+            logits.append(attention_spec.call(language, embeds[:, start:end], arguments, cache=cache).logits)
+        states.append(seen[-1])
+        if cache is not None:
+            cache.advance(len(some))
+        start = end
+    return torch.cat(logits, 1)[:, -logits_to_keep:], torch.cat(states, 1)
+
+
+def _join(
+    cache: StateCache, parts: Sequence[tuple[Tensor, Tensor, StateCache]], *, num_rows: int, num_queries: int
+) -> None:
+    """Put what some passes have read into one cache: (rows [n], columns [q] of the new positions, what was read)."""
+    num_before = cache.num_positions
+    if len(parts) == 1 and len(parts[0][1]) == num_queries:
+        cache.base = parts[0][2].base
+    else:
+        for place, like in parts[0][2].base.items():
+            shape = [num_rows, *like.shape[1:]]
+            if place[0] in POSITIONAL:
+                shape[-2] = num_before + num_queries
+            whole = like.new_zeros(shape)
+            if place in cache.base:  # of rows that read nothing now
+                before = cache.base[place]
+                if place[0] in POSITIONAL:
+                    whole[..., :num_before, :] = before
+                else:
+                    whole.copy_(before)
+            for rows, columns, own in parts:
+                kept = torch.cat([torch.arange(num_before, device=rows.device), columns + num_before])
+                if place[0] in POSITIONAL:
+                    whole[rows] = whole[rows].index_copy(-2, kept, own.base[place])
+                else:
+                    whole[rows] = own.base[place]
+            cache.base[place] = whole
+    cache.num_positions = num_before + num_queries
