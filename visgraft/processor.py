@@ -161,9 +161,6 @@ class Processor(ProcessorMixin):
         join = VisionLanguageConfig(image_size=image_size, projection=dict(projection or {}), **reading)
         if num_image_tokens is None:
             num_image_tokens = image_tokens_per_image(config, join=join)
-        extent_per_token = 0
-        if config is not None and image_size is None:
-            extent_per_token = measure(config, settings=join.vision_settings).extent_per_token
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
@@ -172,7 +169,9 @@ class Processor(ProcessorMixin):
             image_size=image_size,
             template=template,
             max_text_tokens=max_text_tokens,
-            extent_per_token=extent_per_token,
+            extent_per_token=measure(config, settings=join.vision_settings).extent_per_token
+            if config and image_size is None
+            else 0,
             tiles=tiles,
         )
 
