@@ -107,6 +107,12 @@ def column_of_splits(folder):
     return folder / "mix.jsonl"
 
 
+def keys_of_splits(folder):
+    content = {"train": [caption(name) for name in "abcd"], "val": [caption(name) for name in "vw"]}
+    (folder / "mix.json").write_text(json.dumps(content))
+    return folder / "mix.json"
+
+
 def one_saved(folder):
     datasets.Dataset.from_list([caption(name) for name in "abcd"]).save_to_disk(folder / "saved")
     return folder / "saved"
@@ -190,7 +196,13 @@ def m3it(folder):
 
 UNDIVIDED = {one_file: "parquet", one_saved: "hf", plain_tars: "webdataset"}
 DIVIDED = {
-    **{files_by_split: "parquet", column_of_splits: "parquet", saved_by_split: "hf", parquet_for_datasets: "hf"},
+    **{
+        files_by_split: "parquet",
+        column_of_splits: "parquet",
+        keys_of_splits: "parquet",
+        saved_by_split: "hf",
+        parquet_for_datasets: "hf",
+    },
     **{metadata_above: "folder", texts_beside: "folder", tars_by_name: "webdataset", tars_by_folder: "webdataset"},
     **{coco: "coco", karpathy: "karpathy", m3it: "m3it"},
 }
