@@ -269,3 +269,10 @@ def test_a_stream_cannot_be_sliced(tmp_path):
     entry = SourceSettings("hf", path=str(tmp_path), split="train[:10%]", options={"streaming": True})
     with pytest.raises(VisgraftError, match="a stream's length is not known, so take one split of it"):
         open_sources([entry])
+
+
+def test_tars_that_tell_no_split_are_of_train_beside_those_that_do(tmp_path):
+    tars_by_name(tmp_path)
+    write_tar(tmp_path / "more.tar", "x")
+    assert sorted(answers("webdataset", tmp_path, "train")) == list("abcdx")
+    assert answers("webdataset", tmp_path, "val") == "vw"
