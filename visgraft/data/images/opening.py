@@ -98,16 +98,19 @@ def _open(data: bytes | Path, *, max_pixels: int) -> Image.Image:
 
 def _open_without_notes(data: object, *, max_pixels: int) -> Image.Image | None:
     """Open the pixels of a file whose notes may be what is broken; None where they are not."""
-    try:
-        if isinstance(data, Path):
-            with data.open("rb") as file:
-                data = data.read_bytes() if may_have_notes(file.read(_SIGNATURE_BYTES)) else None
-        pixels = without_notes(data) if isinstance(data, bytes) else None
-        return None if pixels is None else _open(pixels, max_pixels=max_pixels)
-    except BadSampleError:
-        raise
-    except Exception:
-        return None
+    for keep_exif in (True, False):
+        try:
+            if isinstance(data, Path):
+                with data.open("rb") as file:
+                    data = data.read_bytes() if may_have_notes(file.read(_SIGNATURE_BYTES)) else None
+            pixels = without_notes(data, keep_exif=keep_exif) if isinstance(data, bytes) else None
+            if pixels is not None:
+                return _open(pixels, max_pixels=max_pixels)
+        except BadSampleError:
+            raise
+        except Exception:  # as above; what is told is why the whole file fails
+            continue
+    return None
 
 
 def _reason(error: Exception) -> str:
