@@ -52,7 +52,8 @@ from visgraft.data.tokenizer_and_image_processor import load_image_processor, lo
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
 from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image, positions_of
 from visgraft.model.storage.pretrained import load_config
-from visgraft.model.vision import count_tokens, measure
+from visgraft.model.vision import measure
+from visgraft.model.vision_inputs import count_tokens
 
 _SETTINGS = (
     "num_image_tokens", "image_size", "template", "max_text_tokens", "max_positions", "images_take_positions",
@@ -105,10 +106,7 @@ class Processor(ProcessorMixin):
         self.picture_processor = image_processor  # of what is shown to the encoder: whole images, or tiles
         if tiles is not None:
             if image_size is None:
-                raise ConfigError(
-                    "model.tiles: this encoder takes images in their own resolution, so there is nothing to cut: "
-                    "leave tiles out"
-                )
+                raise ConfigError("model.tiles: this encoder takes images in their own resolution: leave tiles out")
             self.picture_processor = for_tiles(image_processor, side=image_size)
         self.prompt_template = PromptTemplate(template)
         tokenizer.padding_side = "left"  # not saved with every tokenizer, so set it wherever one is taken in
@@ -206,8 +204,6 @@ class Processor(ProcessorMixin):
             **{key: settings[key] for key in _SETTINGS if key in settings},
         )
 
-    # --- Images
-
     @property
     def most_image_tokens(self) -> int:
         """Image tokens that one image becomes at most, where its size does not tell."""
@@ -216,16 +212,15 @@ class Processor(ProcessorMixin):
     def make_pixels(
         self, refs: Sequence[ImageRef], opened: Sequence[Image.Image], *, exact: bool = True, as_bytes: bool = False
     ) -> dict[str, Tensor]:
-        """Make what the encoder takes of images; see `data.images.pixels.make_pixels`.
+        """Make what the encoder takes of images, as `data.images.pixels.make_pixels` does.
 
         Args:
             refs: F images, as a sample names them; frames of a video are not cut into tiles.
-            opened: the same, RGB.
-            exact, as_bytes: see there.
+            opened: the same, RGB. exact, as_bytes: see there.
 
         Returns:
-            Tensors [pictures, ...]: an image is one picture, or with tiles several; `ends_row` [pictures] bool says
-            behind which of them a row separator stands.
+            Tensors [pictures, ...], of an image one picture or several tiles; `ends_row` [pictures] bool says behind
+            which of them a row separator stands.
 
         Raises:
             BadSampleError: an image is too narrow.
@@ -241,7 +236,7 @@ class Processor(ProcessorMixin):
         return made
 
     def cut(self, ref: ImageRef, opened: Image.Image) -> CutImage:
-        """Cut an image into tiles; where tiles are on."""
+        """Cut an image into tiles, where tiles are on."""
         assert self.tile_settings is not None and self.image_size is not None, "tiles are on"
         is_frame = isinstance(ref, VideoFrame)
         return cut_image(opened, side=self.image_size, settings=self.tile_settings, is_whole=is_frame)
@@ -251,9 +246,7 @@ class Processor(ProcessorMixin):
         if not vision_inputs:
             return ()
         counts = count_tokens(vision_inputs, self.num_image_tokens, extent_per_token=self.extent_per_token)
-        if "ends_row" in vision_inputs:
-            counts = counts + vision_inputs["ends_row"]
-        return tuple(counts.tolist())
+        return tuple((counts + vision_inputs.get("ends_row", 0)).tolist())
 
     # --- Training
 
@@ -446,9 +439,8 @@ class Processor(ProcessorMixin):
             raise ConfigError(f"apply_chat_template: the last message must be {whose}")
         if not is_begun:
             return self.prompt(turns)
-        return list(
-            encode_dialog(self.tokenizer, self.prompt_template, turns).input_ids[:-1]
-        )  # all but its end-of-text
+        encoded = encode_dialog(self.tokenizer, self.prompt_template, turns)
+        return list(encoded.input_ids[:-1])  # all but its end-of-text
 
     def _inputs(
         self, ids: list[list[int]], groups: list[list[ImageRef]], *, padding: bool | str, return_tensors: str
