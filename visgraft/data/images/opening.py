@@ -337,13 +337,11 @@ def is_data_url(value: object) -> bool:
 def looks_like_base64(text: str) -> bool:
     """Say whether a text can only be an image file in base64: it has its first bytes, or is longer than any path."""
     begin = text.lstrip() if text[:1].isspace() else text
-    if _BASE64.match(begin) is None:
+    if _BASE64.match(begin) is None or "." in begin[:_LONGEST_PATH]:  # as nearly every path has and no base64
         return False
-    if len(begin) > _LONGEST_PATH:
-        return _BASE64_LONG.match(begin) is not None
     head = "".join(begin[: 4 * _SIGNATURE_BYTES].split())
     first = base64.b64decode(head[: len(head) // 4 * 4].encode().translate(_URL_SAFE_TO_ORDINARY))[:_SIGNATURE_BYTES]
-    return any(accept(first) is True for accept in _signatures())
+    return any(accept(first) is True for accept in _signatures()) or _BASE64_LONG.match(begin) is not None
 
 
 @cache
