@@ -7,6 +7,7 @@
 #   make test-kill     kill 300 runs at any moment (KILLS=30: 30): each must end as if it never was (docs/reliability.md)
 #   make test-oldest   the model and the data with the oldest releases that pyproject.toml allows
 #   make test-coco     captions' tokens and scores beside COCO's own programs (needs Java)
+#   make test-lmms-eval  lmms-eval, unmodified, asks a model of ours and counts the same right answers
 #   make lint types    format and style; strict types
 #   make check         lint, types, test
 #   make map           write the file map of docs/architecture.md again
@@ -17,13 +18,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 COCO := .venv-coco
+LMMS := .venv-lmms-eval
 WORKERS ?= 2
 KILLS ?= 300
 # worksteal: each process gets half of the tests in their order, so that a file's fixtures are mostly made once, and at
 # the end the one that is done takes over what the other still has to do
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-long test-kill test-oldest test-coco lint types check map clean
+.PHONY: demo test test-fast test-long test-kill test-oldest test-coco test-lmms-eval lint types check map clean
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -47,6 +49,10 @@ test-oldest: $(OLDEST)/.installed
 # captions' tokens and scores beside COCO's own programs, in an environment of their own; no torch is needed
 test-coco: $(COCO)/.installed
 	PYTHONPATH=. $(COCO)/bin/python -m tests.metrics.compare_coco
+
+# lmms-eval brings much along, another torchvision among it, so it gets an environment of its own
+test-lmms-eval: $(LMMS)/.installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LMMS)/bin/python tests/evaluation/compare_lmms_eval.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
