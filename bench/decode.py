@@ -228,6 +228,7 @@ def measure(
         each["tokens_per_s"] = round(num_tokens / each["median_s"], 2)
     assert all(len(row) == q.length for rows in answers.values() for row, q in zip(rows, questions, strict=True))
     return {
+        "batch_size": batch_size,
         "answers": len(questions),
         "images": len({str(question.image) for question in questions}),
         "tokens": num_tokens,
@@ -264,7 +265,6 @@ def main() -> None:
         "load_of_the_machine": {"before": load_before, "after": os.getloadavg()},
         "weights": str(model.language.dtype).removeprefix("torch."),
         "seconds_are": "of the CPU, one thread" if args.cpu_seconds else "of the clock",
-        "batch_size": args.batch_size,
         "image_tokens": processor.num_image_tokens,
         "kinds": kinds,
     }

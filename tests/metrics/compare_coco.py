@@ -59,7 +59,7 @@ def compare_tokens(name: str, captions: Sequence[str], *, show: int = 10) -> int
     different = [
         (caption, theirs, ours)
         for caption, theirs in zip(captions, java_tokens(captions), strict=True)
-        if (ours := coco_tokens(_OTHER_LINE_ENDS.sub(" ", caption))) != theirs
+        if (ours := list(coco_tokens(_OTHER_LINE_ENDS.sub(" ", caption)))) != theirs
     ]
     write(f"{name}: {len(different)} of {len(captions)} captions are split differently")
     for caption, theirs, ours in different[:show]:

@@ -22,5 +22,5 @@ def test_the_script_says_whether_words_have_spaces_between_them(texts, language)
 
 
 def test_a_language_without_spaces_is_split_by_character():
-    assert words_for_scores("猫が 寝る。\u3000A", language="ja") == ["猫", "が", "寝", "る", "。", "A"]
-    assert words_for_scores("A cat.", language=None) == ["a", "cat"]
+    assert words_for_scores("猫が 寝る。\u3000A", language="ja") == ("猫", "が", "寝", "る", "。", "A")
+    assert words_for_scores("A cat.", language=None) == ("a", "cat")

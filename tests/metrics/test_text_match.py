@@ -59,9 +59,10 @@ def test_words_are_compared_without_case_punctuation_and_articles(answer, normal
     assert normalize_words(normalized) == normalized
 
 
-def test_gqa_compares_letter_for_letter():
-    scores = gqa(["yes", "Yes", "yes.", " yes", "no"], references=[["yes"]] * 4 + [["yes", "no"]])
-    assert scores.per_sample == (1, 0, 0, 0, 1)
+def test_gqa_compares_letter_for_letter_in_the_form_of_its_answers():
+    answers = ["yes", "Yes", "Yes.", " yes\n", "no", "yes, it is", "a dog", "t-shirt"]
+    references = [["yes"], ["yes"], ["yes"], ["yes"], ["yes", "no"], ["yes"], ["dog"], ["t shirt"]]
+    assert gqa(answers, references=references).per_sample == (1, 1, 1, 1, 1, 0, 0, 0)
 
 
 def test_anls_is_the_best_similarity_and_zero_unless_above_one_half():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from visgraft.errors import DataError
+from visgraft.metrics import METRICS
 from visgraft.metrics.vqa import evalai_answer, vqa_answer, vqa_evalai, vqa_v2
 from visgraft.metrics.vqa_contractions import CONTRACTIONS
 
@@ -79,8 +79,16 @@ def test_the_table_of_contractions_is_the_scripts_own():
 
 
 @pytest.mark.parametrize("metric", [vqa_v2, vqa_evalai])
-def test_one_reference_is_refused_where_every_answer_would_score_zero(metric):
-    with pytest.raises(DataError, match=r"sample 1 has one reference \(1 in all\), so any answer would score 0"):
-        metric(["a", "b"], references=[["a", "b"], ["b"]])
+def test_with_few_people_the_rules_stay_the_same(metric):
+    assert metric(["b"], references=[["b"]]).value == 0  # there are no others
     # two of three gave x: 1/3, 1/3 and 2/3 of an answer, over three people
     assert metric(["x"], references=[["x", "x", "y"]]).value == pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize("name", ["vqa_v2", "vqa_evalai"])
+def test_few_people_are_warned_about(name):
+    warning = METRICS[name].warn_of([["a"], ["a"] * 3, ["a"] * 4])
+    assert warning is not None
+    assert warning.startswith("2 of 3 samples have fewer than 4 references; an answer counts by how many other people")
+    assert METRICS[name].warn_of([["a"] * 10]) is None
+    assert METRICS["exact_match"].warn_of([["a"]]) is None

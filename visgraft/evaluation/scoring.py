@@ -138,6 +138,13 @@ def warn_of_language(answered: Sequence[Answered], *, metrics: Sequence[str], la
     )
 
 
+def warn_of_references(answered: Sequence[Answered], *, metrics: Sequence[str]) -> list[str]:
+    """Say what each metric's values are worth with such references, where there is something to say."""
+    references = [each.references for each in answered]
+    found = {name: METRICS[name].warn_of(references) for name in metrics if name in METRICS}
+    return [f"{name}: {warning}" for name, warning in found.items() if warning is not None]
+
+
 # --- As plain values
 
 

@@ -20,7 +20,6 @@ from visgraft.inference.limits import room_for_answer, stop_token_ids
 from visgraft.inference.prefix_cache import PrefixCache
 from visgraft.inference.reading import Front, read_front
 from visgraft.inference.requests import Prompt
-from visgraft.model.cache import PreallocatedCache
 from visgraft.model.sequence import append_segment, empty_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
@@ -82,7 +81,7 @@ def _generate(model: VisionLanguageModel, batch: Sequence[Front], settings: dict
     is_image = torch.arange(num_image, device=model.device) >= num_image - counts
     context = append_segment(empty_table(len(batch), device=model.device), is_image, kind=IMAGE)
     new_at_first = min(settings["max_new_tokens"], _NEW_TOKENS_AT_FIRST)
-    cache = PreallocatedCache(capacity=num_image + length + new_at_first)
+    cache = model.make_reading_cache(capacity=num_image + length + new_at_first)
     copies = max(settings["num_beams"], settings.get("num_return_sequences") or 1)
     if num_image:
         cache.put([front.states for front in batch for _ in range(copies)])

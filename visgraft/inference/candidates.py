@@ -29,6 +29,7 @@ from visgraft.inference.limits import room_for_answer
 from visgraft.inference.prefix_cache import PrefixCache, encode_prefixes, open_pixels, read_prefixes
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.sequence import SegmentTable, append_segment, empty_table
+from visgraft.model.state_cache import StateCache
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.segments import IMAGE, TEXT
@@ -80,7 +81,7 @@ def score_candidates(
         [prefix] = encode_prefixes(model, [pixels], cache=cache, batch_size=1)
         longest = max(map(len, answers))
         room_for_answer(model, len(prompt) + longest - 1, prefix.num_tokens)
-        read = PreallocatedCache(
+        read = model.make_reading_cache(
             capacity=prefix.num_tokens + len(prompt) + min(sum(map(len, answers)), _TOKENS_AT_ONCE + longest)
         )
         context = empty_table(1, device=model.device)
@@ -125,7 +126,7 @@ def _sum_up(
     first: Tensor,
     *,
     context: SegmentTable,
-    cache: PreallocatedCache,
+    cache: PreallocatedCache | StateCache,
 ) -> list[float]:
     """Sum log P of each answer's tokens; the cache is afterwards as it was.
 

@@ -24,7 +24,7 @@ from visgraft.data.images.opening import open_image
 from visgraft.data.images.pixels import stack_frames
 from visgraft.data.sample import ImageRef
 from visgraft.errors import ConfigError
-from visgraft.model.cache import KeptStates, PreallocatedCache, rows_of
+from visgraft.model.cache import KeptStates, rows_of
 from visgraft.model.sequence import empty_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
@@ -155,7 +155,7 @@ def read_prefixes(model: VisionLanguageModel, prefixes: Sequence[Prefix], *, cac
     length = int(counts.max())
     tokens = torch.nn.utils.rnn.pad_sequence([p.tokens for p in unread if p.tokens is not None], batch_first=True)
     mask = torch.arange(length, device=model.device) < counts[:, None]
-    read = PreallocatedCache(capacity=length)
+    read = model.make_reading_cache(capacity=length)
     model.read_image(tokens, image_token_mask=mask, context=empty_table(len(unread), device=model.device), cache=read)
     for prefix, states in zip(unread, rows_of(read, counts.tolist()), strict=True):
         prefix.states, prefix.tokens = states, None

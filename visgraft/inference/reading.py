@@ -18,6 +18,7 @@ from visgraft.inference.prefix_cache import PrefixCache, encode_prefixes, read_p
 from visgraft.inference.requests import ImageSegment, Prompt, Segment, position_keys
 from visgraft.model.cache import KeptStates, PreallocatedCache, rows_of
 from visgraft.model.sequence import SegmentTable, append_segment, empty_table
+from visgraft.model.state_cache import StateCache
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.segments import IMAGE, TEXT
 
@@ -37,14 +38,29 @@ class Front:
     unread: list[int]
 
 
-def read_front(model: VisionLanguageModel, prompts: Sequence[Prompt], *, cache: PrefixCache) -> dict[int, Front]:
-    """Read all of some prompts but the last text of each; what is known is not read again."""
+def read_front(
+    model: VisionLanguageModel, prompts: Sequence[Prompt], *, cache: PrefixCache, ahead: Sequence[Prompt] = ()
+) -> dict[int, Front]:
+    """Read all of some prompts but the last text of each; what is known is not read again.
+
+    Args:
+        model: in `eval_mode`.
+        prompts: to be read now.
+        cache: what is known of images.
+        ahead: prompts that come next; where images are read now, those in front of them are read along, as some cost
+            little more than one.
+    """
     images = {id(segment): segment for prompt in prompts for segment in _images(prompt)}
-    encode_images(model, [*images.values()], cache=cache)
+    next_ones: dict[int, ImageSegment] = {}
+    if any(image.prefix is None for image in images.values()):
+        firsts = [prompt.segments[0] for prompt in ahead if prompt.read is None]
+        next_ones = {id(first): first for first in firsts if isinstance(first, ImageSegment) and first.prefix is None}
+    encode_images(model, [*{**images, **next_ones}.values()], cache=cache)
     different = {id(prompt): prompt for prompt in prompts}
     known = {key: _num_common(prompt) for key, prompt in different.items()}
     begins = [(known[key], prompt.segments[0]) for key, prompt in different.items()]
     unread = [first.prefix for num, first in begins if isinstance(first, ImageSegment) and num < first.num_tokens]
+    unread += [image.prefix for image in next_ones.values()]
     read_prefixes(model, [prefix for prefix in unread if prefix is not None], cache=cache)
     return {key: _front(model, prompt, num_read=known[key]) for key, prompt in different.items()}
 
@@ -88,14 +104,15 @@ def _num_common(prompt: Prompt) -> int:
         return 0
     old, wanted = prompt.read.keys, position_keys(prompt.segments)
     different = (place for place, (one, other) in enumerate(zip(old, wanted, strict=False)) if one != other)
-    return min(next(different, len(old)), len(wanted) - 1)
+    common = min(next(different, len(old)), len(wanted) - 1)
+    return common if common == len(old) or prompt.read.states.can_be_cut else 0
 
 
 def _read_on(
     model: VisionLanguageModel, segments: Sequence[Segment], known: KeptStates | None, num_read: int
 ) -> KeptStates:
     """Read segments behind what is known of them, one after the other, and give all of it."""
-    cache = PreallocatedCache(capacity=sum(_length(segment) for segment in segments))
+    cache = model.make_reading_cache(capacity=sum(_length(segment) for segment in segments))
     table = empty_table(1, device=model.device)
     if known is not None and num_read:
         cache.put([known])
@@ -110,7 +127,11 @@ def _read_on(
 
 
 def _read_segment(
-    model: VisionLanguageModel, segment: Segment, num_known: int, table: SegmentTable, cache: PreallocatedCache
+    model: VisionLanguageModel,
+    segment: Segment,
+    num_known: int,
+    table: SegmentTable,
+    cache: PreallocatedCache | StateCache,
 ) -> None:
     """Read one segment; of a text, what is not yet known. `table` is what stands in front of the segment."""
     if not isinstance(segment, ImageSegment):

@@ -18,8 +18,9 @@ from visgraft.metrics.languages import check_language, words_for_scores
 from visgraft.metrics.scores import Scores, check_pairs, mean_of, scores_of
 
 _MAX_WORDS = 4  # n-grams of 1 to 4 words
+_Words = Sequence[str]
 _Counts = Counter[tuple[str, ...]]
-_Split = tuple[list[list[str]], list[list[list[str]]]]
+_Split = tuple[list[_Words], list[list[_Words]]]
 
 # ---- BLEU
 
@@ -39,7 +40,7 @@ def bleu(
     return {f"bleu_{size}": scores_of(sums, combine=_combine_bleu(size)) for size in range(1, _MAX_WORDS + 1)}
 
 
-def _bleu_counts(words: list[str], accepted: list[list[str]]) -> NDArray[np.float64]:
+def _bleu_counts(words: _Words, accepted: list[_Words]) -> NDArray[np.float64]:
     """Count [10]: matches and guesses by size of the n-gram, the caption's length and its references'."""
     accepted = _at_any_space(accepted)
     most: _Counts = Counter()
@@ -79,7 +80,7 @@ def rouge_l(answers: Sequence[str], *, references: Sequence[Sequence[str]], lang
     return mean_of([_rouge([*words] or [""], [[*one] or [""] for one in theirs]) for words, theirs in pairs])
 
 
-def _rouge(words: list[str], accepted: list[list[str]]) -> float:
+def _rouge(words: _Words, accepted: list[_Words]) -> float:
     common = [_longest_common_subsequence(words, reference) for reference in accepted]
     precision = max(length / len(words) for length in common)
     recall = max(length / len(reference) for length, reference in zip(common, accepted, strict=True))
@@ -88,7 +89,7 @@ def _rouge(words: list[str], accepted: list[list[str]]) -> float:
     return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
 
 
-def _longest_common_subsequence(left: list[str], right: list[str]) -> int:
+def _longest_common_subsequence(left: _Words, right: _Words) -> int:
     """Find its length with the bits of one integer as the row of the table (Hyyrö 2004)."""
     places: dict[str, int] = {}
     for place, word in enumerate(left):
@@ -167,15 +168,17 @@ def _compare(ours: _Vectors, theirs: _Vectors) -> float:
 def _split(answers: Sequence[str], references: Sequence[Sequence[str]], language: str | None) -> _Split:
     check_pairs(answers, references)
     check_language(language)
-    accepted = [[words_for_scores(text, language=language) for text in texts] for texts in references]
+    accepted: list[list[_Words]] = [
+        [words_for_scores(text, language=language) for text in texts] for texts in references
+    ]
     return [words_for_scores(text, language=language) for text in answers], accepted
 
 
-def _at_any_space(captions: list[list[str]]) -> list[list[str]]:
+def _at_any_space(captions: list[_Words]) -> list[_Words]:
     """Split the tokens that hold a no-break space ("2 1/2"): BLEU and CIDEr do, ROUGE does not."""
     return [" ".join(words).split() for words in captions]
 
 
-def _count_ngrams(words: list[str]) -> _Counts:
+def _count_ngrams(words: _Words) -> _Counts:
     spans = [(start, start + size) for size in range(1, _MAX_WORDS + 1) for start in range(len(words) - size + 1)]
     return Counter(tuple(words[start:stop]) for start, stop in spans)

@@ -21,9 +21,9 @@ _HAN = re.compile("[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U000200
 _SHARE = 0.2  # of the letters, from which on a text counts as one of such a language
 
 
-def words_for_scores(text: str, *, language: str | None) -> list[str]:
+def words_for_scores(text: str, *, language: str | None) -> tuple[str, ...]:
     """Split a text as COCO's program does, or, with a language of `LANGUAGES`, into its characters but white space."""
-    return coco_tokens(text) if language is None else [character for character in text if not character.isspace()]
+    return coco_tokens(text) if language is None else tuple("".join(text.split()))
 
 
 def check_language(language: str | None) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from visgraft.metrics.ptb_characters import LETTERS, MARKS, SYMBOLS
@@ -24,7 +25,8 @@ _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", 
 
 # ---- what a caption is mostly made of, read without the rules
 
-_PLAIN = re.compile(r"[A-Za-z]+(?=,? |$)")
+_PLAIN = re.compile(r"[A-Za-z]+(?=,? |$)|[A-Za-z]{2,}(?=\.(?: |$))")
+_MARK = re.compile(r"[.,](?= [A-Za-z]| *$)")
 _SPLIT = frozenset(["cannot", "gonna", "gotta", "gimme", "lemme", "wanna"])  # the only plain words that a rule splits
 _SPACES = re.compile(r"(?:[ \t\u00a0\u2000-\u200a\u3000\r\n\v\f\x85\u2028\u2029]|&nbsp;)+")
 _UNKNOWN = re.compile(r"[\u0de6-\u0def\ua9f0-\ua9f9]|(?=\d)[\U00010000-\U0010ffff]")  # digits newer than the program
@@ -77,6 +79,7 @@ _ABBREVIATED = (
     "|natl|treas|vs|ft|alex|wm|jos|cie|cf)|[Mm][ft]g)"
 )
 _BEFORE_A_NUMBER = "(?i:art|ca|figs?|nos?|op|pp|prop)"
+_SHORTENED = re.compile(rf"(?:{_ENDING}|{_ABBREVIATED}|{_BEFORE_A_NUMBER})\.")
 # after a single letter and a period these begin a sentence: "the letter B. The sign"
 _STARTERS = _capitalised(
     "a about according additionally after an as at but earlier he her here however if in it last many more now once "
@@ -219,10 +222,11 @@ _RULES = tuple(
 )
 
 
-def coco_tokens(caption: str) -> list[str]:
+@lru_cache(maxsize=100_000)  # several scores ask for the same captions, and a training asks again and again
+def coco_tokens(caption: str) -> tuple[str, ...]:
     """Split a caption as COCO's program does, and drop what it drops, white space at the end of an address too."""
     tokens = " ".join(ptb_tokens(caption)).rstrip().split(" ")
-    return [token for token in tokens if token and token not in _DROPPED]
+    return tuple(token for token in tokens if token and token not in _DROPPED)
 
 
 def ptb_tokens(caption: str) -> list[str]:
@@ -232,8 +236,8 @@ def ptb_tokens(caption: str) -> list[str]:
     """
     text, place, tokens = _UNKNOWN.sub("\x7f", caption) + "\n", 0, []
     while place < len(caption):
-        plain = _PLAIN.match(text, place)
-        if plain and plain[0].lower() not in _SPLIT:
+        plain = _PLAIN.match(text, place) or _MARK.match(text, place)
+        if plain and plain[0].lower() not in _SPLIT and not _SHORTENED.match(text, place, plain.end() + 1):
             tokens.append(plain[0].lower())
             place = plain.end()
             continue

@@ -55,6 +55,11 @@ def _nothing_more() -> None:
     """Ask for nothing more than what visgraft installs."""
 
 
+def _no_warning(references: Sequence[Sequence[str]]) -> str | None:
+    """Find nothing to say of any references."""
+    return None
+
+
 @dataclass(frozen=True)
 class Metric:
     """A row of the table of metrics.
@@ -70,6 +75,7 @@ class Metric:
         neither: those of its scores of which neither is better (a share of yes).
         splits_words: looks at words, so that texts in a language without spaces need to be named.
         require: raises MissingAssetError, with the line to install, where this machine lacks something it needs.
+        warn_of: says what a person should know before believing its values for such references; None: nothing.
     """
 
     compute: Compute
@@ -82,6 +88,7 @@ class Metric:
     neither: tuple[str, ...] = ()
     splits_words: bool = False
     require: Callable[[], None] = _nothing_more
+    warn_of: Callable[[Sequence[Sequence[str]]], str | None] = _no_warning
 
     def better_of(self, score: str) -> Literal["higher", "lower"] | None:
         """Say whether higher or lower values of one of its scores are better; None where neither is."""

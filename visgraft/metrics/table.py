@@ -16,7 +16,7 @@ from visgraft.metrics.choices import choice, yes_no
 from visgraft.metrics.meteor import meteor, require_meteor
 from visgraft.metrics.scores import Compute, Metric, Scores
 from visgraft.metrics.text_match import anls, exact_match, gqa, relaxed_accuracy
-from visgraft.metrics.vqa import vqa_evalai, vqa_v2
+from visgraft.metrics.vqa import vqa_evalai, vqa_v2, warn_of_people
 
 
 class _OfStrings(Protocol):
@@ -106,17 +106,19 @@ METRICS: dict[str, Metric] = {
         what="how many of ten people gave the answer, by the official script",
         source="GT-Vision-Lab/VQA vqaEval.py; Antol et al. 2015, arXiv:1505.00468",
         gives=("vqa_v2",),
+        warn_of=warn_of_people,
     ),
     "vqa_evalai": Metric(
         compute=_of_strings("vqa_evalai", vqa_evalai),
         what="how many of ten people gave the answer, by EvalAI's rules (TextVQA, OK-VQA)",
         source="facebookresearch/mmf EvalAIAnswerProcessor; Singh et al. 2019, arXiv:1904.08920",
         gives=("vqa_evalai",),
+        warn_of=warn_of_people,
     ),
     "gqa": Metric(
         compute=_of_strings("gqa", gqa),
-        what="the answer equals a reference letter for letter",
-        source="GQA eval.py; Hudson & Manning 2019, arXiv:1902.09506",
+        what="the answer equals a reference, in lower case and without a period",
+        source="GQA eval.py with LLaVA's convert_gqa_for_eval.py; Hudson & Manning 2019, arXiv:1902.09506",
         gives=("gqa",),
     ),
     "anls": Metric(

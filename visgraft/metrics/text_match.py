@@ -58,13 +58,18 @@ NORMALIZATIONS: dict[str, Callable[[str], str]] = {
 
 
 def gqa(answers: Sequence[str], *, references: Sequence[Sequence[str]]) -> Scores:
-    """Score the share of answers that are one of their references, letter for letter, in 0..1.
+    """Score the share of answers that are one of their references, in lower case and without a period, in 0..1.
 
-    As the official script does (Hudson & Manning 2019, arXiv:1902.09506; eval.py of the data set): nothing is
-    normalised, so "Yes" and "yes." are not "yes".
+    The official script compares letter for letter with answers in lower case (Hudson & Manning 2019, arXiv:1902.09506;
+    eval.py of the data set); "Yes." is put in that form first, as published figures of language models are
+    (LLaVA's convert_gqa_for_eval.py). Nothing else is forgiven: "a dog" is not "dog".
     """
     check_pairs(answers, references)
-    return _best_of(answers, references, lambda answer, accepted: float(answer == accepted))
+    return _best_of(answers, references, lambda answer, accepted: float(_in_gqa_form(answer) == _in_gqa_form(accepted)))
+
+
+def _in_gqa_form(answer: str) -> str:
+    return answer.strip().rstrip(".").lower()
 
 
 _LEAST_SIMILARITY = 0.5  # of ANLS; itself is not enough

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from visgraft.errors import DataError
 from visgraft.metrics.scores import Scores, check_pairs, mean_of
 from visgraft.metrics.vqa_contractions import CONTRACTIONS
 
@@ -19,6 +18,7 @@ ARTICLES = frozenset(["a", "an", "the"])
 _SIGNS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
+_ENOUGH_PEOPLE = 4  # three others, whoever is left out
 _MOST_PERIODS = 32  # the script gives re.UNICODE, which is 32, where the count of replacements stands
 
 
@@ -27,9 +27,9 @@ def vqa_v2(answers: Sequence[str], *, references: Sequence[Sequence[str]]) -> Sc
 
     A sample scores min(1, n / 3), n being the other people who gave the answer, averaged over the people: an answer
     that 3 of 10 gave scores 0.9, 2 of 10 0.6, 1 of 10 0.3. Where all people said the same, nothing is normalised: ten
-    times "yes" against "Yes" is 0. Raises DataError for a sample with one reference, where any answer would score 0.
+    times "yes" against "Yes" is 0. With one reference there are no others, so any answer scores 0, as there.
     """
-    _check_people("vqa_v2", answers, references)
+    check_pairs(answers, references)
     return mean_of([_vqa_v2(answer, people) for answer, people in zip(answers, references, strict=True)])
 
 
@@ -38,9 +38,9 @@ def vqa_evalai(answers: Sequence[str], *, references: Sequence[Sequence[str]]) -
 
     The rules of facebookresearch/mmf, pythia/tasks/processors.py (EvalAIAnswerProcessor): as `vqa_v2`, but both sides
     are always normalised, and before that put in lower case, without commas and question marks, and with a space
-    before "'s". Raises DataError for a sample with one reference, where any answer would score 0.
+    before "'s".
     """
-    _check_people("vqa_evalai", answers, references)
+    check_pairs(answers, references)
     pairs = zip(map(evalai_answer, answers), references, strict=True)
     return mean_of([_agreement(answer, [evalai_answer(text) for text in people]) for answer, people in pairs])
 
@@ -87,11 +87,12 @@ def evalai_answer(answer: str) -> str:
     return _with_digits(_without_signs(_in_one_line(text)))
 
 
-def _check_people(name: str, answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    check_pairs(answers, references)
-    alone = [index for index, people in enumerate(references) if len(people) == 1]
-    if alone:
-        raise DataError(
-            f"{name} counts the other people who gave an answer, and sample {alone[0]} has one reference "
-            f"({len(alone)} in all), so any answer would score 0; score such data by exact_match"
-        )
+def warn_of_people(references: Sequence[Sequence[str]]) -> str | None:
+    """Say that the rules count people, where there are too few of them for a right answer to score 1; None: enough."""
+    few = sum(len(people) < _ENOUGH_PEOPLE for people in references)
+    if not few:
+        return None
+    return (
+        f"{few:,} of {len(references):,} samples have fewer than {_ENOUGH_PEOPLE} references; an answer counts by how "
+        "many other people gave it, up to three (with one reference always 0), so exact_match suits them better"
+    )

@@ -25,6 +25,8 @@ class KeptStates:
 
     layers: tuple[tuple[Tensor, Tensor], ...]
 
+    can_be_cut = True  # what stands in front of any position can be used without what follows
+
     @property
     def num_positions(self) -> int:
         """How many positions are kept."""
@@ -113,6 +115,6 @@ class PreallocatedCache(Cache):
         return [layer for layer in self.layers if getattr(layer, "keys", None) is not None]
 
 
-def rows_of(cache: PreallocatedCache, lengths: Sequence[int]) -> list[KeptStates]:
+def rows_of(cache: Any, lengths: Sequence[int]) -> list[KeptStates]:
     """Keep every row of a cache, the first positions of each."""
     return [cache.keep(row, length=length) for row, length in enumerate(lengths)]

@@ -21,7 +21,7 @@ from visgraft.errors import ModelError
 from visgraft.model.joined import JoinedModel
 from visgraft.model.sequence import SegmentTable
 from visgraft.model.state_cache import StateCache
-from visgraft.model.vision import check_rows, is_vision_input
+from visgraft.model.vision_inputs import check_rows, is_vision_input
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 
@@ -143,8 +143,6 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
                     f"cache_implementation: got {generation_config.cache_implementation!r}, but {spec.name} carries "
                     "states, which visgraft's own cache holds; leave it out"
                 )
-            if spec.behind_cache == "nothing":  # then everything is read again for every token
-                generation_config.use_cache = model_kwargs["use_cache"] = False
             if generation_config.use_cache:
                 model_kwargs["past_key_values"] = StateCache()
             return None

@@ -258,18 +258,15 @@ def read(
         Logits [B, Q or n, V], and what comes to the head, [B, Q, D]; 0 at pads.
 
     Raises:
-        ModelError: another kind of cache, or a language model that reads nothing rightly behind one.
+        ModelError: another kind of cache.
     """
-    if cache is not None and attention_spec.behind_cache == "nothing":
-        raise ModelError(
-            f"past_key_values: got {type(cache).__name__}, but {attention_spec.name} reads nothing rightly behind a "
-            "cache: leave it out, and say use_cache=False"
-        )
     if cache is not None and not isinstance(cache, StateCache):
         raise ModelError(
             f"past_key_values: got {type(cache).__name__}, but {attention_spec.name} carries states: give a StateCache "
             "(visgraft.model.state_cache), or leave it out"
         )
+    if cache is not None and attention_spec.behind_cache == "nothing":
+        return _read_anew(language, attention_spec, embeds, table, cache, causal_image, logits_to_keep)
     num_queries = embeds.shape[1]
     num_kept = logits_to_keep or num_queries
     is_real = table.kind[:, -num_queries:] != PAD  # [B, Q]
@@ -299,6 +296,27 @@ def read(
     if cache is not None:
         _join(cache, parts, num_rows=len(embeds), num_queries=num_queries)
     return logits, states
+
+
+def _read_anew(
+    language: PreTrainedModel,
+    attention_spec: AttentionSpec,
+    embeds: Tensor,
+    table: SegmentTable,
+    cache: StateCache,
+    causal_image: bool,
+    logits_to_keep: int,
+) -> tuple[Tensor, Tensor]:
+    """Read everything again, for a family that reads nothing rightly behind a cache: it holds what was put in."""
+    place = ("inputs", 0, 0)
+    before = cache.base.get(place)
+    whole = embeds if before is None else torch.cat([before.to(embeds.dtype), embeds], 1)  # [B, S, D_lm]
+    logits, states = read(
+        language, attention_spec, whole, table, causal_image=causal_image, logits_to_keep=logits_to_keep
+    )
+    cache.written = {place: whole}
+    cache.advance(embeds.shape[1])
+    return logits if logits_to_keep else logits[:, -embeds.shape[1] :], states[:, -embeds.shape[1] :]
 
 
 def _read_alike(

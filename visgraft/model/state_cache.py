@@ -16,7 +16,7 @@ values are [B, heads, positions, width].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,17 +24,29 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
+from visgraft.model.cache import KeptStates
 
 Place = tuple[str, int, int]  # what it is, the layer's index, which of the layer's states
-POSITIONAL = ("keys", "values", "indexer")  # one entry a position, along the last axis but one
+POSITIONAL = ("keys", "values", "indexer", "inputs")  # one entry a position, along the last axis but one
 
 
 @dataclass(frozen=True)
-class KeptRow:
+class KeptRow(KeptStates):
     """What was read of one row: each tensor without its batch axis."""
 
-    states: Mapping[Place, Tensor]
-    num_positions: int
+    layers: tuple[tuple[Tensor, Tensor], ...] = ()
+    states: Mapping[Place, Tensor] = field(default_factory=dict)
+    length: int = 0
+
+    @property
+    def can_be_cut(self) -> bool:  # type: ignore[override]
+        """Whether what stands in front of any position can be used without what follows: not where there is a state."""
+        return all(place[0] in POSITIONAL for place in self.states)
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions are kept."""
+        return self.length
 
     @property
     def size_bytes(self) -> int:
@@ -163,36 +175,50 @@ class StateCache(Cache):
         copies = {place: tensor.index_select(0, rows) for place, tensor in self.base.items()}
         return StateCache(copies, num_positions=self.num_positions)
 
-    def keep(self, row: int, *, columns: Tensor | None = None) -> KeptRow:
-        """Copy what was read of a row; of its positions only these columns [n], in their order."""
+    def keep(self, row: int, *, length: int | None = None, columns: Tensor | None = None) -> KeptRow:
+        """Copy what was read of a row; of its positions only the first ones, or these columns [n], in their order."""
         states = {}
+        if columns is None:
+            num_kept = self.num_positions if length is None else length
+            columns = torch.arange(num_kept, device=next(iter(self.base.values())).device)
         for place, tensor in self.base.items():
             own = tensor[row]
-            is_chosen = columns is not None and place[0] in POSITIONAL
-            states[place] = own.index_select(-2, columns) if is_chosen and columns is not None else own.clone()
-        return KeptRow(states, self.num_positions if columns is None else len(columns))
+            states[place] = own.index_select(-2, columns) if place[0] in POSITIONAL else own.clone()
+        return KeptRow(states=states, length=len(columns))
 
-    def put(self, rows: Sequence[KeptRow]) -> None:
+    def put(self, rows: Sequence[KeptStates | None]) -> None:
         """Fill an empty cache with what was kept, a row each, so that all rows end together.
 
         Args:
-            rows: at least one; in front of a shorter one stand zeros instead of keys, which a mask must hide.
+            rows: at least one of them not None; in front of a shorter one stand zeros instead of keys, which a mask
+                must hide. A state of zeros is that of a row that has read nothing.
         """
-        self.num_positions = max(row.num_positions for row in rows)
-        for place in rows[0].states:
-            own = [row.states[place] for row in rows]
-            if place[0] in POSITIONAL:
-                own = [nn.functional.pad(each, (0, 0, self.num_positions - each.shape[-2], 0)) for each in own]
-            self.base[place] = torch.stack(own)
+        kept = [KeptRow() if row is None else row for row in rows]
+        assert all(isinstance(row, KeptRow) for row in kept)
+        self.num_positions = max(row.num_positions for row in kept)
+        present = next(row for row in kept if isinstance(row, KeptRow) and row.states)
+        for place, like in present.states.items():
+            own = [row.states[place] if isinstance(row, KeptRow) and row.states else None for row in kept]
+            self.base[place] = torch.stack([self._aligned(place, each, like) for each in own])
+
+    def _aligned(self, place: Place, own: Tensor | None, like: Tensor) -> Tensor:
+        """Put zeros in front of what was read of a row, up to the longest one's length."""
+        if place[0] not in POSITIONAL:
+            return torch.zeros_like(like) if own is None else own
+        own = like[..., :0, :] if own is None else own
+        return nn.functional.pad(own, (0, 0, self.num_positions - own.shape[-2], 0))
 
     def cut(self, length: int) -> None:
-        """Forget all positions from `length` on, if that is all or nothing.
+        """Forget all positions from `length` on; where there are states, all or none.
 
         Raises:
             ModelError: a state cannot be taken back to an earlier position.
         """
         if length == 0:
             self.base, self.written, self.num_positions = {}, {}, 0
+        elif length != self.num_positions and all(place[0] in POSITIONAL for place in self.base):
+            self.base = {place: tensor[..., :length, :] for place, tensor in self.base.items()}
+            self.num_positions = length
         elif length != self.num_positions:
             raise ModelError(
                 f"a recurrent state cannot go back from position {self.num_positions} to {length}: keep the row where "

@@ -73,6 +73,20 @@ def tower_class(config: PreTrainedConfig) -> Any:
     return found[-1]  # wrappers stand behind what they wrap
 
 
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Give the class of the encoder that a config makes.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    found: Any = tower_class(config)
+    if found is AutoModel:
+        known: Any = AutoModel._model_mapping[type(config)]
+        found = known[0] if isinstance(known, tuple) else known
+    made: type[PreTrainedModel] = found
+    return made
+
+
 def find_tower(model: PreTrainedModel) -> PreTrainedModel:
     """Give the module that sees in a loaded model, or the model itself.
 
@@ -90,11 +104,6 @@ def find_tower(model: PreTrainedModel) -> PreTrainedModel:
         f"{type(model).__name__}: its config names a {type(wanted).__name__}, but no part of it has that config; give "
         "the vision tower itself"
     )
-
-
-def accepts(module: nn.Module, argument: str) -> bool:
-    """Say whether a module's `forward` has an argument of this name."""
-    return argument in inspect.signature(module.forward).parameters
 
 
 def _sub_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:

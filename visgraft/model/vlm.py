@@ -21,7 +21,7 @@ prefix_injection.py the LM's hidden size).
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from transformers import (
     AutoModelForImageTextToText,
     PreTrainedModel,
 )
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
 from visgraft.model.checks.compatibility import check_language
@@ -41,37 +41,27 @@ from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
 from visgraft.model.language import embedding_scale
 from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, loss_output, supervised_losses
-from visgraft.model.parts import input_embedding
 from visgraft.model.passes import losses_in_passes, read
+from visgraft.model.piece_by_piece import PieceByPieceMixin
 from visgraft.model.precision import float32_under_autocast, let_layer_norms_take_float32
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
-from visgraft.model.sequence import (
-    SegmentTable,
-    append_segment,
-    append_texts,
-    image_then_text,
-    pads_first,
-    rows_going_on,
-)
-from visgraft.model.slots import SlotCache
-from visgraft.model.state_cache import StateCache
+from visgraft.model.sequence import SegmentTable, image_then_text, pads_first
 from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.tower import build_tower
-from visgraft.model.vision import (
+from visgraft.model.vision import encode, measure
+from visgraft.model.vision_inputs import (
     ENDS_ROW,
     check_inputs,
     check_rows,
     count_tokens,
     dummy_inputs,
-    encode,
     flatten_images,
-    measure,
 )
-from visgraft.segments import IMAGE, TEXT
+from visgraft.segments import IMAGE
 
 
-class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
+class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin):
     """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
 
     main_input_name = "input_ids"
@@ -87,19 +77,16 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         language: PreTrainedModel | None = None,
     ) -> None:
         """Join two parts; without modules, random ones are made from their configs (`from_parts` loads real ones)."""
-        if vision is None:
-            assert config.vision_config is not None, "only an empty config, which the library makes, has none"
-            vision = build_tower(config.vision_config)
+        assert config.vision_config is not None, "only an empty config, which the library makes, has none"
+        vision = build_tower(config.vision_config) if vision is None else vision
         language = AutoModelForCausalLM.from_config(config.text_config) if language is None else language
         super().__init__(config)
         config.vision_config, config.text_config = vision.config, language.config
         self.vision = vision
         self.language = language
         self.prefix_injection = PrefixInjection(language, at=config.prefix_at)
-        shape = measure(vision.config, settings=config.vision_settings)
-        self.extent_per_token = shape.extent_per_token
         self.projection = Projection(
-            shape,
+            measure(vision.config, settings=config.vision_settings),
             width=self.prefix_injection.width,
             settings=config.projection_settings,
             num_frames=config.num_frames,
@@ -186,8 +173,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
     def _check_inputs(self, vision_inputs: Mapping[str, Tensor]) -> None:
         if ENDS_ROW in vision_inputs and self.projection.row_separator is None:
             raise ModelError(
-                "got row separators between tiles, which the model was not joined with: give VisionLanguageModel and "
-                "Processor the same tiles"
+                "got row separators between tiles, which the model was not joined with: give it tiles=, too"
             )
         check_inputs(self.vision, (name for name in vision_inputs if name != ENDS_ROW))
 
@@ -195,13 +181,10 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         """Count the real image tokens of each image, [N] long; tokens: [N, P, width]."""
         has_separator = self.projection.row_separator is not None
         number = tokens.shape[1] - has_separator
-        is_reduced = self.projection.settings.pool * self.projection.settings.pixel_shuffle > 1
-        if is_reduced:
-            counts = torch.full((tokens.shape[0],), number, device=tokens.device)
-        else:
-            counts = count_tokens(vision_inputs, number, extent_per_token=self.extent_per_token)
-        ends_row = vision_inputs.get(ENDS_ROW)
-        return counts + ends_row if has_separator and ends_row is not None else counts
+        counts = torch.full((tokens.shape[0],), number, device=tokens.device)
+        if self.projection.settings.pool * self.projection.settings.pixel_shuffle == 1:
+            counts = count_tokens(vision_inputs, number, extent_per_token=self.projection.extent_per_token)
+        return counts + vision_inputs.get(ENDS_ROW, 0) if has_separator else counts
 
     # --- Loss
 
@@ -333,7 +316,7 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         if image_token_mask is None:
             num_image = 0 if image_embeds is None else image_embeds.shape[1]
             image_token_mask = torch.ones(input_ids.shape[0], num_image, dtype=torch.bool, device=input_ids.device)
-        if past_key_values is None and use_cache and self.attention_spec.behind_cache != "nothing":
+        if past_key_values is None and use_cache:
             past_key_values = self.make_cache()
         num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         embeds = self.get_input_embeddings()(input_ids)  # [B, T, D_lm]; with a cache [B, Q, D_lm]
@@ -418,127 +401,6 @@ class VisionLanguageModel(StorageMixin, PrefixGenerationMixin):
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
-
-    def make_cache(self) -> Cache:
-        """Make an empty cache of the kind that the language model takes."""
-        if self.attention_spec.sharing == "mask":
-            return DynamicCache(config=self.config.text_config)
-        return StateCache()
-
-    # --- Reading piece by piece: what was read stands in a cache, and a table says what it is
-
-    def read_image(
-        self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
-    ) -> SegmentTable:
-        """Read an image of every row into a cache, behind what the rows hold.
-
-        Args:
-            image_tokens: [B, P, width], as `image_prefix` makes them.
-            image_token_mask: [B, P] bool, True = real.
-            context: what the cache holds, S positions.
-            cache: one that drops nothing (`PreallocatedCache`); it is written to.
-
-        Returns:
-            The table of S + P positions: the context of what is read next.
-
-        Raises:
-            ModelError: a row becomes longer than the language model's positions.
-        """
-        table = append_segment(context, image_token_mask, kind=IMAGE)
-        self._check_length(table)
-        embedding = input_embedding(self)  # [V, D_lm]
-        embeds = embedding.new_zeros(*image_token_mask.shape, embedding.shape[1])  # [B, P, D_lm]
-        embeds = self.prefix_injection.inject(embeds, image_tokens, image_token_mask)
-        self._decode(embeds, table, cache, 1)
-        return table
-
-    def read_text(
-        self,
-        input_ids: Tensor,
-        *,
-        context: SegmentTable,
-        cache: Cache | None,
-        attention_mask: Tensor | None = None,
-        logits_to_keep: int = 0,
-    ) -> VisionLanguageOutput:
-        """Read a text of every row into a cache, behind what the rows hold; it sees all of that.
-
-        Args:
-            input_ids: [B, Q] long, the tokens that are not in the cache.
-            context: what stands in front of the text: the cache holds that, and maybe the text's beginning.
-            cache: one that drops nothing (`PreallocatedCache`); it is written to.
-            attention_mask: [B, T], 1 = real, over the whole text behind the context, T >= Q; None = all real.
-            logits_to_keep: only the last n positions' logits; 0 = all.
-
-        Returns:
-            `logits` [B, Q or n, V] and the cache.
-
-        Raises:
-            ModelError: a row becomes longer than the language model's positions.
-        """
-        assert cache is not None, "a context stands in a cache"
-        num_text = int(cache.get_seq_length()) - context.length + input_ids.shape[1]
-        if attention_mask is None:
-            attention_mask = torch.ones(input_ids.shape[0], num_text, device=input_ids.device)
-        table = append_segment(context, attention_mask.bool(), kind=TEXT)  # [B, context + T]
-        self._check_length(table)
-        logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
-        return VisionLanguageOutput(logits=logits, past_key_values=cache)
-
-    def read_branches(
-        self, input_ids: Tensor, *, lengths: Sequence[int], context: SegmentTable, cache: Cache
-    ) -> Tensor:
-        """Read several texts behind the one row that a cache holds; each sees all of that, and none another.
-
-        Args:
-            input_ids: [T] long, the texts one behind the other.
-            lengths: of each.
-            context: what the cache holds, one row.
-            cache: one that drops nothing (`PreallocatedCache`); it is written to, and is of no use but for its context.
-
-        Returns:
-            Logits [T, V].
-
-        Raises:
-            ModelError: a text ends beyond the language model's positions.
-        """
-        if self.attention_spec.sharing != "mask":
-            raise ModelError(
-                f"{self.attention_spec.name} carries states from text to text, so texts cannot stand side by side in "
-                "one row: read each behind a copy of the cache (`StateCache.select`)"
-            )
-        table = append_texts(context, lengths=lengths)
-        self._check_length(table)
-        logits, _ = self._decode(self.get_input_embeddings()(input_ids[None]), table, cache, 0)  # [1, T, V]
-        row: Tensor = logits[0]
-        return row
-
-    def read_rows(self, input_ids: Tensor, *, unplaced: Sequence[int], cache: SlotCache) -> Tensor:
-        """Read a text of its own length behind each of the rows that a slot cache is set to read; see `SlotCache`.
-
-        Args:
-            input_ids: [B, Q] long, each row's text, at least one id, and then pads of any id.
-            unplaced: image tokens of each row that take no position (`first_layer` of prefix_injection.py).
-            cache: inside its `reading`; it is written to.
-
-        Returns:
-            Logits [B, V] of each row's last id.
-        """
-        reading, device, num_new = cache.present, input_ids.device, input_ids.shape[1]
-        starts, counts, shift = (torch.tensor(e, device=device) for e in (reading.starts, reading.counts, unplaced))
-        table = rows_going_on(starts, counts=counts, num_new=num_new, num_columns=reading.num_columns)
-        embeds = self.get_input_embeddings()(input_ids)  # [B, Q, D_lm]
-        arguments = self.attention_spec.arguments(
-            table,
-            dtype=embeds.dtype,
-            num_queries=num_new,
-            cache=cache,
-            positions=table.position[:, -num_new:] - shift[:, None],
-        )
-        with gathered_head(self.language, (torch.arange(len(counts), device=device), counts - 1)):
-            output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **arguments)
-        logits: Tensor = output.logits[0]
-        return logits
 
     def _check_length(self, table: SegmentTable) -> None:
         limit = self.attention_spec.max_positions

@@ -382,17 +382,19 @@ def test_a_picture_with_layers_is_one_image():
 @pytest.mark.parametrize(
     "name", ["x" * 256, "x" * 256 + ".jpg", "nul\0.png", "a/" + "y" * 300 + "/b.png", "A" * 70, "d/" * 40, "\ud83d.png"]
 )
-def test_a_name_that_no_file_has_or_can_have_is_a_missing_image(tmp_path, name):
-    ref = image_ref(name, folder=tmp_path)
-    assert bad_reason(ref) == "image file is missing"
-    assert frames_of(ref, num_frames=2, spacing_s=None) == [ref]
-    for by_content in (True, False):
-        try:
-            image_key(ref, by_content=by_content)
-        except BadSampleError as error:
-            assert by_content and str(error) == "image file is missing"
-    with pytest.raises(BadSampleError, match="image file is missing"):
-        image_version(ref)
+@pytest.mark.parametrize("folder", [None, Path("photos")])
+def test_a_name_that_no_file_has_or_can_have_is_a_missing_image(name, folder):
+    assert bad_reason(name) == "image file is missing"
+    for ref in (Path(name), folder / name if folder else Path(name)):
+        assert bad_reason(ref) == "image file is missing"
+        assert frames_of(ref, num_frames=2, spacing_s=None) == [ref]
+        assert image_key(ref, by_content=False)
+        for read in (image_version, lambda ref: image_key(ref, by_content=True)):
+            with pytest.raises(BadSampleError, match="image file is missing"):
+                read(ref)
+    if "\0" in name or "\ud83d" in name:
+        with pytest.raises(BadSampleError, match="image file is missing"):
+            image_ref(name, folder=folder)
 
 
 def test_a_long_text_in_base64_that_is_no_image_is_no_path_either():

@@ -31,6 +31,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from visgraft.config import DataSettings
+from visgraft.data.fingerprint import is_file_name
 from visgraft.data.images.notes import may_have_notes, without_notes
 from visgraft.data.sample import ImageRef, StoredImage
 from visgraft.errors import BadSampleError
@@ -284,7 +285,7 @@ def image_ref(value: object, *, folder: Path | None = None) -> ImageRef:
 def path_of_text(text: str, *, folder: Path | None = None) -> Path:
     """Return the path that a text means; a relative one is taken from folder.
 
-    Raises BadSampleError for an address of a kind that is not read (s3://).
+    Raises BadSampleError for an address of a kind that is not read (s3://) and a name that no file can have.
     """
     if text[:5].lower() == "file:":
         text = unquote(_FILE_URL.sub("", text, count=1))
@@ -293,6 +294,8 @@ def path_of_text(text: str, *, folder: Path | None = None) -> Path:
     if text.startswith("~"):
         with suppress(RuntimeError):  # no such user
             text = str(Path(text).expanduser())
+    if not is_file_name(text):
+        raise BadSampleError("image file is missing")
     path = Path(text) if folder is None else folder / text
     if "\\" in text and os.sep == "/" and file_state(path) is None:  # written on Windows
         return path_of_text(text.replace("\\", "/"), folder=folder)

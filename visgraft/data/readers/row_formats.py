@@ -230,10 +230,10 @@ def _read_format(
             raise _MissingColumnError(f"row lacks {' or '.join(missing)}")
         return ROW_FORMATS[row_format].read(row, images)
     if not any(key in _CAPTIONS for key in columns):
-        fitting = [entry for entry in ROW_FORMATS.values() if all(key in row for key in entry.keys)]
-        fitting.sort(key=lambda entry: not any(key in columns for key in entry.keys))  # what is mapped is meant
-        if fitting:
-            return fitting[0].read(row, images)
+        fitting = [entry for entry in ROW_FORMATS.values() if all(map(row.__contains__, entry.keys))]
+        mapped = [entry for entry in fitting if any(key in columns for key in entry.keys)] if columns else []
+        for entry in [*mapped, *fitting][:1]:  # what is mapped is meant, else the first that fits
+            return entry.read(row, images)
     if not any(key in row for key in _CAPTIONS):
         raise _MissingColumnError("row has no text, question and answer, dialogs or messages")
     return _captions(row, images, prompt=prompt)
@@ -280,7 +280,9 @@ def _answered(said: Sequence[tuple[str, Any]], images: Sequence[Any]) -> list[Tu
     turns = pair_turns(said, num_images=len(images))
     if len(said) % 2 == (said[0][0] not in ("system", "developer")):
         raise BadSampleError("roles are not user and assistant in turn")
-    return [turn_from_row(turn.prompt, turn.answer, instruction=turn.instruction) for turn in turns]
+    if not all(turn.answer for turn in turns):
+        raise BadSampleError("answer is empty")
+    return turns
 
 
 def _messages(row: Row, images: list[Any]) -> list[list[Turn]]:

@@ -109,9 +109,13 @@ def _metadata(path: Path) -> tuple[pq.FileMetaData, list[str]]:
     """Return what a file says of its row groups, and its columns."""
     try:
         metadata = pq.read_metadata(path)
-        return metadata, metadata.schema.to_arrow_schema().names
+        columns: list[str] = metadata.schema.to_arrow_schema().names
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: is no parquet file that can be read ({error})") from error
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: names the column {twice[0]!r} twice; rename one of them")
+    return metadata, columns
 
 
 class DatasetRows:
