@@ -3,22 +3,25 @@
 It reads Unicode 6, sixteen bits a character: what is newer, or beyond the basic plane (most emoji), is no character to
 it and vanishes. Found by giving the program each character alone, between letters and between digits.
 
-In: nothing. Out: the insides of character classes, for regular expressions.
-Usage: `re.compile(f"[{LETTERS}{MARKS}]+")`
+In: a text. Out: its shape, in which one letter stands for all that are not ASCII, and one mark for all marks.
+Usage: `shape_of("a caf\u00e9")` gives itself; of "\u732b" the letter \u00e9
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 
-# letters of today that are none to the program
+# letters and digits of today that are none to the program
 _NEWER = (
+    "0de6-0def a9f0-a9f9 "
     "037f 0528-052f 0560 0588 05ef 0860-086a 0870-0887 0889-088e 08a1 08ad-08c9 0978 0980 09fc 0af9 0c34 0c5a 0c5d "
     "0c80 0cdd 0d04 0d54-0d56 0d5f 0e86 0e89 0e8c 0e8e-0e93 0e98 0ea0 0ea8-0ea9 0eac 13f5 13f8-13fd 16f1-16f8 170d "
     "171f 1878 191d-191e 19b0-19c0 19c8-19c9 1b4c 1c80-1c88 1c90-1cba 1cbd-1cbf 1cf2-1cf3 1cfa 2c2f 2c5f 312e-312f "
     "31bb-31bf 4db6-4dbf 9fcd-9fff a698-a69d a78f a794-a79f a7ab-a7ca a7d0-a7d1 a7d3 a7d5-a7d9 a7f2-a7f7 a8fd-a8fe "
     "a9e0-a9e4 a9e6-a9ef a9fa-a9fe aa7e-aa7f ab30-ab5a ab5c-ab69 ab70-abbf"
 )
+_MORE_LETTERS = (0x1885, 0x1886)
 # marks continue a word, and begin one
 _MARKS = (
     "02c2-02c5 02d2-02df 02e5-02eb 02ed 02ef-036f 0375 0378-0379 0384-0385 03f6 0483-0487 055a-055f 0591-05bd 05bf "
@@ -37,29 +40,41 @@ _SYMBOLS = (
 )
 
 
-def _ranges(text: str) -> list[range]:
-    pairs = [part.split("-") for part in text.split()]
-    return [range(int(pair[0], 16), int(pair[-1], 16) + 1) for pair in pairs]
+LETTER, MARK, NOTHING = "\u00e9", "\u0301", "\x7f"  # what stands for all of a kind in a shape
 
 
-def _class(text: str) -> str:
-    return "".join(rf"\u{places.start:04x}-\u{places.stop - 1:04x}" for places in _ranges(text))
+def _places(text: str) -> Iterator[tuple[int, int]]:
+    for part in text.split():
+        first, _, last = part.partition("-")
+        yield int(first, 16), int(last or first, 16)
 
 
-def _letters() -> str:
-    newer = {place for places in _ranges(_NEWER) for place in places}
-    parts: list[str] = []
-    start = None
-    for place in range(0x10000):
-        is_letter = unicodedata.category(chr(place))[0] == "L" and place not in newer
-        if is_letter and start is None:
-            start = place
-        elif not is_letter and start is not None:
-            parts.append(rf"\u{start:04x}-\u{place - 1:04x}")
-            start = None
-    return "".join(parts)
+def _all_of(text: str) -> frozenset[int]:
+    return frozenset(place for first, last in _places(text) for place in range(first, last + 1))
 
 
-LETTERS = _letters() + r"\u1885\u1886"
-MARKS = _class(_MARKS)
-SYMBOLS = _class(_SYMBOLS)
+class _Shapes(dict[int, int]):
+    """What stands for a character in a shape; filled as characters come."""
+
+    def __missing__(self, place: int) -> int:
+        self[place] = ord(_kind(place) or chr(place))
+        return self[place]
+
+
+def _kind(place: int, newer: frozenset[int] = _all_of(_NEWER), marks: frozenset[int] = _all_of(_MARKS)) -> str | None:
+    category = unicodedata.category(chr(place))
+    if place in newer or (category == "Nd" and place > 0xFFFF):
+        return NOTHING
+    if place in marks:
+        return MARK
+    return LETTER if 0x7F < place <= 0xFFFF and (category[0] == "L" or place in _MORE_LETTERS) else None
+
+
+_SHAPES = _Shapes()
+#: the inside of a character class
+SYMBOLS = "".join(rf"\u{first:04x}-\u{last:04x}" for first, last in _places(_SYMBOLS))
+
+
+def shape_of(text: str) -> str:
+    """Replace letters that are not ASCII, marks, and letters and digits that the program does not know; same length."""
+    return text if text.isascii() else text.translate(_SHAPES)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from visgraft.metrics.ptb_characters import LETTERS, MARKS, SYMBOLS
+from visgraft.metrics.ptb_characters import LETTER, MARK, SYMBOLS, shape_of
 
 #: dropped after lower case, so that "-lrb-" and the other brackets stay: the program's list has them in upper case
 _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
@@ -29,18 +29,18 @@ _PLAIN = re.compile(r"[A-Za-z]+(?=,? |$)|[A-Za-z]{2,}(?=\.(?: |$))")
 _MARK = re.compile(r"[.,](?= [A-Za-z]| *$)")
 _SPLIT = frozenset(["cannot", "gonna", "gotta", "gimme", "lemme", "wanna"])  # the only plain words that a rule splits
 _SPACES = re.compile(r"(?:[ \t\u00a0\u2000-\u200a\u3000\r\n\v\f\x85\u2028\u2029]|&nbsp;)+")
-_UNKNOWN = re.compile(r"[\u0de6-\u0def\ua9f0-\ua9f9]|(?=\d)[\U00010000-\U0010ffff]")  # digits newer than the program
 
-# ---- pieces of the patterns
+# ---- pieces of the patterns, which are matched with the shape of a text
 
+_LETTERS = f"A-Za-z{LETTER}"
 _SPACE = r"[ \t\u00a0\u2000-\u200a\u3000]"
 _GAP = rf"(?:{_SPACE}|\n)"  # the text ends in a line feed
 _A = r"(?:['\u0092\u2019]|&apos;)"
 _B = r"(?:['`\u0091\u0092\u2018\u2019\u201b]|&apos;)"  # taken for an apostrophe inside a word
 _AMP = r"(?:&amp;|&)"
-_L = rf"[{LETTERS}]"
-_N = rf"[{LETTERS}\d]"
-_W = rf"(?:[{LETTERS}{MARKS}\u00ad]|&[aeiouAEIOU](?:acute|grave|uml);)"
+_L = rf"[{_LETTERS}]"
+_N = rf"[{_LETTERS}\d]"
+_W = rf"(?:[{_LETTERS}{MARK}\u00ad]|&[aeiouAEIOU](?:acute|grave|uml);)"
 _WORD = rf"{_W}(?:{_W}|\d)*(?:[.!?]{_W}(?:{_W}|\d)*)*"  # "word.Word" is one
 _REST = rf"{_A}(?:[msdMSD]|[rR][eE]|[vV][eE]|[lL][lL])"  # what is left of is, am, had, are, have, will
 _NOT = rf"[nN]{_B}[tT]"
@@ -164,7 +164,7 @@ _RULES = tuple(
             r"""[^ \t\n\f\r"<>|(){}.\u00a0]+(?:&gt;|>)?)""",
             _as_is,
         ),
-        (rf"(@[a-zA-Z_][a-zA-Z_0-9]*|\#[{LETTERS}{MARKS}]+)", _as_is),
+        (rf"(@[a-zA-Z_][a-zA-Z_0-9]*|\#[{_LETTERS}{MARK}]+)", _as_is),
         (rf"({_REST}|{_NOT})[^A-Za-z]", _in_ascii),
         # numbers and money
         (r"(\d{1,2}[-/]\d{1,2}[-/]\d{2,4})", _as_is),
@@ -234,7 +234,7 @@ def ptb_tokens(caption: str) -> list[str]:
 
     What is no character to the program (newer than Unicode 6, or beyond its sixteen bits) vanishes.
     """
-    text, place, tokens = _UNKNOWN.sub("\x7f", caption) + "\n", 0, []
+    text, place, tokens = shape_of(caption) + "\n", 0, []
     while place < len(caption):
         plain = _PLAIN.match(text, place) or _MARK.match(text, place)
         if plain and plain[0].lower() not in _SPLIT and not _SHORTENED.match(text, place, plain.end() + 1):
@@ -253,6 +253,6 @@ def ptb_tokens(caption: str) -> list[str]:
         if best is None:
             place = max(furthest, place + 1)
             continue
-        tokens.append(write(best[1]).replace(" ", "\u00a0").lower())
+        tokens.append(write(caption[slice(*best.span(1))]).replace(" ", "\u00a0").lower())
         place = best.end(1)
     return [token for token in tokens if token]
