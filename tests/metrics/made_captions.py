@@ -55,6 +55,7 @@ def _sentence(random_: random.Random) -> str:
 
 
 _PIECES = (
+    "li'l ev'ry nat'l s'mores cap'n c'est dunkin' somethin' &apos;s caf&eacute; pty. Ltd pte. mfg. Ark. Ill. "
     "a the cat dog man woman's dogs' it's don't can't two-year-old red-haired 3 10 2.5 1,000 7:30 "
     "12:30pm 7pm 90s 1980s '90s U.S. U.S.A. a.m. p.m. Mr. Mrs. Dr. St. etc. e.g. i.e. No. no. vs. Jan. "
     "Inc. Ave. cannot gonna wanna gotta lemme gimme dunno 'tis 'twas 'em 'n' 'cause y'all o'clock "
@@ -83,7 +84,7 @@ _LETTERS = (
 def torture_captions(number: int, *, seed: int) -> list[str]:
     """Make texts of every kind of token side by side, with and without spaces, and of signs and letters at random."""
     random_ = random.Random(seed)
-    kinds = (_spaced, _touching, _letters, _any_script)
+    kinds = (_spaced, _touching, _letters, _any_script, _any_case)
     return [kinds[index % len(kinds)](random_) for index in range(number)]
 
 
@@ -122,3 +123,9 @@ def _any_script(random_: random.Random) -> str:
     places = [(0x20, 0x7E), (0xA0, 0x17F), (0x2000, 0x2027), (0x2030, 0x2C00), (0x300, 0xD7FF), (0x1F300, 0x1F9FF)]
     characters = [chr(random_.randint(*random_.choice(places))) for _ in range(random_.randint(1, 8))]
     return "".join([*characters, random_.choice([" ", ""]), _piece(random_)])
+
+
+def _any_case(random_: random.Random) -> str:
+    """Mix capitals in: the program knows most of its words in any case, some not."""
+    text = random_.choice([_spaced, _touching])(random_)
+    return "".join(character.swapcase() if random_.random() < 0.3 else character for character in text)

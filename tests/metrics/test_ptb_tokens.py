@@ -60,6 +60,9 @@ def split(caption: str) -> str:
         # what looks odd and is so in the program
         ("3.x Tex. tex. Don`t <safe_name>", "3.x tex. tex do n`t <safe_name>"),
         ("O'Neill d'Or c'mon ma'am goin' o'x", "o'neill d'or c'mon ma'am goin o x"),
+        # its words count in any case, its classes of characters do not
+        ("DUNKIN' Cont'd PRO- &AMP; &QUOT; HTTP://A.B", "dunkin' cont 'd pro- & &quot; http://a.b"),
+        ("Pte. x PTE. x PTE. LTD. Ark. x ark. x", "pte. x pte x pte. ltd. ark. x ark x"),
         ("C++ C# A+ fig. 5 fig. a", "c++ c# a + fig. 5 fig a"),
         ("caf\u00e9 soft\u00adhyphen \u732b\u3067\u3059", "café softhyphen 猫です"),
         ('6\'2" 5\'10 5"x7"', "6 2 5 '10 5 x7"),

@@ -28,19 +28,19 @@ _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", 
 _PLAIN = re.compile(r"[A-Za-z]+(?=,? |$)|[A-Za-z]{2,}(?=\.(?: |$))")
 _MARK = re.compile(r"[.,](?= [A-Za-z]| *$)")
 _SPLIT = frozenset(["cannot", "gonna", "gotta", "gimme", "lemme", "wanna"])  # the only plain words that a rule splits
-_SPACES = re.compile(r"(?:[ \t\u00a0\u2000-\u200a\u3000\r\n\v\f\x85\u2028\u2029]|&nbsp;)+")
+_SPACES = re.compile(r"(?:[ \t\u00a0\u2000-\u200a\u3000\r\n\v\f\x85\u2028\u2029]|&(?i:nbsp);)+")
 
 # ---- pieces of the patterns, which are matched with the shape of a text
 
 _LETTERS = f"A-Za-z{LETTER}"
 _SPACE = r"[ \t\u00a0\u2000-\u200a\u3000]"
 _GAP = rf"(?:{_SPACE}|\n)"  # the text ends in a line feed
-_A = r"(?:['\u0092\u2019]|&apos;)"
-_B = r"(?:['`\u0091\u0092\u2018\u2019\u201b]|&apos;)"  # taken for an apostrophe inside a word
-_AMP = r"(?:&amp;|&)"
+_A = r"(?:['\u0092\u2019]|&(?i:apos);)"
+_B = r"(?:['`\u0091\u0092\u2018\u2019\u201b]|&(?i:apos);)"  # taken for an apostrophe inside a word
+_AMP = r"(?:&(?i:amp);|&)"
 _L = rf"[{_LETTERS}]"
 _N = rf"[{_LETTERS}\d]"
-_W = rf"(?:[{_LETTERS}{MARK}\u00ad]|&[aeiouAEIOU](?:acute|grave|uml);)"
+_W = rf"(?:[{_LETTERS}{MARK}\u00ad]|&[aeiouAEIOU](?i:acute|grave|uml);)"
 _WORD = rf"{_W}(?:{_W}|\d)*(?:[.!?]{_W}(?:{_W}|\d)*)*"  # "word.Word" is one
 _REST = rf"{_A}(?:[msdMSD]|[rR][eE]|[vV][eE]|[lL][lL])"  # what is left of is, am, had, are, have, will
 _NOT = rf"[nN]{_B}[tT]"
@@ -70,16 +70,16 @@ _ENDING = (
     "(?:(?i:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thurs?|thu|fri"
     "|ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wisc?|wyo"
     "|inc|cos?|corp|ltd|plc|rt|bancorp|bhd|assn|univ|intl|sys"
-    r"|ed\.d|ph\.d|jr|sr|bros|blvd|rd|esq|sq|bldg|est|ext|tel|etc|al|seq)|[Pp]t[ye]s?"
+    r"|ed\.d|ph\.d|jr|sr|bros|blvd|rd|esq|sq|bldg|est|ext|tel|etc|al|seq)|(?i:pp?t)[ye][sS]?"
     f"|{_capitalised('ark az del ill la mass miss ore pa tex wash')})"  # in lower case they are words
 )
 _ABBREVIATED = (
     "(?:(?i:mr|mrs|ms|mme|mlle|drs?|profs?|sens?|reps?|attys?|lt|lieut|col|cpl|gen|messrs|govs?|adm|adj|adv|rev|maj"
     "|sgt|sfc|pvt|pfc|spc|capt|brig|co?mdr|ens|det|supts?|asst|assoc|insp|msgr|hon|pres|mt|ste?|ave|ph|dept|invt|elec"
-    "|natl|treas|vs|ft|alex|wm|jos|cie|cf)|[Mm][ft]g)"
+    "|natl|treas|vs|ft|alex|wm|jos|cie|cf)|[mM][ft][gG])"
 )
 _BEFORE_A_NUMBER = "(?i:art|ca|figs?|nos?|op|pp|prop)"
-_SHORTENED = re.compile(rf"(?:{_ENDING}|{_ABBREVIATED}|{_BEFORE_A_NUMBER})\.")
+_SHORTENED = re.compile(rf"(?:{_ENDING}|{_ABBREVIATED}|{_BEFORE_A_NUMBER}|(?i:pt[ye]))\.")
 # after a single letter and a period these begin a sentence: "the letter B. The sign"
 _STARTERS = _capitalised(
     "a about according additionally after an as at but earlier he her here however if in it last many more now once "
@@ -99,7 +99,7 @@ def _without_soft_hyphens(token: str) -> str:
 
 
 def _with_ampersand(token: str) -> str:
-    return token.replace("&amp;", "&")
+    return re.sub("(?i:&amp;)", "&", token)
 
 
 def _with_brackets(token: str) -> str:
@@ -144,24 +144,24 @@ _RULES = tuple(
         (r"((?i:gim|lem))(?i:me)", _as_is),
         (r"('[tT])(?i:is|was)", _as_is),
         (rf"({_TAG})", _as_is),
-        (r"(&(?:MD|mdash|ndash);|[\u0096\u0097\u2013-\u2015])", _always("--")),
-        (r"(&amp;)", _with_ampersand),
-        (r"(&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)", _as_is),
+        (r"(&(?i:md|mdash|ndash);|[\u0096\u0097\u2013-\u2015])", _always("--")),
+        (r"(&(?i:amp);)", _with_ampersand),
+        (r"(&(?i:ht|tl|ur|lr|qc|ql|qr|odq|cdq|#[0-9]+);)", _as_is),
         (rf"({_WORD}){_REST}", _without_soft_hyphens),
         (rf"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*){_NOT}", _without_soft_hyphens),
         (rf"({_WORD})", _without_soft_hyphens),
-        (rf"({_A}[nN]{_A}?|[lLdDjJ]{_A}|Dunkin{_A}|somethin{_A}|ol{_A}|{_A}[eE][mM]|{_A}[2-9]0s|{_A}till?)", _as_is),
+        (rf"({_A}[nN]{_A}?|[lLdDjJ]{_A}|(?i:dunkin|somethin|ol){_A}|{_A}(?i:em|[2-9]0s|till?))", _as_is),
         (rf"([A-HJ-XZn]{_B}{_L}{{2,}})", _as_is),  # O'Neill
-        (rf"({_L}+[aeiouyAEIOUY]{_B}[aeiouA-Z]{_L}*|{_A}cause)", _as_is),  # ma'am
-        (rf"(cont'd\.?|nor'easter|[cC]{_A}mon|e'er|s'mores|ev'ry|li'l|nat'l|[oO]{_B}[oO])", _as_is),
+        (rf"({_L}+[aeiouyAEIOUY]{_B}[aeiouA-Z]{_L}*|{_A}(?i:cause))", _as_is),  # ma'am
+        (rf"((?i:cont'd\.?|nor'easter|c{_A}mon|e'er|s'mores|ev'ry|li'l|nat'l|o{_B}o))", _as_is),
         (rf"([yY]{_A}){_L}", _as_is),
         # addresses
-        (r"""(https?://[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},\-])""", _as_is),
-        (rf"""(www\.(?:[^ \t\n\f\r"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}(?:{_PATH})?)""", _as_is),
-        (rf"""((?:[^ \t\n\f\r"`'<>|.!?(){{}}$,-_]+\.)+(?:com|net|org|edu)(?:{_PATH})?)""", _as_is),
+        (r"""((?i:https?)://[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},\-])""", _as_is),
+        (rf"""((?i:www)\.(?:[^ \t\n\f\r"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}(?:{_PATH})?)""", _as_is),
+        (rf"""((?:[^ \t\n\f\r"`'<>|.!?(){{}}$,-_]+\.)+(?i:com|net|org|edu)(?:{_PATH})?)""", _as_is),
         (
-            r"""((?:&lt;|<)?[a-zA-Z0-9][^ \t\n\f\r"<>|()\u00a0{}]*@(?:[^ \t\n\f\r"<>|(){}.\u00a0]+\.)*"""
-            r"""[^ \t\n\f\r"<>|(){}.\u00a0]+(?:&gt;|>)?)""",
+            r"""((?:&(?i:lt);|<)?[a-zA-Z0-9][^ \t\n\f\r"<>|()\u00a0{}]*@(?:[^ \t\n\f\r"<>|(){}.\u00a0]+\.)*"""
+            r"""[^ \t\n\f\r"<>|(){}.\u00a0]+(?:&(?i:gt);|>)?)""",
             _as_is,
         ),
         (rf"(@[a-zA-Z_][a-zA-Z_0-9]*|\#[{_LETTERS}{MARK}]+)", _as_is),
@@ -175,14 +175,15 @@ _RULES = tuple(
         (rf"({_A}[0-9][0-9]){_GAP}", _as_is),  # '98
         (r"([A-Z]*\$|#|[\u0080\u00a2-\u00a5\u20a0\u20ac])", _in_ascii),
         # words with signs inside
-        (rf"(-(?i:RRB|LRB|RCB|LCB|RSB|LSB)-|C\.D\.s|pro-|anti-|[cC]{_A}est|[cC]ap{_A}n|[cC]\+\+|[cCfF]#)", _as_is),
-        (rf"(S{_AMP}P-500|S{_AMP}Ls)", _with_ampersand),
+        (rf"((?i:-(?:rrb|lrb|rcb|lcb|rsb|lsb)-|c\.d\.s|pro-|anti-|c{_A}est|cap{_A}n|c\+\+|[cf]#))", _as_is),
+        (rf"((?i:s{_AMP}p-500|s{_AMP}ls))", _with_ampersand),
         (r"([A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2})", _as_is),  # and/or
         # what ends in a period
         (rf"([A-Za-z])\.{_GAP}+(?:{_STARTERS}|{_TAG}){_GAP}", _as_is),
         (r"((?:[A-Za-z]\.)+)", _as_is),  # U.S.
         (rf"({_ENDING}\.)[\s\S]{{2}}", _as_is),
         (rf"({_ENDING}\.|{_ABBREVIATED}\.)", _as_is),
+        (rf"((?i:pt[ye])\.){_SPACE}(?i:ltd|lim)", _as_is),
         (rf"({_BEFORE_A_NUMBER}\.){_SPACE}?\d", _as_is),
         (rf"({_N}+(?:\.{_N}+)*\.{_FILE_ENDINGS})(?:{_GAP}|[.?!,])", _as_is),
         (rf"((?:{_WORD}|{_THING}|{_HYPHENED})\.)[,;:\u3001]", _without_soft_hyphens),
@@ -202,9 +203,10 @@ _RULES = tuple(
             _with_brackets,
         ),
         # signs
-        (r"(&lt;)", _always("<")),
-        (r"(&gt;)", _always(">")),
+        (r"(&(?i:lt);)", _always("<")),
+        (r"(&(?i:gt);)", _always(">")),
         (r'("|&quot;)', _always("''")),
+        (r"(&(?i:quot);)", _as_is),
         (r"(')[A-Za-z][^ \t\n\r\u00a0]", _always("`")),
         (rf"({_REST})", _in_ascii),
         (rf"(''|{_A})", _in_ascii),
