@@ -1,7 +1,7 @@
 """Run lmms-eval, unmodified, on a local task with a model of visgraft, and compare its exact match with ours.
 
-In: an environment that holds lmms-eval 0.7.3 (`make test-lmms-eval` makes one of its own). Out: exit status 0 where both
-agree, for its simple and its chat way of asking.
+In: an environment that holds lmms-eval 0.7.3 (`make test-lmms-eval` makes one of its own). Out: exit status 0 where
+both agree, for its simple and its chat way of asking.
 Usage: `python tests/evaluation/compare_lmms_eval.py`
 """
 
@@ -88,9 +88,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["VISGRAFT_CACHE"] = str(folder / "cache")
-        recipe = tiny_recipe(
-            folder, language="full", head="full", learning_rate=3e-3, max_steps=120, epochs=500
-        )
+        recipe = tiny_recipe(folder, language="full", head="full", learning_rate=3e-3, max_steps=120, epochs=500)
         run = train(recipe, folder=folder / "run", progress=make_progress())
         data = Path(save_data(folder / "asked", num_images=16, first=50))
         lines = [line for line in (data / "metadata.jsonl").read_text().splitlines() if "question" in line]
