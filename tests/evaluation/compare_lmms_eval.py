@@ -1,7 +1,7 @@
 """Run lmms-eval, unmodified, on a local task with a model of visgraft, and compare its exact match with ours.
 
-In: an environment that holds lmms-eval 0.7.3 (`make test-lmms-eval` makes one of its own). Out: exit status 0 where both
-agree, for its simple and its chat way of asking.
+In: an environment that holds lmms-eval 0.7.3 (`make test-lmms-eval` makes one of its own). Out: exit status 0 where
+both agree, for its simple and its chat way of asking.
 Usage: `python tests/evaluation/compare_lmms_eval.py`
 """
 
