@@ -42,7 +42,7 @@ from visgraft.config import LoraSettings
 from visgraft.data.batch import EncodedSample, collate
 from visgraft.data.prompt import EncodedDialog
 from visgraft.errors import VisgraftError
-from visgraft.model.checks.compatibility import shrink
+from visgraft.model.checks.tiny_twin import shrink
 from visgraft.model.trainable import freeze_unused, set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 

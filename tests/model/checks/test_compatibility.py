@@ -11,7 +11,8 @@ from tests.tiny import ALIBI, LANGUAGE_CONFIGS, LLAMA_LIKE, TOKENS, bare, bare_l
 from visgraft.errors import UnsupportedModelError
 from visgraft.model import language
 from visgraft.model.checks import compatibility
-from visgraft.model.checks.compatibility import TEXT_ONLY, check_language, shrink
+from visgraft.model.checks.compatibility import check_language
+from visgraft.model.checks.tiny_twin import TEXT_ONLY, shrink
 from visgraft.model.vlm import VisionLanguageModel
 
 
@@ -141,7 +142,7 @@ def led_astray(astray: str, monkeypatch: pytest.MonkeyPatch) -> Reading:
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
     # Its class is not the library's, so the tiny twin would go right: the model itself is tried.
-    monkeypatch.setattr(compatibility, "_tiny_like", lambda _: None)
+    monkeypatch.setattr(compatibility, "tiny_like", lambda _: None)
     return model.eval()
 
 
@@ -190,7 +191,7 @@ def test_the_tiny_twin_has_the_kernel_and_every_kind_of_layer_of_the_model() -> 
     assert config.num_hidden_layers == 26
     with torch.device("meta"):
         model = hf.AutoModelForCausalLM.from_config(config)
-    twin = compatibility._tiny_like(model)
+    twin = compatibility.tiny_like(model)
     assert twin is not None
     assert twin.config._attn_implementation == "eager"
 
