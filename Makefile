@@ -7,6 +7,7 @@
 #   make test-kill     kill 300 runs at any moment (KILLS=30: 30): each must end as if it never was (docs/reliability.md)
 #   make test-oldest   the model and the data with the oldest releases that pyproject.toml allows
 #   make test-coco     captions' tokens and scores beside COCO's own programs (needs Java)
+#   make test-lmms-eval  lmms-eval, as it is, asks a model of ours and counts as many right answers as we do
 #   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
 #   make test-timm     encoders of timm, in an environment that has it
 #   make sweep         every vision class of transformers, joined or refused and why (about 15 minutes)
@@ -20,6 +21,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 COCO := .venv-coco
+LMMS := .venv-lmms-eval
 SCRIPTS := .venv-scripts
 TIMM := .venv-timm
 WORKERS ?= 2
@@ -28,7 +30,8 @@ KILLS ?= 300
 # the end the one that is done takes over what the other still has to do
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-long test-kill test-oldest test-coco test-scripts test-timm sweep lint types check map clean
+.PHONY: demo test test-fast test-long test-kill test-oldest test-coco test-lmms-eval test-scripts test-timm sweep lint
+.PHONY: types check map clean
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -52,6 +55,10 @@ test-oldest: $(OLDEST)/.installed
 # captions' tokens and scores beside COCO's own programs, in an environment of their own; no torch is needed
 test-coco: $(COCO)/.installed
 	PYTHONPATH=. $(COCO)/bin/python -m tests.metrics.compare_coco
+
+# lmms-eval requires much that a local task does not import, torchvision among it: here it is installed without
+test-lmms-eval: $(LMMS)/.complete
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LMMS)/bin/python tests/evaluation/compare_lmms_eval.py
 
 # without what lmms-eval requires: only single functions of it are run
 test-scripts: $(SCRIPTS)/.installed
@@ -95,6 +102,18 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 $(COCO)/.installed: pyproject.toml constraints.txt
 	$(call install,$(COCO),constraints.txt,numpy 'pycocoevalcap>=1.2')
 
+$(LMMS)/.installed: pyproject.toml constraints.txt
+	$(call install,$(LMMS),constraints.txt,-e .)
+
+LMMS_NEEDS := evaluate httpx jsonlines aiohttp numexpr pytablewriter sacrebleu scikit-learn einops ftfy openai hf_transfer \
+	nltk sentencepiece tqdm-multiprocess zstandard latex2sympy2 openpyxl loguru tenacity tiktoken zss protobuf python-dotenv \
+	math-verify opencv-python-headless
+
+$(LMMS)/.complete: $(LMMS)/.installed
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check $(LMMS_NEEDS)
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3 wandb==0.25.0
+	@touch $@
+
 $(SCRIPTS)/.installed: constraints.txt
 	$(call install,$(SCRIPTS),constraints.txt,--no-deps numpy lmms-eval==0.7.3)
 
@@ -106,4 +125,4 @@ $(TIMM)/.complete: $(TIMM)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(COCO) $(SCRIPTS) $(TIMM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

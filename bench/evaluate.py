@@ -10,8 +10,8 @@ split, about 9.6 questions each, 5 tokens an answer at most. Each round answers 
     grouped    as `visgraft evaluate` does: by image, in batches, every answer written down as it comes
     each       one `model.generate` a question, as evaluation loops of the field do: image and prompt read every time
 
-Both give the same answers, which is checked. The memory is that of this process (resident) while a tiny pair answers
-20,000 questions, looked at every 2,000.
+How many answers are the same is written down: frozen weights in bf16 may round another way in a batch. The memory is
+that of this process (resident) while a tiny pair answers 20,000 questions, looked at every 2,000.
 """
 
 from __future__ import annotations

@@ -50,8 +50,7 @@ from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, e
 from visgraft.data.sample import ImageRef, Sample, Turn
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
-from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image
-from visgraft.model.language import max_positions_of
+from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image, positions_of
 from visgraft.model.storage.pretrained import load_config
 from visgraft.model.vision import measure
 from visgraft.model.vision_inputs import count_tokens
@@ -162,18 +161,17 @@ class Processor(ProcessorMixin):
         join = VisionLanguageConfig(image_size=image_size, projection=dict(projection or {}), **reading)
         if num_image_tokens is None:
             num_image_tokens = image_tokens_per_image(config, join=join)
-        extent_per_token = 0
-        if config is not None and image_size is None:
-            extent_per_token = measure(config, settings=join.vision_settings).extent_per_token
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
-            max_positions=max_positions or _positions_of(language, revision=language_revision),
+            max_positions=max_positions or _positions(language, revision=language_revision)[0],
             num_image_tokens=num_image_tokens,
             image_size=image_size,
             template=template,
             max_text_tokens=max_text_tokens,
-            extent_per_token=extent_per_token,
+            extent_per_token=measure(config, settings=join.vision_settings).extent_per_token
+            if config and image_size is None
+            else 0,
             tiles=tiles,
         )
 
@@ -197,7 +195,8 @@ class Processor(ProcessorMixin):
                 "make one with Processor.from_parts and save it there"
             )
         if "max_positions" not in settings:  # it was saved before that was known
-            settings = {**settings, **_positions_in(name, **hub)}
+            known = _positions(name, revision=hub.get("revision"))
+            settings = {**settings, **dict(zip(("max_positions", "images_take_positions"), known, strict=True))}
         return cls(
             load_image_processor(name, **hub),
             load_tokenizer(name, **hub),
@@ -333,8 +332,7 @@ class Processor(ProcessorMixin):
         opened = [open_image(ref, max_pixels=max_pixels) for ref in sample.images]
         vision_inputs = self.make_pixels(sample.images, opened, exact=exact_pixels, as_bytes=as_bytes)
         counts = self.count_image_tokens(vision_inputs)
-        is_known_before = self.image_size is not None and len(counts) == len(opened)
-        for dialog in () if is_known_before else dialogs:  # only now each image's own number is known
+        for dialog in dialogs:  # only now each image's own number is known
             self._check_positions(dialog, num_image_tokens=sum(counts))
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
 
@@ -472,30 +470,17 @@ def _load_vision(
     return load_image_processor(vision, revision=revision), config
 
 
-def _positions_of(
+def _positions(
     language: str | Path | PreTrainedModel | PreTrainedTokenizerBase, *, revision: str | None
-) -> int | None:
-    """Return the positions of a language model; None where only its tokenizer is there."""
-    if isinstance(language, PreTrainedModel):
-        return max_positions_of(language.config)
+) -> tuple[int | None, bool]:
+    """Return what `positions_of` says of a language model; nothing is known of a tokenizer alone."""
     if isinstance(language, PreTrainedTokenizerBase):
-        return None
+        return None, True
     try:
-        return max_positions_of(load_config(language, revision=revision))
+        config = language.config if isinstance(language, PreTrainedModel) else load_config(language, revision=revision)
     except CheckpointError:
-        return None  # a tokenizer alone
-
-
-def _positions_in(name: str, **hub: Any) -> dict[str, Any]:
-    """Return the settings of a processor that the config of the model beside it tells."""
-    try:
-        config = load_config(name, revision=hub.get("revision"))
-    except CheckpointError:
-        return {}
-    if not isinstance(config, VisionLanguageConfig) or config.text_config is None:
-        return {}
-    takes = config.prefix_at == "embeddings"
-    return {"max_positions": max_positions_of(config.text_config), "images_take_positions": takes}
+        return None, True
+    return positions_of(config)
 
 
 AutoProcessor.register(VisionLanguageConfig, Processor, exist_ok=True)

@@ -237,6 +237,13 @@ def read_prompts(prompts: Sequence[str], *, num_images: int, is_caption: bool = 
     return texts
 
 
+def write_prompts(prompts: Sequence[str], *, num_images: int) -> list[str]:
+    """Return prompts of which `read_prompts` makes these: where they speak of <image>, each image is named in front."""
+    if not prompts or not any(_PLACEHOLDER.search(prompt) for prompt in prompts):
+        return list(prompts)
+    return ["<image>\n" * num_images + prompts[0], *prompts[1:]]
+
+
 def _standing_alone(text: str) -> Iterator[tuple[int, int]]:
     for run in _STANDING_ALONE.finditer(text):
         for found in _PLACEHOLDER.finditer(text, run.start(), run.end()):

@@ -71,6 +71,8 @@ class AttentionSpec:
         sharing: how several texts read one image: behind it in one row, kept apart by the mask; from copies of its
             states; or each with the image in a row of its own. Found by trying (checks/compatibility.py).
         behind_cache: what the LM reads rightly behind a cache: several tokens at once, single ones, or nothing.
+        position_offset: added to positions.
+        wide_states: its layers take float32 states between narrower weights under autocast.
         image_is_causal: what it reads of an image from left to right whatever the mask says: nothing, some layers, all.
     """
 
@@ -88,6 +90,8 @@ class AttentionSpec:
     cache_name: str | None = "past_key_values"
     sharing: Sharing = "mask"
     behind_cache: BehindCache = "several"
+    position_offset: int = 0
+    wide_states: bool = True
     image_is_causal: Literal["nothing", "some", "all"] = "nothing"
 
     def call(
@@ -158,10 +162,13 @@ class AttentionSpec:
             first = next(iter(masks.values()))
             is_single = self.one_mask or (len(masks) == 1 and not self.unmasked)
             # Layers of two natures take their mask under the one name or the other.
-            by_kind = {"full_attention": first, "linear_attention": None, **dict.fromkeys(self.unmasked), **masks}
-            arguments["attention_mask"] = first if is_single else by_kind if self.unmasked else masks
+            names = {"full_attention": first, "sliding_attention": masks.get("hybrid_sliding", first)}
+            by_kind = {**names, "linear_attention": None, **dict.fromkeys(self.unmasked), **masks}
+            has_two_natures = bool(self.unmasked) or any("hybrid" in kind for kind in masks)
+            arguments["attention_mask"] = first if is_single else by_kind if has_two_natures else masks
         if self.takes_positions:
             position = (table.position if positions is None else positions)[:, -num_queries:]  # [B, Q]
+            position = position + self.position_offset if self.position_offset else position
             arguments["position_ids"] = torch.zeros_like(position) if self.zero_positions else position
         return arguments
 

@@ -27,6 +27,10 @@ from visgraft.errors import ModelError
 from visgraft.model.cache import KeptStates
 
 Place = tuple[str, int, int]  # what it is, the layer's index, which of the layer's states
+NO_WAY_BACK = (
+    "a recurrent state cannot go back from position {} to {}: keep the row where it may have to go on (`keep`), and "
+    "`put` it again"
+)
 POSITIONAL = ("keys", "values", "indexer", "inputs")  # one entry a position, along the last axis but one
 
 
@@ -52,6 +56,18 @@ class KeptRow(KeptStates):
     def size_bytes(self) -> int:
         """Memory that it takes."""
         return sum(tensor.nbytes for tensor in self.states.values())
+
+    def begin(self, length: int) -> KeptRow:
+        """Give what stands in the first positions.
+
+        Raises:
+            ModelError: a state cannot be taken back to an earlier position.
+        """
+        if length == self.length:
+            return self
+        if not self.can_be_cut:
+            raise ModelError(NO_WAY_BACK.format(self.length, length))
+        return KeptRow(states={place: own[..., :length, :] for place, own in self.states.items()}, length=length)
 
 
 class StateCache(Cache):
@@ -220,10 +236,7 @@ class StateCache(Cache):
             self.base = {place: tensor[..., :length, :] for place, tensor in self.base.items()}
             self.num_positions = length
         elif length != self.num_positions:
-            raise ModelError(
-                f"a recurrent state cannot go back from position {self.num_positions} to {length}: keep the row where "
-                "it may have to go on (`keep`), and `put` it again"
-            )
+            raise ModelError(NO_WAY_BACK.format(self.num_positions, length))
 
     # --- What Hugging Face's `generate` calls
 

@@ -56,11 +56,10 @@ class StateSlots:
         self.reserved = (num_rows, self.reserved[1])
 
     def place(self, row: int, states: KeptStates, *, length: int) -> None:
-        """Let a row begin with what was read elsewhere, all of it."""
+        """Let a row begin with what was read elsewhere: all of it, where there is a state."""
         self._part()
         assert isinstance(states, KeptRow)
-        assert length == states.num_positions, "a state cannot be taken back"
-        self._rows[row] = states
+        self._rows[row] = states.begin(length)
 
     def copy(self, source: int, target: int, *, length: int) -> None:
         """Let a row hold what another one holds."""

@@ -236,6 +236,8 @@ def _not_of_the_text(model: nn.Module) -> list[nn.Module]:
     """List the language part's modules that no text goes through: its head, and towers for pictures and sound."""
     language: Any = part_module(model, "language")
     decoder, embeddings = language.get_decoder(), language.get_input_embeddings()
+    if embeddings not in set(decoder.modules()):  # some family calls its head so
+        decoder = language
     inside = set(decoder.modules())
     foreign = [module for module in language.modules() if module not in inside]
     for tower in decoder.modules():

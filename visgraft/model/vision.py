@@ -44,7 +44,8 @@ FAILURES = (
     ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError,
     ArithmeticError, StrictDataclassError,
 )  # fmt: skip
-DEPTHS = ("num_hidden_layers", "num_layers", "depth", "depths", "encoder_layers", "num_block_repeats")
+DEPTHS = ("num_hidden_layers", "num_layers", "depth", "depths", "encoder_layers", "n_layers", "num_block_repeats")
+MOST_WEIGHTS = 10**9  # of an encoder that is made for real only to be measured
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,8 @@ def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
             values[name] = 2
             for stages in ("stage_names", "out_features", "out_indices"):  # of a transformer, one a layer
                 values.pop(stages, None)
-            values |= {name: kinds[:2] for name, kinds in values.items() if name == "layer_types" and kinds}
+            of_layers = {key: each for key, each in values.items() if isinstance(each, list) and len(each) == value}
+            values |= {key: each[:2] for key, each in of_layers.items()}
         elif isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value):
             values[name] = [min(each, 1) for each in value]
     try:
@@ -244,13 +246,18 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
         except (ConfigError, ModelError):
             raise
         except FAILURES as error:
-            if number == len(tries) - 1:
+            if number == len(tries) - 1 or (number == len(tries) - 2 and _num_weights(config) > MOST_WEIGHTS):
                 raise _cannot_run(config, settings, name, error) from error
     assert shape is not None
     side = settings.image_size or native_image_size(config)
     grid, num_leading = _grid(config, shape.num_tokens, (side, side))
     kept = num_leading if settings.keep_class_token else 0
     return replace(shape, num_tokens=grid[0] * grid[1] + kept, grid=grid, num_leading=kept)
+
+
+def _num_weights(config: PreTrainedConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_tower(config).parameters())
 
 
 def _cannot_run(

@@ -196,7 +196,8 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         """Run whole rows of a batch [B, S] and give the loss of its supervised tokens."""
         table = SegmentTable(batch["kind"], batch["group"], batch["segment"], batch["position"], batch["sees"])
         self._check_length(table)
-        embeds = float32_under_autocast(self.get_input_embeddings()(batch["input_ids"]))  # [B, S, D_lm]
+        embeds = self.get_input_embeddings()(batch["input_ids"])  # [B, S, D_lm]
+        embeds = float32_under_autocast(embeds) if self.attention_spec.wide_states else embeds
         vision_inputs = batch["vision_inputs"]
         if vision_inputs:
             tokens = self.encode_images(vision_inputs, frame_index=batch["frame_index"])  # [N, P, width]

@@ -104,6 +104,11 @@ def test_the_header_tells_the_separator(tmp_path, separator, suffix):
     assert read_all(opened(tmp_path, f"x.{suffix}", content)) == [{"image": "a.png", "text": "a, b; c"}]
 
 
+def test_the_line_that_excel_puts_above_the_header_tells_the_separator(tmp_path):
+    rows = opened(tmp_path, "x.csv", "\ufeffsep=|\r\nimage|text\r\na.png|a;b\r\n")
+    assert read_all(rows) == [{"image": "a.png", "text": "a;b"}] and rows.where(0) == "x.csv line 3"
+
+
 def test_another_separator_is_named(tmp_path):
     assert read_all(opened(tmp_path, "x.csv", "image~text\na~b\n", separator="~")) == [{"image": "a", "text": "b"}]
     with pytest.raises(DataError, match="separator: got '~~', need one character"):

@@ -7,11 +7,12 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tests.tiny import ALIBI, LANGUAGE_CONFIGS, TOKENS, bare, bare_language, bare_vision
+from tests.tiny import ALIBI, LANGUAGE_CONFIGS, LLAMA_LIKE, TOKENS, bare, bare_language, bare_vision
 from visgraft.errors import UnsupportedModelError
 from visgraft.model import language
 from visgraft.model.checks import compatibility
-from visgraft.model.checks.compatibility import TEXT_ONLY, check_language, shrink
+from visgraft.model.checks.compatibility import check_language
+from visgraft.model.checks.tiny_twin import TEXT_ONLY, shrink
 from visgraft.model.vlm import VisionLanguageModel
 
 
@@ -60,11 +61,22 @@ def test_an_alibi_family_is_not_joined_by_the_mask_without_its_quirk(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(language, "QUIRKS", {})
-    if name == "mpt":  # takes positions from the row, so each text has a row of its own, or reads on from a cache
-        assert check_language(bare_language(name)).sharing == "state"
-        return
-    with pytest.raises(UnsupportedModelError, match=f"{bare(name).config.model_type} cannot be joined exactly"):
-        check_language(bare_language(name))
+    found = check_language(bare_language(name))  # each text then reads on from a cache, or has a row of its own
+    assert found.sharing != "mask"
+    assert found.takes_mask == (name == "mpt")
+
+
+def test_positions_that_count_on_from_that_of_pads_are_found() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = hf.RobertaConfig(**sizes, intermediate_size=48, is_decoder=True, pad_token_id=1)
+    found = check_language(from_config(config))
+    assert (found.sharing, found.position_offset) == ("mask", 2)
+
+
+def test_layers_that_cannot_take_float32_states_between_narrow_weights_are_found() -> None:
+    config = hf.DogeConfig(**{**LLAMA_LIKE, "vocab_size": 64}, head_dim=8)
+    assert not check_language(from_config(config)).wide_states
+    assert check_language(bare_language("llama")).wide_states
 
 
 class Reading(hf.LlamaForCausalLM):
@@ -88,7 +100,7 @@ class Reading(hf.LlamaForCausalLM):
             attention_mask = torch.eye(attention_mask.shape[-1]).bool().expand_as(attention_mask)
         if self.astray == "positions":
             position_ids = None
-        if self.astray == "text" and attention_mask is not None:
+        if self.astray == "text" and position_ids is not None:
             position_ids = position_ids * 2
         return super().forward(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
 
@@ -130,7 +142,7 @@ def led_astray(astray: str, monkeypatch: pytest.MonkeyPatch) -> Reading:
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
     # Its class is not the library's, so the tiny twin would go right: the model itself is tried.
-    monkeypatch.setattr(compatibility, "_tiny_like", lambda _: None)
+    monkeypatch.setattr(compatibility, "tiny_like", lambda _: None)
     return model.eval()
 
 
@@ -179,7 +191,7 @@ def test_the_tiny_twin_has_the_kernel_and_every_kind_of_layer_of_the_model() -> 
     assert config.num_hidden_layers == 26
     with torch.device("meta"):
         model = hf.AutoModelForCausalLM.from_config(config)
-    twin = compatibility._tiny_like(model)
+    twin = compatibility.tiny_like(model)
     assert twin is not None
     assert twin.config._attn_implementation == "eager"
 

@@ -98,16 +98,19 @@ def _open(data: bytes | Path, *, max_pixels: int) -> Image.Image:
 
 def _open_without_notes(data: object, *, max_pixels: int) -> Image.Image | None:
     """Open the pixels of a file whose notes may be what is broken; None where they are not."""
-    try:
-        if isinstance(data, Path):
-            with data.open("rb") as file:
-                data = data.read_bytes() if may_have_notes(file.read(_SIGNATURE_BYTES)) else None
-        pixels = without_notes(data) if isinstance(data, bytes) else None
-        return None if pixels is None else _open(pixels, max_pixels=max_pixels)
-    except BadSampleError:
-        raise
-    except Exception:
-        return None
+    for keep_exif in (True, False):
+        try:
+            if isinstance(data, Path):
+                with data.open("rb") as file:
+                    data = data.read_bytes() if may_have_notes(file.read(_SIGNATURE_BYTES)) else None
+            pixels = without_notes(data, keep_exif=keep_exif) if isinstance(data, bytes) else None
+            if pixels is not None:
+                return _open(pixels, max_pixels=max_pixels)
+        except BadSampleError:
+            raise
+        except Exception:  # as above; what is told is why the whole file fails
+            continue
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -334,13 +337,11 @@ def is_data_url(value: object) -> bool:
 def looks_like_base64(text: str) -> bool:
     """Say whether a text can only be an image file in base64: it has its first bytes, or is longer than any path."""
     begin = text.lstrip() if text[:1].isspace() else text
-    if _BASE64.match(begin) is None:
+    if _BASE64.match(begin) is None or "." in begin[:_LONGEST_PATH]:  # as nearly every path has and no base64
         return False
-    if len(begin) > _LONGEST_PATH:
-        return _BASE64_LONG.match(begin) is not None
     head = "".join(begin[: 4 * _SIGNATURE_BYTES].split())
     first = base64.b64decode(head[: len(head) // 4 * 4].encode().translate(_URL_SAFE_TO_ORDINARY))[:_SIGNATURE_BYTES]
-    return any(accept(first) is True for accept in _signatures())
+    return any(accept(first) is True for accept in _signatures()) or _BASE64_LONG.match(begin) is not None
 
 
 @cache

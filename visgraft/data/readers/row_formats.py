@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from visgraft.data.images.opening import looks_like_base64
 from visgraft.data.messages import pair_turns, read_prompts, said_in_messages
 from visgraft.data.readers.rows import Row
-from visgraft.data.sample import StoredImage, Turn, turn_from_row
+from visgraft.data.sample import Turn, turn_from_row
 from visgraft.errors import BadSampleError
 from visgraft.parsing import parse_json
 
@@ -196,7 +196,7 @@ def _as_images(value: Any) -> list[Any]:
 def _looks_like_image(value: Any) -> bool:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         first = value[0] if value else None
-        return isinstance(first, (str, bytes, Mapping, StoredImage)) and _looks_like_image(first)
+        return isinstance(first, (str, bytes, Mapping)) and _looks_like_image(first)
     if isinstance(value, str):
         if value.startswith("data:image/") or looks_like_base64(value):
             return True
@@ -207,7 +207,7 @@ def _looks_like_image(value: Any) -> bool:
         return isinstance(value.get("bytes"), bytes) or (
             isinstance(value.get("path"), str) and _looks_like_image(value["path"])
         )
-    return isinstance(value, StoredImage)
+    return False
 
 
 def _unused_column(row: Row, column: str) -> BadSampleError:

@@ -24,12 +24,14 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from visgraft.errors import UnsupportedModelError
 from visgraft.model.activation_checkpointing import checkpoint_activations
+from visgraft.model.checks.tiny_twin import FAILURES, MAX_TINY, TEXT_ONLY, get_setting, tiny_like
 from visgraft.model.language import AttentionSpec, BehindCache, read_attention_spec
 from visgraft.model.passes import losses_in_passes, read
+from visgraft.model.precision import let_layer_norms_take_float32
 from visgraft.model.sequence import (
     SegmentTable,
     append_segment,
@@ -41,81 +43,7 @@ from visgraft.model.sequence import (
 from visgraft.model.state_cache import StateCache
 from visgraft.segments import IMAGE, TEXT
 
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "d_ff": 48,
-    "num_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "head_dim": 8,
-    "num_key_value_heads": 2,
-    "word_embed_proj_dim": 32,
-    "vocab_size": 64,
-    "max_position_embeddings": 64,
-    "max_seq_len": 64,
-    "sliding_window": 5,
-    "attention_chunk_size": 8,
-    "num_kv_heads": 2,
-    "rotary_dim": 4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    # latent and indexed attention
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "o_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "index_n_heads": 2,
-    "index_head_dim": 16,
-    # experts
-    "num_local_experts": 4,
-    "num_experts": 4,
-    "n_routed_experts": 4,
-    "zero_expert_num": 1,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 48,
-    "moe_shared_expert_intermediate_size": 48,
-    "shared_expert_intermediate_size": 48,
-    "shared_intermediate_size": 48,
-    "expert_ffn_hidden_size": 48,
-    "block_ff_dim": 48,
-    "block_multiple_of": 8,
-    "n_group": 1,
-    "topk_group": 1,
-    # recurrent and linear layers
-    "expand": 2,
-    "mamba_expand": 2,
-    "mamba_n_heads": 4,
-    "mamba_num_heads": 4,
-    "n_mamba_heads": 4,
-    "mamba_d_head": 16,
-    "mamba_head_dim": 16,
-    "mamba_d_ssm": 64,
-    "mamba_d_state": 8,
-    "ssm_state_size": 8,
-    "state_size": 8,
-    "mamba_n_groups": 1,
-    "mamba_ngroups": 1,
-    "n_groups": 1,
-    "mamba_dt_rank": 4,
-    "time_step_rank": 4,
-    "mamba_chunk_size": 4,
-    "chunk_size": 4,
-    "lru_width": 32,
-    "attention_hidden_size": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
-MAX_TINY = 20_000_000  # weights: what takes more is not tiny
-NUM_IMAGE, TEXT_LENGTHS, TEXT_ONLY = 4, (3, 3), 12
-# What a model raises that cannot run as it is asked to.
-_FAILURES = (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
+NUM_IMAGE, TEXT_LENGTHS = 4, (3, 3)
 _found: dict[str, dict[str, Any]] = {}  # by config: what trying added to what `read_attention_spec` says
 
 
@@ -133,74 +61,19 @@ def check_language(language: PreTrainedModel, *, causal_image: bool = False) -> 
     config = language.config.get_text_config(decoder=True)
     key = json.dumps([config.to_dict(), config._attn_implementation, causal_image], sort_keys=True, default=str)
     if key not in _found:
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            tiny = _tiny_like(language)
+        with torch.random.fork_rng(devices=[]):
+            with torch.device("cpu"):
+                tiny = tiny_like(language)
             subject = language if tiny is None else tiny
             was_training = subject.training
             subject.eval()
             torch.manual_seed(0)
             _found[key] = _find(subject, exact=subject is not language, causal_image=causal_image)
         subject.train(was_training)
-    return replace(read_attention_spec(language), **_found[key])
-
-
-def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Copy a config with every size made tiny and one layer of each kind, at least two."""
-    tiny = copy.deepcopy(config)
-    heads = _get(config, "num_attention_heads")
-    grouped = _get(config, "num_key_value_heads") not in (None, heads)
-    for name, value in TINY.items():
-        if _get(config, name) is None:
-            continue
-        if name == "num_key_value_heads" and not grouped:
-            value = TINY["num_attention_heads"]
-        with contextlib.suppress(AttributeError):  # a size derived from others has no setter
-            setattr(tiny, name, value)
-    if _get(config, "expand") and _get(config, "num_heads"):  # heads of a state: together as wide as the layer
-        tiny.num_heads = TINY["expand"] * TINY["hidden_size"] // TINY["head_dim"]
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types:
-        kinds = list(dict.fromkeys(layer_types))
-        with contextlib.suppress(AttributeError):
-            tiny.layer_types = kinds if len(kinds) > 1 else kinds * 2
-    tiny.num_hidden_layers = max(2, len(set(layer_types or ())))
-    rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, dict) and rope.get("rope_type", "default") != "default":  # factors are as long as the old head
-        tiny.rope_parameters = {"rope_type": "default", "rope_theta": rope.get("rope_theta", 1e4)}
-        partial = rope.get("partial_rotary_factor")
-        if partial is not None:
-            tiny.rope_parameters["partial_rotary_factor"] = partial
-    return tiny
-
-
-def _get(config: PreTrainedConfig, name: str) -> Any:
-    """Read a setting; None where there is none, or each layer has its own."""
-    try:
-        return getattr(config, name, None)
-    except _FAILURES:
-        return None
-
-
-def _tiny_like(language: PreTrainedModel) -> PreTrainedModel | None:
-    """Make a tiny random model of the same class, or None where its config does not shrink."""
-    config = language.config.get_text_config(decoder=True)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            # A class of one's own is tried as it is; of a model with more than one part, the text part.
-            make = AutoModelForCausalLM.from_config if config is not language.config else type(language)._from_config
-            with torch.device("meta"):
-                if make(shrink(config)).num_parameters() > MAX_TINY:
-                    return None
-            tiny = make(shrink(config), attn_implementation=config._attn_implementation, dtype=torch.float32)
-            for parameter in tiny.parameters():
-                if parameter.ndim > 1:  # the library's initial weights are so small that effects vanish
-                    torch.nn.init.normal_(parameter, std=0.2)
-            ids = torch.zeros(1, 4, dtype=torch.long)
-            tiny.eval()(input_ids=ids)
-            return tiny
-    except _FAILURES:
-        return None
+    found = dict(_found[key])
+    if "position_offset" in found:  # the tiny one's pads have another id
+        found["position_offset"] = config.pad_token_id + 1
+    return replace(read_attention_spec(language), **found)
 
 
 def _find(language: PreTrainedModel, *, exact: bool, causal_image: bool) -> dict[str, Any]:
@@ -210,15 +83,17 @@ def _find(language: PreTrainedModel, *, exact: bool, causal_image: bool) -> dict
         trial.compare_text_only()
         why_not = trial.why_no_mask_is_enough()
         if why_not is None:
-            return {"one_mask": trial.spec.one_mask}
+            return {**trial.found, "wide_states": trial.takes_wide_states()}
         flows = trial.flows_past_masks()
         if not flows and not causal_image and "must see" in why_not:
             trial.refuse(f"{why_not}. With model.image_attention: causal it may be joined")
         image_is_causal = trial.check_rows(why_not, flows=flows)
         trial.spec = replace(trial.spec, sharing="rows", image_is_causal=image_is_causal)
         trial.spec = replace(trial.spec, behind_cache=trial.find_behind_cache())
-    found = {"one_mask": trial.spec.one_mask, "sharing": "rows", "image_is_causal": image_is_causal}
-    found["behind_cache"] = trial.spec.behind_cache
+        found = {**trial.found, "wide_states": trial.takes_wide_states()}
+    found |= {"sharing": "rows", "image_is_causal": image_is_causal, "behind_cache": trial.spec.behind_cache}
+    if exact or language.num_parameters() < MAX_TINY:
+        trial.check_gradients(why_not)
     if exact and trial.spec.behind_cache == "several" and trial.states_equal_rows():
         found["sharing"] = "state"
     return found
@@ -229,14 +104,17 @@ class _Trial:
 
     def __init__(self, language: PreTrainedModel, *, exact: bool, causal_image: bool) -> None:
         self.language = language
+        self.exact = exact
         self.causal_image = causal_image
+        self.found: dict[str, Any] = {}
         self.device = language.device
         self.embeddings: Any = language.get_input_embeddings()
         self.ids = torch.randint(3, 60, (1, TEXT_ONLY), device=self.device)
         with torch.no_grad():
             self.bare = language(input_ids=self.ids, use_cache=False).logits.float()  # before a quirk changes anything
         self.spec = read_attention_spec(language)
-        self.tolerance = (1e-4 if exact else 3e-2) * float(self.bare.abs().max())
+        is_exact = exact or self.embeddings.weight.dtype == torch.float32
+        self.tolerance = (1e-4 if is_exact else 3e-2) * float(self.bare.abs().max())
 
     def refuse(self, reason: str) -> NoReturn:
         """Say why it cannot be joined."""
@@ -264,15 +142,44 @@ class _Trial:
     def compare_text_only(self) -> None:
         """Choose how it takes its masks: so that without an image it computes what it computes alone."""
         none, real = torch.zeros(1, 0).bool().to(self.device), torch.ones_like(self.ids).bool()
+        table = image_then_text(none, real)
         wrong = "without an image it does not compute what the bare model computes"
-        for one_mask in (False, True) if self.spec.unmasked else (False,):
-            self.spec = replace(self.spec, one_mask=one_mask)
+        for changed in self._ways():
+            spec, self.spec = self.spec, replace(self.spec, **changed)
             try:
-                if self.is_close(self.logits(self.embeddings(self.ids), image_then_text(none, real)), self.bare):
+                if self.is_close(self.logits(self.embeddings(self.ids), table), self.bare):
+                    self.found = changed
                     return
-            except _FAILURES as error:
+            except FAILURES as error:
                 wrong = f"it cannot take a mask of who sees whom ({type(error).__name__}: {error})"
+            self.spec = spec
         self.refuse(wrong)
+
+    def _ways(self) -> list[dict[str, Any]]:
+        """List the ways in which a family may take masks and positions, the usual first."""
+        padding = get_setting(self.language.config.get_text_config(decoder=True), "pad_token_id")
+        ways: list[dict[str, Any]] = [{}]
+        if self.spec.unmasked:
+            ways.append({"one_mask": True})
+        if self.spec.takes_positions and isinstance(padding, int):  # positions count on from that of pads
+            ways.append({"position_offset": padding + 1})
+        return [*ways, {"takes_mask": False}]
+
+    def takes_wide_states(self) -> bool:
+        """Say whether its layers take float32 states between weights that are narrower, under autocast."""
+        if not self.exact:
+            return True
+        narrow = copy.deepcopy(self.language).bfloat16()
+        none, real = torch.zeros(1, 0).bool(), torch.ones_like(self.ids).bool()
+        inputs = self.embeddings(self.ids).float()
+        arguments = self.spec.arguments(image_then_text(none, real), dtype=torch.float32)
+        try:
+            let_layer_norms_take_float32(narrow)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                self.spec.call(narrow, inputs, arguments)
+        except FAILURES:
+            return False
+        return True
 
     # --- By the mask alone
 
@@ -305,7 +212,7 @@ class _Trial:
                 if not self.is_close(self.logits(inputs[:, columns], own), logits[:, columns]):
                     return "it takes positions from the row and not from position_ids, so texts cannot share a prefix"
                 start += length
-        except _FAILURES as error:
+        except FAILURES as error:
             return f"it cannot take a mask of who sees whom ({type(error).__name__}: {error})"
         return None
 
@@ -349,7 +256,7 @@ class _Trial:
         """Run rows of one image and one text each, as training and generation without a cache do."""
         try:
             logits, _ = read(self.language, self.spec, inputs, table, causal_image=self.causal_image)
-        except _FAILURES as error:
+        except FAILURES as error:
             self.refuse(f"it cannot read a row of one image and one text ({type(error).__name__}: {error})")
         return logits.float()
 
@@ -403,7 +310,7 @@ class _Trial:
         ways: tuple[tuple[BehindCache, tuple[int, ...]], ...] = (("several", (2, 3)), ("single", (1,) * num_text))
         for behind_cache, steps in ways:
             spec = replace(self.spec, behind_cache=behind_cache)
-            with contextlib.suppress(*_FAILURES):
+            with contextlib.suppress(*FAILURES):
                 cache = StateCache()
                 read(
                     self.language, spec, inputs[:, :NUM_IMAGE], image_table, cache=cache, causal_image=self.causal_image
@@ -429,13 +336,14 @@ class _Trial:
         ids = torch.randint(3, 60, (1, table.length), device=self.device)
         columns = torch.tensor([5, 6, 7, 8, 10, 11, 13, 14, 15], device=self.device)
         pairs = {"source": torch.stack([torch.zeros_like(columns), columns - 1], 1), "target": ids[0, columns]}
-        recomputing = copy.deepcopy(self.language)
-        checkpoint_activations(recomputing)
         by_rows = self._gradients(self.language, ids, table, pairs, by_state=False)
-        for language in (self.language, recomputing):
+        for is_recomputed in (False, True):
             try:
+                language = copy.deepcopy(self.language)
+                if is_recomputed:
+                    checkpoint_activations(language)
                 by_state = self._gradients(language, ids, table, pairs, by_state=True)
-            except _FAILURES:
+            except FAILURES:
                 return False
             if by_state.keys() != by_rows.keys():
                 return False
@@ -444,6 +352,19 @@ class _Trial:
                 if not error <= 1e-4 * max(largest, 1e-6):
                     return False
         return True
+
+    def check_gradients(self, why_not: str) -> None:
+        """Try whether rows of their own can be trained."""
+        table = shared_prefix(num_image_tokens=NUM_IMAGE, text_lengths=TEXT_LENGTHS).to(self.device)
+        ids = torch.randint(3, 60, (1, table.length), device=self.device)
+        columns = torch.tensor([[0, NUM_IMAGE + 1], [0, NUM_IMAGE + TEXT_LENGTHS[0]]], device=self.device)
+        try:
+            pairs = {"source": columns, "target": ids[0, columns[:, 1] + 1]}
+            found = self._gradients(self.language, ids, table, pairs, by_state=False)
+        except FAILURES as error:
+            self.refuse(f"{why_not}, and in rows it has no gradient ({type(error).__name__}: {error})")
+        if not all(gradient.isfinite().all() for gradient in found.values()):
+            self.refuse(f"{why_not}, and in rows its gradient is no number")
 
     def _gradients(
         self, language: PreTrainedModel, ids: Tensor, table: SegmentTable, pairs: dict[str, Tensor], *, by_state: bool
