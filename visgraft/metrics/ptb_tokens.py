@@ -164,7 +164,7 @@ _RULES = tuple(
             r"""[^ \t\n\f\r"<>|(){}.\u00a0]+(?:&(?i:gt);|>)?)""",
             _as_is,
         ),
-        (rf"(@[a-zA-Z_][a-zA-Z_0-9]*|\#[{_LETTERS}{MARK}]+)", _as_is),
+        (rf"(@[a-zA-Z_][a-zA-Z_0-9]*|\#{_W}+)", _as_is),
         (rf"({_REST}|{_NOT})[^A-Za-z]", _in_ascii),
         # numbers and money
         (r"(\d{1,2}[-/]\d{1,2}[-/]\d{2,4})", _as_is),
