@@ -37,7 +37,7 @@ from transformers.models.auto.modeling_auto import (
 from tests.tiny import bare_language, random_ids, randomise
 from visgraft.errors import VisgraftError
 from visgraft.model.tower import build_tower, vision_tower_config
-from visgraft.model.vision import VisionSettings, encode, measure, shallow
+from visgraft.model.vision import MOST_WEIGHTS, VisionSettings, encode, measure, shallow
 from visgraft.model.vision_inputs import dummy_inputs, reads_text
 from visgraft.model.vlm import VisionLanguageModel
 
@@ -81,6 +81,10 @@ def join(model_type: str) -> tuple[str, str]:
                 config.image_size = LARGEST_SIDE
         if reads_text(config):
             measure(config, settings=VisionSettings())
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in build_tower(config).parameters())
+        if size > MOST_WEIGHTS:
+            return "skipped", f"{size / 1e9:.1f} billion weights are too many for a sweep"
         try:
             vision = randomise(build_tower(_narrow(config)), seed=1).eval()
         except VisgraftError:

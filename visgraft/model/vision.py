@@ -250,7 +250,7 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
                 raise _cannot_run(config, settings, name, error) from error
     assert shape is not None
     side = settings.image_size or native_image_size(config)
-    grid, num_leading = _grid(config, shape.num_tokens, (side, side))
+    grid, num_leading = (shape.grid, 0) if all(shape.grid) else _grid(config, shape.num_tokens, (side, side))
     kept = num_leading if settings.keep_class_token else 0
     return replace(shape, num_tokens=grid[0] * grid[1] + kept, grid=grid, num_leading=kept)
 
@@ -298,7 +298,7 @@ def _run_on_nothing(vision: PreTrainedModel, settings: VisionSettings, *, device
                 if per_token[0] is not None and per_token[0] == per_token[1]:
                     assert first is not None
                     tokens, width = first.shape[-2:]
-                    return VisionShape(tokens, width, (1, tokens), 0, per_token[0], is_pooled=is_pooled)
+                    return VisionShape(tokens, width, (0, 0), 0, per_token[0], is_pooled=is_pooled)
         raise UnsupportedModelError(
             f"{name} makes {list(last.shape)} of {extent} patches and {list(wide.shape)} of {wide_extent}: the "
             "number of its tokens follows no rule that visgraft knows; choose another encoder"
@@ -308,7 +308,7 @@ def _run_on_nothing(vision: PreTrainedModel, settings: VisionSettings, *, device
         rows, columns, width = last.shape[1:] if channels_last else (*last.shape[2:], last.shape[1])
         return VisionShape(rows * columns, width, (rows, columns), 0, channels_last=channels_last)
     _, tokens, width = _one_sequence_an_image(last, 1, None, name).shape
-    return VisionShape(tokens, width, (1, tokens), 0)
+    return VisionShape(tokens, width, (0, 0), 0)
 
 
 def _extent_per_token(features: Any, extent: int | None) -> int | None:
