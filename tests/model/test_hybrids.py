@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import cache_utils
 
 from tests.tiny import (
     BY_STATE,
@@ -19,6 +20,8 @@ from tests.tiny import (
     assert_close,
     assert_same_gradients,
     bare,
+    bare_language,
+    bare_vision,
     batch,
     fresh,
     gradients,
@@ -34,8 +37,11 @@ from visgraft.errors import ModelError
 from visgraft.model.activation_checkpointing import checkpoint_activations
 from visgraft.model.checks.preflight import preflight
 from visgraft.model.state_cache import StateCache
-from visgraft.model.trainable import set_trainable
+from visgraft.model.trainable import parts_table, set_trainable
 from visgraft.model.vlm import VisionLanguageModel
+
+if not hasattr(cache_utils, "LinearAttentionCacheLayerMixin"):
+    pytest.skip("transformers keeps states in its caches from 5.20 on", allow_module_level=True)
 
 every_hybrid = pytest.mark.parametrize("language", HYBRIDS)
 MOVED, STILL = 1e-4, 2e-5
@@ -57,6 +63,33 @@ def test_trying_finds_how_texts_share_an_image(language: str) -> None:
     # Jamba's scan begins with an empty state for more than one token; RWKV's state is not in a cache.
     assert spec.behind_cache == {"jamba": "single", "rwkv": "nothing"}.get(language, "several")
     assert spec.image_is_causal == ("all" if language in ("mamba2", "rwkv") else "some")
+
+
+def test_what_a_user_should_know_is_said_with_the_parts() -> None:
+    assert joined("llama").attention_spec.notes == ()
+    model = fresh("jamba")
+    report = set_trainable(model, modes={"language": "lora", "projection": "full"})
+    notes = next(row.notes for row in parts_table(model, report) if row.part == "language")
+    assert notes[0].startswith("LoRA on ")
+    assert "in JambaMambaMixer" in notes[0]
+    assert "q_proj, k_proj, v_proj, o_proj in JambaAttention" in notes[0]
+    assert "each text reads its image in a row of its own, in the layout shared too" in notes
+    assert "images are read from left to right (causal) in its recurrent layers" in notes
+    assert "behind a cache, prompts are read token by token" in notes
+
+
+def test_rwkv_computes_the_same_in_eval_and_training_mode_without_touching_its_weights() -> None:
+    language, ids = bare_language("rwkv"), random_ids(1, 6)
+    untouched = {name: tensor.clone() for name, tensor in language.state_dict().items()}
+    language.config.rescale_every = 1
+    with torch.no_grad():
+        plain = language(input_ids=ids).logits  # which has divided weights of its second layer by two
+        model = VisionLanguageModel.from_parts(bare_vision("clip"), language)
+        assert all(torch.equal(untouched[name], tensor) for name, tensor in language.state_dict().items())
+        assert_close(logits_of(model, ids), plain, tolerance=1e-3)
+        assert_close(logits_of(model.train(), ids), plain, tolerance=1e-3)
+        assert_close(language(input_ids=ids).logits, plain, tolerance=1e-3)
+    assert all(torch.equal(untouched[name], tensor) for name, tensor in language.state_dict().items())
 
 
 # --- Text only, padding

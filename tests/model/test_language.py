@@ -12,6 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from tests.tiny import (
     ALIBI,
+    HYBRIDS,
     LANGUAGES,
     WINDOW,
     P,
@@ -290,4 +291,4 @@ def test_the_scale_is_the_standard_deviation_of_embeddings_as_they_enter(name: s
 
 
 def test_every_quirk_belongs_to_a_family_that_is_tested() -> None:
-    assert set(QUIRKS) <= {bare(name).config.model_type for name in LANGUAGES}
+    assert set(QUIRKS) <= {bare(name).config.model_type for name in [*LANGUAGES, *HYBRIDS]}

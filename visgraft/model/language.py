@@ -94,6 +94,23 @@ class AttentionSpec:
     wide_states: bool = True
     image_is_causal: Literal["nothing", "some", "all"] = "nothing"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how this LM reads images and texts; nothing where the mask alone decides."""
+        if self.sharing == "mask":
+            return ()
+        said = {
+            "state": "texts read on from copies of their image's states",
+            "rows": "each text reads its image in a row of its own, in the layout shared too",
+            "some": "images are read from left to right (causal) in its recurrent layers",
+            "all": "images are read from left to right (causal) in all its layers",
+            "single": "behind a cache, prompts are read token by token",
+            "nothing": "nothing is read rightly behind a cache: for each new token all is read anew",
+        }
+        causal = () if self.image_is_causal == "nothing" else (self.image_is_causal,)
+        cached = () if self.behind_cache == "several" else (self.behind_cache,)
+        return tuple(said[key] for key in (self.sharing, *causal, *cached))
+
     def call(
         self, language: PreTrainedModel, embeds: Tensor, arguments: Mapping[str, Any], *, cache: Cache | None = None
     ) -> Any:
@@ -332,6 +349,16 @@ def _install_mpt(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
     return replace(attention_spec, alibi=_Ramp(slopes))
 
 
+def _install_rwkv(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    model = language.rwkv
+    if model.layers_are_rescaled:
+        was_training = model.training
+        model.train()._rescale_layers()
+        model.train(was_training)
+    language.config.rescale_every = 0
+    return attention_spec
+
+
 @dataclass(frozen=True)
 class _Ramp:
     """The bias of each head by position: slopes [H], positions [B, S] -> [B, H, S]."""
@@ -423,5 +450,10 @@ class _MptAttentionForward:
 QUIRKS: Mapping[str, Quirk] = {
     "bloom": Quirk(lambda config: True, _install_bloom, "builds its ALiBi bias from a 2-D mask"),
     "falcon": Quirk(lambda config: bool(config.alibi), _install_falcon, "builds its ALiBi bias from a 2-D mask"),
+    "rwkv": Quirk(
+        lambda config: config.rescale_every > 0,
+        _install_rwkv,
+        "divides weights in place in eval mode, and saves them so",
+    ),
     "mpt": Quirk(lambda config: True, _install_mpt, "casts every mask to boolean and reads True as hidden"),
 }

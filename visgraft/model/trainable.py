@@ -150,6 +150,8 @@ def parts_table(
         rate = learning_rate.get(part) if isinstance(learning_rate, Mapping) else learning_rate
         dtypes = dict.fromkeys(format_of(p) for p in parameters.values())
         notes = [*report.notes.get(part, ()), *(f"unused: {name}" for name in report.unused if name in parameters)]
+        if part == "language":
+            notes += getattr(getattr(model, "attention_spec", None), "notes", ())
         if part in report.lora_targets:
             targets = report.lora_targets[part]
             by_block = targets_by_block(part_module(model, part), targets)
