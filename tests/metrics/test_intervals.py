@@ -19,6 +19,7 @@ def answers_about_images(generator: np.random.Generator, *, num_images: int, eac
     return mean_of(right.ravel().astype(float)), [image for image in range(num_images) for _ in range(each)]
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_95_times_of_100_and_intervals_by_questions_do_not():
     generator = np.random.default_rng(0)
     hits = by_questions = 0
