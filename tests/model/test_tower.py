@@ -27,12 +27,14 @@ from visgraft.model.vision import VisionSettings, _is_channels_last, encode, mea
         (hf.BlipConfig, "blip_vision_model"),
         (hf.FlavaConfig, "flava_image_model"),
         (hf.SamConfig, "sam_vision_model"),
-        (hf.Sam2Config, "sam2_vision_model"),  # whole, though its config names a backbone inside
+        (hf.Sam2Config, "sam2_hiera_det_model"),  # the backbone inside its vision part
         (hf.Dinov2Config, "dinov2"),
     ],
 )
 def test_the_tower_of_a_config_is_what_sees_in_it(whole: Any, tower: str) -> None:
-    assert vision_tower_config(whole()).model_type == tower
+    found = vision_tower_config(whole())
+    assert found.model_type == tower
+    assert vision_tower_config(found) is found
 
 
 @pytest.mark.parametrize(

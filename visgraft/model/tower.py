@@ -23,8 +23,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from visgraft.errors import UnsupportedModelError
 
 # Words in the names of sub-configs, the surest first; a detector's `backbone_config` is what sees in it.
-TOWERS = ("vision", "visual", "image", "vit")
-PARTS_THAT_SEE = (*TOWERS, "backbone", "encoder")
+PARTS_THAT_SEE = ("vision", "visual", "image", "vit", "backbone", "encoder")
 
 
 def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -33,8 +32,7 @@ def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
     for word in PARTS_THAT_SEE:
         for name, part in parts.items():
             if word in name:
-                is_whole = word in TOWERS and _has_class(part)  # it may have parts of its own, but sees as a whole
-                return part if is_whole else vision_tower_config(part)
+                return vision_tower_config(part)
     for part in parts.values():
         tower = vision_tower_config(part)
         if tower is not part:
@@ -56,10 +54,6 @@ def build_tower(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
         return AutoModel.from_config(config, **options)
     made: PreTrainedModel = tower_class(config)._from_config(config, **options)
     return made
-
-
-def _has_class(config: PreTrainedConfig) -> bool:
-    return type(config) in AutoModel._model_mapping or any(_classes_beside(config))
 
 
 def tower_class(config: PreTrainedConfig) -> Any:
