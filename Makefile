@@ -6,6 +6,11 @@
 #   make test-long     those marked long
 #   make test-kill     kill 300 runs at any moment (KILLS=30: 30): each must end as if it never was (docs/reliability.md)
 #   make test-oldest   the model and the data with the oldest releases that pyproject.toml allows
+#   make test-coco     captions' tokens and scores beside COCO's own programs (needs Java)
+#   make test-lmms-eval  lmms-eval, as it is, asks a model of ours and counts as many right answers as we do
+#   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
+#   make test-timm     encoders of timm, in an environment that has it
+#   make sweep         every vision class of transformers, joined or refused and why (about 15 minutes)
 #   make lint types    format and style; strict types
 #   make check         lint, types, test
 #   make map           write the file map of docs/architecture.md again
@@ -15,13 +20,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+COCO := .venv-coco
+LMMS := .venv-lmms-eval
+SCRIPTS := .venv-scripts
+TIMM := .venv-timm
 WORKERS ?= 2
 KILLS ?= 300
 # worksteal: each process gets half of the tests in their order, so that a file's fixtures are mostly made once, and at
 # the end the one that is done takes over what the other still has to do
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-long test-kill test-oldest lint types check map clean
+.PHONY: demo test test-fast test-long test-kill test-oldest test-coco test-lmms-eval test-scripts test-timm sweep lint
+.PHONY: types check map clean
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -41,6 +51,25 @@ test-kill: $(STAMP)
 # the model and the data with the oldest releases that pyproject.toml allows, in an environment of their own
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -q -m "not long" tests/model tests/data
+
+# captions' tokens and scores beside COCO's own programs, in an environment of their own; no torch is needed
+test-coco: $(COCO)/.installed
+	PYTHONPATH=. $(COCO)/bin/python -m tests.metrics.compare_coco
+
+# lmms-eval requires much that a local task does not import, torchvision among it: here it is installed without
+test-lmms-eval: $(LMMS)/.complete
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LMMS)/bin/python tests/evaluation/compare_lmms_eval.py
+
+# without what lmms-eval requires: only single functions of it are run
+test-scripts: $(SCRIPTS)/.installed
+	PYTHONPATH=. $(SCRIPTS)/bin/python -m tests.metrics.compare_scripts
+
+# timm imports torchvision, whose compiled part needs a PyTorch built for CUDA; the tests define its operators themselves
+test-timm: $(TIMM)/.complete
+	$(TIMM)/bin/python -m pytest -q tests/timm_encoders
+
+sweep: $(STAMP)
+	$(BIN)/python -m tests.sweep_encoders
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -70,5 +99,30 @@ $(STAMP): pyproject.toml constraints.txt
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(call install,$(OLDEST),constraints-oldest.txt,-e '.[video]' pytest)
 
+$(COCO)/.installed: pyproject.toml constraints.txt
+	$(call install,$(COCO),constraints.txt,numpy 'pycocoevalcap>=1.2')
+
+$(LMMS)/.installed: pyproject.toml constraints.txt
+	$(call install,$(LMMS),constraints.txt,-e .)
+
+LMMS_NEEDS := evaluate httpx jsonlines aiohttp numexpr pytablewriter sacrebleu scikit-learn einops ftfy openai hf_transfer \
+	nltk sentencepiece tqdm-multiprocess zstandard latex2sympy2 openpyxl loguru tenacity tiktoken zss protobuf python-dotenv \
+	math-verify opencv-python-headless
+
+$(LMMS)/.complete: $(LMMS)/.installed
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check $(LMMS_NEEDS)
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3 wandb==0.25.0
+	@touch $@
+
+$(SCRIPTS)/.installed: constraints.txt
+	$(call install,$(SCRIPTS),constraints.txt,--no-deps numpy lmms-eval==0.7.3)
+
+$(TIMM)/.installed: pyproject.toml constraints.txt
+	$(call install,$(TIMM),constraints.txt,-e '.[video]' pytest)
+
+$(TIMM)/.complete: $(TIMM)/.installed
+	$(TIMM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,7 +9,7 @@ answer has the length that is set for it, whatever it says, in every way alike. 
 
     questions   easy-VQA's questions, grouped by image, with the lengths of their true answers
     captions    one caption an image, with lengths as COCO's (bench/lengths/coco.json)
-    long        answers of 8 to 160 tokens, most of them short, about as many images
+    long        answers of 8 to 96 tokens, most of them short, about as many images
 
     single      one `generate` a question, its image encoded and read with it
     sorted      `generate` in batches of questions of like length, every image encoded and read in its row
@@ -91,7 +91,7 @@ def make_questions(kind: str, processor: Processor, *, images: int, folder: Path
         lengths = [length for texts in json.loads(LENGTHS.read_text())["images"] for _, length in texts]
         drawn = draw.choices(lengths, k=len(paths))
         return [Question(path, "", length) for path, length in zip(paths, drawn, strict=True)]
-    shortest, longest = (2, 9) if tiny else (8, 160)
+    shortest, longest = (2, 9) if tiny else (8, 96)
     return [
         Question(path, "What can be seen here?", round(shortest * (longest / shortest) ** (draw.random() ** 1.3)))
         for path in paths
@@ -228,6 +228,7 @@ def measure(
         each["tokens_per_s"] = round(num_tokens / each["median_s"], 2)
     assert all(len(row) == q.length for rows in answers.values() for row, q in zip(rows, questions, strict=True))
     return {
+        "batch_size": batch_size,
         "answers": len(questions),
         "images": len({str(question.image) for question in questions}),
         "tokens": num_tokens,
@@ -264,7 +265,6 @@ def main() -> None:
         "load_of_the_machine": {"before": load_before, "after": os.getloadavg()},
         "weights": str(model.language.dtype).removeprefix("torch."),
         "seconds_are": "of the CPU, one thread" if args.cpu_seconds else "of the clock",
-        "batch_size": args.batch_size,
         "image_tokens": processor.num_image_tokens,
         "kinds": kinds,
     }

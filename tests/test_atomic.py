@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from tests.full_disk import Disk
-from visgraft.atomic import append_record, whole_file, whole_folder, write_json, write_whole
+from visgraft.atomic import append_record, read_records, whole_file, whole_folder, write_json, write_whole
 from visgraft.errors import DiskError
 from visgraft.sealed import Summed
 
@@ -223,3 +223,11 @@ def test_a_limit_of_the_kernel_is_told_where_no_python_writes(tmp_path: Path) ->
 
 def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def test_a_text_that_is_no_unicode_is_written_as_json_writes_it(tmp_path: Path) -> None:
+    name = "\ud83d caf\udcff.png"
+    append_record(tmp_path / "log.jsonl", {"where": name})
+    assert [record for _, record in read_records(tmp_path / "log.jsonl")] == [{"where": name}]
+    write_whole(tmp_path / "a.txt", name)
+    assert (tmp_path / "a.txt").read_text() == "\\ud83d caf\\udcff.png"

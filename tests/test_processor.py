@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -264,6 +265,23 @@ def test_images_alone_ask_for_captions(processor):
     inputs = processor([RED, BLUE])
     assert inputs["input_ids"].tolist() == [processor.prompt(CAPTION)] * 2
     assert inputs["pixel_values"].shape == (2, 3, 32, 32)
+
+
+def test_an_array_is_one_image_and_four_axes_are_a_list_of_images(processor):
+    red = np.asarray(RED)
+    expected = processor(images=[RED, RED], text=["What?", "Where?"])["pixel_values"]
+    for images in ([red, red], np.stack([red, red]), torch.from_numpy(np.stack([red, red]).transpose(0, 3, 1, 2))):
+        assert torch.equal(processor(images=images, text=["What?", "Where?"])["pixel_values"], expected)
+    assert processor(images=red, text="What?")["pixel_values"].shape[0] == 1
+    with pytest.raises(BadSampleError, match="image is an array of float32: give uint8"):
+        processor(images=red / np.float32(255), text="What?")
+
+
+def test_a_text_that_is_no_unicode_is_refused_in_words(processor):
+    with pytest.raises(BadSampleError, match="text is not valid Unicode"):
+        processor(text="What \ud83d?")
+    with pytest.raises((BadSampleError, ConfigError), match="text is not valid Unicode"):
+        processor.apply_chat_template([{"role": "user", "content": "What \ud83d?"}])
 
 
 def test_samples_with_unlike_numbers_of_images_get_an_image_mask(processor):

@@ -40,7 +40,7 @@ TAIL_BYTES = 2**16  # read at a time to find where the last whole line ends
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file, text as UTF-8; its folder is made if it is not there. Raises DiskError."""
-    data = content.encode() if isinstance(content, str) else content
+    data = _utf8(content) if isinstance(content, str) else content
     with whole_file(path, num_bytes=len(data)) as building:
         building.write_bytes(data)
 
@@ -48,6 +48,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write values as JSON with one key a line. Raises ValueError for a number that is not finite."""
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _utf8(text: str) -> bytes:
+    """Encode a text; what is no Unicode (a file's name in another encoding) is written as JSON writes it, `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 @contextmanager
@@ -147,7 +152,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     Numbers that are not finite are written as null, so that any JSON reader takes the file. Raises DiskError; nothing
     of the record stays then.
     """
-    line = (json.dumps(_finite(record), allow_nan=False, ensure_ascii=False) + "\n").encode()
+    line = _utf8(json.dumps(_finite(record), allow_nan=False, ensure_ascii=False) + "\n")
     is_new = not path.exists()
     with refusals_told(path, num_bytes=len(line)), path.open("ab+", buffering=0) as file:
         end = _whole_lines(file)

@@ -6,6 +6,7 @@ In: what was got, what is allowed, what to do, as one string. Out: an exception 
       ConfigError               a recipe, an override or an argument is wrong
       DataError                 a data source cannot be read, or too much of it is bad
         BadSampleError          one sample is bad: it goes to quarantine, the run goes on
+        TooManyBadError         more samples are bad than the recipe allows; every process of a run finds it alike
       ModelError                parts do not fit together
         UnsupportedModelError   a model that cannot be joined exactly, refused by name
         MaskSizeError           a dense attention mask would be larger than is allowed
@@ -33,6 +34,10 @@ class DataError(VisgraftError):
 
 class BadSampleError(DataError):
     """One sample cannot be used; the text is the reason that its quarantine line gives."""
+
+
+class TooManyBadError(DataError):
+    """More samples are bad than the recipe allows."""
 
 
 class ModelError(VisgraftError):

@@ -50,10 +50,10 @@ from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, e
 from visgraft.data.sample import ImageRef, Sample, Turn
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
-from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image
-from visgraft.model.language import max_positions_of
+from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image, positions_of
 from visgraft.model.storage.pretrained import load_config
-from visgraft.model.vision import count_tokens, measure
+from visgraft.model.vision import measure
+from visgraft.model.vision_inputs import count_tokens
 
 _SETTINGS = (
     "num_image_tokens", "image_size", "template", "max_text_tokens", "max_positions", "images_take_positions",
@@ -106,10 +106,7 @@ class Processor(ProcessorMixin):
         self.picture_processor = image_processor  # of what is shown to the encoder: whole images, or tiles
         if tiles is not None:
             if image_size is None:
-                raise ConfigError(
-                    "model.tiles: this encoder takes images in their own resolution, so there is nothing to cut: "
-                    "leave tiles out"
-                )
+                raise ConfigError("model.tiles: this encoder takes images in their own resolution: leave tiles out")
             self.picture_processor = for_tiles(image_processor, side=image_size)
         self.prompt_template = PromptTemplate(template)
         tokenizer.padding_side = "left"  # not saved with every tokenizer, so set it wherever one is taken in
@@ -164,18 +161,17 @@ class Processor(ProcessorMixin):
         join = VisionLanguageConfig(image_size=image_size, projection=dict(projection or {}), **reading)
         if num_image_tokens is None:
             num_image_tokens = image_tokens_per_image(config, join=join)
-        extent_per_token = 0
-        if config is not None and image_size is None:
-            extent_per_token = measure(config, settings=join.vision_settings).extent_per_token
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
-            max_positions=max_positions or _positions_of(language, revision=language_revision),
+            max_positions=max_positions or _positions(language, revision=language_revision)[0],
             num_image_tokens=num_image_tokens,
             image_size=image_size,
             template=template,
             max_text_tokens=max_text_tokens,
-            extent_per_token=extent_per_token,
+            extent_per_token=measure(config, settings=join.vision_settings).extent_per_token
+            if config and image_size is None
+            else 0,
             tiles=tiles,
         )
 
@@ -199,14 +195,13 @@ class Processor(ProcessorMixin):
                 "make one with Processor.from_parts and save it there"
             )
         if "max_positions" not in settings:  # it was saved before that was known
-            settings = {**settings, **_positions_in(name, **hub)}
+            known = _positions(name, revision=hub.get("revision"))
+            settings = {**settings, **dict(zip(("max_positions", "images_take_positions"), known, strict=True))}
         return cls(
             load_image_processor(name, **hub),
             load_tokenizer(name, **hub),
             **{key: settings[key] for key in _SETTINGS if key in settings},
         )
-
-    # --- Images
 
     @property
     def most_image_tokens(self) -> int:
@@ -216,16 +211,15 @@ class Processor(ProcessorMixin):
     def make_pixels(
         self, refs: Sequence[ImageRef], opened: Sequence[Image.Image], *, exact: bool = True, as_bytes: bool = False
     ) -> dict[str, Tensor]:
-        """Make what the encoder takes of images; see `data.images.pixels.make_pixels`.
+        """Make what the encoder takes of images, as `data.images.pixels.make_pixels` does.
 
         Args:
             refs: F images, as a sample names them; frames of a video are not cut into tiles.
-            opened: the same, RGB.
-            exact, as_bytes: see there.
+            opened: the same, RGB. exact, as_bytes: see there.
 
         Returns:
-            Tensors [pictures, ...]: an image is one picture, or with tiles several; `ends_row` [pictures] bool says
-            behind which of them a row separator stands.
+            Tensors [pictures, ...], of an image one picture or several tiles; `ends_row` [pictures] bool says behind
+            which of them a row separator stands.
 
         Raises:
             BadSampleError: an image is too narrow.
@@ -241,7 +235,7 @@ class Processor(ProcessorMixin):
         return made
 
     def cut(self, ref: ImageRef, opened: Image.Image) -> CutImage:
-        """Cut an image into tiles; where tiles are on."""
+        """Cut an image into tiles, where tiles are on."""
         assert self.tile_settings is not None and self.image_size is not None, "tiles are on"
         is_frame = isinstance(ref, VideoFrame)
         return cut_image(opened, side=self.image_size, settings=self.tile_settings, is_whole=is_frame)
@@ -251,9 +245,7 @@ class Processor(ProcessorMixin):
         if not vision_inputs:
             return ()
         counts = count_tokens(vision_inputs, self.num_image_tokens, extent_per_token=self.extent_per_token)
-        if "ends_row" in vision_inputs:
-            counts = counts + vision_inputs["ends_row"]
-        return tuple(counts.tolist())
+        return tuple((counts + vision_inputs.get("ends_row", 0)).tolist())
 
     # --- Training
 
@@ -340,8 +332,7 @@ class Processor(ProcessorMixin):
         opened = [open_image(ref, max_pixels=max_pixels) for ref in sample.images]
         vision_inputs = self.make_pixels(sample.images, opened, exact=exact_pixels, as_bytes=as_bytes)
         counts = self.count_image_tokens(vision_inputs)
-        is_known_before = sum(counts) == len(opened) * self.num_image_tokens
-        for dialog in () if is_known_before else dialogs:  # only now each image's own number is known
+        for dialog in dialogs:  # only now each image's own number is known
             self._check_positions(dialog, num_image_tokens=sum(counts))
         return EncodedSample(dialogs, vision_inputs, counts, id=sample.id, source=sample.source)
 
@@ -447,9 +438,8 @@ class Processor(ProcessorMixin):
             raise ConfigError(f"apply_chat_template: the last message must be {whose}")
         if not is_begun:
             return self.prompt(turns)
-        return list(
-            encode_dialog(self.tokenizer, self.prompt_template, turns).input_ids[:-1]
-        )  # all but its end-of-text
+        encoded = encode_dialog(self.tokenizer, self.prompt_template, turns)
+        return list(encoded.input_ids[:-1])  # all but its end-of-text
 
     def _inputs(
         self, ids: list[list[int]], groups: list[list[ImageRef]], *, padding: bool | str, return_tensors: str
@@ -480,32 +470,17 @@ def _load_vision(
     return load_image_processor(vision, revision=revision), config
 
 
-def _positions_of(
+def _positions(
     language: str | Path | PreTrainedModel | PreTrainedTokenizerBase, *, revision: str | None
-) -> int | None:
-    """Return the positions of a language model; None where only its tokenizer is there."""
-    if isinstance(language, PreTrainedModel):
-        return max_positions_of(language.config)
+) -> tuple[int | None, bool]:
+    """Return what `positions_of` says of a language model; nothing is known of a tokenizer alone."""
     if isinstance(language, PreTrainedTokenizerBase):
-        return None
+        return None, True
     try:
-        return max_positions_of(load_config(language, revision=revision))
+        config = language.config if isinstance(language, PreTrainedModel) else load_config(language, revision=revision)
     except CheckpointError:
-        return None  # a tokenizer alone
-
-
-def _positions_in(name: str, **hub: Any) -> dict[str, Any]:
-    """Return the settings of a processor that the config of the model beside it tells."""
-    try:
-        config = load_config(name, revision=hub.get("revision"))
-    except CheckpointError:
-        return {}
-    if not isinstance(config, VisionLanguageConfig) or config.text_config is None:
-        return {}
-    return {
-        "max_positions": max_positions_of(config.text_config),
-        "images_take_positions": config.prefix_at == "embeddings",
-    }
+        return None, True
+    return positions_of(config)
 
 
 AutoProcessor.register(VisionLanguageConfig, Processor, exist_ok=True)

@@ -166,3 +166,11 @@ def test_the_gpu_ladder_says_what_it_cannot_take(
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module("gpu").main()
     assert wanted in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_measured_beside_one_generate_a_question(tmp_path: Path) -> None:
+    result = run_tiny("evaluate", tmp_path, "--images", "2", "--questions", "2000")
+    assert list(result["variants"]) == ["each", "grouped"]
+    assert result["same_answers"] == result["questions"] == 20
+    assert [seen["questions"] for seen in result["memory"]] == [2000]

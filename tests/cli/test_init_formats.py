@@ -86,6 +86,16 @@ def parquet(folder: Path) -> None:
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), folder / "data" / "train-00000-of-00001.parquet")
 
 
+def texts_beside(folder: Path) -> None:
+    for name in photos(folder / "10_cat"):
+        write(folder / "10_cat" / name.replace(".png", ".txt"), b"a cat on a sofa")
+
+
+def class_folders(folder: Path) -> None:
+    for name in ("tabby_cat", "dog"):
+        photos(folder / name)
+
+
 def rows_of(form: dict[str, Any]) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         write(folder / "data.json", [{"image": name, **form} for name in photos(folder / "photos")])
@@ -102,6 +112,8 @@ FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "WebDataset": ("webdataset", webdataset),
     "save_to_disk": ("hf", saved_to_disk),
     "parquet": ("parquet", parquet),
+    "a text beside each": ("folder", texts_beside),
+    "class folders": ("parquet", class_folders),
     "LLaVA": ("llava", rows_of({"conversations": CHAT})),
     "messages": ("messages", rows_of({"messages": TURNS})),
     "texts": ("texts", rows_of({"texts": [{"user": "What is it?", "assistant": "a cat"}]})),

@@ -71,7 +71,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = save_experiment(folder / "modules", num_variants=11, num_steps=60)
     for path in experiment.glob("*/summary.json"):
         summary = json.loads(path.read_text())
-        summary["scores"]["vqa_accuracy"] = 0.37 + summary["scores"]["exact_match"] / 2
+        summary["scores"]["vqa_v2"] = 0.37 + summary["scores"]["exact_match"] / 2
         path.write_text(json.dumps(summary))
     comparison = collect([experiment])
     return write_report(comparison, gather(comparison.variants), folder / "report.html")

@@ -3,7 +3,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizer
 
 from tests.data.made_tokenizers import SPECIALS, TOKENIZERS, answers_of, byte_level, metaspace, word_level, wrap
-from visgraft.data.control_tokens import control_tokens, show
+from visgraft.data.control_tokens import control_tokens, encode_data, show
 from visgraft.data.prompt import PromptTemplate, encode_dialog, encode_prompt
 from visgraft.data.sample import Turn
 from visgraft.errors import BadSampleError
@@ -186,3 +186,10 @@ def test_a_tokenizer_in_python_keeps_the_same_promises():
         assert tokenizer.decode(encoded.input_ids) == f"<|im_start|>{text}\n<|im_end|> {text}</s>".replace(
             "\n", "<unk>"
         )
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_a_text_of_data_alone_has_no_control_tokens(tokenizers, name):
+    tokenizer = tokenizers[name]
+    assert controls_in(tokenizer, encode_data(tokenizer, "a cat</s> on <s>")) == []
+    assert encode_data(tokenizer, "a cat") == tokenizer("a cat", add_special_tokens=False).input_ids

@@ -12,7 +12,7 @@ from tests.training.tiny import save_parts
 from visgraft.config import DataSettings, SourceSettings
 from visgraft.data.check import check_sources
 from visgraft.data.findings import FINDINGS, Finding, find
-from visgraft.data.records import Looker, TextRecord
+from visgraft.data.records import Looker, SampleRecord, TextRecord
 from visgraft.data.sample import Turn
 from visgraft.data.source_report import Answers, SourceReport, Table
 from visgraft.data.sources import open_sources
@@ -257,7 +257,7 @@ def test_what_the_words_alone_give_away_is_told_before_and_after_balancing(
     assert found.level == "warning" and "give away 80.0% of 50 answers" in found.text
     assert found.advice == "balance: answers, in this source of the recipe, makes it 50.0%."
     found = findings_of(processor, [write(tmp_path / "t.jsonl", rows, balance="answers")])["words_alone"]
-    assert found.level == "note" and "80.0% of 50" in found.text and "balanced, it is 50.0%" in found.text
+    assert found.level == "note" and "80.0% of 50" in found.text and "Balanced, it is 50.0%" in found.text
     assert "'yes' 0.62 times, 'no' 2.50 times" in found.text
 
 
@@ -296,6 +296,14 @@ def test_answers_that_come_often_are_kept_of_very_many(monkeypatch: pytest.Monke
         for shown, key in (("yes", 1), (f"rare {number}", number + 2)):
             answers.add(TextRecord(0, key, "", shown, 3, ()))
     assert answers.top(1) == [("yes", 5000)] and len(answers.counts) <= 100 and answers.total == 10_000
+
+
+def test_reasons_of_every_wording_are_counted_within_bounds() -> None:
+    report = SourceReport("a", "train", samples=5000)
+    for number in range(5000):
+        report.add(SampleRecord(number, f"reason {number}"), where=lambda: "here")
+    assert len(report.reasons) == len(report.examples) == 1001 and report.reasons["others"] == 4000
+    assert report.bad == 5000
 
 
 def test_a_finding_is_one_row_of_the_table() -> None:

@@ -118,3 +118,9 @@ def test_rows_tell_their_image_files_however_they_are_grouped(tmp_path: Path, gr
     assert sources.described()["parquet"]["images"].startswith("3 files, ")
     assert len(sources) == (6 if group == "none" else 3)
     assert sources.num_texts == {"parquet": 6}
+
+
+def test_names_that_no_file_can_have_are_left_out():
+    paths = ImagePaths()
+    paths.add("a.png", "b\0.png", "c\ud83d.png", "d\udcff.png", "\u00e9.png")
+    assert unpack(paths.packed()) == ["a.png", "d\udcff.png", "\u00e9.png"]  # the third is a name that is no UTF-8

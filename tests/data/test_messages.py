@@ -2,7 +2,7 @@
 
 import pytest
 
-from visgraft.data.messages import asked, pair_prompts, read_messages, read_prompts
+from visgraft.data.messages import asked, pair_prompts, read_messages, read_prompts, write_prompts
 from visgraft.data.readers.row_formats import content_of_row
 from visgraft.data.sample import Turn
 from visgraft.errors import BadSampleError, ConfigError
@@ -163,3 +163,9 @@ def test_a_caller_who_names_more_images_than_he_gives_is_told():
         pair_prompts("<image>\nWhat?", images=None)
     with pytest.raises(ConfigError, match="messages: text names more images than there are"):
         read_messages([{"role": "user", "content": "<image>\nWhat?"}])
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 3])
+@pytest.mark.parametrize("prompts", [["Q"], ["What is an <image> tag?", "And <video>?"], ["Q", "Is <image>?"], []])
+def test_prompts_that_were_read_are_written_so_that_they_read_the_same(prompts, num_images):
+    assert read_prompts(write_prompts(prompts, num_images=num_images), num_images=num_images) == prompts

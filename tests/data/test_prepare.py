@@ -121,3 +121,14 @@ def test_what_is_no_file_becomes_a_png_and_a_file_keeps_its_bytes():
     png, jpeg = (stored["bytes"] for stored in row["images"])
     assert png.startswith(b"\x89PNG") and open_image(png).getpixel((0, 0)) == (1, 2, 3)
     assert jpeg == buffer.getvalue()
+
+
+def test_words_that_look_like_placeholders_are_the_same_when_they_are_read_again(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    row = {"image": "a.png", "question": "<image>\nWhat is an <image> tag?", "answer": "<image>"}
+    (tmp_path / "photos" / "rows.jsonl").write_text(json.dumps(row))
+    before = opened(tmp_path / "photos" / "rows.jsonl")
+    assert before[0].dialogs[0][0].prompt == "What is an <image> tag?"
+    prepare(before, tmp_path / "out", split="train", fingerprint="x")
+    assert opened(tmp_path / "out")[0].dialogs == before[0].dialogs

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from visgraft.data.sample import Sample, Turn, turn_from_row
@@ -42,3 +43,18 @@ def test_a_turn_of_a_file_loses_its_outer_white_space():
 def test_a_turn_of_a_file_has_an_answer(answer, reason):
     with pytest.raises(BadSampleError, match=reason):
         turn_from_row("", answer)
+
+
+@pytest.mark.parametrize("name", ["prompt", "answer", "instruction", "references"])
+def test_a_text_that_is_no_unicode_is_bad_whatever_it_is(name):
+    texts = {"prompt": "What?", "answer": "A cat.", name: ["\ud83d"] if name == "references" else "cut emoji \ud83d"}
+    with pytest.raises(BadSampleError, match="text is not valid Unicode"):
+        Turn(**texts)
+    assert Turn("\U0001f600", "caf\u00e9 \0").prompt == "\U0001f600"
+    assert Sample([], [], id="a\ud83d").id == "a\\ud83d"
+
+
+def test_an_array_is_one_image_and_no_list_of_images():
+    with pytest.raises(BadSampleError, match=r"images is one image, not a sequence of images: write images=\[image\]"):
+        Sample(np.zeros((2, 2, 3), np.uint8), [])
+    assert len(Sample(np.zeros((5, 2, 2, 3), np.uint8), []).images) == 5

@@ -109,7 +109,7 @@ def test_no_sources_are_an_empty_list():
         ({"source": "coco", "options": {"splitt": "x"}}, r"data.train.0.splitt: .*did you mean data.train.0.split\?"),
         (
             {"source": "folder", "options": {"zzz": 1}},
-            "allowed here: encoding, separator, source, path, split, limit",
+            "allowed here: columns, encoding, separator, source, path, split",
         ),
         ({"source": "coco", "options": {"prompt": 3}}, "data.train.0.prompt: got .*3.*, need text"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from visgraft.errors import ConfigError, DataError
 from visgraft.evaluation.comparing import compare_models, not_compared, power_of
 from visgraft.evaluation.records import read_answers
-from visgraft.evaluation.scoring import score_answers, warn_of_language
+from visgraft.evaluation.scoring import score_answers, warn_of_language, warn_of_references
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -106,14 +106,20 @@ def test_texts_without_spaces_are_warned_about_where_words_are_counted(tmp_path:
     [answered] = read_answers(write(tmp_path / "a", line(1, "赤い猫", "赤い猫がいる"))).values()
     warning = warn_of_language(answered, metrics=["cider", "exact_match"], language=None)
     assert warning is not None
-    assert "give --language ja, zh or th" in warning
+    assert "(Japanese?)" in warning and "give --language ja" in warning
     assert warn_of_language(answered, metrics=["cider"], language="ja") is None
     assert warn_of_language(answered, metrics=["exact_match"], language=None) is None
 
 
+def test_few_references_are_warned_about_where_people_are_counted(tmp_path: Path) -> None:
+    [answered] = read_answers(write(tmp_path / "a", line(1, "red", "red"))).values()
+    [warning] = warn_of_references(answered, metrics=["vqa_v2", "exact_match"])
+    assert warning.startswith("vqa_v2: 1 of 1 samples have fewer than 4 references")
+
+
 def test_an_unknown_language_and_no_metric_are_refused(tmp_path: Path) -> None:
     [answered] = read_answers(write(tmp_path / "a", line(1, "red"))).values()
-    with pytest.raises(ConfigError, match="--language: got 'fr', allowed are ja, zh, th"):
+    with pytest.raises(ConfigError, match="language: got 'fr', need one of ja"):
         score_answers("a", answered, metrics=["exact_match"], language="fr")
-    with pytest.raises(ConfigError, match="--metrics: got none, need one or more of exact_match"):
+    with pytest.raises(ConfigError, match="--metrics: got none, need one or more of bleu"):
         score_answers("a", answered, metrics=[])

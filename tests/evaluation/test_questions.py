@@ -99,6 +99,7 @@ def test_one_image_alone_has_no_other() -> None:
 # --- data.test
 
 
+@pytest.mark.slow
 def test_data_test_is_read_by_no_training_and_may_change(tmp_path: Path) -> None:
     from tests.training.tiny import save_data, tiny_recipe
     from visgraft.training.loop import train

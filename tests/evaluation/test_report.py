@@ -10,6 +10,8 @@ from tests.evaluation.made_evaluation import made_evaluation
 from tests.reporting.chromium import needs_chromium, run_in_page
 from visgraft.evaluation.report import short_names, write_report
 
+pytestmark = pytest.mark.slow  # the charts' library is brought into each page
+
 VISIT = """
   const view = document.getElementById("answers-view");
   const control = name => view.querySelector(`[name=${name}]`);
@@ -103,7 +105,6 @@ def test_models_are_named_by_as_much_of_their_path_as_tells_them_apart() -> None
 
 
 @needs_chromium
-@pytest.mark.slow
 @pytest.mark.parametrize(("width", "models"), [(1280, ("runs/lora", "runs/frozen")), (390, ("runs/lora",))])
 def test_a_browser_filters_sorts_and_steps_offline(tmp_path: Path, width: int, models: tuple[str, ...]) -> None:
     made = made_evaluation(tmp_path, num_images=30, models=models)

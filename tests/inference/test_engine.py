@@ -88,6 +88,32 @@ def test_waiting_prompts_of_unlike_length_are_read_together(pair: Pair, monkeypa
     assert read == [(5, max(len(each.segments[-1]) for each in given)), (5, 1)]
 
 
+def test_a_prompt_of_one_token_joins_the_next_step(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = watch_rows(pair[0], monkeypatch)
+    engine = Engine(*pair, num_slots=4)
+    long = engine.submit(prompt(pair), Decoding.of(max_new_tokens=5, **ON))
+    steps(engine)
+    captions = [engine.submit(prompt(pair, "", seed=seed), Decoding.of(max_new_tokens=2, **ON)) for seed in (1, 2)]
+    assert len(prompt(pair, "").segments[-1]) == 1
+    steps(engine, 2)
+    assert read == [(1, len(prompt(pair).segments[-1])), (1, 1), (3, 1), (3, 1)]
+    for reply, seed in zip(captions, (1, 2), strict=True):
+        assert reply.answer() == alone(pair, prompt(pair, "", seed=seed), max_new_tokens=2, **ON)
+    assert long.answer() == alone(pair, prompt(pair), max_new_tokens=5, **ON)
+
+
+def test_images_of_the_prompts_that_come_next_are_read_along(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    read_image = pair[0].read_image
+    monkeypatch.setattr(pair[0], "read_image", lambda x, **rest: read.append(len(x)) or read_image(x, **rest))
+    engine = Engine(*pair, num_slots=2)
+    given = [prompt(pair, seed=seed) for seed in (0, 1, 2, 3, 4)]
+    replies = [engine.submit(each, Decoding.of(max_new_tokens=3, **ON)) for each in given]
+    answers = [reply.answer() for reply in replies]
+    assert read == [4, 1]  # two now and two ahead
+    assert answers == [alone(pair, prompt(pair, seed=seed), max_new_tokens=3, **ON) for seed in (0, 1, 2, 3, 4)]
+
+
 def test_each_request_has_its_own_length_seed_stop_and_sampling(pair: Pair) -> None:
     given = prompt(pair)
     ways: list[dict[str, Any]] = [

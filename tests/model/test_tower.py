@@ -27,6 +27,7 @@ from visgraft.model.vision import VisionSettings, _is_channels_last, encode, mea
         (hf.BlipConfig, "blip_vision_model"),
         (hf.FlavaConfig, "flava_image_model"),
         (hf.SamConfig, "sam_vision_model"),
+        (hf.Sam2Config, "sam2_vision_model"),  # whole, though its config names a backbone inside
         (hf.Dinov2Config, "dinov2"),
     ],
 )

@@ -10,15 +10,8 @@ from torch import Tensor, nn
 
 from tests.tiny import IMAGE_SIDE, NUM_TOKENS, SQUARE, VISION_CONFIGS, VISIONS, assert_close, bare_vision, random_pixels
 from visgraft.errors import ConfigError, UnsupportedModelError
-from visgraft.model.vision import (
-    VisionSettings,
-    count_tokens,
-    dummy_inputs,
-    encode,
-    measure,
-    native_image_size,
-    vision_tower_config,
-)
+from visgraft.model.vision import VisionSettings, encode, measure, vision_tower_config
+from visgraft.model.vision_inputs import count_tokens, dummy_inputs, native_image_size
 
 MAPS = ["efficientnet", "convnext", "resnet"]
 WITH_CLASS_TOKEN = ["clip", "dinov2", "vit", "beit"]

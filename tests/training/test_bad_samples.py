@@ -17,7 +17,7 @@ from visgraft.config import load_recipe
 from visgraft.data.first_look import without_good_sample
 from visgraft.data.sample import Sample
 from visgraft.data.sources import OpenSource
-from visgraft.errors import DataError
+from visgraft.errors import DataError, TooManyBadError
 from visgraft.runs import Run
 from visgraft.training.interrupt import Interrupted
 from visgraft.training.loop import train
@@ -196,6 +196,23 @@ def test_too_many_bad_validation_samples_end_the_run_once_its_steps_are_saved(
     raised = load_recipe(Run.open(folder).folder, overrides=["data.max_bad_fraction=0.6"])
     run = Run.open(train(raised, resume=folder, progress=quiet))
     assert run.status() == "finished" and len(run.read("quarantine")) == 6
+
+
+def test_too_many_bad_training_samples_end_the_run_once_its_steps_are_saved(
+    tmp_path: Path, quiet: TrainProgress
+) -> None:
+    recipe = tiny_recipe(tmp_path, bad=6, text_tokens_per_step=20)
+    with pytest.raises(TooManyBadError, match=r"data\.train: 6 of 18 samples are bad"):
+        train(recipe, progress=quiet)
+    [folder] = (tmp_path / "runs").iterdir()
+    [step] = Run.open(folder).checkpoints()
+    assert step == Run.open(folder).steps()[-1]["step"] > 3
+    with pytest.raises(TooManyBadError, match=r"data\.train: 6 of 18 samples are bad"):
+        train(resume=folder, progress=quiet)
+    raised = load_recipe(Run.open(folder).folder, overrides=["data.max_bad_fraction=0.4"])
+    went_on = Run.open(train(raised, resume=folder, progress=quiet))
+    whole = train(load_recipe(recipe, overrides=["data.max_bad_fraction=0.4"]), progress=quiet)
+    assert [r["loss"] for r in went_on.steps()] == [r["loss"] for r in Run.open(whole).steps()]
 
 
 def test_where_nothing_was_measured_there_is_no_number(tmp_path: Path, quiet: TrainProgress) -> None:

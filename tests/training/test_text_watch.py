@@ -8,12 +8,16 @@ import pytest
 
 from tests.data.test_windows import write_tars
 from tests.training.tiny import tiny_recipe
-from visgraft.config import load_recipe
+from visgraft.config import DataSettings, load_recipe
+from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import OpenSource
 from visgraft.errors import DataError
+from visgraft.processor import Processor
 from visgraft.runs import Run
 from visgraft.training.loop import train
 from visgraft.training.progress import TrainProgress, make_progress
+from visgraft.training.text_counts import CountedText
+from visgraft.training.text_watch import TextWatch
 
 
 class Listening:
@@ -120,6 +124,23 @@ def test_what_is_known_of_counted_texts_is_said_at_the_beginning_of_the_next_run
     said = listening.lines
     assert listening.of_data == first
     assert said.index(first[0]) < min(n for n, line in enumerate(said) if "run: " in line)
+
+
+@pytest.mark.parametrize("kind", [bytes, str, dict])
+def test_the_same_words_about_other_images_of_the_same_id_are_no_repetition(
+    processor: Processor, kind: type, tmp_path: Path
+) -> None:
+    watch = TextWatch(processor, settings=DataSettings())
+    for number in (0, 1, 0):
+        content = b"x" * 5000 + bytes([number]) + b"y" * 2000
+        image = {bytes: content, str: str(tmp_path / f"{number}.png"), dict: {"bytes": content, "path": None}}[kind]
+        sample = Sample([image], [[Turn("Is it red?", "yes")]], id="000", source="webdataset")
+        text = CountedText(processor.encode_each(sample), sample=sample)
+        watch.see(text, part="train")
+        lines = watch.new_lines()
+        assert ["1 of 3 texts repeats another word for word" in line for line in lines] == [True] * (
+            watch.num_texts > 2
+        )
 
 
 def test_a_stream_that_is_read_again_repeats_nothing(tmp_path: Path) -> None:

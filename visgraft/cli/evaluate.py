@@ -176,13 +176,15 @@ def _print_evaluation(found: "Evaluation", *, power: float | None, as_json: bool
     from visgraft.evaluation.comparing import not_compared, power_of
     from visgraft.evaluation.controls import sight_of
     from visgraft.evaluation.running import REPORT
-    from visgraft.evaluation.scoring import warn_of_language
+    from visgraft.evaluation.scoring import warn_of_language, warn_of_references
     from visgraft.evaluation.seeds import seed_groups, seeds_in_words
 
     scored = [each.scored for each in found.models]
     settings = found.settings
     warning = warn_of_language(scored[0].answered, metrics=settings.metrics, language=settings.language)
     if warning:
+        tell(warning)
+    for warning in warn_of_references(scored[0].answered, metrics=settings.metrics):
         tell(warning)
     rows = [] if power is None else power_of(scored, difference=power)
     for each in found.models:
@@ -284,7 +286,7 @@ def _print_text(models: Sequence[str], path: Path, *, device: str | None, precis
 def _score_files(files: Sequence[Path], metrics: Sequence[str], *, language: str | None) -> "list[Scored]":
     """Score the answers of files, each under its name."""
     from visgraft.evaluation.records import read_answers
-    from visgraft.evaluation.scoring import check_metrics, score_answers, warn_of_language
+    from visgraft.evaluation.scoring import check_metrics, score_answers, warn_of_language, warn_of_references
 
     check_metrics(metrics)
     scored: list[Scored] = []
@@ -294,6 +296,8 @@ def _score_files(files: Sequence[Path], metrics: Sequence[str], *, language: str
                 name = str(path)
             warning = warn_of_language(answered, metrics=metrics, language=language)
             if warning:
+                tell(f"{name}: {warning}")
+            for warning in warn_of_references(answered, metrics=metrics):
                 tell(f"{name}: {warning}")
             note(f"scoring {name}")
             scored.append(score_answers(name, answered, metrics=metrics, language=language))

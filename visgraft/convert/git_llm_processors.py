@@ -19,7 +19,7 @@ from visgraft.data.prompt import PromptTemplate, end_token_id
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import ConfigError, VisgraftError
 from visgraft.model.storage.saving import GENERATION_CONFIG
-from visgraft.model.vision import native_image_size
+from visgraft.model.vision_inputs import native_image_size
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 

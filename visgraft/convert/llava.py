@@ -34,7 +34,7 @@ from visgraft.errors import ModelError
 from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.lora import adapters_of
 from visgraft.model.storage.restoring import find_folder
-from visgraft.model.vision import native_image_size
+from visgraft.model.vision_inputs import native_image_size
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import find_model

@@ -24,7 +24,7 @@ from visgraft.model.storage.restoring import find_folder
 from visgraft.model.storage.saving import STORED_PARTS
 from visgraft.model.storage.weights import read_tensors
 from visgraft.model.trainable import set_trainable
-from visgraft.model.vision import dummy_inputs
+from visgraft.model.vision_inputs import dummy_inputs
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.runs import find_model
 

@@ -152,6 +152,12 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
     return _known(tokenizer, len(tokenizer), str(tokenizer.special_tokens_map))
 
 
+def encode_data(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a text of data alone, in which nothing is a control token; raises BadSampleError."""
+    controls = control_tokens(tokenizer)
+    return controls.encode(controls.hide(text))
+
+
 @lru_cache(maxsize=16)
 def _known(tokenizer: PreTrainedTokenizerBase, size: int, named: str) -> ControlTokens:
     return ControlTokens(tokenizer)

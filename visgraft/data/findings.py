@@ -295,14 +295,14 @@ def _words_alone(reports: Sequence[SourceReport], settings: DataSettings) -> Ite
             continue
         about = "about " if report.pairs.thinned else ""
         text = (
-            f"The words alone give away {about}{alone.share:.1%} of {alone.asked_again:,} answers: so many are the "
-            "commonest of their question (those asked once apart)."
+            f"The words alone give away {about}{alone.share:.1%} of {alone.asked_again:,} answers: always the "
+            "commonest answer to a question is right so often (questions asked once are not counted)."
         )
         counts = alone.right, alone.asked_again
         if report.is_balanced:
             weights = answer_weights(report, balance, number=3)
             named = ", ".join(f"{each['answer']!r} {each['weight']:.2f} times" for each in weights)
-            text = f"{text[:-1]}; balanced, it is {alone.share_balanced:.1%}. In an epoch come {named}."
+            text += f" Balanced, it is {alone.share_balanced:.1%}: in an epoch come {named}."
             yield _of(report, "words_alone", "note", *counts, text)
         elif report.part == "train" and alone.share - alone.share_balanced >= _GIVEN_AWAY:
             advice = f"balance: answers, in this source of the recipe, makes it {alone.share_balanced:.1%}."

@@ -82,7 +82,7 @@ class ImagePaths:
     def add(self, *paths: str | Path) -> None:
         """Add those of one row; what no file can be called is left out, as opening it will say."""
         for path in map(str, paths):
-            if self._count % self._every == 0 and _is_file_name(path):
+            if self._count % self._every == 0 and is_file_name(path):
                 self._kept.append(path)
             self._count += 1
         if len(self._kept) > MOST_IMAGES:
@@ -91,12 +91,13 @@ class ImagePaths:
 
     def packed(self) -> NDArray[np.uint8]:
         """Return the distinct ones as one array of bytes, which `unpack` takes apart."""
-        return np.frombuffer(os.fsencode("\0".join(dict.fromkeys(self._kept))), dtype=np.uint8)
+        return np.frombuffer(b"\0".join(map(os.fsencode, dict.fromkeys(self._kept))), dtype=np.uint8)
 
 
-def _is_file_name(path: str) -> bool:
+def is_file_name(name: str) -> bool:
+    """Say whether a file can have a name: there is no NUL in it, and no half of a surrogate pair."""
     try:
-        return b"\0" not in os.fsencode(path)
+        return "\0" not in name and bool(name.isascii() or os.fsencode(name))
     except UnicodeEncodeError:
         return False
 

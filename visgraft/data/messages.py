@@ -202,10 +202,10 @@ def pair_turns(said: Sequence[tuple[str, Any]], *, num_images: int) -> list[Turn
     if any(not isinstance(text, str) for text in (instruction, *(text for _, text in said))):
         raise BadSampleError("message is not a string")
     prompts = read_prompts([text for _, text in said[::2]], num_images=num_images)
-    answers = [text for _, text in said[1::2]] + [""] * (len(said) % 2)
-    turns = [Turn(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    turns[0] = Turn(turns[0].prompt, turns[0].answer, instruction=instruction.strip())
-    return turns
+    answers = [text.strip() for _, text in said[1::2]] + [""] * (len(said) % 2)
+    instructions = [instruction.strip(), *[""] * (len(prompts) - 1)]
+    turns = zip(prompts, answers, instructions, strict=True)
+    return [Turn(prompt, answer, instruction=text) for prompt, answer, text in turns]
 
 
 # --- What a text of the user says
@@ -224,7 +224,7 @@ def read_prompts(prompts: Sequence[str], *, num_images: int, is_caption: bool = 
     """
     if not any("<image>" in prompt or "<video>" in prompt for prompt in prompts):
         return [prompt.strip() for prompt in prompts]
-    alone = [list(_standing_alone(prompt)) for prompt in prompts]
+    alone = [[*_standing_alone(prompt)] if "<" in prompt else [] for prompt in prompts]
     num_free = num_images - sum(map(len, alone))
     if num_free < 0:
         raise BadSampleError("text names more images than there are")
@@ -235,6 +235,13 @@ def read_prompts(prompts: Sequence[str], *, num_images: int, is_caption: bool = 
         num_free -= len(inside)
         texts.append(_without(prompt, sorted([*places, *inside])))
     return texts
+
+
+def write_prompts(prompts: Sequence[str], *, num_images: int) -> list[str]:
+    """Return prompts of which `read_prompts` makes these: where they speak of <image>, each image is named in front."""
+    if not prompts or not any(_PLACEHOLDER.search(prompt) for prompt in prompts):
+        return list(prompts)
+    return ["<image>\n" * num_images + prompts[0], *prompts[1:]]
 
 
 def _standing_alone(text: str) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ first that is missing. Images are the files' own bytes; what is no file (a frame
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from io import BytesIO
@@ -25,9 +25,10 @@ from PIL import Image
 from visgraft.atomic import append_record, read_records, write_json
 from visgraft.data.grouping import Grouped, sample_key
 from visgraft.data.images.opening import image_data, open_image
+from visgraft.data.messages import write_prompts
 from visgraft.data.quarantine import BadSample, Quarantine
 from visgraft.data.readers.tables import write_parquet
-from visgraft.data.sample import Sample
+from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import OpenSource, Sources
 from visgraft.errors import BadSampleError, ConfigError
 from visgraft.parsing import parse_json
@@ -149,7 +150,7 @@ def _row(sample: Sample, *, max_pixels: int) -> dict[str, Any]:
         data = _as_png(opened) if isinstance(data, Image.Image) else data
         images.append(data if isinstance(data, bytes) else data.read_bytes())
     key = sample_key(Sample(images, sample.dialogs), by_content=True)
-    dialogs = [[asdict(turn) for turn in dialog] for dialog in sample.dialogs]
+    dialogs = [_turns(dialog, num_images=len(images)) for dialog in sample.dialogs]
     return {
         "images": [{"bytes": data, "path": None} for data in images],
         "dialogs": dialogs,
@@ -157,6 +158,11 @@ def _row(sample: Sample, *, max_pixels: int) -> dict[str, Any]:
         "id": sample.id,
         "key": None if key is None else key.hex(),
     }
+
+
+def _turns(dialog: Sequence[Turn], *, num_images: int) -> list[dict[str, Any]]:
+    prompts = write_prompts([turn.prompt for turn in dialog], num_images=num_images)
+    return [{**asdict(turn), "prompt": prompt} for turn, prompt in zip(dialog, prompts, strict=True)]
 
 
 def _as_png(image: Image.Image) -> bytes:

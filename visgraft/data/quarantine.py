@@ -1,6 +1,6 @@
 """Set bad samples aside, count them, and stop a run that meets too many.
 
-In:  what is bad, where, and why. Out: counts by reason; a line of quarantine.jsonl each; DataError past the budget.
+In:  what is bad, where, and why. Out: counts by reason; lines of quarantine.jsonl; past the budget TooManyBadError.
 
     quarantine = Quarantine(num_samples=len(sources), max_bad_fraction=0.01, write=write_line)
     quarantine.add(sources.bad_sample(index, "image is truncated"))
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from visgraft.errors import DataError
+from visgraft.errors import TooManyBadError
 
 Part = Literal["train", "validation", "test"]  # the list of a recipe that a source stands in
 
@@ -74,7 +74,7 @@ class Quarantine:
         self.num_samples = max(self.num_samples, num_samples)
 
     def add(self, bad: BadSample) -> None:
-        """Note a bad sample; raises DataError when there are more than the budget allows."""
+        """Note a bad sample; raises TooManyBadError when there are more than the budget allows."""
         is_new = _name(bad) not in self._bad
         self._met.add(_name(bad))
         if is_new:
@@ -82,12 +82,12 @@ class Quarantine:
             if self._write is not None:
                 self._write(asdict(bad))
         if len(self._bad if is_new else self._met) > self.budget:
-            raise DataError(self._verdict())
+            raise TooManyBadError(self._verdict())
 
     def check(self) -> None:
-        """Raise DataError when more are known than the budget allows."""
+        """Raise TooManyBadError when more are known than the budget allows."""
         if len(self._bad) > self.budget:
-            raise DataError(self._verdict())
+            raise TooManyBadError(self._verdict())
 
     def reasons(self, source: str | None = None) -> Counter[str]:
         """Count the reasons, of one source or of all."""

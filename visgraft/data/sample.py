@@ -107,6 +107,8 @@ class Sample:
             raise BadSampleError("dialogs is one dialog, not a sequence of dialogs: write dialogs=[[Turn(...)]]")
         if not all(isinstance(turn, Turn) for dialog in self.dialogs for turn in dialog):
             raise BadSampleError("a dialog holds something that is not a Turn")
+        if self.id is not None and not _is_unicode(self.id):
+            object.__setattr__(self, "id", self.id.encode("utf-8", "backslashreplace").decode())
         object.__setattr__(self, "images", tuple(self.images))
         object.__setattr__(self, "dialogs", tuple(tuple(dialog) for dialog in self.dialogs))
 

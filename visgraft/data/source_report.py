@@ -26,6 +26,7 @@ from visgraft.data.records import LONG_TEXT, TINY_SIDE, SampleRecord, TextRecord
 
 MOST_ROWS = 2_000_000  # of a table
 MOST_ANSWERS = 50_000  # different ones that are counted by name
+MOST_THINGS, OTHERS = 1000, "others"  # different reasons, say, that are counted by name
 NUM_EXAMPLES = 3  # places named of each thing
 
 
@@ -243,6 +244,8 @@ def answer_weights(report: SourceReport, balance: AnswerBalance, *, number: int 
 
 
 def _note(counts: Counter[str], places: dict[str, list[str]], what: str, where: Callable[[], str]) -> None:
+    if what not in counts and len(counts) >= MOST_THINGS:
+        what = OTHERS
     counts[what] += 1
     named = places.setdefault(what, [])
     if len(named) < NUM_EXAMPLES and where() not in named:

@@ -45,6 +45,8 @@ def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> Ba
             return AutoImageProcessor.from_pretrained(name, **{**OWN_CODE_ONLY, **hub})
         except ImportError:  # transformers 5.17 without torchvision: the Auto class does not even look
             return _load_pil_class(name, **hub)
+        except TypeError:  # that of timm does not take what it writes
+            return _load_of_timm(name, **hub)
     except OSError as error:
         if not Path(name).is_dir():
             raise CheckpointError(f"{name}: found no image processor there: {_one_line(error)}") from error
@@ -52,7 +54,7 @@ def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> Ba
             f"{name} has no preprocessor_config.json, so no one knows how its images are prepared; copy "
             "that file from the encoder it came from, or save an image processor into the folder (save_pretrained)"
         ) from error
-    except (ImportError, ValueError, RecursionError) as error:
+    except (ImportError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{name}: its image processor cannot be loaded: {_one_line(error)}. "
             "If it needs a package, install that; else give an image processor of another encoder of its kind"
@@ -106,6 +108,16 @@ def _load_pil_class(checkpoint: str, **hub: Any) -> BaseImageProcessor:
     if pil_class is None:
         raise ValueError(f"{name or 'its unnamed class'} needs torchvision, which is not installed")
     return pil_class.from_pretrained(checkpoint, **hub)
+
+
+def _load_of_timm(checkpoint: str, **hub: Any) -> BaseImageProcessor:
+    """Load an image processor of timm that was saved with its `data_config`, from which it is made."""
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint, **hub)
+    if "data_config" not in settings:
+        raise ValueError(f"{settings.get('image_processor_type')} does not take the settings that are there")
+    made = getattr(transformers, settings["image_processor_type"])
+    loaded: BaseImageProcessor = made(settings["data_config"], architecture=settings.get("architecture"))
+    return loaded
 
 
 def _name_of(source: str | Path | PreTrainedModel, *, needs: str) -> str:

@@ -25,7 +25,8 @@ from visgraft.data.images.tiles import rows_end
 from visgraft.data.prompt import EncodedDialog
 from visgraft.errors import CheckpointError, DataError, MissingAssetError
 from visgraft.model.attention_kernel import FLEX, choose_attention, set_attention
-from visgraft.model.vision import dummy_inputs, measure
+from visgraft.model.vision import measure
+from visgraft.model.vision_inputs import dummy_inputs
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.starter import resolve

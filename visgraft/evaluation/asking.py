@@ -15,6 +15,7 @@ from itertools import groupby
 from random import Random
 from typing import Any, Literal
 
+from visgraft.data.control_tokens import encode_data
 from visgraft.data.sample import Sample
 from visgraft.errors import BadSampleError
 from visgraft.evaluation.answer_log import AnswerLog
@@ -85,7 +86,7 @@ def _count_tokens(loaded: Loaded, each: Answer, *, limit: int) -> int:
     """Count an answer's tokens, its end included: those of its text, or as many as there may be where it was cut."""
     if not each.has_stopped:
         return limit
-    return len(loaded.processor.tokenizer(each.text, add_special_tokens=False)["input_ids"]) + 1
+    return len(encode_data(loaded.processor.tokenizer, each.text)) + 1
 
 
 def _samples(

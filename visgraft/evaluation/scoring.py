@@ -9,7 +9,6 @@ In: answers and the names of metrics. Out: `Scored`: values, intervals over imag
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +19,10 @@ from visgraft.errors import ConfigError
 from visgraft.evaluation.records import Answered, image_groups
 from visgraft.metrics import METRICS, Metric, Scores, metric_named
 from visgraft.metrics.intervals import Interval, bootstrap
+from visgraft.metrics.languages import LANGUAGES, check_language, language_without_spaces
 from visgraft.metrics.text_quality import TextQuality, text_quality_of
 
-LANGUAGES = ("ja", "zh", "th")  # whose words no spaces divide
 MOST_KINDS = 40  # that are scored apart
-_WITHOUT_SPACES = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")
-_WORD_METRICS = ("bleu", "rouge_l", "cider", "meteor")
 
 
 @dataclass(frozen=True)
@@ -87,8 +84,7 @@ def score_answers(
         DataError: there is no answer.
         ConfigError: an unknown metric or language, or a metric that is measured on a model was not measured.
     """
-    if language is not None and language not in LANGUAGES:
-        raise ConfigError(f"--language: got {language!r}, allowed are {', '.join(LANGUAGES)}")
+    check_language(language)
     answers, references = [each.answer for each in answered], [each.references for each in answered]
     scores: dict[str, Scores] = {}
     for metric in check_metrics(metrics).values():
@@ -130,17 +126,23 @@ def _places_of_kinds(answered: Sequence[Answered]) -> dict[str, list[int]]:
 
 def warn_of_language(answered: Sequence[Answered], *, metrics: Sequence[str], language: str | None) -> str | None:
     """Say that texts whose words no spaces divide need --language, where a metric counts words; None: all is well."""
-    counting = [name for name in metrics if name in _WORD_METRICS]
+    counting = [name for name in metrics if name in METRICS and METRICS[name].splits_words]
     if language is not None or not counting:
         return None
-    texts = [text for each in answered for text in (each.answer, *each.references)]
-    found = sum(bool(_WITHOUT_SPACES.search(text)) for text in texts)
-    if not found:
+    found = language_without_spaces(text for each in answered for text in (each.answer, *each.references))
+    if found is None:
         return None
     return (
-        f"{', '.join(counting)}: {found:,} of {len(texts):,} texts are in a script that sets no spaces between words, "
-        f"so that a whole sentence counts as one; give --language {', '.join(LANGUAGES[:-1])} or {LANGUAGES[-1]}"
+        f"{', '.join(counting)}: the texts are in a script that sets no spaces between words ({LANGUAGES[found]}?), so "
+        f"that a whole sentence counts as one word; give --language {found}"
     )
+
+
+def warn_of_references(answered: Sequence[Answered], *, metrics: Sequence[str]) -> list[str]:
+    """Say what each metric's values are worth with such references, where there is something to say."""
+    references = [each.references for each in answered]
+    found = {name: METRICS[name].warn_of(references) for name in metrics if name in METRICS}
+    return [f"{name}: {warning}" for name, warning in found.items() if warning is not None]
 
 
 # --- As plain values

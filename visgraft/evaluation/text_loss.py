@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from visgraft.data.control_tokens import encode_data
 from visgraft.errors import DataError
 from visgraft.evaluation.asking import Loaded
 from visgraft.evaluation.loading import Lazy, LazyBare
@@ -87,7 +88,7 @@ def measure_forgetting(name: str, path: Path, *, device: str | None, precision: 
 def _pieces(loaded: Loaded, text: str) -> list[list[int]]:
     """Cut a text into pieces that fit; what each begins with, the start token or its first one, is not counted."""
     tokenizer = loaded.processor.tokenizer
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = encode_data(tokenizer, text)
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     size = min(MOST_TOKENS, loaded.model.attention_spec.max_positions or MOST_TOKENS) - len(start)
     return [[*start, *ids[place : place + size]] for place in range(0, len(ids), size)]

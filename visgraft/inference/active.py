@@ -21,7 +21,7 @@ from visgraft.errors import BusyError, ModelError
 from visgraft.inference.limits import positions_taken, room_for_answer, text_of
 from visgraft.inference.prefix_cache import PrefixCache
 from visgraft.inference.reading import read_front
-from visgraft.inference.requests import Answer, Finish, ReadRow, Request, position_keys
+from visgraft.inference.requests import Answer, Finish, Prompt, ReadRow, Request, position_keys
 from visgraft.inference.sampling import Chosen, choose
 from visgraft.model.memory import free_memory, is_out_of_memory
 from visgraft.model.vlm import VisionLanguageModel
@@ -86,12 +86,15 @@ class Active:
             taken.append(request)
         return taken, []
 
-    def read(self, group: list[Request]) -> None:
-        """Read prompts into slots; where memory runs out, fewer at once, and one that is too much alone is refused."""
+    def read(self, group: list[Request], *, ahead: Sequence[Prompt] = ()) -> None:
+        """Read prompts into slots; where memory runs out, fewer at once, and one that is too much alone is refused.
+
+        `ahead` are prompts that come next, whose images may be read along.
+        """
         if not group:
             return
         try:
-            self._read_together(group)
+            self._read_together(group, ahead)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -104,9 +107,9 @@ class Active:
             self.read(rest[:half])
             self.read(rest[half:])
 
-    def _read_together(self, group: Sequence[Request]) -> None:
+    def _read_together(self, group: Sequence[Request], ahead: Sequence[Prompt]) -> None:
         """Read prompts of unlike length in one go, each into a slot of its own, and choose their first tokens."""
-        read = read_front(self.model, [request.prompt for request in group], cache=self.prefix_cache)
+        read = read_front(self.model, [request.prompt for request in group], cache=self.prefix_cache, ahead=ahead)
         leads: dict[int, Request] = {}
         admitted, fronts = [], []
         for request in group:
@@ -130,6 +133,11 @@ class Active:
         for row, front in enumerate(fronts, start=first):
             if front.states is not None:
                 self._cache.place(row, front.states, length=front.num_read)
+        for request, front in zip(admitted, fronts, strict=True):
+            request.length, request.unread = front.num_read, front.unread
+        if max(counts) == 1 and not copies:  # the next step reads a single token for every row anyway
+            self.requests += admitted
+            return
         rows = [front.unread + [0] * (max(counts) - len(front.unread)) for front in fronts]
         logits = self._run_rows(rows, first=first, starts=starts, counts=counts, requests=admitted)
         for request, end in zip(admitted, ends, strict=True):
@@ -177,13 +185,13 @@ class Active:
     # --- Decoding
 
     def decode(self) -> None:
-        """Let every slot read the token that it said last, and say the next one."""
+        """Let every slot read the token that it said last, or its prompt's only one, and say the next one."""
         self._grow()
         while self.requests:
             running = list(self.requests)
             try:
                 logits = self._run_rows(
-                    [request.ids[-1:] for request in running],
+                    [request.ids[-1:] or request.unread for request in running],
                     first=0,
                     starts=[request.length for request in running],
                     counts=[1] * len(running),

@@ -26,6 +26,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from visgraft.data.prompt import encode_dialog
 from visgraft.errors import BusyError, ConfigError
@@ -293,8 +294,9 @@ class Engine:
                 return
             group, later = active.take([self._waiting.popleft() for _ in range(number)])
             self._waiting.extendleft(reversed(later))
+            ahead = [request.prompt for request in islice(self._waiting, self.num_slots)]
         try:
-            active.read(group)
+            active.read(group, ahead=ahead)
         except BaseException as error:
             for request in group:
                 if request not in active.requests and not request.reply.is_done:

@@ -38,14 +38,29 @@ class Front:
     unread: list[int]
 
 
-def read_front(model: VisionLanguageModel, prompts: Sequence[Prompt], *, cache: PrefixCache) -> dict[int, Front]:
-    """Read all of some prompts but the last text of each; what is known is not read again."""
+def read_front(
+    model: VisionLanguageModel, prompts: Sequence[Prompt], *, cache: PrefixCache, ahead: Sequence[Prompt] = ()
+) -> dict[int, Front]:
+    """Read all of some prompts but the last text of each; what is known is not read again.
+
+    Args:
+        model: in `eval_mode`.
+        prompts: to be read now.
+        cache: what is known of images.
+        ahead: prompts that come next; where images are read now, those in front of them are read along, as some cost
+            little more than one.
+    """
     images = {id(segment): segment for prompt in prompts for segment in _images(prompt)}
-    encode_images(model, [*images.values()], cache=cache)
+    next_ones: dict[int, ImageSegment] = {}
+    if any(image.prefix is None for image in images.values()):
+        firsts = [prompt.segments[0] for prompt in ahead if prompt.read is None]
+        next_ones = {id(first): first for first in firsts if isinstance(first, ImageSegment) and first.prefix is None}
+    encode_images(model, [*{**images, **next_ones}.values()], cache=cache)
     different = {id(prompt): prompt for prompt in prompts}
     known = {key: _num_common(prompt) for key, prompt in different.items()}
     begins = [(known[key], prompt.segments[0]) for key, prompt in different.items()]
     unread = [first.prefix for num, first in begins if isinstance(first, ImageSegment) and num < first.num_tokens]
+    unread += [image.prefix for image in next_ones.values()]
     read_prefixes(model, [prefix for prefix in unread if prefix is not None], cache=cache)
     return {key: _front(model, prompt, num_read=known[key]) for key, prompt in different.items()}
 

@@ -216,6 +216,7 @@ class Request:
     Attributes:
         length: positions that its row holds, once it is admitted.
         limit: longest answer.
+        unread: what of its prompt its row does not hold as it is admitted.
         ids: what it has said; the last of these is not read yet.
         has_ended: it has said a token that ends the text, though its settings let it go on.
         is_spoiled: its row holds numbers that are none.
@@ -228,6 +229,7 @@ class Request:
     text: GrowingText | None
     length: int = 0
     limit: int = 0
+    unread: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     has_ended: bool = False

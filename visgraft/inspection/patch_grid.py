@@ -62,7 +62,7 @@ def find_patch_grid(model: VisionLanguageModel, vision_inputs: Mapping[str, Tens
         UnsupportedModelError: the number of tokens fits no grid of the encoder's.
     """
     shape = measure(model.vision.config, settings=model.config.vision_settings)
-    is_native = shape.extent_per_token > 0
+    is_native = shape.extent_per_token > 0 or "spatial_shapes" in vision_inputs
     if is_native:
         rows, columns = native_grid(vision_inputs, shape.extent_per_token)
     else:
@@ -89,7 +89,7 @@ def native_grid(vision_inputs: Mapping[str, Tensor], extent_per_token: int) -> t
     Raises:
         UnsupportedModelError: what says how large it is says no grid.
     """
-    merge = math.isqrt(extent_per_token)
+    merge = max(1, math.isqrt(extent_per_token))
     for name, value in vision_inputs.items():
         if name in ("spatial_shapes", "image_sizes") or "grid" in name:
             height, width = value.reshape(-1, value.shape[-1])[0, -2:].tolist()

@@ -13,7 +13,7 @@ from visgraft.metrics.table import METRICS
 
 def better_of(score: str) -> Literal["higher", "lower"] | None:
     """Say whether higher or lower values of a score are better; None where neither is."""
-    return next((metric.better for metric in METRICS.values() if score in metric.gives), "higher")
+    return next((metric.better_of(score) for metric in METRICS.values() if score in metric.gives), "higher")
 
 
 def highest_of(score: str) -> float | None:

@@ -55,6 +55,11 @@ def _nothing_more() -> None:
     """Ask for nothing more than what visgraft installs."""
 
 
+def _no_warning(references: Sequence[Sequence[str]]) -> str | None:
+    """Find nothing to say of any references."""
+    return None
+
+
 @dataclass(frozen=True)
 class Metric:
     """A row of the table of metrics.
@@ -66,8 +71,11 @@ class Metric:
         gives: the names of its scores.
         highest: the best value there is; the lowest is 0.
         needs: "answers", or "model" where what is scored is no generated answer: such a row is computed elsewhere.
-        better: "higher" or "lower" values are better; None where neither is (a share of yes).
+        better: "higher" or "lower" values are better.
+        neither: those of its scores of which neither is better (a share of yes).
+        splits_words: looks at words, so that texts in a language without spaces need to be named.
         require: raises MissingAssetError, with the line to install, where this machine lacks something it needs.
+        warn_of: says what a person should know before believing its values for such references; None: nothing.
     """
 
     compute: Compute
@@ -76,8 +84,15 @@ class Metric:
     gives: tuple[str, ...]
     highest: float = 1.0
     needs: Literal["answers", "model"] = "answers"
-    better: Literal["higher", "lower"] | None = "higher"
+    better: Literal["higher", "lower"] = "higher"
+    neither: tuple[str, ...] = ()
+    splits_words: bool = False
     require: Callable[[], None] = _nothing_more
+    warn_of: Callable[[Sequence[Sequence[str]]], str | None] = _no_warning
+
+    def better_of(self, score: str) -> Literal["higher", "lower"] | None:
+        """Say whether higher or lower values of one of its scores are better; None where neither is."""
+        return None if score in self.neither else self.better
 
 
 def check_pairs(answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -91,7 +106,7 @@ def check_pairs(answers: Sequence[str], references: Sequence[Sequence[str]]) -> 
         raise DataError(f"got no reference for sample {without[0]} ({len(without)} in all), need at least one each")
 
 
-def mean_of(per_sample: Sequence[float]) -> Scores:
+def mean_of(per_sample: Sequence[float] | NDArray[np.float64]) -> Scores:
     """Give each sample the same weight."""
     values = np.asarray(per_sample, dtype=np.float64)
     return ratio_of(values, np.ones(len(values)))

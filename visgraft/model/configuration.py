@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from visgraft.errors import ConfigError
 from visgraft.model.japanese_stablelm import JapaneseStableLMConfig as JapaneseStableLMConfig  # AutoConfig now knows it
+from visgraft.model.language import max_positions_of
 from visgraft.model.prefix_injection import PREFIX_PLACES, PrefixPlace
 from visgraft.model.projection import ProjectionSettings, num_image_tokens
 from visgraft.model.vision import VisionSettings, measure
@@ -114,6 +115,17 @@ def _sub_config(config: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedC
         return config
     values = dict(config)
     return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def positions_of(config: PreTrainedConfig) -> tuple[int | None, bool]:
+    """Return how many positions a language model has, alone or joined, and whether image tokens take any of them.
+
+    None: no limit is known.
+    """
+    if not isinstance(config, VisionLanguageConfig):
+        return max_positions_of(config), True
+    limit = None if config.text_config is None else max_positions_of(config.text_config)
+    return limit, config.prefix_at == "embeddings"
 
 
 def image_tokens_per_image(config: PreTrainedConfig | None, *, join: VisionLanguageConfig) -> int:

@@ -21,7 +21,7 @@ from visgraft.errors import ModelError
 from visgraft.model.joined import JoinedModel
 from visgraft.model.sequence import SegmentTable
 from visgraft.model.state_cache import StateCache
-from visgraft.model.vision import check_rows, is_vision_input
+from visgraft.model.vision_inputs import check_rows, is_vision_input
 
 PADS_BEHIND_CACHE = "a cache was given: pads may then stand only in front of the whole text"
 

@@ -96,6 +96,7 @@ class Projection(nn.Module):
         self.settings = settings
         self.grid = shape.grid
         self.num_leading = shape.num_leading
+        self.extent_per_token = shape.extent_per_token
         reduced_grid(shape, settings)  # raises on a factor that does not divide the grid
         self.num_tokens = num_image_tokens(shape, settings)
         width_in = shape.width * settings.pixel_shuffle**2

@@ -23,7 +23,8 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from visgraft.errors import UnsupportedModelError
 
 # Words in the names of sub-configs, the surest first; a detector's `backbone_config` is what sees in it.
-PARTS_THAT_SEE = ("vision", "visual", "image", "vit", "backbone", "encoder")
+TOWERS = ("vision", "visual", "image", "vit")
+PARTS_THAT_SEE = (*TOWERS, "backbone", "encoder")
 
 
 def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -32,7 +33,8 @@ def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
     for word in PARTS_THAT_SEE:
         for name, part in parts.items():
             if word in name:
-                return vision_tower_config(part)
+                is_whole = word in TOWERS and _has_class(part)  # it may have parts of its own, but sees as a whole
+                return part if is_whole else vision_tower_config(part)
     for part in parts.values():
         tower = vision_tower_config(part)
         if tower is not part:
@@ -56,6 +58,10 @@ def build_tower(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     return made
 
 
+def _has_class(config: PreTrainedConfig) -> bool:
+    return type(config) in AutoModel._model_mapping or any(_classes_beside(config))
+
+
 def tower_class(config: PreTrainedConfig) -> Any:
     """Give what loads and builds the tower of a config: `AutoModel` where that knows it, else the class beside it.
 
@@ -71,6 +77,20 @@ def tower_class(config: PreTrainedConfig) -> Any:
             f"{type(config).__name__}; name a checkpoint with a vision tower, or in Python give the loaded tower"
         )
     return found[-1]  # wrappers stand behind what they wrap
+
+
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Give the class of the encoder that a config makes.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    found: Any = tower_class(config)
+    if found is AutoModel:
+        known: Any = AutoModel._model_mapping[type(config)]
+        found = known[0] if isinstance(known, tuple) else known
+    made: type[PreTrainedModel] = found
+    return made
 
 
 def find_tower(model: PreTrainedModel) -> PreTrainedModel:
@@ -90,11 +110,6 @@ def find_tower(model: PreTrainedModel) -> PreTrainedModel:
         f"{type(model).__name__}: its config names a {type(wanted).__name__}, but no part of it has that config; give "
         "the vision tower itself"
     )
-
-
-def accepts(module: nn.Module, argument: str) -> bool:
-    """Say whether a module's `forward` has an argument of this name."""
-    return argument in inspect.signature(module.forward).parameters
 
 
 def _sub_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:

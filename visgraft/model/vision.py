@@ -8,40 +8,44 @@ running it once on nothing, on the meta device.
 
     shape = measure(config, settings=VisionSettings())        # VisionShape(num_tokens=197, width=768, ...)
     features = encode(vision, {"pixel_values": pixels}, settings=VisionSettings())
-
-What an image processor makes is carried in one form: every tensor [N, ...], an image each. Where images differ in size,
-they are padded, and one of these says how large each is:
-
-    pixel_attention_mask [N, P]     patches [N, P, D], True = real (SigLIP 2 NaFlex)
-    image_position_ids [N, P, 2]    patches [N, P, D], -1 = padding (Gemma 4)
-    image_grid_thw [N, 3]           patches [N, P, D] (Qwen-VL, GLM-V, Kimi)
-    image_sizes [N, 2]              pixels [N, 3, H, W], of which the upper left is the image (Pixtral)
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, pytorch_utils
 
 from visgraft.errors import ConfigError, ModelError, UnsupportedModelError
 from visgraft.model.tower import build_tower, vision_tower_config
+from visgraft.model.vision_inputs import (
+    arguments_of,
+    dummy_inputs,
+    hides_patches,
+    image_extents,
+    native_image_size,
+    one_image,
+    patch_size_of,
+    reads_text,
+)
 
-ENDS_ROW = "ends_row"  # [N] bool, beside the encoder's own inputs: whether a row of tiles ends with a picture
-DEFAULT_IMAGE_SIZE = 224  # of encoders whose config names none (ResNet, ConvNeXt)
 # What a model raises that cannot run as it is asked to.
-FAILURES = (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError)
-DEPTHS = ("num_hidden_layers", "num_layers", "depth", "depths", "encoder_layers", "num_block_repeats")
+FAILURES = (
+    ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError,
+    ArithmeticError, StrictDataclassError,
+)  # fmt: skip
+DEPTHS = ("num_hidden_layers", "num_layers", "depth", "depths", "encoder_layers", "n_layers", "num_block_repeats")
+MOST_WEIGHTS = 10**9  # of an encoder that is made for real only to be measured
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,6 @@ class VisionShape:
     is_pooled: bool = False
 
 
-def native_image_size(config: PreTrainedConfig) -> int:
-    """Give the side of the square image, in pixels, that the encoder was made for."""
-    of_timm = getattr(config, "pretrained_cfg", None) or {}
-    size = getattr(config, "image_size", None) or of_timm.get("input_size") or DEFAULT_IMAGE_SIZE
-    return int(size[-1]) if isinstance(size, (list, tuple)) else int(size)
-
-
 def encode(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor], *, settings: VisionSettings) -> Tensor:
     """Run the encoder and give its features as a sequence.
 
@@ -112,12 +109,12 @@ def encode(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor], *, sett
     number = vision_inputs["pixel_values"].shape[0]
     if not settings.image_by_image or number == 1:
         return _encode(vision, vision_inputs, settings=settings)
-    alone = [_encode(vision, _one_image(vision_inputs, index), settings=settings)[0] for index in range(number)]
+    alone = [_encode(vision, one_image(vision_inputs, index), settings=settings)[0] for index in range(number)]
     return nn.utils.rnn.pad_sequence(alone, batch_first=True)
 
 
 def _encode(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor], *, settings: VisionSettings) -> Tensor:
-    arguments = _arguments(vision, vision_inputs)
+    arguments = arguments_of(vision, vision_inputs)
     if settings.feature_layer != -1:
         arguments["output_hidden_states"] = True
     output = vision(**arguments)
@@ -138,184 +135,7 @@ def _encode(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor], *, set
     return features
 
 
-def flatten_images(
-    vision_inputs: Mapping[str, Tensor], *, image_mask: Tensor | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Line up the images of all samples one behind the other.
-
-    Args:
-        vision_inputs: `pixel_values` [B, 3, H, W] or [B, F, 3, H, W] float (of encoders of native resolution [B, P, D]
-            or [B, F, P, D]); everything else with the same leading axes.
-        image_mask: [B, F] bool, True = a real image; None = all.
-
-    Returns:
-        The inputs of the N real images, each [N, ...], and the mask [B, F].
-
-    Raises:
-        ModelError: the mask is not of one value an image, or the pixels have too few or too many axes.
-    """
-    pixels = vision_inputs["pixel_values"]
-    num_leading = pixels.ndim - (2 if _are_patches(vision_inputs) else 3)
-    if num_leading not in (1, 2):
-        raise ModelError(
-            f"pixel_values has shape {list(pixels.shape)}: need an axis of samples, and perhaps one of images, "
-            "in front of each image's own axes: [B, 3, H, W] or [B, F, 3, H, W]"
-        )
-    num_samples, *frames = pixels.shape[:num_leading]
-    shape = (num_samples, frames[0] if frames else 1)
-    mask = pixels.new_ones(shape, dtype=torch.bool) if image_mask is None else image_mask.bool()
-    if mask.shape not in (shape, pixels.shape[:num_leading]):
-        raise ModelError(
-            f"image_mask has shape {list(mask.shape)}, pixel_values {list(pixels.shape)}: need one value an image, "
-            f"{list(shape)}"
-        )
-    mask = mask.view(shape)
-    flat = {name: value.flatten(0, num_leading - 1)[mask.flatten()] for name, value in vision_inputs.items()}
-    return flat, mask
-
-
-def check_rows(images: Tensor | None, texts: Tensor) -> None:
-    """See that there are images for each text: both have samples as their first axis.
-
-    Raises:
-        ModelError: with both numbers.
-    """
-    if images is not None and images.shape[0] != texts.shape[0]:
-        raise ModelError(
-            f"got images for {images.shape[0]} samples and {texts.shape[0]} prompts: give as many of each, in the same "
-            "order (repeat an image for every prompt about it; image_mask says which prompts have none)"
-        )
-
-
-def check_inputs(vision: nn.Module, names: Iterable[str]) -> None:
-    """Refuse inputs that the encoder does not take.
-
-    Raises:
-        ModelError: with the name.
-    """
-    for name in names:
-        if _argument_for(name, _parameters(vision)) is None:
-            raise ModelError(f"got an argument {name!r}, which neither the model nor {type(vision).__name__} takes")
-
-
-def is_vision_input(name: str) -> bool:
-    """Say whether an argument of `generate` is one of the encoder, by its name."""
-    ours = ("image_mask", "image_embeds", "image_token_mask")
-    return name in ("spatial_shapes", ENDS_ROW) or (name.startswith(("pixel_", "image_")) and name not in ours)
-
-
-def image_extents(vision_inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """Say how large each image is, in patches or pixels: [N] long; None where all are of one size."""
-    for name, value in vision_inputs.items():
-        if name == "pixel_attention_mask" and value.ndim == 2:
-            return value.sum(1).long()
-        if name.endswith("position_ids"):
-            return (value >= 0).all(-1).sum(1)
-        if _is_grid(name) or name == "image_sizes":
-            return value.long().prod(-1)
-    return None
-
-
-def count_tokens(vision_inputs: Mapping[str, Tensor], num_tokens: int, *, extent_per_token: int = 1) -> Tensor:
-    """Count the image tokens of each image: [N] long.
-
-    Encoders of native resolution pad their images and say how large each is (`image_extents`); for all others every
-    image has `num_tokens`.
-    """
-    extents = image_extents(vision_inputs)
-    if extents is not None:
-        return extents // max(1, extent_per_token)
-    pixels = next(iter(vision_inputs.values()))
-    return torch.full((pixels.shape[0],), num_tokens, device=pixels.device)
-
-
 # --- What an encoder is given, and what it gives
-
-
-def _parameters(vision: nn.Module) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(vision.forward).parameters
-
-
-def _argument_for(name: str, parameters: Iterable[str]) -> str | None:
-    """Name the argument of `forward` that takes an output of an image processor; None = none."""
-    names = list(parameters)
-    if name in names:
-        return name
-    if name == "pixel_values":  # hidden_states, image, ...: what an encoder is given first
-        return names[0] if names and names[0] not in ("input_ids", "kwargs", "args") else None
-    bare = _without_modality(name)
-    same = [each for each in names if _without_modality(each) == bare]
-    return same[0] if same else None
-
-
-def _without_modality(name: str) -> str:
-    first, _, rest = name.partition("_")
-    return rest if first in ("image", "pixel") else name
-
-
-def _is_grid(name: str) -> bool:
-    return "grid" in name
-
-
-def _are_patches(vision_inputs: Mapping[str, Tensor]) -> bool:
-    """Say whether each image is patches [P, D], not pixels [3, H, W]."""
-    return any(name == "spatial_shapes" or _is_grid(name) or name.endswith("position_ids") for name in vision_inputs)
-
-
-def _arguments(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Make the arguments of `forward` of what an image processor made.
-
-    Raises:
-        ModelError: one is missing.
-    """
-    parameters = _parameters(vision)
-    inputs = dict(vision_inputs)
-    pixels = inputs["pixel_values"]
-    if pixels.is_floating_point():
-        inputs["pixel_values"] = pixels.to(next(vision.parameters()).dtype)
-    if any(map(_is_grid, inputs)):
-        extents = image_extents(inputs)
-        assert extents is not None
-        own = [row[:extent] for row, extent in zip(inputs["pixel_values"], extents.tolist(), strict=True)]
-        inputs["pixel_values"] = torch.cat(own)
-    targets = {name: _argument_for(name, parameters) for name in inputs}
-    arguments: dict[str, Any] = {target: inputs[name] for name, target in targets.items() if target is not None}
-    if pixels.ndim == 4 and pixels.shape[-1] != native_image_size(vision.config):
-        arguments |= {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
-    if is_masking_off(vision.config) and "noise" in parameters:  # by which patches are sorted, to drop the last
-        patch = _patch_size(vision.config) or 1
-        order = torch.arange(
-            (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch), device=pixels.device, dtype=torch.float32
-        )
-        arguments["noise"] = order.expand(pixels.shape[0], -1)
-    free = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    needed = [name for name, each in parameters.items() if each.default is each.empty and each.kind not in free]
-    lacking = [name for name in needed if name not in arguments]
-    if lacking:
-        raise ModelError(
-            f"{type(vision).__name__} needs {', '.join(lacking)}, which visgraft does not make of an image "
-            f"(there is {', '.join(sorted(vision_inputs))}): choose another encoder"
-        )
-    return arguments
-
-
-def hides_patches(config: PreTrainedConfig) -> bool:
-    """Say whether an encoder hides patches at random, as masked autoencoders do."""
-    return bool(getattr(config, "mask_ratio", None)) and "noise" in _forward_parameters(config)
-
-
-def is_masking_off(config: PreTrainedConfig) -> bool:
-    """Say whether an encoder that hides patches at random was told to hide none."""
-    return getattr(config, "mask_ratio", None) == 0
-
-
-def _one_image(vision_inputs: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """Take one image out of a batch, its padding cut off where images are pixels."""
-    one = {name: value[index : index + 1] for name, value in vision_inputs.items()}
-    if "image_sizes" in one:
-        height, width = one["image_sizes"][0].tolist()
-        one["pixel_values"] = one["pixel_values"][..., :height, :width]
-    return one
 
 
 def _last_features(output: Any, name: str) -> Tensor:
@@ -385,72 +205,6 @@ def measured_shape(vision: nn.Module, *, settings: VisionSettings) -> VisionShap
     return known[settings]
 
 
-def dummy_inputs(
-    config: PreTrainedConfig, *, image_size: int | None, device: torch.device | str, stretch: int = 1
-) -> dict[str, Tensor]:
-    """Make the inputs of one black image, as the encoder takes them; `stretch`: how often wider than high."""
-    channels = next((n for n in map(_of(config), ("num_channels", "in_channels", "in_chans")) if n), 3)
-    values_on = "cpu" if device == "meta" else device  # of what is read, not computed with
-    names, patch = _forward_parameters(config), _patch_size(config)
-    if "spatial_shapes" in names and patch is not None:  # native resolution: patches, flattened
-        side = math.isqrt(config.num_patches)
-        return {
-            "pixel_values": torch.zeros(1, side * side, channels * patch**2, device=device),
-            "pixel_attention_mask": torch.ones(1, side * side, dtype=torch.long, device=device),
-            "spatial_shapes": torch.tensor([[side, side]], device=values_on),
-        }
-    side = image_size or native_image_size(config)
-    grids, positions = [n for n in names if _is_grid(n)], [n for n in names if n.endswith("pixel_position_ids")]
-    if patch is None or not (grids or positions):
-        pixels = torch.zeros(1, channels, side, side * stretch, device=device)
-        sizes = {"image_sizes": torch.tensor([[side, side * stretch]], device=values_on)}
-        return {"pixel_values": pixels, **(sizes if "image_sizes" in names else {})}
-    merge = _merge_size(config)
-    rows = max(1, side // patch // merge) * merge
-    columns = rows * stretch
-    depth = _of(config)("temporal_patch_size") or 1
-    depth = depth if isinstance(depth, int) else depth[0]
-    pixels = torch.zeros(1, rows * columns, channels * depth * patch**2, device=device)
-    if grids:
-        made = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, rows, columns]], device=values_on)}
-        if "merge_sizes" in names:
-            made["image_merge_sizes"] = torch.tensor([1], device=values_on)
-        return made
-    places = [(x, y) for y in range(rows) for x in range(columns)]
-    return {"pixel_values": pixels, "image_position_ids": torch.tensor([places], device=values_on)}
-
-
-def _of(config: PreTrainedConfig) -> Any:
-    return lambda name: getattr(config, name, None)
-
-
-def _patch_size(config: PreTrainedConfig) -> int | None:
-    patch = getattr(config, "patch_size", None)
-    if isinstance(patch, (list, tuple)) and len(set(patch)) == 1:
-        patch = patch[0]
-    return patch if isinstance(patch, int) and patch > 0 else None
-
-
-def _merge_size(config: PreTrainedConfig) -> int:
-    """Say how many patches in a row become one token, where the tower itself merges them."""
-    for name in ("spatial_merge_size", "merge_size", "merge_kernel_size", "pooling_kernel_size"):
-        value = getattr(config, name, None)
-        if value is not None:
-            return int(value[0]) if isinstance(value, (list, tuple)) else int(value)
-    return 1
-
-
-_signatures: dict[type, tuple[str, ...]] = {}
-
-
-def _forward_parameters(config: PreTrainedConfig) -> tuple[str, ...]:
-    """Name the arguments of the `forward` of an encoder, by its config."""
-    if type(config) not in _signatures:
-        with torch.device("meta"):
-            _signatures[type(config)] = tuple(_parameters(build_tower(shallow(config))))
-    return _signatures[type(config)]
-
-
 def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
     """Copy a config with few layers where it has many: number and width of the features stay."""
     values = config.to_dict()
@@ -460,6 +214,8 @@ def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
             values[name] = 2
             for stages in ("stage_names", "out_features", "out_indices"):  # of a transformer, one a layer
                 values.pop(stages, None)
+            of_layers = {key: each for key, each in values.items() if isinstance(each, list) and len(each) == value}
+            values |= {key: each[:2] for key, each in of_layers.items()}
         elif isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value):
             values[name] = [min(each, 1) for each in value]
     try:
@@ -475,6 +231,10 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
     tries = [(config, "meta"), (shallow(config), "cpu"), (config, "cpu")]
     if settings.feature_layer != -1:
         tries.pop(1)
+    if reads_text(config):
+        raise UnsupportedModelError(
+            f"{config.model_type} reads text, and its config names no part that only sees: choose another encoder"
+        )
     shape, name = None, config.model_type
     for number, (tried, device) in enumerate(tries):
         try:
@@ -486,13 +246,18 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
         except (ConfigError, ModelError):
             raise
         except FAILURES as error:
-            if number == len(tries) - 1:
+            if number == len(tries) - 1 or (number == len(tries) - 2 and _num_weights(config) > MOST_WEIGHTS):
                 raise _cannot_run(config, settings, name, error) from error
     assert shape is not None
     side = settings.image_size or native_image_size(config)
-    grid, num_leading = _grid(config, shape.num_tokens, (side, side))
+    grid, num_leading = (shape.grid, 0) if all(shape.grid) else _grid(config, shape.num_tokens, (side, side))
     kept = num_leading if settings.keep_class_token else 0
     return replace(shape, num_tokens=grid[0] * grid[1] + kept, grid=grid, num_leading=kept)
+
+
+def _num_weights(config: PreTrainedConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_tower(config).parameters())
 
 
 def _cannot_run(
@@ -517,7 +282,7 @@ def _run_on_nothing(vision: PreTrainedModel, settings: VisionSettings, *, device
     def run(stretch: int) -> tuple[Tensor, Tensor | None, int | None]:
         inputs = dummy_inputs(config, image_size=settings.image_size, device=device, stretch=stretch)
         is_last = settings.feature_layer == -1
-        output = vision(**_arguments(vision, inputs), **({} if is_last else {"output_hidden_states": True}))
+        output = vision(**arguments_of(vision, inputs), **({} if is_last else {"output_hidden_states": True}))
         last = (
             _last_features(output, name) if is_last else _pick_layer(output.hidden_states, settings.feature_layer, name)
         )
@@ -533,7 +298,7 @@ def _run_on_nothing(vision: PreTrainedModel, settings: VisionSettings, *, device
                 if per_token[0] is not None and per_token[0] == per_token[1]:
                     assert first is not None
                     tokens, width = first.shape[-2:]
-                    return VisionShape(tokens, width, (1, tokens), 0, per_token[0], is_pooled=is_pooled)
+                    return VisionShape(tokens, width, (0, 0), 0, per_token[0], is_pooled=is_pooled)
         raise UnsupportedModelError(
             f"{name} makes {list(last.shape)} of {extent} patches and {list(wide.shape)} of {wide_extent}: the "
             "number of its tokens follows no rule that visgraft knows; choose another encoder"
@@ -543,7 +308,7 @@ def _run_on_nothing(vision: PreTrainedModel, settings: VisionSettings, *, device
         rows, columns, width = last.shape[1:] if channels_last else (*last.shape[2:], last.shape[1])
         return VisionShape(rows * columns, width, (rows, columns), 0, channels_last=channels_last)
     _, tokens, width = _one_sequence_an_image(last, 1, None, name).shape
-    return VisionShape(tokens, width, (1, tokens), 0)
+    return VisionShape(tokens, width, (0, 0), 0)
 
 
 def _extent_per_token(features: Any, extent: int | None) -> int | None:
@@ -589,7 +354,7 @@ def _uncached() -> Iterator[None]:
 
 def _grid(config: PreTrainedConfig, num_tokens: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """Split a token count into (rows, columns) of patches and the tokens in front of them."""
-    patch = _patch_size(config)
+    patch = patch_size_of(config)
     if patch is not None:
         rows, columns = size[0] // patch, size[1] // patch
         if 0 <= num_tokens - rows * columns <= 1 + getattr(config, "num_register_tokens", 8):

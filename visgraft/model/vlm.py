@@ -49,15 +49,14 @@ from visgraft.model.projection import Projection
 from visgraft.model.sequence import SegmentTable, image_then_text, pads_first
 from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.tower import build_tower
-from visgraft.model.vision import (
+from visgraft.model.vision import encode, measure
+from visgraft.model.vision_inputs import (
     ENDS_ROW,
     check_inputs,
     check_rows,
     count_tokens,
     dummy_inputs,
-    encode,
     flatten_images,
-    measure,
 )
 from visgraft.segments import IMAGE
 
@@ -78,19 +77,16 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         language: PreTrainedModel | None = None,
     ) -> None:
         """Join two parts; without modules, random ones are made from their configs (`from_parts` loads real ones)."""
-        if vision is None:
-            assert config.vision_config is not None, "only an empty config, which the library makes, has none"
-            vision = build_tower(config.vision_config)
+        assert config.vision_config is not None, "only an empty config, which the library makes, has none"
+        vision = build_tower(config.vision_config) if vision is None else vision
         language = AutoModelForCausalLM.from_config(config.text_config) if language is None else language
         super().__init__(config)
         config.vision_config, config.text_config = vision.config, language.config
         self.vision = vision
         self.language = language
         self.prefix_injection = PrefixInjection(language, at=config.prefix_at)
-        shape = measure(vision.config, settings=config.vision_settings)
-        self.extent_per_token = shape.extent_per_token
         self.projection = Projection(
-            shape,
+            measure(vision.config, settings=config.vision_settings),
             width=self.prefix_injection.width,
             settings=config.projection_settings,
             num_frames=config.num_frames,
@@ -177,8 +173,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
     def _check_inputs(self, vision_inputs: Mapping[str, Tensor]) -> None:
         if ENDS_ROW in vision_inputs and self.projection.row_separator is None:
             raise ModelError(
-                "got row separators between tiles, which the model was not joined with: give VisionLanguageModel and "
-                "Processor the same tiles"
+                "got row separators between tiles, which the model was not joined with: give it tiles=, too"
             )
         check_inputs(self.vision, (name for name in vision_inputs if name != ENDS_ROW))
 
@@ -186,13 +181,10 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         """Count the real image tokens of each image, [N] long; tokens: [N, P, width]."""
         has_separator = self.projection.row_separator is not None
         number = tokens.shape[1] - has_separator
-        is_reduced = self.projection.settings.pool * self.projection.settings.pixel_shuffle > 1
-        if is_reduced:
-            counts = torch.full((tokens.shape[0],), number, device=tokens.device)
-        else:
-            counts = count_tokens(vision_inputs, number, extent_per_token=self.extent_per_token)
-        ends_row = vision_inputs.get(ENDS_ROW)
-        return counts + ends_row if has_separator and ends_row is not None else counts
+        counts = torch.full((tokens.shape[0],), number, device=tokens.device)
+        if self.projection.settings.pool * self.projection.settings.pixel_shuffle == 1:
+            counts = count_tokens(vision_inputs, number, extent_per_token=self.projection.extent_per_token)
+        return counts + vision_inputs.get(ENDS_ROW, 0) if has_separator else counts
 
     # --- Loss
 

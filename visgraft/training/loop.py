@@ -30,7 +30,7 @@ from torch import Tensor
 
 from visgraft.atomic import whole_folder
 from visgraft.config import Recipe, load_recipe
-from visgraft.errors import CheckpointError, ConfigError, DataError, ModelError, VisgraftError
+from visgraft.errors import CheckpointError, ConfigError, ModelError, TooManyBadError, VisgraftError
 from visgraft.folder_lock import FolderLock, clear_dead
 from visgraft.metrics.score_names import better_of
 from visgraft.parsing import parse_json
@@ -107,6 +107,10 @@ def train(
             signals.too_late = lambda number: save_last_step(session, lock=lock, number=number)
             try:
                 take_steps(session, lock=lock, stop=stop)
+            except TooManyBadError:
+                if session.state.step:
+                    save_checkpoint(session)  # the finished steps are none the worse for it
+                raise
             except StopAsked as asked:
                 save_checkpoint(session)
                 signals.settle()
@@ -238,11 +242,7 @@ def after_step(session: Session, *, is_checkpoint_due: bool = False) -> None:
     state, settings, is_main = session.state, session.recipe.train, session.accelerator.is_main_process
     is_best = False
     if session.validation and state.validated_step != state.step and is_due(session, settings.validate_every_steps):
-        try:
-            record = validate(session)
-        except DataError:
-            save_checkpoint(session)  # the steps are none the worse for it
-            raise
+        record = validate(session)
         badness = how_bad(session, record)
         with session.is_changing:
             is_best = math.isfinite(badness) and (state.best_loss is None or badness < state.best_loss)

@@ -146,7 +146,7 @@ class Session:
         """Put the bad samples of a step into quarantine, those of all processes.
 
         Raises:
-            DataError: in every process, there are too many of them.
+            TooManyBadError: in every process, there are too many of them.
         """
         planner = self.planner if part == "train" else self.validation
         assert planner is not None

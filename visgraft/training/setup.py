@@ -150,10 +150,9 @@ def open_session(
     return Session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
         optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation,
-        loader=loader.limited(state.micro_batch_positions),
+        loader=loader.limited(state.micro_batch_positions), watch=data.watch, state=state, progress=progress,
         quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes), filler=data.filler,
         sample_prompts=data.sample_prompts, questions=data.questions, scored=data.scored,
-        watch=data.watch, state=state, progress=progress,
         counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
 

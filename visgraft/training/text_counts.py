@@ -34,7 +34,7 @@ from visgraft.errors import DiskError
 from visgraft.processor import Processor
 
 UNKNOWN = -1  # below it: -2 - n is a bad text, for the n-th of the reasons
-_VERSION = 2  # of what is counted; another one wherever prompts are put together in another way
+_VERSION = 3  # of what is counted; another one wherever prompts are put together in another way
 _LARGEST_SHARE = 0.05  # of the time, that writing down what was counted takes
 
 

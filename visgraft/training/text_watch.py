@@ -16,10 +16,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 from visgraft.config import DataSettings
-from visgraft.data.balance import text_key
 from visgraft.data.findings import find
 from visgraft.data.quarantine import Part
-from visgraft.data.records import Looker
+from visgraft.data.records import Looker, mix, quick_key
 from visgraft.data.source_report import SourceReport
 from visgraft.data.sources import name_sources
 from visgraft.processor import Processor
@@ -61,7 +60,7 @@ class TextWatch:
             self._reports[part, source] = SourceReport(source, part, is_balanced=is_balanced)
         report = self._reports[part, source]
         name = sample.id or ""
-        about = text_key(name) if sample.images else 0  # who shares an id shares the images
+        about = mix(*map(quick_key, sample.images)) if sample.images else 0
         report.samples += 1
         good = [d for d, outcome in zip(sample.dialogs, text.outcomes, strict=True) if not isinstance(outcome, str)]
         report.texts += len(good)

@@ -44,7 +44,7 @@ def validate(session: Session) -> dict[str, Any]:
     Raises:
         StopAsked: in all processes, between two batches; the state holds what was measured so far, and the next call
             takes it up there.
-        DataError: in all processes, too many of the samples are bad.
+        TooManyBadError: in all processes, too many of the samples are bad.
     """
     assert session.validation is not None
     accelerator, model, state = session.accelerator, session.model, session.state

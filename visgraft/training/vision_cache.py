@@ -32,7 +32,7 @@ from visgraft.data.sample import ImageRef, Sample
 from visgraft.disk_cache import cache_folder
 from visgraft.errors import BadSampleError, ConfigError
 from visgraft.model.storage.checksums import read_checksums
-from visgraft.model.vision import dummy_inputs
+from visgraft.model.vision_inputs import dummy_inputs
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.reporting.progress import Display
@@ -95,7 +95,7 @@ def why_off(recipe: Recipe, model: VisionLanguageModel) -> str | None:
         return f"the encoder trains (train.vision: {recipe.train.vision})"
     if recipe.data.augment.is_on:
         return "data.augment changes the images"
-    if model.extent_per_token:
+    if model.projection.extent_per_token:
         return f"{type(model.vision).__name__} takes images in their own resolution"
     return None
 

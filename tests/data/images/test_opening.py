@@ -343,13 +343,38 @@ def test_damaged_notes_never_spoil_the_pixels(kind):
         assert any(np.array_equal(np.rot90(pixels, turns), opened) for turns in range(4)) or opened.shape[2] == 3
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_no_note_of_a_tiff_spoils_its_pixels(order):
+    data = bytearray(encode(noise(), kind="TIFF", tiffinfo={270: "a description of it", 274: 1}, big_tiff=False))
+    start = struct.unpack_from("<I", data, 4)[0] + 2
+    places = range(start, start + 12 * struct.unpack_from("<H", data, start - 2)[0], 12)
+    [place] = [at for at in places if struct.unpack_from("<H", data, at)[0] == 270]
+    data[place + 2 : place + 8] = b"\x0c\0\xff\xff\xff\x7f" if order == "<" else b"\x01\0\xff\xff\xff\xff"
+    assert np.array_equal(open_image(bytes(data)), noise())
+    data = data[: data.index(b"a description")]
+    assert bad_reason(bytes(data))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_how_the_camera_was_held_is_kept_beside_other_notes_that_are_broken(kind):
+    noted = encode(noise(), kind=kind, exif=b"Exif\0\0" + exif_of(TURNED), icc_profile=b"\1" * 200)
+    kept = without_notes(noted, keep_exif=True)
+    assert len(kept) < len(noted) - 20 and open_image(kept).size == (48, 64)
+    assert open_image(without_notes(noted, keep_exif=False)).size == (64, 48)
+    if kind == "PNG":
+        text = b"Comment\0\0" + zlib.compress(b"x" * 3_000_000)
+        assert open_image(with_png_chunk(noted, b"zTXt", text)).size == (48, 64)
+
+
 def test_notes_are_taken_off_and_pixels_stay():
     for kind in ("PNG", "JPEG", "WEBP"):
         bare = encode(noise(), kind=kind)
         noted = encode(noise(), kind=kind, exif=exif_of(TURNED), icc_profile=b"\0" * 200)
-        assert len(without_notes(noted)) < len(noted) - 60 and b"II*" not in without_notes(noted)
-        assert np.array_equal(open_image(without_notes(noted)), open_image(bare))
-    assert without_notes(encode(noise())) is None and without_notes(b"GIF89a") is None
+        kept = without_notes(noted, keep_exif=False)
+        assert len(kept) < len(noted) - 60 and b"II*" not in kept
+        assert np.array_equal(open_image(kept), open_image(bare))
+    assert without_notes(encode(noise()), keep_exif=False) is None
+    assert without_notes(b"GIF89a", keep_exif=True) is None
 
 
 # --- Formats, and what a text means
@@ -382,17 +407,19 @@ def test_a_picture_with_layers_is_one_image():
 @pytest.mark.parametrize(
     "name", ["x" * 256, "x" * 256 + ".jpg", "nul\0.png", "a/" + "y" * 300 + "/b.png", "A" * 70, "d/" * 40, "\ud83d.png"]
 )
-def test_a_name_that_no_file_has_or_can_have_is_a_missing_image(tmp_path, name):
-    ref = image_ref(name, folder=tmp_path)
-    assert bad_reason(ref) == "image file is missing"
-    assert frames_of(ref, num_frames=2, spacing_s=None) == [ref]
-    for by_content in (True, False):
-        try:
-            image_key(ref, by_content=by_content)
-        except BadSampleError as error:
-            assert by_content and str(error) == "image file is missing"
-    with pytest.raises(BadSampleError, match="image file is missing"):
-        image_version(ref)
+@pytest.mark.parametrize("folder", [None, Path("photos")])
+def test_a_name_that_no_file_has_or_can_have_is_a_missing_image(name, folder):
+    assert bad_reason(name) == "image file is missing"
+    for ref in (Path(name), folder / name if folder else Path(name)):
+        assert bad_reason(ref) == "image file is missing"
+        assert frames_of(ref, num_frames=2, spacing_s=None) == [ref]
+        assert image_key(ref, by_content=False)
+        for read in (image_version, lambda ref: image_key(ref, by_content=True)):
+            with pytest.raises(BadSampleError, match="image file is missing"):
+                read(ref)
+    if "\0" in name or "\ud83d" in name:
+        with pytest.raises(BadSampleError, match="image file is missing"):
+            image_ref(name, folder=folder)
 
 
 def test_a_long_text_in_base64_that_is_no_image_is_no_path_either():

@@ -65,7 +65,9 @@ BAD_LINES = {
     b"\xff\xfe": "line is not UTF-8; set the source's encoding",
     b"[" * 100_000: "line is not JSON",
     b"[1]": "line is not a JSON object",
-    b'{"text": "x"}': "line lacks file_name or file_names",
+    b'{"text": "x"}': "caption has no image (columns: text)",
+    b'{"question": "Q", "answer": "A"}': "line lacks file_name or file_names",
+    b'{"foto": "a.png", "text": "x"}': "row has no image, but its column foto looks like one; set columns: {image: f",
     b'{"file_name": 3, "text": "x"}': "line lacks file_name or file_names",
     b'{"file_names": ["a.png", 3], "text": "x"}': "line lacks file_name or file_names",
     b'{"file_name": "a.png"}': "row has no text, question and answer, dialogs or messages",
@@ -189,3 +191,10 @@ def test_parts_of_a_split_in_folders_of_their_own_are_two_sources(tmp_path):
         write(tmp_path / split, {"file_name": "a.png", "text": split})
     with pytest.raises(DataError, match=r"got 'train\+val', whose parts lie in folders of their own; make a source of"):
         folder.read(tmp_path, split="train+val")
+
+
+def test_columns_of_other_names_are_mapped(tmp_path):
+    (tmp_path / "metadata.csv").write_text("foto,texto\ntrain/a.png,a cat\nval/b.png,a dog\n")
+    options = {"columns": {"image": "foto", "caption": "texto"}}
+    assert folder.read(tmp_path, split="train", **options)[0].dialogs == ((Turn("", "a cat"),),)
+    assert folder.read(tmp_path, split="val", **options)[0].images == (tmp_path / "val" / "b.png",)

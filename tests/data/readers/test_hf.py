@@ -1,3 +1,6 @@
+import json
+import pickle
+
 import datasets
 import pytest
 from PIL import Image
@@ -74,3 +77,49 @@ def test_what_cannot_be_had_says_why(hub, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda **k: empty)
     with pytest.raises(DataError, match="holds no samples"):
         hf.read(hub / "empty", split="train")
+
+
+MIXED = [
+    {"image": "a.png", "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}]},
+    {"image": "b.png", "messages": [{"role": "user", "content": "Q"}]},
+]
+
+
+@pytest.mark.parametrize("way", ["files", "saved", "parquet", "take", "stream"])
+def test_contents_of_two_types_are_what_they_were(tmp_path, monkeypatch, way):
+    """`datasets` keeps a column that is a text here and a list there as JSON in text."""
+    monkeypatch.setenv("VISGRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+    rows = [{**row, "messages": [*row["messages"], {"role": "assistant", "content": "A"}]} for row in MIXED]
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path, source, options = tmp_path / "rows", "hf", {}
+    if way in ("saved", "parquet"):
+        dataset = datasets.load_dataset(str(path), split="train")
+        path = tmp_path / way
+        if way == "saved":
+            dataset.save_to_disk(path)
+        else:
+            source = "parquet"
+            dataset.to_parquet(path / "train.parquet")
+    elif way == "take":
+        options = {"streaming": True, "take": 2}
+    if way == "stream":
+        stream = hf.read(path, split="train", streaming=True)
+        samples = [stream.sample(row) for row in stream.rows.read(seed=None, epoch=0, place=None)]
+    else:
+        sources = pickle.loads(pickle.dumps(open_sources([SourceSettings(source, path=str(path), options=options)])))
+        samples = [sources[index] for index in range(2)]
+    assert [sample.dialogs for sample in samples] == [((Turn("Q", "A"),),)] * 2
+    assert [len(sample.images) for sample in samples] == [1, 1]
+
+
+def test_files_that_datasets_cannot_read_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text('{"image": "a.png", "text": "x"}\n{"image": oops\n')
+    with pytest.raises(MissingAssetError, match=r"cannot be loaded: .*JSON parse error"):
+        hf.read(tmp_path / "rows", split="train")
+    stream = hf.read(tmp_path / "rows", split="train", streaming=True)
+    with pytest.raises(DataError, match=r"rows cannot be read behind row 0 \(JSON parse error"):
+        list(stream.rows.read(seed=None, epoch=0, place=None))

@@ -1,7 +1,10 @@
 import base64
 import json
 import pickle
+import runpy
 from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -218,6 +221,19 @@ def test_a_mirror_is_fetched_from_the_hub_once_its_columns_are_seen_to_fit(tmp_p
     assert len(asked) == 3, "the second file of a mirror that does not fit is left where it is"
     with pytest.raises(MissingAssetError, match=r"has no data/test-\*.parquet; it holds README.md, data/train-0"):
         opened(None, repository="HuggingFaceM4/M3IT", split="test")
-    with pytest.raises(ConfigError, match="revision its commit; leave path out, or both of them"):
+    with pytest.raises(ConfigError, match="revision its commit; leave out path, or both"):
         write(tmp_path / "viquae", row(0, "x"))
         opened(tmp_path, repository="HuggingFaceM4/M3IT")
+
+
+def test_an_export_stays_with_the_revision_that_it_began_with(tmp_path, monkeypatch):
+    export = runpy.run_path(str(Path(m3it.__file__).parents[3] / "docs" / "export_m3it.py"))
+    commits = {None: "a" * 40, "v2": "b" * 40}
+    info = lambda self, repository, revision: SimpleNamespace(sha=commits.get(revision, revision))  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    assert export["pin"](tmp_path / "x", repository="MMInstruction/M3IT", revision=None) == "a" * 40
+    commits[None] = "c" * 40  # the dataset moves on
+    assert export["pin"](tmp_path / "x", repository="MMInstruction/M3IT", revision=None) == "a" * 40
+    assert export["pin"](tmp_path / "y", repository="MMInstruction/M3IT", revision="v2") == "b" * 40
+    with pytest.raises(SystemExit, match=r"revision.txt: is of a+, not of b+; export another revision to another"):
+        export["pin"](tmp_path / "x", repository="MMInstruction/M3IT", revision="v2")

@@ -1,6 +1,8 @@
 import json
 import pickle
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from visgraft.data.readers.files import find_split, open_files
@@ -136,3 +138,10 @@ def test_files_of_several_kinds_follow_one_another(tmp_path):
     rows = open_files([tmp_path / "1.jsonl", tmp_path / "a.parquet", tmp_path / "2.jsonl"])
     assert [row["i"] for row in read_all(rows)] == [0, 1, 2]
     assert rows.where(2) == "2.jsonl line 1" and len(str(rows.fingerprint)) > 20
+
+
+def test_a_parquet_file_that_names_a_column_twice_is_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="names the column 'text' twice; rename one of them"):
+        ParquetRows([tmp_path / "a.parquet"])

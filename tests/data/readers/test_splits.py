@@ -107,6 +107,12 @@ def column_of_splits(folder):
     return folder / "mix.jsonl"
 
 
+def keys_of_splits(folder):
+    content = {"train": [caption(name) for name in "abcd"], "val": [caption(name) for name in "vw"]}
+    (folder / "mix.json").write_text(json.dumps(content))
+    return folder / "mix.json"
+
+
 def one_saved(folder):
     datasets.Dataset.from_list([caption(name) for name in "abcd"]).save_to_disk(folder / "saved")
     return folder / "saved"
@@ -190,7 +196,13 @@ def m3it(folder):
 
 UNDIVIDED = {one_file: "parquet", one_saved: "hf", plain_tars: "webdataset"}
 DIVIDED = {
-    **{files_by_split: "parquet", column_of_splits: "parquet", saved_by_split: "hf", parquet_for_datasets: "hf"},
+    **{
+        files_by_split: "parquet",
+        column_of_splits: "parquet",
+        keys_of_splits: "parquet",
+        saved_by_split: "hf",
+        parquet_for_datasets: "hf",
+    },
     **{metadata_above: "folder", texts_beside: "folder", tars_by_name: "webdataset", tars_by_folder: "webdataset"},
     **{coco: "coco", karpathy: "karpathy", m3it: "m3it"},
 }
@@ -257,3 +269,10 @@ def test_a_stream_cannot_be_sliced(tmp_path):
     entry = SourceSettings("hf", path=str(tmp_path), split="train[:10%]", options={"streaming": True})
     with pytest.raises(VisgraftError, match="a stream's length is not known, so take one split of it"):
         open_sources([entry])
+
+
+def test_tars_that_tell_no_split_are_of_train_beside_those_that_do(tmp_path):
+    tars_by_name(tmp_path)
+    write_tar(tmp_path / "more.tar", "x")
+    assert sorted(answers("webdataset", tmp_path, "train")) == list("abcdx")
+    assert answers("webdataset", tmp_path, "val") == "vw"

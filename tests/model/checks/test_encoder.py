@@ -8,11 +8,11 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tests.tiny import SQUARE, VISION_CONFIGS, bare_language, bare_vision, fresh, random_pixels, randomise
+from tests.tiny import SQUARE, VISION_CONFIGS, bare_language, bare_vision, random_pixels, randomise
 from visgraft.errors import ModelError, UnsupportedModelError
 from visgraft.model.checks.encoder import check_encoder
 from visgraft.model.tower import build_tower
-from visgraft.model.vision import VisionSettings, encode
+from visgraft.model.vision import VisionSettings, encode, measure
 from visgraft.model.vlm import VisionLanguageModel
 
 SETTINGS = VisionSettings()
@@ -160,8 +160,13 @@ def test_an_encoder_that_needs_what_no_image_processor_makes_is_refused_by_the_n
 
 
 def test_a_model_that_sees_nothing_is_refused_with_its_reason() -> None:
-    with pytest.raises(UnsupportedModelError, match="makes no features of an image of 224 x 224 pixels"):
-        fresh(vision="clip") and check_encoder(hf.BertModel(hf.BertConfig(**SMALL_TEXT)).eval(), settings=SETTINGS)
+    with pytest.raises(UnsupportedModelError, match="bert reads text, and its config names no part that only sees"):
+        check_encoder(hf.BertModel(hf.BertConfig(**SMALL_TEXT)).eval(), settings=SETTINGS)
+    pairs = hf.EfficientLoFTRConfig()
+    with pytest.raises(
+        UnsupportedModelError, match=r"makes no features of an image of 224 x 224 pixels: \w+: Input must"
+    ):
+        measure(pairs, settings=SETTINGS)
 
 
 SMALL_TEXT = {

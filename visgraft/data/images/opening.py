@@ -31,6 +31,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from visgraft.config import DataSettings
+from visgraft.data.fingerprint import is_file_name
 from visgraft.data.images.notes import may_have_notes, without_notes
 from visgraft.data.sample import ImageRef, StoredImage
 from visgraft.errors import BadSampleError
@@ -97,16 +98,19 @@ def _open(data: bytes | Path, *, max_pixels: int) -> Image.Image:
 
 def _open_without_notes(data: object, *, max_pixels: int) -> Image.Image | None:
     """Open the pixels of a file whose notes may be what is broken; None where they are not."""
-    try:
-        if isinstance(data, Path):
-            with data.open("rb") as file:
-                data = data.read_bytes() if may_have_notes(file.read(_SIGNATURE_BYTES)) else None
-        pixels = without_notes(data) if isinstance(data, bytes) else None
-        return None if pixels is None else _open(pixels, max_pixels=max_pixels)
-    except BadSampleError:
-        raise
-    except Exception:
-        return None
+    for keep_exif in (True, False):
+        try:
+            if isinstance(data, Path):
+                with data.open("rb") as file:
+                    data = data.read_bytes() if may_have_notes(file.read(_SIGNATURE_BYTES)) else None
+            pixels = without_notes(data, keep_exif=keep_exif) if isinstance(data, bytes) else None
+            if pixels is not None:
+                return _open(pixels, max_pixels=max_pixels)
+        except BadSampleError:
+            raise
+        except Exception:  # as above; what is told is why the whole file fails
+            continue
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -284,7 +288,7 @@ def image_ref(value: object, *, folder: Path | None = None) -> ImageRef:
 def path_of_text(text: str, *, folder: Path | None = None) -> Path:
     """Return the path that a text means; a relative one is taken from folder.
 
-    Raises BadSampleError for an address of a kind that is not read (s3://).
+    Raises BadSampleError for an address of a kind that is not read (s3://) and a name that no file can have.
     """
     if text[:5].lower() == "file:":
         text = unquote(_FILE_URL.sub("", text, count=1))
@@ -293,6 +297,8 @@ def path_of_text(text: str, *, folder: Path | None = None) -> Path:
     if text.startswith("~"):
         with suppress(RuntimeError):  # no such user
             text = str(Path(text).expanduser())
+    if not is_file_name(text):
+        raise BadSampleError("image file is missing")
     path = Path(text) if folder is None else folder / text
     if "\\" in text and os.sep == "/" and file_state(path) is None:  # written on Windows
         return path_of_text(text.replace("\\", "/"), folder=folder)
@@ -331,13 +337,11 @@ def is_data_url(value: object) -> bool:
 def looks_like_base64(text: str) -> bool:
     """Say whether a text can only be an image file in base64: it has its first bytes, or is longer than any path."""
     begin = text.lstrip() if text[:1].isspace() else text
-    if _BASE64.match(begin) is None:
+    if _BASE64.match(begin) is None or "." in begin[:_LONGEST_PATH]:  # as nearly every path has and no base64
         return False
-    if len(begin) > _LONGEST_PATH:
-        return _BASE64_LONG.match(begin) is not None
     head = "".join(begin[: 4 * _SIGNATURE_BYTES].split())
     first = base64.b64decode(head[: len(head) // 4 * 4].encode().translate(_URL_SAFE_TO_ORDINARY))[:_SIGNATURE_BYTES]
-    return any(accept(first) is True for accept in _signatures())
+    return any(accept(first) is True for accept in _signatures()) or _BASE64_LONG.match(begin) is not None
 
 
 @cache

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from visgraft.data.readers.rows import ROW_SUFFIXES, Rows, join_rows, open_rows
+from visgraft.data.readers.json_places import entries_of_list, names_of_lists
+from visgraft.data.readers.rows import JSON_SUFFIXES, ROW_SUFFIXES, JsonListRows, Rows, join_rows, open_rows
 from visgraft.data.readers.splits import (
     SomeRows,
     check_undivided,
+    find_name,
     is_usual,
     not_there,
     rows_of_split,
@@ -26,6 +28,7 @@ from visgraft.data.readers.splits import (
     usual_name,
 )
 from visgraft.data.readers.tables import ParquetRows
+from visgraft.data.readers.text_files import TextFile
 from visgraft.disk_cache import Arrays, keep_arrays
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
@@ -53,7 +56,13 @@ def open_split(
 
     def open_named(name: str) -> Rows:
         files = find_split(path, split=name, reader=reader, suffixes=suffixes)
-        rows = open_some(files)
+        try:
+            rows = open_some(files)
+        except DataError:
+            by_key = _of_split_key(files, name, reader=reader, encoding=encoding)
+            if by_key is None:
+                raise
+            return by_key
         if not len(rows):
             raise DataError(f"{reader}: {files[0]} holds no samples")
         return _of_one_file(rows, name, files[0], reader=reader) if files == [path] else rows
@@ -110,6 +119,20 @@ def _what_is_there(path: Path, suffixes: Sequence[str]) -> str:
     packed = [file.name for file in files if file.suffix.lower() in _COMPRESSED]
     shown = ", ".join(readable[:_NUM_FILES_SHOWN]) or "no such file"
     return f"{shown}; {packed[0]} is compressed, unpack it first" if packed and not readable else shown
+
+
+def _of_split_key(files: Sequence[Path], name: str, *, reader: str, encoding: str | None) -> Rows | None:
+    """Return the rows of a split in a file that is {"train": [...], "val": [...]}; None where it is not."""
+    if len(files) != 1 or files[0].suffix.lower() not in JSON_SUFFIXES:
+        return None
+    file = TextFile(files[0], encoding)
+    keys = names_of_lists(file)
+    if not keys or not all(map(is_usual, keys)):
+        return None
+    key = find_name(name, keys)
+    if key is None:
+        raise not_there(name, keys, reader=reader, where=file.path)
+    return JsonListRows(file, entries_of_list(file, inside=key))
 
 
 def _of_one_file(rows: Rows, name: str, file: Path, *, reader: str) -> Rows:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -39,7 +39,7 @@ from visgraft.data.readers.splits import (
     usual_name,
 )
 from visgraft.data.readers.text_files import check_encoding, decode_text
-from visgraft.data.sample import Sample, Source
+from visgraft.data.sample import Sample, Source, Turn
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 METADATA = "metadata.jsonl"
@@ -48,11 +48,18 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 TEXT_SUFFIXES = (".txt", ".caption")
 
 
-def read(path: Path | None, *, split: str, encoding: str | None = None, separator: str | None = None) -> Source:
+def read(
+    path: Path | None,
+    *,
+    split: str,
+    columns: dict[str, str] | None = None,
+    encoding: str | None = None,
+    separator: str | None = None,
+) -> Source:
     """Return the folder's samples in order of their first line; a bad line is a bad sample of its own.
 
-    Only places in the file are kept in memory. encoding, separator: of a metadata file or of texts that are not UTF-8
-    and not what the header shows.
+    Only places in the file are kept in memory. columns: {key of a format: column of the file}. encoding, separator: of
+    a metadata file or of texts that are not UTF-8 and not what the header shows.
     Raises MissingAssetError without the file, DataError without a line.
     """
     if path is None:
@@ -68,14 +75,14 @@ def read(path: Path | None, *, split: str, encoding: str | None = None, separato
         rows = open_files([metadata], encoding=encoding, separator=separator)
         if not len(rows):
             raise DataError(f"folder: {metadata} holds no samples")
-        return rows if metadata.parent != path else _of_split_folder(rows, name, metadata)
+        return rows if metadata.parent != path else _of_split_folder(rows, name, metadata, columns=columns or {})
 
     rows = rows_of_split(split, reader="folder", open_named=open_named)
     if len(folders) > 1:
         raise DataError(
             f"folder: split: got {split!r}, whose parts lie in folders of their own; make a source of each of them"
         )
-    source = FolderWithMetadata(rows, folder=folders.pop())
+    source = FolderWithMetadata(rows, folder=folders.pop(), columns=columns)
     source.notes = notes_of(rows)
     return source
 
@@ -83,9 +90,10 @@ def read(path: Path | None, *, split: str, encoding: str | None = None, separato
 class FolderWithMetadata:
     """Hold which rows are about which image; see Source."""
 
-    def __init__(self, rows: Rows, *, folder: Path) -> None:
+    def __init__(self, rows: Rows, *, folder: Path, columns: dict[str, str] | None = None) -> None:
         self.rows = rows
         self._folder = folder
+        self._columns = columns
         self.notes: list[str] = []  # what the reader has to say
         self._groups: list[array[int]] = []  # per sample: its rows
         num_dialogs: list[int] = []
@@ -95,9 +103,8 @@ class FolderWithMetadata:
             number = len(self._groups)
             count = 0
             try:
-                row = rows[index]
-                count = len(content_of_row(row).dialogs)
-                names = _file_names(row)
+                names, dialogs = self._read(index)
+                count = len(dialogs)
                 if names and names not in by_images:
                     images.add(*names)
                 number = by_images.setdefault(names, number) if names else number
@@ -116,11 +123,20 @@ class FolderWithMetadata:
 
     def __getitem__(self, index: int) -> Sample:
         group = self._groups[index]
-        rows = [self.rows[row] for row in group]
-        names = _file_names(rows[0])
-        dialogs = [dialog for row in rows for dialog in content_of_row(row).dialogs]
+        read = [self._read(row) for row in group]
+        names = read[0][0]
+        dialogs = [dialog for _, about in read for dialog in about]
         images = image_refs(list(names), folder=self._folder)
         return Sample(images=images, dialogs=dialogs, id="+".join(names) or self.rows.where(group[0]).split(" ", 1)[1])
+
+    def _read(self, index: int) -> tuple[tuple[str, ...], Sequence[Sequence[Turn]]]:
+        """Return the images that a row names, and its dialogs."""
+        row = self.rows[index]
+        content = content_of_row(row, columns=self._columns)
+        names = tuple(content.images)
+        if not all(isinstance(name, str) and name for name in names) or not (names or "file_names" in row):
+            raise BadSampleError("line lacks file_name or file_names")
+        return names, content.dialogs
 
     def where(self, index: int) -> str:
         """Say on which lines it stands."""
@@ -164,9 +180,9 @@ def split_of_path(name: str) -> str | None:
     return next((usual_name(folder) for folder in folders if is_usual(folder)), None)
 
 
-def _of_split_folder(rows: Rows, name: str, metadata: Path) -> Rows:
+def _of_split_folder(rows: Rows, name: str, metadata: Path, *, columns: Mapping[str, str]) -> Rows:
     """Return the rows whose first image lies in a split's folder; those in none, and bad ones, are of train."""
-    told = [_split_of_row(rows, index) for index in range(len(rows))]
+    told = [_split_of_row(rows, index, columns) for index in range(len(rows))]
     there = {split for split in told if split is not None}
     if len(there) < 2 and usual_name(name) == "train" and there <= {"train"}:
         return rows
@@ -184,12 +200,13 @@ def _of_split_folder(rows: Rows, name: str, metadata: Path) -> Rows:
     return SomeRows(rows, indices, name=f"images of {name}", note=note)
 
 
-def _split_of_row(rows: Rows, index: int) -> str | None:
+def _split_of_row(rows: Rows, index: int, columns: Mapping[str, str]) -> str | None:
     try:
-        names = _file_names(rows[index])
+        row = rows[index]
     except BadSampleError:
         return None
-    return split_of_path(names[0]) if names else None
+    names = images_of_row({**row, **{key: row.get(column) for key, column in columns.items()}})
+    return split_of_path(names[0]) if names and isinstance(names[0], str) else None
 
 
 # --- Images with a text beside each
@@ -270,12 +287,3 @@ def _texts_beside(folder: Path, split: str, *, encoding: str | None) -> Rows:
     else:
         check_undivided(split, folder, reader="folder")
     return TextsBeside(folder, pairs, encoding=encoding)
-
-
-def _file_names(row: Row) -> tuple[str, ...]:
-    names = images_of_row(row)
-    if not names and "file_names" not in row:
-        raise BadSampleError("line lacks file_name or file_names")
-    if not all(isinstance(name, str) and name for name in names):
-        raise BadSampleError("line lacks file_name or file_names")
-    return tuple(names)

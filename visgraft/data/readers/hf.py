@@ -129,11 +129,14 @@ def _load(wanted: dict[str, Any], *, split: str, streaming: bool = False) -> Any
     for spelling in _spellings(split):
         try:
             return datasets.load_dataset(**wanted, split=spelling, streaming=streaming)
-        except (OSError, ValueError, RuntimeError, LookupError, pa.ArrowException) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # the library and the files of a dataset fail in every way there is
             first = first or error
             if not (isinstance(error, ValueError) and _UNKNOWN_SPLIT.search(str(error))):
                 break  # another name of the split would not help
-    reason = " ".join(str(first).split())[:300].rstrip(".")
+    cause = first.__cause__ if first is not None and first.__cause__ is not None else first
+    reason = " ".join(str(cause).split())[:300].rstrip(".")
     raise MissingAssetError(
         f"hf: the dataset {wanted['path']} (name {wanted['name']}, split {split}) cannot be loaded: "
         f"{reason}. Check path, name and split; a dataset with a loading script must be exported first"

@@ -86,6 +86,11 @@ def list_inside(file: TextFile) -> Arrays | None:
     return None
 
 
+def names_of_lists(file: TextFile) -> list[str]:
+    """Return the keys of the lists of objects that the object of a file holds."""
+    return [key.name for key in _keys_of_object(file) if key.is_list_of_objects]
+
+
 class _Key(NamedTuple):
     """A key of an object, the first byte of its value, and whether that is a list whose first entry is an object."""
 

@@ -54,7 +54,7 @@ def read(
     """
     if (revision is not None and repository is None) or (path is not None and repository is not None):
         raise ConfigError(
-            "m3it: repository names a parquet mirror on the Hub, and revision its commit; leave path out, or both of them"
+            "m3it: repository names a parquet mirror on the Hub, and revision its commit; leave out path, or both"
         )
     if repository is not None or (path is not None and _is_mirror(path)):
         return _read_mirror(path, split=split, tasks=tasks, repository=repository, revision=revision)

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from visgraft.data.images.opening import looks_like_base64
 from visgraft.data.messages import pair_turns, read_prompts, said_in_messages
 from visgraft.data.readers.rows import Row
-from visgraft.data.sample import StoredImage, Turn, turn_from_row
+from visgraft.data.sample import Turn, turn_from_row
 from visgraft.errors import BadSampleError
 from visgraft.parsing import parse_json
 
@@ -196,7 +196,7 @@ def _as_images(value: Any) -> list[Any]:
 def _looks_like_image(value: Any) -> bool:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         first = value[0] if value else None
-        return isinstance(first, (str, bytes, Mapping, StoredImage)) and _looks_like_image(first)
+        return isinstance(first, (str, bytes, Mapping)) and _looks_like_image(first)
     if isinstance(value, str):
         if value.startswith("data:image/") or looks_like_base64(value):
             return True
@@ -207,7 +207,7 @@ def _looks_like_image(value: Any) -> bool:
         return isinstance(value.get("bytes"), bytes) or (
             isinstance(value.get("path"), str) and _looks_like_image(value["path"])
         )
-    return isinstance(value, StoredImage)
+    return False
 
 
 def _unused_column(row: Row, column: str) -> BadSampleError:
@@ -230,10 +230,10 @@ def _read_format(
             raise _MissingColumnError(f"row lacks {' or '.join(missing)}")
         return ROW_FORMATS[row_format].read(row, images)
     if not any(key in _CAPTIONS for key in columns):
-        fitting = [entry for entry in ROW_FORMATS.values() if all(key in row for key in entry.keys)]
-        fitting.sort(key=lambda entry: not any(key in columns for key in entry.keys))  # what is mapped is meant
-        if fitting:
-            return fitting[0].read(row, images)
+        fitting = [entry for entry in ROW_FORMATS.values() if all(map(row.__contains__, entry.keys))]
+        mapped = [entry for entry in fitting if any(key in columns for key in entry.keys)] if columns else []
+        for entry in [*mapped, *fitting][:1]:  # what is mapped is meant, else the first that fits
+            return entry.read(row, images)
     if not any(key in row for key in _CAPTIONS):
         raise _MissingColumnError("row has no text, question and answer, dialogs or messages")
     return _captions(row, images, prompt=prompt)
@@ -280,7 +280,9 @@ def _answered(said: Sequence[tuple[str, Any]], images: Sequence[Any]) -> list[Tu
     turns = pair_turns(said, num_images=len(images))
     if len(said) % 2 == (said[0][0] not in ("system", "developer")):
         raise BadSampleError("roles are not user and assistant in turn")
-    return [turn_from_row(turn.prompt, turn.answer, instruction=turn.instruction) for turn in turns]
+    if not all(turn.answer for turn in turns):
+        raise BadSampleError("answer is empty")
+    return turns
 
 
 def _messages(row: Row, images: list[Any]) -> list[list[Turn]]:

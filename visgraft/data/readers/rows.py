@@ -11,6 +11,7 @@ Out: Rows: how many, row by number as a dict, and where it stands; a row that ca
 from __future__ import annotations
 
 import csv
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ Row: TypeAlias = dict[str, Any]
 JSON_SUFFIXES, TABLE_SUFFIXES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 ROW_SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES)
 _SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}
+_EXCELS_LINE = re.compile(r'"?sep=(.)"?\s*')  # above the header: it tells a spreadsheet what divides the cells
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SHOWN_COLUMNS = 8
 csv.field_size_limit(2**31 - 1)  # a cell may hold an image in base64
@@ -194,14 +196,20 @@ class CsvRows:
         self._offsets, self._numbers = array("q"), array("q")
         self._unclosed: set[int] = set()
         with self.file.open() as opened:
-            head = next(text_lines(opened), b"")
-            self._separator = separator or _separator_of(self._text(head), path=path)
-            self._scan(opened)
+            lines = text_lines(opened)
+            head = self._text(next(lines, b""))
+            told = _EXCELS_LINE.fullmatch(head)
+            if told is not None:
+                head = self._text(next(lines, b""))
+            self._separator = separator or (told[1] if told is not None else _separator_of(head, path=path))
+            self._scan(opened, num_lines_before=0 if told is None else 1)
         _check_header(self._columns, path=path)
 
-    def _scan(self, file: BinaryIO) -> None:
+    def _scan(self, file: BinaryIO, *, num_lines_before: int) -> None:
         file.seek(0)
         lines = _CountedLines(file)
+        for _ in range(num_lines_before):
+            next(lines)
         reader = csv.reader(lines, delimiter=self._separator)
         self._columns = next(reader, [])
         while not lines.is_done:

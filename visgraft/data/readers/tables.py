@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from visgraft.data.images.opening import short_digest
 from visgraft.data.readers.rows import Row
 from visgraft.data.row_streams import StreamedRow
 from visgraft.errors import BadSampleError, DataError
+from visgraft.parsing import parse_json
 
 ROWS_PER_GROUP = 32  # of files that are written here
 _OPEN_FILES = 64
@@ -43,9 +45,11 @@ class ParquetRows:
         self._groups: list[tuple[int, int]] = []  # file, row group
         self._starts = [0]
         self.columns: list[str] = []
+        self._decoders: list[Decoders] = []  # of each file
         for number, path in enumerate(self._paths):
-            metadata, columns = _metadata(path)
-            self.columns = self.columns or columns
+            metadata, schema = _metadata(path)
+            self.columns = self.columns or schema.names
+            self._decoders.append(json_columns(schema))
             for group in range(metadata.num_row_groups):
                 self._groups.append((number, group))
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
@@ -59,9 +63,9 @@ class ParquetRows:
         number = bisect_right(self._starts, index) - 1
         try:
             row: Row = self._read(number).slice(index - self._starts[number], 1).to_pylist()[0]
+            return decoded(row, self._decoders[self._groups[number][0]])
         except _DAMAGED_VALUES:
             raise BadSampleError("parquet row cannot be read") from None
-        return row
 
     def column(self, name: str) -> list[Any]:
         """Return the values of one column alone; None where a row group cannot be read."""
@@ -105,13 +109,69 @@ class ParquetRows:
         return {**self.__dict__, "_kept": OrderedDict(), "_open": {}}  # workers read their own
 
 
-def _metadata(path: Path) -> tuple[pq.FileMetaData, list[str]]:
+def _metadata(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
     """Return what a file says of its row groups, and its columns."""
     try:
         metadata = pq.read_metadata(path)
-        return metadata, metadata.schema.to_arrow_schema().names
+        schema = metadata.schema.to_arrow_schema()
+        columns = schema.names
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: is no parquet file that can be read ({error})") from error
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: names the column {twice[0]!r} twice; rename one of them")
+    return metadata, schema
+
+
+# --- Columns of JSON: `datasets` keeps values of several types (a content that is a text here and a list there) as JSON
+
+
+Decoders: TypeAlias = dict[str, Callable[[Any], Any]]
+
+
+def json_columns(schema: pa.Schema) -> Decoders:
+    """Return how to read the columns that hold JSON as text, at whatever depth."""
+    return {field.name: decode for field in schema if (decode := _json_in(field.type)) is not None}
+
+
+def decoded(row: Row, decoders: Decoders) -> Row:
+    """Read the JSON that a row holds as text. Raises ValueError."""
+    return {**row, **{name: decode(row[name]) for name, decode in decoders.items() if name in row}} if decoders else row
+
+
+def _json_in(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    if getattr(kind, "extension_name", None) == "arrow.json":
+        return _parsed
+    if pa.types.is_struct(kind):
+        inside = {field.name: decode for field in kind if (decode := _json_in(field.type)) is not None}
+        return partial(_parsed_fields, inside) if inside else None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        decode = _json_in(kind.value_type)
+        return None if decode is None else partial(_parsed_each, decode)
+    return None
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """Return a type with text in the place of JSON."""
+    if _json_in(kind) is None:
+        return kind
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_stored(field.type)) for field in kind])
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_stored(kind.value_type))
+    return kind.storage_type if hasattr(kind, "storage_type") else pa.list_(_stored(kind.value_type))
+
+
+def _parsed(value: Any) -> Any:
+    return parse_json(value) if isinstance(value, str) else value
+
+
+def _parsed_fields(inside: Decoders, value: Any) -> Any:
+    return decoded(value, inside) if isinstance(value, dict) else value
+
+
+def _parsed_each(decode: Callable[[Any], Any], value: Any) -> Any:
+    return [decode(entry) for entry in value] if isinstance(value, list) else value
 
 
 class DatasetRows:
@@ -122,13 +182,14 @@ class DatasetRows:
         self._name = name
         self._files = list(files)  # that tell whether it changed, beside its own fingerprint
         self._labels = label_names(dataset.features)
+        self._decoders = json_columns(dataset.features.arrow_schema)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Row:
         try:
-            return with_names(self._dataset[index].to_pylist()[0], self._labels)
+            return with_names(decoded(self._dataset[index].to_pylist()[0], self._decoders), self._labels)
         except _DAMAGED_VALUES:
             raise BadSampleError("dataset row cannot be read") from None
 
@@ -153,6 +214,7 @@ class DatasetStream:
         self._dataset = dataset.decode(False) if dataset.features is not None else dataset
         self._name = name
         self._labels = label_names(dataset.features or {})
+        self._decoders = {} if dataset.features is None else json_columns(dataset.features.arrow_schema)
 
     def read(self, *, seed: int | None, epoch: int, place: Any) -> Iterator[StreamedRow]:
         """Read on from a place."""
@@ -160,10 +222,22 @@ class DatasetStream:
         number, state = place or (0, None)
         if state is not None:
             dataset.load_state_dict(state)
-        for row in dataset:
-            named = with_names(dict(row), self._labels)
+        rows = iter(dataset)
+        while (row := self._next(rows, number)) is not None:
+            named = with_names(decoded(dict(row), self._decoders), self._labels)
             yield StreamedRow(named, number, f"{self._name} row {number}", [number + 1, dataset.state_dict()])
             number += 1
+
+    def _next(self, rows: Iterator[Any], number: int) -> Any:
+        try:
+            return next(rows, None)
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # the files of a dataset are damaged in every way there is
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"hf: {self._name} cannot be read behind row {number:,} ({reason}); repair the file, or leave it out"
+            ) from error
 
 
 def _fingerprint_of_stream(dataset: Any) -> Fingerprint:
@@ -197,7 +271,11 @@ def write_parquet(path: Path, rows: Iterable[Row], *, schema: pa.Schema | None =
     writer, num_rows, left = None, 0, iter(rows)
     with whole_file(path) as building:
         while chunk := list(islice(left, ROWS_PER_GROUP)):
-            table = pa.Table.from_pylist(chunk, schema=schema)
+            if schema is not None:  # a table of JSON cannot be made of Python's values, only of another table
+                plain = pa.schema([field.with_type(_stored(field.type)) for field in schema], metadata=schema.metadata)
+                table = pa.Table.from_pylist(chunk, schema=plain).cast(schema)
+            else:
+                table = pa.Table.from_pylist(chunk)
             schema = table.schema
             writer = writer or pq.ParquetWriter(building, schema, use_dictionary=False)
             writer.write_table(table)

@@ -82,6 +82,8 @@ def tars_of_split(pattern: str, *, split: str) -> list[Path]:
     told = {tar: told_by(tar) for tar in tars}
     splits = {name for name in told.values() if name is not None}
     wanted = [tar for tar in tars if told[tar] == usual_name(split)]
+    if wanted and usual_name(split) == "train":
+        wanted = [tar for tar in tars if told[tar] in ("train", None)]  # what tells none is of train, as everywhere
     if wanted or (len(splits) < 2 and usual_name(split) == "train"):
         return wanted or tars
     if splits:

@@ -161,16 +161,8 @@ class TextFile:
 
 def text_lines(file: BinaryIO) -> Iterator[bytes]:
     """Go through the lines of a file with their ends: \\n, \\r\\n or \\r, as Python's universal newlines."""
-    parts: list[bytes] = []
-    while piece := file.readline(_CHUNK_BYTES):
-        parts.append(piece)
-        if b"\r" not in piece:
-            if piece.endswith(b"\n"):
-                yield b"".join(parts)
-                parts = []
-            continue
-        lines = b"".join(parts).splitlines(keepends=True)
-        parts = [] if piece.endswith(b"\n") else [lines.pop()]  # behind a \r there may come its \n
-        yield from lines
-    if parts:
-        yield b"".join(parts)
+    for line in file:
+        if b"\r" in line:
+            yield from line.splitlines(keepends=True)
+        else:
+            yield line

@@ -20,17 +20,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from visgraft.errors import ModelError, UnsupportedModelError
 from visgraft.model.tower import build_tower, tower_class
-from visgraft.model.vision import (
-    FAILURES,
-    VisionSettings,
-    dummy_inputs,
-    encode,
-    hides_patches,
-    image_extents,
-    measure,
-    native_image_size,
-    shallow,
-)
+from visgraft.model.vision import FAILURES, VisionSettings, encode, measure, shallow
+from visgraft.model.vision_inputs import dummy_inputs, hides_patches, image_extents, native_image_size
 
 LARGEST_SIDE = 224  # in pixels, of encoders that take images of any size
 TOLERANCE, TOLERANCE_IN_HALF_PRECISION = 1e-4, 3e-2  # of the largest feature

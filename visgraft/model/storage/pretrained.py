@@ -28,8 +28,9 @@ from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.quantization import prepare_4bit_for_cpu
 from visgraft.model.storage.tower_weights import read_tower
 from visgraft.model.storage.weights import cast_weights
-from visgraft.model.tower import build_tower, find_tower, tower_class, vision_tower_config
-from visgraft.model.vision import VisionSettings, dummy_inputs, encode
+from visgraft.model.tower import find_tower, model_class, tower_class, vision_tower_config
+from visgraft.model.vision import VisionSettings, encode
+from visgraft.model.vision_inputs import dummy_inputs
 from visgraft.starter import resolve
 
 Origin = dict[str, Any]  # {"name": str | None, "revision": str | None}
@@ -156,8 +157,7 @@ def read_part(
     with explain_load_errors(name), quiet_transformers():
         weights = read_tower(_expanded(name), config=config, revision=revision) if part == "vision" else None
         if weights is not None:
-            with torch.device("meta"):
-                auto, place, options["state_dict"] = type(build_tower(config)), None, weights
+            auto, place, options["state_dict"] = model_class(config), None, weights
         module, info = auto.from_pretrained(place, revision=revision, dtype=first, config=config, **options)
     if info["mismatched_keys"]:
         wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
