@@ -84,7 +84,10 @@ def _find(language: PreTrainedModel, *, exact: bool, causal_image: bool) -> dict
         why_not = trial.why_no_mask_is_enough()
         if why_not is None:
             return {**trial.found, "wide_states": trial.takes_wide_states()}
-        flows = trial.flows_past_masks()
+        try:
+            flows = trial.flows_past_masks()
+        except FAILURES:
+            trial.refuse(why_not)
         if not flows and not causal_image and "must see" in why_not:
             trial.refuse(f"{why_not}. With model.image_attention: causal it may be joined")
         image_is_causal = trial.check_rows(why_not, flows=flows)
