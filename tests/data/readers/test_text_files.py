@@ -204,7 +204,7 @@ def test_a_file_that_is_something_else_says_what_it_looks_like(tmp_path, content
 @pytest.mark.parametrize(
     "content, message",
     [
-        (gzip.compress(b"{}"), "is compressed with gzip; unpack it first"),
+        (gzip.compress(b"{}", mtime=0), "is compressed with gzip; unpack it first"),
         (b"PK\x03\x04..", "is a zip archive or a spreadsheet"),
         (b"PAR1....", "is a parquet file; let its name end in .parquet"),
     ],
