@@ -95,7 +95,7 @@ def test_text_that_sees_its_neighbour_is_found() -> None:
         return {**arguments(table, **settings), "attention_mask": mask.expand(len(table.kind), 1, -1, -1)}
 
     model.attention_spec = SimpleNamespace(
-        arguments=all_causal, reaches=model.attention_spec.reaches, max_positions=None
+        arguments=all_causal, reaches=model.attention_spec.reaches, max_positions=None, wide_states=True
     )
     message = r"changing a text token of sample photo-1 moves tokens that must not see it \(samples photo-1\)"
     with pytest.raises(PreflightError, match=message):
@@ -152,7 +152,9 @@ def test_a_window_limits_what_must_move_and_not_what_may() -> None:
     model = make_model("gemma3 with a short window")
     assert [reach.window for reach, _ in model.attention_spec.reaches.values()] == [4]
     wrong = {kind: (replace(reach, window=1), at) for kind, (reach, at) in model.attention_spec.reaches.items()}
-    told = SimpleNamespace(arguments=model.attention_spec.arguments, reaches=wrong, max_positions=None)
+    told = SimpleNamespace(
+        arguments=model.attention_spec.arguments, reaches=wrong, max_positions=None, wide_states=True
+    )
     model.attention_spec = told  # the model sees 4 positions back, the check believes in 1
     with pytest.raises(PreflightError, match="moves tokens that must not see it"):
         preflight(model, make_batch())
