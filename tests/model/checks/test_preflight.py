@@ -1,7 +1,6 @@
 """The preflight passes what is right and names what is wrong."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +85,16 @@ def test_it_passes_in_bfloat16_and_with_causal_images(image_attention: str) -> N
         assert preflight(model, make_batch()).num_supervised == 6
 
 
+class Told:
+    """A contract with a language model that says some things wrong."""
+
+    def __init__(self, contract: Any, **wrong: Any) -> None:
+        self.__dict__.update(contract=contract, **wrong)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["contract"], name)
+
+
 def test_text_that_sees_its_neighbour_is_found() -> None:
     model = make_model()
     arguments = model.attention_spec.arguments
@@ -94,9 +103,7 @@ def test_text_that_sees_its_neighbour_is_found() -> None:
         mask = torch.ones(table.length, table.length, dtype=torch.bool).tril()
         return {**arguments(table, **settings), "attention_mask": mask.expand(len(table.kind), 1, -1, -1)}
 
-    model.attention_spec = SimpleNamespace(
-        arguments=all_causal, reaches=model.attention_spec.reaches, max_positions=None, wide_states=True
-    )
+    model.attention_spec = Told(model.attention_spec, arguments=all_causal)
     message = r"changing a text token of sample photo-1 moves tokens that must not see it \(samples photo-1\)"
     with pytest.raises(PreflightError, match=message):
         preflight(model, make_batch())
@@ -152,9 +159,7 @@ def test_a_window_limits_what_must_move_and_not_what_may() -> None:
     model = make_model("gemma3 with a short window")
     assert [reach.window for reach, _ in model.attention_spec.reaches.values()] == [4]
     wrong = {kind: (replace(reach, window=1), at) for kind, (reach, at) in model.attention_spec.reaches.items()}
-    told = SimpleNamespace(
-        arguments=model.attention_spec.arguments, reaches=wrong, max_positions=None, wide_states=True
-    )
+    told = Told(model.attention_spec, reaches=wrong)
     model.attention_spec = told  # the model sees 4 positions back, the check believes in 1
     with pytest.raises(PreflightError, match="moves tokens that must not see it"):
         preflight(model, make_batch())
