@@ -15,13 +15,12 @@ from itertools import groupby
 from random import Random
 from typing import Any, Literal
 
-from visgraft.data.control_tokens import encode_data
 from visgraft.data.sample import Sample
 from visgraft.errors import BadSampleError
 from visgraft.evaluation.answer_log import AnswerLog
 from visgraft.evaluation.questions import Question, QuestionSet
 from visgraft.evaluation.records import Answered
-from visgraft.inference import Answer, answer_each
+from visgraft.inference import answer_each
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
@@ -74,19 +73,12 @@ def ask_questions(
         question = order[place]
         values: dict[str, Any] = {**described(question), "answer": each.text}
         if each.error is None:
-            values |= {"tokens": _count_tokens(loaded, each, limit=max_new_tokens), "stopped": each.has_stopped}
+            values |= {"tokens": len(each.token_ids), "stopped": each.has_stopped}
         else:
             values["error"] = str(each.error)
         log.add({**values, "model": loaded.name, **({} if shown == "image" else {"shown": shown})})
         advance(1)
     return answered_of(questions.all, log.known)
-
-
-def _count_tokens(loaded: Loaded, each: Answer, *, limit: int) -> int:
-    """Count an answer's tokens, its end included: those of its text, or as many as there may be where it was cut."""
-    if not each.has_stopped:
-        return limit
-    return len(encode_data(loaded.processor.tokenizer, each.text)) + 1
 
 
 def _samples(
