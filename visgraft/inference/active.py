@@ -271,14 +271,14 @@ class Active:
             reply.first_token_at = time.monotonic()
         request.ids.append(token)
         if chosen.score is not None:
-            request.scores.append(chosen.score)
+            reply.scores.append(chosen.score)
         if token in request.rules.stop_ids:
             return "stop"
         request.has_ended |= token in request.rules.end_ids
         if request.text is not None and not request.has_ended:
             piece = request.text.add(token)
             if piece and reply.is_streamed:
-                reply.pieces.append(piece)
+                reply.give(piece)
             if request.text.is_stopped:
                 return "stop"
         if request.sampler.note(token):
@@ -302,11 +302,11 @@ class Active:
             if request.text.is_stopped:
                 text = request.text.text
             if rest and request.reply.is_streamed:
-                request.reply.pieces.append(rest)
+                request.reply.give(rest)
         if not request.reply.is_streamed and text:
-            request.reply.pieces.append(text)
+            request.reply.give(text)
         has_stopped = finish == "stop" or not {*end_ids}.isdisjoint(ids)
-        scores = None if request.rules.decoding.log_probabilities is None else tuple(request.scores)
+        scores = None if request.rules.decoding.log_probabilities is None else tuple(request.reply.scores)
         self._end(request, Answer(text, has_stopped, finish=finish, token_ids=ids, scores=scores))
 
     def _leave(self, request: Request) -> None:

@@ -58,6 +58,8 @@ def read_front(
     encode_images(model, [*{**images, **next_ones}.values()], cache=cache)
     different = {id(prompt): prompt for prompt in prompts}
     known = {key: _num_common(prompt) for key, prompt in different.items()}
+    for key, prompt in different.items():
+        prompt.num_known = max(known[key], _num_in_front(prompt))
     begins = [(known[key], prompt.segments[0]) for key, prompt in different.items()]
     unread = [first.prefix for num, first in begins if isinstance(first, ImageSegment) and num < first.num_tokens]
     unread += [image.prefix for image in next_ones.values()]
@@ -71,9 +73,22 @@ def encode_images(model: VisionLanguageModel, images: Sequence[ImageSegment], *,
     if images:
         cache.belong_to(model)
     if waiting:
-        prefixes = encode_prefixes(model, [image.pixels for image in waiting], cache=cache, batch_size=len(waiting))
+        prefixes = encode_prefixes(
+            model,
+            [image.pixels for image in waiting],
+            cache=cache,
+            batch_size=len(waiting),
+            owners=[image.owner for image in waiting],
+        )
         for image, prefix in zip(waiting, prefixes, strict=True):
             image.prefix = prefix
+
+
+def _num_in_front(prompt: Prompt) -> int:
+    """Count the image tokens in front that the language model has read already."""
+    first = prompt.segments[0]
+    is_known = isinstance(first, ImageSegment) and first.prefix is not None and first.prefix.states is not None
+    return _length(first) if is_known else 0
 
 
 def _images(prompt: Prompt) -> list[ImageSegment]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from visgraft.data.prompt import encode_prompt_turns
 from visgraft.data.sample import ImageRef, Sample, Turn
 from visgraft.errors import BadSampleError
 from visgraft.inference.pieces import GrowingText
@@ -55,11 +56,13 @@ class ImageSegment:
         pixels: of the group.
         prefix: what it is to the language model where it stands in front; None = not yet encoded.
         sources: what it was opened from, kept alive with it.
+        owner: whoever may know what it became: equal images of two owners are computed twice, and kept twice.
     """
 
     pixels: Pixels
     prefix: Prefix | None = None
     sources: Sequence[ImageRef] = ()
+    owner: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -88,12 +91,14 @@ class Prompt:
         dialog: the turns it was made of, the last one to be answered; only `choices` need it.
         read: what of it was read before; reading goes on from the first position that differs.
         keep: the reply is to give what was read.
+        num_known: positions that were not read for it, as they were known; once it is admitted.
     """
 
     segments: Sequence[Segment]
     dialog: Sequence[Turn] = ()
     read: ReadRow | None = None
     keep: bool = False
+    num_known: int = 0
 
     @property
     def text_ids(self) -> list[int]:
@@ -118,12 +123,33 @@ def prompts_of(processor: Processor, sample: Sample, *, images: ImageSegment | N
     return [Prompt([*front, processor.prompt(dialog)], dialog=dialog) for dialog in sample.dialogs]
 
 
+def segments_of(processor: Processor, items: Sequence[ImageSegment | Turn]) -> list[Segment]:
+    """Lay images and turns out in order, the last turn unanswered; the last segment is text.
+
+    Args:
+        processor: of the model that will answer.
+        items: what is said about an image stands behind it; the last one is a turn, whose answer is ignored.
+    """
+    tokenizer, template = processor.tokenizer, processor.prompt_template
+    texts = iter(encode_prompt_turns(tokenizer, template, [item for item in items if isinstance(item, Turn)]))
+    segments: list[Segment] = []
+    for item in items:
+        if isinstance(item, ImageSegment):
+            segments.append(item)
+        elif segments and isinstance(segments[-1], list):
+            segments[-1] += next(texts)
+        else:  # a prompt behind an image is never empty, whatever the template leaves of it
+            segments.append(next(texts) or encode_prompt_turns(tokenizer, template, [Turn("", "")])[0])
+    return segments
+
+
 def position_keys(segments: Sequence[Segment]) -> list[Hashable]:
-    """Name what stands at each position: images and the place in them, or a token's id."""
+    """Name what stands at each position: an image's checksum and the place in it, or a token's id."""
     keys: list[Hashable] = []
     for segment in segments:
         if isinstance(segment, ImageSegment):
-            keys += [(segment, place) for place in range(segment.num_tokens)]
+            assert segment.prefix is not None, "images are named once they are encoded"
+            keys += [(segment.prefix.key, place) for place in range(segment.num_tokens)]
         else:
             keys += segment
     return keys
@@ -151,6 +177,8 @@ class Reply:
         read: what was read, where the prompt asked for it to be kept.
         queued_at: when it was asked for, on `time.monotonic`.
         first_token_at: when its first token was chosen.
+        scores: of the tokens that it has so far, where `log_probabilities` was asked for.
+        on_change: called by whoever runs the loop when there are more pieces, and at the end; it must not wait.
     """
 
     loop: Loop = field(repr=False)
@@ -160,6 +188,8 @@ class Reply:
     read: ReadRow | None = field(default=None, repr=False)
     queued_at: float = 0.0
     first_token_at: float | None = None
+    scores: list[TokenScore] = field(default_factory=list, repr=False)
+    on_change: Callable[[], None] | None = field(default=None, repr=False)
     pieces: deque[str] = field(default_factory=deque, repr=False)
     _answer: Answer | None = None
     _error: BaseException | None = None
@@ -200,6 +230,12 @@ class Reply:
             self.is_cancelled = True
             self.loop.drop(self)
 
+    def give(self, piece: str) -> None:
+        """Hand over a piece (the loop calls this)."""
+        self.pieces.append(piece)
+        if self.on_change is not None:
+            self.on_change()
+
     def finish(self, result: Answer | BaseException) -> None:
         """Hand over what came of it (the loop calls this)."""
         if isinstance(result, Answer):
@@ -207,6 +243,8 @@ class Reply:
         else:
             self._error = result
         self.is_done = True
+        if self.on_change is not None:
+            self.on_change()
 
 
 @dataclass(eq=False)
@@ -231,7 +269,6 @@ class Request:
     limit: int = 0
     unread: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    scores: list[TokenScore] = field(default_factory=list)
     has_ended: bool = False
     is_spoiled: bool = False
 
