@@ -18,6 +18,7 @@ def shipped_names(incomplete: str) -> list[str]:
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Run folder, model folder or Hub name.", show_default=False)
 ]
+Force = Annotated[bool, typer.Option("--force", help="Write over a model folder that is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Device = Annotated[
     str | None, typer.Option(help="Such as cpu, cuda, cuda:1 or mps.", show_default="the accelerator that is there")
