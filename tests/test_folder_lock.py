@@ -152,7 +152,7 @@ def test_a_process_that_writes_its_lock_so_slowly_that_it_is_taken_over_does_not
     tmp_path: Path, own: Holder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replace(own, key="other")
-    monkeypatch.setattr(folder_lock, "_this_process", lambda: replace(own, key="slow"))
+    monkeypatch.setattr(folder_lock, "this_process", lambda: replace(own, key="slow"))
 
     def overtake(*_: object) -> dict[str, object]:
         (tmp_path / LOCK_FILE).unlink()

@@ -102,14 +102,14 @@ class FolderLock:
         Raises:
             CheckpointError: another process holds it; the message names its pid and host.
         """
-        path, own = folder / LOCK_FILE, _this_process()
-        while not _create(path, own):
-            there = _State.of(path)
+        path, own = folder / LOCK_FILE, this_process()
+        while not create_lock(path, own):
+            there = LockState.of(path)
             if there is None:
                 continue  # released in between
             if not _is_dead(path, there, say=say):
                 raise CheckpointError(_in_use(folder, there.holder))
-            _take_over(path, there)
+            take_over(path, there)
         self._path, self._own = path, own
         self._keeper = threading.Thread(target=self._keep, args=(path, own), name="folder lock", daemon=True)
         self._keeper.start()
@@ -121,7 +121,7 @@ class FolderLock:
         self._released.set()
         if self._keeper is not None:
             self._keeper.join()
-        there = _State.of(self._path)
+        there = LockState.of(self._path)
         if there is not None and there.holder == self._own:
             self._path.unlink(missing_ok=True)
         self._path = None
@@ -130,9 +130,9 @@ class FolderLock:
         """Touch the file until the lock is released."""
         while not self._released.wait(TOUCH_EVERY_S):
             with suppress(OSError):  # a network disk that is away for a moment
-                there = _State.of(path)
+                there = LockState.of(path)
                 if there is None:
-                    _create(path, own)  # a user removed it
+                    create_lock(path, own)  # a user removed it
                 elif there.holder == own:
                     os.utime(path)
                 else:
@@ -142,15 +142,15 @@ class FolderLock:
 
 def find_holder(folder: Path) -> Holder | None:
     """Find who holds the lock of a folder; None: no one, or a process of this machine that is gone."""
-    there = _State.of(folder / LOCK_FILE)
+    there = LockState.of(folder / LOCK_FILE)
     return None if there is None or there.holder is None or there.holder.is_gone else there.holder
 
 
 def clear_dead(folder: Path) -> None:
     """Remove the lock of a process of this machine that is gone, where nobody wants to take it over."""
-    there = _State.of(folder / LOCK_FILE)
+    there = LockState.of(folder / LOCK_FILE)
     if there is not None and there.holder is not None and there.holder.is_gone:
-        _take_over(folder / LOCK_FILE, there)
+        take_over(folder / LOCK_FILE, there)
 
 
 def refuse_held(folder: Path) -> None:
@@ -183,7 +183,7 @@ def process_start(pid: int) -> str | None:
 
 
 @dataclass(frozen=True)
-class _State:
+class LockState:
     """A lock file as it was found; any difference says that its holder is alive."""
 
     holder: Holder | None  # None: its content is not whole
@@ -191,7 +191,7 @@ class _State:
     number: int
 
     @classmethod
-    def of(cls, path: Path) -> _State | None:
+    def of(cls, path: Path) -> LockState | None:
         try:
             with path.open(encoding="utf-8") as file:  # opened, as network disks keep what they know of closed ones
                 content, found = file.read(), os.fstat(file.fileno())
@@ -203,7 +203,7 @@ class _State:
         return cls(holder, found.st_mtime_ns, found.st_ino)
 
 
-def _this_process() -> Holder:
+def this_process() -> Holder:
     pid = os.getpid()
     return Holder(pid, platform.node(), _machine(), process_start(pid) or "", uuid4().hex)
 
@@ -218,7 +218,7 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _create(path: Path, own: Holder) -> bool:
+def create_lock(path: Path, own: Holder) -> bool:
     """Make the file; say whether it was not there, and is this process's when it is written."""
     with refusals_told(path):
         try:
@@ -231,11 +231,11 @@ def _create(path: Path, own: Holder) -> bool:
         except OSError:
             path.unlink(missing_ok=True)
             raise
-    there = _State.of(path)  # another process may have taken over what this one was so slow to write
+    there = LockState.of(path)  # another process may have taken over what this one was so slow to write
     return there is not None and there.holder == own
 
 
-def _is_dead(path: Path, there: _State, *, say: Callable[[str], None]) -> bool:
+def _is_dead(path: Path, there: LockState, *, say: Callable[[str], None]) -> bool:
     """Say whether a lock's holder is dead; where its number says nothing here, watch the file for a while.
 
     A file that names nobody was being written as its process was killed: that takes no time.
@@ -246,7 +246,7 @@ def _is_dead(path: Path, there: _State, *, say: Callable[[str], None]) -> bool:
     begun, is_told = time.monotonic(), False
     while time.monotonic() - begun < patience:
         time.sleep(min(LOOK_EVERY_S, patience))
-        now = _State.of(path)
+        now = LockState.of(path)
         if now is None:
             return True
         if now != there:
@@ -262,7 +262,7 @@ def _is_dead(path: Path, there: _State, *, say: Callable[[str], None]) -> bool:
     return True
 
 
-def _take_over(path: Path, dead: _State) -> None:
+def take_over(path: Path, dead: LockState) -> None:
     """Remove the lock of a dead process; of several that want to, one does, and only if it is still that one's."""
     turn = path.with_name(f".{path.name}.takeover")
     begun = time.monotonic()
@@ -275,7 +275,7 @@ def _take_over(path: Path, dead: _State) -> None:
                 turn.unlink(missing_ok=True)
             time.sleep(0.05)
     try:
-        if _State.of(path) == dead:
+        if LockState.of(path) == dead:
             path.unlink(missing_ok=True)
     finally:
         turn.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import torch
 from tests.inference.asked import QUESTIONS, Say, ask, picture
 from visgraft import Processor, Sample, Turn, VisionLanguageModel
 from visgraft.errors import ModelError
-from visgraft.inference import answer, num_prompt_positions
+from visgraft.inference import answer, answer_each, num_prompt_positions
 
 
 def test_answers_do_not_depend_on_who_else_is_asked(pair: tuple[VisionLanguageModel, Processor]) -> None:
@@ -158,3 +158,17 @@ def test_another_cache_is_refused_as_answers_keep_their_own(pair: tuple[VisionLa
     ):
         answer(model, processor, [question], cache_implementation="static")
     assert answer(model, processor, [question], cache_implementation=None) == answer(model, processor, [question])
+
+
+def test_a_dialog_without_room_for_an_answer_stops_the_others_only_if_they_are_not_each_alone(
+    pair: tuple[VisionLanguageModel, Processor],
+) -> None:
+    prompts = ["What is it?", "word " * 400, "Which colour?"]
+    samples = [Sample(images=[picture(0)], dialogs=[[Turn(prompt, "")]]) for prompt in prompts]
+    alone = answer(*pair, [samples[0], samples[2]], max_new_tokens=4)
+    first, second, third = answer_each(*pair, samples, max_new_tokens=4, each_alone=True)
+    assert [first.text, third.text] == alone
+    assert (first.error, third.error) == (None, None)
+    assert "leave no room for an answer" in str(second.error)
+    with pytest.raises(ModelError, match="leave no room for an answer"):
+        list(answer_each(*pair, samples, max_new_tokens=4))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
-from visgraft.cli.options import AsJson
+from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import note, print_json, print_line, quiet_libraries
 from visgraft.config import Recipe, load_recipe, recipe_to_yaml
 from visgraft.reporting.progress import working
@@ -29,7 +29,10 @@ ANSWER_IS_NO = 1
 RecipeFile = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="Recipe (a file or a shipped one's name), or a run folder.", show_default=False
+        autocompletion=shipped_names,
+        metavar="RECIPE",
+        help="Recipe (a file or a shipped one's name), or a run folder.",
+        show_default=False,
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]

@@ -7,6 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from visgraft.config.shipped import shipped_recipes
+
+
+def shipped_names(incomplete: str) -> list[str]:
+    """Complete the name of a shipped recipe, for shells; where none begins so, a shell completes files."""
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Run folder, model folder or Hub name.", show_default=False)
 ]

@@ -24,7 +24,6 @@ from visgraft.evaluation.answer_log import TAG, AnswerLog, forget_others, write_
 from visgraft.evaluation.asking import Shown, answered_of, ask_questions, described
 from visgraft.evaluation.comparing import Compared, compare_models
 from visgraft.evaluation.controls import KEYS, Control, ControlKind, measure_control, sight_as_json, sight_of
-from visgraft.evaluation.identity import tag_of
 from visgraft.evaluation.loading import Lazy, LazyBare
 from visgraft.evaluation.measuring import measure_questions, scores_of_log
 from visgraft.evaluation.questions import QuestionSet
@@ -33,6 +32,7 @@ from visgraft.evaluation.scoring import Scored, check_metrics, score_answers, sc
 from visgraft.evaluation.seeds import seed_groups
 from visgraft.evaluation.test_data import Task
 from visgraft.folder_lock import LOCK_FILE, FolderLock
+from visgraft.inference.identity import tag_of
 from visgraft.metrics import Scores
 from visgraft.metrics.intervals import DRAWS
 from visgraft.model.precision import Precision

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from visgraft.data.sample import Sample
-from visgraft.errors import BadSampleError
+from visgraft.errors import BadSampleError, BusyError, ModelError
 from visgraft.inference.beams import check_caches, generate_together
 from visgraft.inference.decoding import OWN_SETTINGS, Decoding, needs_generate
 from visgraft.inference.engine import Engine
@@ -90,16 +90,19 @@ def answer_each(
     max_new_tokens: int = 32,
     batch_size: int = 16,
     prefix_cache: PrefixCache | None = None,
+    each_alone: bool = False,
     **decoding: Any,
 ) -> Iterator[Answer]:
     """Answer as `answer` does, dialog after dialog as they are ready; a bad image spoils its own sample alone.
 
     A few dialogs are read, answered and given out at a time, so any number of samples takes the same memory. Between
-    two answers the model is as the caller left it.
+    two answers the model is as the caller left it. With `each_alone` a dialog that leaves no room for an answer, or no
+    memory, is an answer with that error, and the others go on.
 
     Raises:
         ConfigError: a setting cannot be followed.
         ModelError: a prompt leaves no room for an answer, or another cache of keys and values is asked for.
+        BusyError: memory does not suffice for a dialog.
     """
     check_caches(decoding)
     cache = PrefixCache() if prefix_cache is None else prefix_cache
@@ -135,7 +138,14 @@ def answer_each(
                 while not first.is_done:
                     engine.step()
                     ask_more()
-        yield first.answer()
+        yield first.answer() if not each_alone else _answer_or_error(first)
+
+
+def _answer_or_error(reply: Reply) -> Answer:
+    try:
+        return reply.answer()
+    except (ModelError, BusyError) as error:
+        return Answer("", error=error)
 
 
 def _by_generate(

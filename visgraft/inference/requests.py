@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 from visgraft.data.prompt import encode_prompt_turns
 from visgraft.data.sample import ImageRef, Sample, Turn
-from visgraft.errors import BadSampleError
+from visgraft.errors import VisgraftError
 from visgraft.inference.pieces import GrowingText
 from visgraft.inference.prefix_cache import Pixels, Prefix, open_pixels
 from visgraft.inference.sampling import Rules, Sampler, TokenScore
@@ -34,7 +34,7 @@ class Answer:
     Attributes:
         text: the answer; empty where there is an error.
         has_stopped: it came to an end of its own and was not cut at `max_new_tokens`.
-        error: an image of the sample cannot be used.
+        error: an image of the sample cannot be used, or (where one asks for it) the dialog leaves no room.
         finish: why it ended: `stop` (an end-of-text token or a stop), `length`, `cancelled`, `deadline`.
         token_ids: what was generated, the token at which it stopped included.
         scores: of each of these, where `log_probabilities` was asked for.
@@ -42,7 +42,7 @@ class Answer:
 
     text: str
     has_stopped: bool = False
-    error: BadSampleError | None = None
+    error: VisgraftError | None = None
     finish: Finish | None = None
     token_ids: tuple[int, ...] = ()
     scores: tuple[TokenScore, ...] | None = None
