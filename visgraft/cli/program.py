@@ -30,6 +30,7 @@ from visgraft.cli.experiment import experiment
 from visgraft.cli.init import init
 from visgraft.cli.inspection import inspect_
 from visgraft.cli.recipes import recipes
+from visgraft.cli.serve import serve
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, logging_as, print_error
 from visgraft.cli.train import train
@@ -202,6 +203,7 @@ _add(
 _add("Use", ask, 'visgraft ask runs/my-run cat.jpg "What is it?"')
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")
+_add("Use", serve, "visgraft serve runs/my-run", "visgraft serve runs/a runs/b --port 0 --api-key-file keys.txt")
 _add("Bring", import_, "visgraft import GIT-Llama-2-7B imported", "visgraft import --recipe exp001.yml recipe.yaml")
 _add("Bring", merge, "visgraft merge runs/my-run merged")
 _add(
