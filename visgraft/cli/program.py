@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
     is_debug = "--debug" in flags
     with debugging(is_debug), logging_as(next((form for flag, form in LOG_FORMS.items() if flag in flags), None)):
         try:
-            status = _command()([*flags, *rest] or ["--help"], prog_name="visgraft", standalone_mode=False)
+            status = command()([*flags, *rest] or ["--help"], prog_name="visgraft", standalone_mode=False)
         except KeyboardInterrupt:
             return INTERRUPTED
         except SystemExit:  # typer's way to end where the reader of its output stopped early, as `head` does
@@ -86,7 +86,7 @@ def _split_flags(args: list[str]) -> tuple[list[str], list[str]]:
     return flags, [arg for arg in args[:end] if arg not in flags] + args[end:]
 
 
-def _command() -> Any:
+def command() -> Any:
     """Build the program; a flag's help names no type, as it takes no value."""
     command = typer.main.get_command(app)
     commands: list[Any] = [command]
