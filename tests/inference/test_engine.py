@@ -102,7 +102,11 @@ def test_a_prompt_of_one_token_joins_the_next_step(pair: Pair, monkeypatch: pyte
     assert long.answer() == alone(pair, prompt(pair), max_new_tokens=5, **ON)
 
 
-def test_images_of_the_prompts_that_come_next_are_read_along(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("positions", "expected"), [(1024, [5]), (20, [4, 1]), (5, [2, 2, 1])])
+def test_images_of_the_prompts_that_come_next_are_read_along(
+    positions: int, expected: list[int], pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visgraft.inference.active._IMAGE_POSITIONS_AT_ONCE", positions)  # 5 an image
     read: list[int] = []
     read_image = pair[0].read_image
     monkeypatch.setattr(pair[0], "read_image", lambda x, **rest: read.append(len(x)) or read_image(x, **rest))
@@ -110,7 +114,7 @@ def test_images_of_the_prompts_that_come_next_are_read_along(pair: Pair, monkeyp
     given = [prompt(pair, seed=seed) for seed in (0, 1, 2, 3, 4)]
     replies = [engine.submit(each, Decoding.of(max_new_tokens=3, **ON)) for each in given]
     answers = [reply.answer() for reply in replies]
-    assert read == [4, 1]  # two now and two ahead
+    assert read == expected  # two are admitted at once, the others are read ahead
     assert answers == [alone(pair, prompt(pair, seed=seed), max_new_tokens=3, **ON) for seed in (0, 1, 2, 3, 4)]
 
 

@@ -30,8 +30,7 @@ from visgraft.inference.requests import Answer, ImageSegment, Prompt, Reply, pro
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
-_ROUNDS_OPEN = 2  # slots' worth of dialogs that decode or wait, so that a free slot is never left empty
-_ROUNDS_HELD = 4  # slots' worth of dialogs that are open or wait for an earlier one to be given out
+ROUNDS_HELD = 4  # slots' worth of dialogs that decode, wait for a slot, or for an earlier one to be given out
 
 T = TypeVar("T")
 
@@ -111,12 +110,12 @@ def answer_each(
         )
         return
     asked = Decoding.of(max_new_tokens=max_new_tokens, **decoding)
-    engine = Engine(model, processor, num_slots=batch_size, max_waiting=_ROUNDS_OPEN * batch_size, prefix_cache=cache)
+    engine = Engine(model, processor, num_slots=batch_size, max_waiting=ROUNDS_HELD * batch_size, prefix_cache=cache)
     held: deque[Reply | BadSampleError] = deque()
 
     def ask_more() -> None:
         """Ask what comes next, as far as there is room for it."""
-        while engine.num_waiting < batch_size and len(held) < _ROUNDS_HELD * batch_size:
+        while len(held) < ROUNDS_HELD * batch_size:
             prompt = next(opened, None)
             if prompt is None:
                 return

@@ -26,7 +26,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 
 from visgraft.data.prompt import encode_dialog
 from visgraft.errors import BusyError, ConfigError
@@ -294,7 +293,7 @@ class Engine:
                 return
             group, later = active.take([self._waiting.popleft() for _ in range(number)])
             self._waiting.extendleft(reversed(later))
-            ahead = [request.prompt for request in islice(self._waiting, self.num_slots)]
+            ahead = [request.prompt for request in self._waiting]
         try:
             active.read(group, ahead=ahead)
         except BaseException as error:

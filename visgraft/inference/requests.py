@@ -62,6 +62,11 @@ class ImageSegment:
     sources: Sequence[ImageRef] = ()
 
     @property
+    def num_pictures(self) -> int:
+        """Pictures that the encoder is given: images, frames or tiles."""
+        return max(len(tensor) for tensor in self.pixels.values())
+
+    @property
     def num_tokens(self) -> int:
         """Image tokens, P."""
         assert self.prefix is not None, "images are counted once they are encoded"
