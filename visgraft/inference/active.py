@@ -118,6 +118,8 @@ class Active:
         for request in group:
             front = read[id(request.prompt)]
             try:
+                if isinstance(front, ModelError):
+                    raise front
                 request.limit = min(request.rules.decoding.max_new_tokens, self._room(request))
             except ModelError as error:
                 self._end(request, error)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from visgraft.data.sample import Sample
-from visgraft.errors import BadSampleError
+from visgraft.errors import BadSampleError, ModelError
 from visgraft.inference.beams import check_caches, generate_together
 from visgraft.inference.decoding import OWN_SETTINGS, Decoding, needs_generate
 from visgraft.inference.engine import Engine
@@ -91,14 +91,16 @@ def answer_each(
     prefix_cache: PrefixCache | None = None,
     **decoding: Any,
 ) -> Iterator[Answer]:
-    """Answer as `answer` does, dialog after dialog as they are ready; a bad image spoils its own sample alone.
+    """Answer as `answer` does, dialog after dialog as they are ready.
 
-    A few dialogs are read, answered and given out at a time, so any number of samples takes the same memory. Between
-    two answers the model is as the caller left it.
+    A bad image spoils its own sample alone, a prompt that leaves no room for an answer itself alone: `Answer.error`
+    says why there is no text. A few dialogs are read, answered and given out at a time, so any number of samples takes
+    the same memory. Between two answers the model is as the caller left it.
 
     Raises:
+        BusyError: memory does not suffice for a prompt beside the others.
         ConfigError: a setting cannot be followed.
-        ModelError: a prompt leaves no room for an answer, or another cache of keys and values is asked for.
+        ModelError: another cache of keys and values is asked for.
     """
     check_caches(decoding)
     cache = PrefixCache() if prefix_cache is None else prefix_cache
@@ -134,7 +136,11 @@ def answer_each(
                 while not first.is_done:
                     engine.step()
                     ask_more()
-        yield first.answer()
+        try:
+            answered = first.answer()
+        except ModelError as error:
+            answered = Answer("", error=error)
+        yield answered
 
 
 def _by_generate(
@@ -158,6 +164,9 @@ def _by_generate(
                 yield Answer("", error=prompt)
                 continue
             ids = next(new)
+            if isinstance(ids, ModelError):
+                yield Answer("", error=ids)
+                continue
             has_stopped = not {*stop_ids}.isdisjoint(ids)
             finish: Any = "stop" if has_stopped else "length"
             yield Answer(text_of(processor, ids, stop_ids), has_stopped, finish=finish, token_ids=tuple(ids))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from visgraft.errors import ModelError
+from visgraft.inference.limits import room_for_answer
 from visgraft.inference.prefix_cache import PrefixCache, encode_prefixes, read_prefixes
 from visgraft.inference.requests import ImageSegment, Prompt, Segment, position_keys
 from visgraft.model.cache import KeptStates, PreallocatedCache, rows_of
@@ -47,8 +49,10 @@ def read_front(
     cache: PrefixCache,
     ahead: Sequence[Prompt] = (),
     most_pictures: int = 0,
-) -> dict[int, Front]:
+) -> dict[int, Front | ModelError]:
     """Read all of some prompts but the last text of each; what is known is not read again.
+
+    A prompt that leaves no room for an answer is not read: its error stands in its place, and the others are read.
 
     Args:
         model: in `eval_mode`.
@@ -61,13 +65,23 @@ def read_front(
     images = {id(segment): segment for prompt in prompts for segment in _images(prompt)}
     next_ones = _next_images(images, ahead, most_pictures=most_pictures)
     encode_images(model, [*images.values(), *next_ones], cache=cache)
-    different = {id(prompt): prompt for prompt in prompts}
+    refused = {id(prompt): error for prompt in prompts if (error := _refusal(model, prompt)) is not None}
+    different = {id(prompt): prompt for prompt in prompts if id(prompt) not in refused}
     known = {key: _num_common(prompt) for key, prompt in different.items()}
     begins = [(known[key], prompt.segments[0]) for key, prompt in different.items()]
     unread = [first.prefix for num, first in begins if isinstance(first, ImageSegment) and num < first.num_tokens]
-    unread += [image.prefix for image in next_ones]
+    unread += [image.prefix for image in next_ones if _refusal(model, Prompt([image, [0]])) is None]
     read_prefixes(model, [prefix for prefix in unread if prefix is not None], cache=cache)
-    return {key: _front(model, prompt, num_read=known[key]) for key, prompt in different.items()}
+    return {**refused, **{key: _front(model, prompt, num_read=known[key]) for key, prompt in different.items()}}
+
+
+def _refusal(model: VisionLanguageModel, prompt: Prompt) -> ModelError | None:
+    """Say why a prompt whose images are encoded cannot be answered; None: it can."""
+    try:
+        room_for_answer(model, len(prompt.text_ids), sum(image.num_tokens for image in _images(prompt)))
+    except ModelError as error:
+        return error
+    return None
 
 
 def _next_images(

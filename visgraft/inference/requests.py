@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from visgraft.data.sample import ImageRef, Sample, Turn
-from visgraft.errors import BadSampleError
+from visgraft.errors import BadSampleError, ModelError
 from visgraft.inference.pieces import GrowingText
 from visgraft.inference.prefix_cache import Pixels, Prefix, open_pixels
 from visgraft.inference.sampling import Rules, Sampler, TokenScore
@@ -28,12 +28,12 @@ Finish = Literal["stop", "length", "cancelled", "deadline"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one dialog: an answer, or why its images cannot be used.
+    """What came of one dialog: an answer, or why there is none.
 
     Attributes:
         text: the answer; empty where there is an error.
         has_stopped: it came to an end of its own and was not cut at `max_new_tokens`.
-        error: an image of the sample cannot be used.
+        error: an image of the sample cannot be used, or the prompt leaves no room for an answer.
         finish: why it ended: `stop` (an end-of-text token or a stop), `length`, `cancelled`, `deadline`.
         token_ids: what was generated, the token at which it stopped included.
         scores: of each of these, where `log_probabilities` was asked for.
@@ -41,7 +41,7 @@ class Answer:
 
     text: str
     has_stopped: bool = False
-    error: BadSampleError | None = None
+    error: BadSampleError | ModelError | None = None
     finish: Finish | None = None
     token_ids: tuple[int, ...] = ()
     scores: tuple[TokenScore, ...] | None = None
