@@ -353,7 +353,7 @@ class Engine:
                 return
             group, later = active.take([self._waiting.popleft() for _ in range(number)])
             self._waiting.extendleft(reversed(later))
-            ahead = [request.prompt for request in islice(self._waiting, self.num_slots)]
+            ahead = [request.prompt for request in self._waiting]
         try:
             active.read(group, ahead=ahead)
         except BaseException as error:
