@@ -183,7 +183,8 @@ class Engine:
             self._jobs.append((result, job))
             self._changed.notify_all()
         if self._thread is None:
-            self._run_step()
+            while not result.done():
+                self._run_step()
         return result
 
     def _request(
@@ -299,7 +300,7 @@ class Engine:
         """
         with self._stepping:
             try:
-                self._run_jobs()
+                self._run_job()
                 self._sweep()
                 self._admit()
                 self._active.decode()
@@ -310,16 +311,16 @@ class Engine:
                 with self._changed:
                     self._changed.notify_all()
 
-    def _run_jobs(self) -> None:
-        """Do what else is wanted of the model; an error is its own."""
+    def _run_job(self) -> None:
+        """Do one thing that else is wanted of the model, so that those that decode wait for no more."""
         while self._jobs:
             result, job = self._jobs.popleft()
-            if not result.set_running_or_notify_cancel():
-                continue
-            try:
-                result.set_result(job())
-            except Exception as error:
-                result.set_exception(error)
+            if result.set_running_or_notify_cancel():
+                try:
+                    result.set_result(job())
+                except Exception as error:
+                    result.set_exception(error)
+                return
 
     def _sweep(self) -> None:
         """Finish what was cancelled and what is too late."""

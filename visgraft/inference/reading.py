@@ -107,6 +107,16 @@ def _next_images(
     return [*chosen.values()]
 
 
+def table_in_front(model: VisionLanguageModel, prompt: Prompt, front: Front) -> SegmentTable:
+    """Say what stands at the positions of a prompt that are read: all of its segments but the unread end."""
+    table = empty_table(1, device=model.device)
+    *before, last = prompt.segments
+    for segment in before:
+        table = _append(table, segment)
+    num_known = _length(last) - len(front.unread)
+    return table if isinstance(last, ImageSegment) or not num_known else _append(table, last[:num_known])
+
+
 def encode_images(model: VisionLanguageModel, images: Sequence[ImageSegment], *, cache: PrefixCache) -> None:
     """Make the prefixes of images that have none yet, those that are equal once."""
     waiting = [image for image in images if image.prefix is None]

@@ -110,6 +110,12 @@ class Prompt:
         """The ids of all texts, one behind the other."""
         return [token for segment in self.segments if not isinstance(segment, ImageSegment) for token in segment]
 
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens, of those images that are encoded."""
+        images = [segment for segment in self.segments if isinstance(segment, ImageSegment)]
+        return sum(image.num_tokens for image in images if image.prefix is not None)
+
 
 def prompts_of(processor: Processor, sample: Sample, *, images: ImageSegment | None = None) -> list[Prompt]:
     """Open a sample's images, once for all its dialogs, and encode what stands in front of each last answer.
@@ -182,7 +188,8 @@ class Reply:
         read: what was read, where the prompt asked for it to be kept.
         queued_at: when it was asked for, on `time.monotonic`.
         first_token_at: when its first token was chosen.
-        scores: of the tokens that it has so far, where `log_probabilities` was asked for.
+        token_ids: what was said so far.
+        scores: of these, where `log_probabilities` was asked for.
         on_change: called by whoever runs the loop when there are more pieces, and at the end; it must not wait.
     """
 
@@ -193,6 +200,7 @@ class Reply:
     read: ReadRow | None = field(default=None, repr=False)
     queued_at: float = 0.0
     first_token_at: float | None = None
+    token_ids: list[int] = field(default_factory=list, repr=False)
     scores: list[TokenScore] = field(default_factory=list, repr=False)
     on_change: Callable[[], None] | None = field(default=None, repr=False)
     pieces: deque[str] = field(default_factory=deque, repr=False)
@@ -260,7 +268,6 @@ class Request:
         length: positions that its row holds, once it is admitted.
         limit: longest answer.
         unread: what of its prompt its row does not hold as it is admitted.
-        ids: what it has said; the last of these is not read yet.
         has_ended: it has said a token that ends the text, though its settings let it go on.
         is_spoiled: its row holds numbers that are none.
     """
@@ -273,11 +280,15 @@ class Request:
     length: int = 0
     limit: int = 0
     unread: list[int] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
     has_ended: bool = False
     is_spoiled: bool = False
 
     @property
+    def ids(self) -> list[int]:
+        """What it has said; the last of these is not read yet."""
+        return self.reply.token_ids
+
+    @property
     def num_image_tokens(self) -> int:
         """Image tokens of its prompt, once they are encoded."""
-        return sum(segment.num_tokens for segment in self.prompt.segments if isinstance(segment, ImageSegment))
+        return self.prompt.num_image_tokens

@@ -21,6 +21,7 @@ from visgraft.serving.chat import make_chat_router
 from visgraft.serving.failures import Failure
 from visgraft.serving.gate import Gate
 from visgraft.serving.page import make_page_router
+from visgraft.serving.scoring import make_score_router
 from visgraft.serving.service import Service
 
 
@@ -34,6 +35,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="visgraft", lifespan=running, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.include_router(make_chat_router(service))
+    app.include_router(make_score_router(service))
     _add_models(app, service)
     _add_state(app, service)
     app.include_router(make_page_router(service))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +22,15 @@ from starlette.types import Receive, Scope, Send
 
 from visgraft.errors import BusyError
 from visgraft.inference.decoding import Decoding
-from visgraft.inference.requests import Answer, ImageSegment, Prompt, Reply
+from visgraft.inference.requests import Answer, Prompt, Reply
+from visgraft.serving.asking import fetched_images, prompt_for, usage_of
 from visgraft.serving.bodies import ChatRequest, read_body
 from visgraft.serving.failures import Failure, bad_request, busy, failure_of, internal_failure, overloaded
-from visgraft.serving.messages import Chat, check_chat, read_chat
+from visgraft.serving.messages import Chat
 from visgraft.serving.served import ServedModel
 from visgraft.serving.service import LOG, Record, Service
 from visgraft.serving.settings import Limits
+from visgraft.serving.tokens import SaidTokens
 
 # Below, logits divided by it would leave float32; the likeliest token is then the only one with a share.
 _LEAST_TEMPERATURE = 1e-6
@@ -55,7 +57,7 @@ def make_chat_router(service: Service) -> APIRouter:
 # --- From parameters to settings
 
 
-def decoding_of(asked: ChatRequest, *, limits: Limits, deadline_s: float) -> Decoding:
+def decoding_of(asked: ChatRequest, *, limits: Limits, vocabulary: int) -> Decoding:
     """Say what a request's parameters mean to the decoding loop.
 
     Raises:
@@ -82,6 +84,8 @@ def decoding_of(asked: ChatRequest, *, limits: Limits, deadline_s: float) -> Dec
     if temperature >= _LEAST_TEMPERATURE:
         top_p = 1.0 if asked.top_p is None else asked.top_p
         settings = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
+    if asked.logit_bias:
+        settings["sequence_bias"] = {(token,): bias for token, bias in _biases(asked.logit_bias, vocabulary)}
     return Decoding.of(
         max_new_tokens=limit,
         seed=asked.seed,
@@ -89,9 +93,20 @@ def decoding_of(asked: ChatRequest, *, limits: Limits, deadline_s: float) -> Dec
         presence_penalty=asked.presence_penalty,
         frequency_penalty=asked.frequency_penalty,
         log_probabilities=(asked.top_logprobs or 0) if asked.logprobs else None,
-        deadline_s=deadline_s,
+        deadline_s=limits.timeout_s,
         **settings,
     )
+
+
+def _biases(given: Mapping[str, float], vocabulary: int) -> Iterator[tuple[int, float]]:
+    for name, bias in given.items():
+        token = int(name) if name.isascii() and name.isdecimal() and len(name) < 10 else -1
+        if not 0 <= token < vocabulary:
+            raise bad_request(
+                f"logit_bias: got a token that is not in the vocabulary of {vocabulary}; name tokens by their numbers",
+                param="logit_bias",
+            )
+        yield token, bias
 
 
 # --- A request on its way
@@ -139,24 +154,43 @@ class Talk:
             found.append(answer)
         return found
 
+    def logprobs(self, said: SaidTokens, reply: Reply, text: str, *, is_end: bool) -> dict[str, Any] | None:
+        """Tell of the tokens of a text that were not told of, where that is asked for; `text` is all of it so far."""
+        if not self.asked.logprobs:
+            return None
+        scores = list(reply.scores)
+        if scores and scores[-1].token_id in self.served.end_ids:
+            scores.pop()
+        return {"content": said.take(scores, text_length=len(text), is_end=is_end), "refusal": None}
+
+    def log(self, texts: Sequence[str]) -> None:
+        """Log what was asked and said, where the server was told to."""
+        self.service.log_content(self.record, self.asked.messages, {"answers": [*texts]})
+
     def usage(self) -> dict[str, Any]:
         """Count tokens, those of images apart."""
-        images = [each for each in self.prompt.segments if isinstance(each, ImageSegment) and each.prefix is not None]
-        num_image = sum(each.num_tokens for each in images)
-        num_prompt = len(self.prompt.text_ids) + num_image
-        num_said = sum(len(reply.answer().token_ids) for reply in self.replies)
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_said,
-            "total_tokens": num_prompt + num_said,
-            "prompt_tokens_details": {"image_tokens": num_image, "cached_tokens": self.prompt.num_known},
-        }
+        return usage_of(self.prompt, num_said=sum(len(reply.answer().token_ids) for reply in self.replies))
 
     def close(self) -> None:
         """Let go: what is not finished is cancelled, what was read is kept for the next turn."""
         for reply in self.replies:
             reply.is_cancelled = not reply.is_done  # the loop's next step ends it
+        self._note()
         self.served.keep(self.chat, owner=self.record.owner, reply=self.replies[0])
+
+    def _note(self) -> None:
+        """Count what was read and said."""
+        record, service, model = self.record, self.service, self.served.name
+        num_said = sum(len(reply.token_ids) for reply in self.replies)
+        service.metrics.answer_tokens.labels(model=model).inc(num_said)
+        first = min((reply.first_token_at for reply in self.replies if reply.first_token_at), default=None)
+        if first is not None:
+            service.note_prompt(self.prompt, self.served)
+            service.metrics.first_token_seconds.labels(model=model).observe(first - record.began_at)
+            record.facts["first"] = f"{first - record.began_at:.3f}s"
+        if all(reply.is_done for reply in self.replies):
+            self.served.note_seconds(time.monotonic() - record.began_at)
+        record.facts |= {"answers": len(self.replies), "tokens": num_said}
 
 
 async def begin(service: Service, asked: ChatRequest, *, record: Record) -> Talk:
@@ -168,20 +202,20 @@ async def begin(service: Service, asked: ChatRequest, *, record: Record) -> Talk
     served = service.model(asked.model)
     record.model = served.name
     limits = service.settings.limits
-    decoding = decoding_of(asked, limits=limits, deadline_s=limits.timeout_s)
-    check_chat(asked.messages, limits=limits)
+    decoding = decoding_of(asked, limits=limits, vocabulary=served.vocabulary)
+    fetched = await fetched_images(service, asked)
     changed, wake = _waker()
     num_answers = asked.n or 1
 
     def ask() -> tuple[Chat, Prompt, list[Reply]]:
-        chat = read_chat(asked.messages, limits=limits, fetched={})
-        prompt = served.prompt_of(chat, owner=record.owner, keep=num_answers == 1)
+        chat, prompt = prompt_for(service, asked, served, record=record, fetched=fetched, keep=num_answers == 1)
         try:
             replies = served.submit(
                 prompt, decoding, num_answers=num_answers, stream=bool(asked.stream), on_change=wake
             )
         except BusyError as error:
-            raise busy(str(error)) from None
+            service.metrics.refused.labels(reason="queue").inc()
+            raise busy(str(error), again_s=served.again_s) from None
         return chat, prompt, replies
 
     try:
@@ -231,14 +265,15 @@ async def whole_answer(talk: Talk, request: Request) -> Response:
     finally:
         gone.cancel()
         talk.close()
+    talk.log([answer.text for answer in answers])
     choices = [
         {
             "index": index,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": None,
+            "logprobs": talk.logprobs(SaidTokens(talk.served.names), reply, answer.text, is_end=True),
             "finish_reason": answer.finish,
         }
-        for index, answer in enumerate(answers)
+        for index, (answer, reply) in enumerate(zip(answers, talk.replies, strict=True))
     ]
     return JSONResponse(
         {
@@ -313,19 +348,26 @@ class ChunkStream(Response):
         for index in range(len(talk.replies)):
             yield self._chunk(index, {"role": "assistant", "content": ""}, has_usage=has_usage)
         open_ones = dict(enumerate(talk.replies))
+        texts = dict.fromkeys(open_ones, "")
+        said = {index: SaidTokens(talk.served.names) for index in open_ones}
         while open_ones:
             for index, reply in list(open_ones.items()):
                 is_done = reply.is_done  # before its pieces are taken: none comes behind
-                text = ""
+                piece = ""
                 while reply.pieces:
-                    text += reply.pieces.popleft()
-                if text:
-                    yield self._chunk(index, {"content": text}, has_usage=has_usage)
-                if is_done:
+                    piece += reply.pieces.popleft()
+                texts[index] += piece
+                finish = self._finish(reply) if is_done else None
+                if piece or is_done:
+                    logprobs = talk.logprobs(said[index], reply, texts[index], is_end=is_done)
+                    if piece or (logprobs and logprobs["content"]):
+                        yield self._chunk(index, {"content": piece}, logprobs=logprobs, has_usage=has_usage)
+                if finish:
                     del open_ones[index]
-                    yield self._chunk(index, {}, finish=self._finish(reply), has_usage=has_usage)
+                    yield self._chunk(index, {}, finish=finish, has_usage=has_usage)
             if open_ones and not any(reply.pieces or reply.is_done for reply in open_ones.values()):
                 await talk.wait()
+        talk.log([*texts.values()])
         if has_usage:
             yield {**self._head(), "choices": [], "usage": talk.usage()}
 
@@ -345,7 +387,13 @@ class ChunkStream(Response):
         }
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], *, finish: str | None = None, has_usage: bool
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish: str | None = None,
+        has_usage: bool,
     ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {**self._head(), "choices": [choice], **({"usage": None} if has_usage else {})}

@@ -12,8 +12,10 @@ from __future__ import annotations
 from PIL import Image
 
 from visgraft.data.images.opening import decode_text, is_data_url, is_web_address, open_image
+from visgraft.data.images.remote import download
 from visgraft.errors import BadSampleError
 from visgraft.serving.failures import Failure, bad_request
+from visgraft.serving.settings import ServeSettings
 
 # What browsers and cameras write; further decoders would be further ways in.
 FORMATS = "PNG, JPEG, WebP, GIF and BMP"
@@ -46,6 +48,32 @@ def read_data_url(url: str, *, place: str) -> bytes:
         raise _bad_image(error, place) from None
     assert data is not None
     return data
+
+
+def fetch_image(url: str, *, place: str, settings: ServeSettings) -> bytes:
+    """Fetch an image from the web, where its host is allowed; no proxy is asked, so that what is checked is asked.
+
+    Raises:
+        Failure: 400, images are not fetched, not from there, or it cannot be had.
+    """
+    if not settings.image_hosts:
+        raise bad_request(
+            f"{place}: this server fetches no images (--allow-image-hosts); send the image as "
+            "data:image/png;base64,...",
+            param=place,
+            code="invalid_image_url",
+        )
+    try:
+        return download(
+            url,
+            hosts=settings.image_hosts,
+            max_bytes=settings.limits.max_body_bytes,
+            deadline_s=settings.limits.fetch_timeout_s,
+            may_use_proxy=False,
+        )
+    except BadSampleError as error:
+        reason = str(error).partition(" and data.")[0]  # a recipe's remedy is none here
+        raise bad_request(f"{place}: {reason}", param=place, code="invalid_image_url") from None
 
 
 def open_bytes(data: bytes, *, max_pixels: int, place: str) -> Image.Image:

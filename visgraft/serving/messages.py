@@ -63,7 +63,7 @@ def check_chat(messages: Sequence[Message], *, limits: Limits) -> None:
             param="messages",
         )
     _check_size("turns of the user", len(spoken) // 2 + 1, limits.max_turns)
-    texts = [text for message in messages for text in _texts(message)]
+    texts = [text for message in messages for text in texts_of(message)]
     _check_size("characters", sum(map(len, texts)), limits.max_characters)
     _check_size("images", sum(1 for _ in image_urls(messages)), limits.max_images)
     for place, _ in image_urls(messages):
@@ -110,7 +110,8 @@ def read_chat(messages: Sequence[Message], *, limits: Limits, fetched: Mapping[s
     return Chat(turns, shown, list(_keys(turns, digests)))
 
 
-def _texts(message: Message) -> list[str]:
+def texts_of(message: Message) -> list[str]:
+    """List the texts of a message."""
     if isinstance(message.content, str):
         return [message.content]
     return [part.text for part in message.content if not isinstance(part, ImagePart)]

@@ -70,6 +70,7 @@ class _Loops(Collector):
             "slots_bytes": ("Memory of the slots", lambda each: each.engine.size_bytes),
             "prefix_cache_bytes": ("Kept of images", lambda each: each.engine.prefix_cache.size_bytes),
             "prefix_cache_images": ("Groups of images that are kept", lambda each: len(each.engine.prefix_cache)),
+            "conversation_cache_bytes": ("Kept of conversations", lambda each: each.conversations.size_bytes),
         }
         for name, (text, read) in gauges.items():
             gauge = GaugeMetricFamily(f"visgraft_{name}", text, labels=["model"])
@@ -79,6 +80,7 @@ class _Loops(Collector):
         counters = {
             "prefix_cache_hits": ("Groups of images that were known", lambda each: each.engine.prefix_cache.num_hits),
             "prefix_cache_misses": ("... that were read", lambda each: each.engine.prefix_cache.num_misses),
+            "conversation_cache_hits": ("Chats of which turns were known", lambda each: each.conversations.num_hits),
         }
         for name, (text, read) in counters.items():
             counter = CounterMetricFamily(f"visgraft_{name}", text, labels=["model"])

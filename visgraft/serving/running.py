@@ -65,12 +65,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(service: Service, opened: socket.socket, *, ready: Callable[[str], None], drain_s: float = 60.0) -> int:
-    """Serve until a signal ends it; `ready` is told where, once requests are taken.
-
-    Returns:
-        0 behind SIGTERM, 130 behind Ctrl-C.
-    """
+def make_server(service: Service) -> uvicorn.Server:
+    """Make what lets requests in; it logs nothing itself."""
     config = uvicorn.Config(
         create_app(service),
         log_config=None,
@@ -81,7 +77,16 @@ def run(service: Service, opened: socket.socket, *, ready: Callable[[str], None]
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
     )
-    server = _Server(config)
+    return _Server(config)
+
+
+def run(service: Service, opened: socket.socket, *, ready: Callable[[str], None], drain_s: float = 60.0) -> int:
+    """Serve until a signal ends it; `ready` is told where, once requests are taken.
+
+    Returns:
+        0 behind SIGTERM, 130 behind Ctrl-C.
+    """
+    server = make_server(service)
     status = 0
 
     async def serve() -> None:

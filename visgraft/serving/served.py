@@ -12,12 +12,15 @@ makes an answer come sooner, and nobody is to learn that of somebody else.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from visgraft.data.sample import Turn
+from visgraft.inference.candidates import Normalise, score_prompt
 from visgraft.inference.decoding import Decoding
 from visgraft.inference.engine import Engine
 from visgraft.inference.limits import stop_token_ids
@@ -27,6 +30,7 @@ from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.serving.messages import Chat
 from visgraft.serving.settings import ServeSettings
+from visgraft.serving.tokens import TokenNames
 
 
 class KeptConversations:
@@ -79,15 +83,19 @@ class ServedModel:
     Attributes:
         name: by which clients ask for it.
         created_at: when it was made ready, in seconds since 1970.
+        mean_seconds: that its last answers took.
         engine: its loop; a thread runs it while the server runs.
         conversations: what is kept of them.
         end_ids: tokens that end an answer and are not part of its text.
+        vocabulary: how many tokens may be named.
+        names: of the tokens, for clients that ask for log-probabilities.
     """
 
     def __init__(self, name: str, model: VisionLanguageModel, processor: Processor, settings: ServeSettings) -> None:
         """Make a loop that nobody runs yet."""
         self.name = name
         self.created_at = int(time.time())
+        self.mean_seconds = 1.0
         self.processor = processor
         self.engine = Engine(
             model,
@@ -99,7 +107,9 @@ class ServedModel:
         )
         self.conversations = KeptConversations(max_bytes=settings.conversation_cache_bytes)
         self.end_ids = frozenset(stop_token_ids(model, processor))
-        self._encoding = threading.Lock()  # tokenizers change their own state as they encode
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+        self.names = TokenNames(processor.tokenizer)
+        processor.prompt([Turn("", "")])  # from here on nothing of the tokenizer changes, and threads may share it
 
     def prompt_of(self, chat: Chat, *, owner: str, keep: bool) -> Prompt:
         """Make what is read in front of the answer; what is known of the chat goes with it.
@@ -112,8 +122,7 @@ class ServedModel:
             if images:
                 items.append(ImageSegment(self.processor.make_pixels(images, images), owner=owner))
             items.append(turn)
-        with self._encoding:
-            segments = segments_of(self.processor, items)
+        segments = segments_of(self.processor, items)
         read = self.conversations.find(owner, chat.keys)
         return Prompt(segments, dialog=chat.turns, read=read, keep=keep)
 
@@ -133,6 +142,23 @@ class ServedModel:
             ConfigError: the settings cannot be followed.
         """
         return self.engine.submit_several(prompt, decoding, num_answers=num_answers, stream=stream, on_change=on_change)
+
+    def note_seconds(self, seconds: float) -> None:
+        """Take in how long an answer took."""
+        self.mean_seconds += 0.1 * (seconds - self.mean_seconds)
+
+    @property
+    def again_s(self) -> int:
+        """Guess in how many seconds there is room again."""
+        waiting = self.engine.num_waiting / self.engine.num_slots
+        return max(1, min(60, math.ceil(self.mean_seconds * waiting)))
+
+    def score_later(self, prompt: Prompt, candidates: Sequence[str], *, normalise: Normalise) -> Future[list[float]]:
+        """Score candidates between two steps of the loop; errors are those of `score_prompt`."""
+        model, cache = self.engine.model, self.engine.prefix_cache
+        return self.engine.call(
+            lambda: score_prompt(model, self.processor, prompt, candidates, normalise=normalise, prefix_cache=cache)
+        )
 
     def keep(self, chat: Chat, *, owner: str, reply: Reply) -> None:
         """Keep what was read for a reply, for the next turn of its chat."""

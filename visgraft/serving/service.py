@@ -8,18 +8,22 @@ In: models by name, settings. Out: a `Service`, open while the server runs.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
 
+from visgraft.inference.requests import Prompt
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.serving.bodies import Message
 from visgraft.serving.failures import Failure
+from visgraft.serving.messages import image_urls, texts_of
 from visgraft.serving.metrics import Metrics
 from visgraft.serving.served import ServedModel
 from visgraft.serving.settings import ServeSettings
@@ -70,6 +74,7 @@ class Service:
         self._stack = ExitStack()
         # threads that open images and encode texts; the model itself runs in its loop's thread
         self._pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 1)), thread_name_prefix="requests")
+        self._waiting_pool = ThreadPoolExecutor(16, thread_name_prefix="fetching")  # these wait for other servers
 
     @property
     def most_requests(self) -> int:
@@ -85,7 +90,8 @@ class Service:
     def __exit__(self, *_: object) -> None:
         """Stop: what is not finished ends with what was said so far."""
         self._stack.close()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._waiting_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def model(self, name: str) -> ServedModel:
         """Find a model.
@@ -100,6 +106,21 @@ class Service:
             raise Failure(404, f"model: got {shown!r}, served are {names}", param="model", code="model_not_found")
         return served
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Do what takes time in a thread of the pool."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    def note_prompt(self, prompt: Prompt, served: ServedModel) -> None:
+        """Count the tokens of a prompt that was read."""
+        numbers = {"text": len(prompt.text_ids), "image": prompt.num_image_tokens, "cached": prompt.num_known}
+        for kind, number in numbers.items():
+            self.metrics.prompt_tokens.labels(model=served.name, kind=kind).inc(number)
+
+    def log_content(self, record: Record, messages: Sequence[Message], said: Mapping[str, Any]) -> None:
+        """Log the texts of a request, where that is asked for; of images their sizes."""
+        if not self.settings.log_content:
+            return
+        asked = [{"role": message.role, "content": texts_of(message)} for message in messages]
+        images = [f"{len(url)} characters" for _, url in image_urls(messages)]
+        LOG.info("%s %s", record.request_id, json.dumps({"messages": asked, "images": images, **said}))
+
+    async def in_thread(self, work: Callable[[], T], *, is_waiting: bool = False) -> T:
+        """Do what takes time in a thread; `is_waiting`: it waits for others, and does not keep a processor busy."""
+        pool = self._waiting_pool if is_waiting else self._pool
+        return await asyncio.get_running_loop().run_in_executor(pool, work)

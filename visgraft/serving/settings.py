@@ -34,6 +34,7 @@ class Limits:
         max_candidates: candidates of one `/v1/score`.
         timeout_s: from the request's arrival to the end of its answer.
         body_timeout_s: in which a body must have arrived.
+        fetch_timeout_s: in which an image of the web must have arrived.
     """
 
     max_body_bytes: int = 20 * MIB
@@ -47,6 +48,7 @@ class Limits:
     max_candidates: int = 128
     timeout_s: float = 300.0
     body_timeout_s: float = 30.0
+    fetch_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
         """Check what can be.
