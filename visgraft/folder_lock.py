@@ -192,6 +192,7 @@ class LockState:
 
     @classmethod
     def of(cls, path: Path) -> LockState | None:
+        """Read a lock file; None: there is none."""
         try:
             with path.open(encoding="utf-8") as file:  # opened, as network disks keep what they know of closed ones
                 content, found = file.read(), os.fstat(file.fileno())
@@ -204,6 +205,7 @@ class LockState:
 
 
 def this_process() -> Holder:
+    """Say who this process is in a lock."""
     pid = os.getpid()
     return Holder(pid, platform.node(), _machine(), process_start(pid) or "", uuid4().hex)
 
