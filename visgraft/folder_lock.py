@@ -195,6 +195,7 @@ class LockState:
 
     @classmethod
     def of(cls, path: Path) -> LockState | None:
+        """Read a lock file; None: there is none."""
         try:
             with path.open(encoding="utf-8") as file:  # opened, as network disks keep what they know of closed ones
                 content, found = file.read(), os.fstat(file.fileno())

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from visgraft.cli.annotate import annotate
 from visgraft.cli.ask import ask
 from visgraft.cli.cache import cache
 from visgraft.cli.caption import caption
@@ -201,6 +202,12 @@ _add(
     "visgraft estimate recipe.yaml --gpu rtx4090 --json",
 )
 _add("Use", ask, 'visgraft ask runs/my-run cat.jpg "What is it?"')
+_add(
+    "Use",
+    annotate,
+    'visgraft annotate runs/my-run photos/ labels --prompt "What is in the picture?" --prompt "Where is it?"',
+    "visgraft annotate runs/my-run 'shards/*.tar' labels --prompt '' --workers 8",
+)
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")
 _add("Use", serve, "visgraft serve runs/my-run", "visgraft serve runs/a runs/b --port 0 --api-key-file keys.txt")
