@@ -27,7 +27,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from itertools import islice
 from typing import Any, TypeVar
 
 from visgraft.data.prompt import encode_dialog
