@@ -140,7 +140,9 @@ def answer_each(
                     ask_more()
         try:
             answered = first.answer()
-        except (ModelError, *([BusyError] if each_alone else [])) as error:
+        except (ModelError, BusyError) as error:
+            if isinstance(error, BusyError) and not each_alone:
+                raise
             answered = Answer("", error=error)
         yield answered
 
