@@ -192,8 +192,8 @@ def test_answers_in_bf16_differ_only_where_two_logits_are_a_rounding_step_apart(
 def with_twins() -> Pair:
     """Make a bf16 pair of which some tokens have a twin whose logit is about half a rounding step away from their own.
 
-    Not all of them: where every token is a near tie, the first one that an error moves is allowed to move. What comes to
-    the head is rounded the other way at every second number as soon as there are several rows, as some machines do.
+    Not all of them: where every token is a near tie, the first one that an error moves may move. What comes to the head
+    is rounded the other way at every second number as soon as there are several rows, as some machines do.
     """
     model, processor = make_pair("llama")
     model = model.to(torch.bfloat16)

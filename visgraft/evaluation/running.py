@@ -66,7 +66,7 @@ class Settings:
     language: str | None = None
     limit: int | None = None
     max_new_tokens: int | None = None
-    batch_size: int = 16
+    batch_size: int = 32
     device: str | None = None
     precision: Precision = "auto"
     control_limit: int = 500
