@@ -11,7 +11,7 @@ answer has the length that is set for it, whatever it says, in every way alike. 
     captions    one caption an image, with lengths as COCO's (bench/lengths/coco.json)
     long        answers of 8 to 96 tokens, most of them short, about as many images
 
-Captions and long answers are three times as many as there are slots, so that the loop has something to refill them with.
+Captions and long answers are three times as many as there are slots, so that free slots are filled again.
 
     single      one `generate` a question, its image encoded and read with it; every fourth question, times four
     sorted      `generate` in batches of questions of like length, every image encoded and read in its row
