@@ -1,7 +1,7 @@
 """Which commit of a data set on the Hub is asked, so that a figure can be measured again on the same data.
 
 In: the sources of a benchmark or a recipe. Out: the same, a branch or tag replaced by the commit that it names today,
-and a `LoadedDataset` for each data set. Where the Hub does not answer, what was downloaded before is read, and that is said.
+and a `LoadedDataset` for each data set. Where the Hub does not answer, an earlier download is read, and that is said.
 
     entries, loaded = pin_revisions(benchmark.data, say=print)
     loaded[0].commit            # None: it is not known
