@@ -104,13 +104,13 @@ class EvaluatedModel:
         said = []
         if self.unusable:
             said.append(
-                f"{len(self.unusable):,} questions are left out, as their images cannot be used; the first: "
+                f"questions left out, as their images cannot be used: {len(self.unusable):,}; the first: "
                 f"{next(iter(self.unusable.values()))}"
             )
         if self.not_answered:
             said.append(
-                f"{len(self.not_answered):,} of {len(self.scored.answered):,} questions are too long for the model, "
-                f"and an empty answer is counted for each; the first: {next(iter(self.not_answered.values()))}"
+                f"questions too long for the model: {len(self.not_answered):,} of {len(self.scored.answered):,}, and "
+                f"an empty answer is counted for each; the first: {next(iter(self.not_answered.values()))}"
             )
         return said
 
