@@ -104,6 +104,31 @@ def test_a_prompt_of_one_token_joins_the_next_step(pair: Pair, monkeypatch: pyte
     assert long.answer() == alone(pair, prompt(pair), max_new_tokens=5, **ON)
 
 
+def test_captions_of_images_that_were_read_ahead_take_a_free_slot_at_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = watch_rows(pair[0], monkeypatch)
+    engine = Engine(*pair, num_slots=8)  # other prompts wait until two slots are free
+    lengths = [2, 3, 4, 5, 6, 7, 8, 9, 3, 3, 3, 3]
+    replies = [
+        engine.submit(prompt(pair, "", seed=seed), Decoding.of(max_new_tokens=length, **ON))
+        for seed, length in enumerate(lengths)
+    ]
+    answers = [reply.answer() for reply in replies]
+    assert read[:5] == [(8, 1)] * 5  # each slot that comes free is taken in the next step
+    assert len(read) == 9
+    for seed, length in enumerate(lengths):
+        assert answers[seed] == alone(pair, prompt(pair, "", seed=seed), max_new_tokens=length, **ON)
+    read.clear()
+    engine = Engine(*pair, num_slots=8)
+    asked = [
+        engine.submit(prompt(pair, "Why?", seed=seed), Decoding.of(max_new_tokens=length, **ON))
+        for seed, length in enumerate(lengths)
+    ]
+    assert [reply.answer() for reply in asked][-1].finish == "length"
+    assert (7, 1) in read  # one slot was left free for a step
+
+
 @pytest.mark.parametrize(("positions", "expected"), [(1024, [5]), (20, [4, 1]), (5, [2, 2, 1])])
 def test_images_of_the_prompts_that_come_next_are_read_along(
     positions: int, expected: list[int], pair: Pair, monkeypatch: pytest.MonkeyPatch

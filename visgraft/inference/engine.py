@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
+from itertools import islice, takewhile
 
 from visgraft.data.prompt import encode_dialog
 from visgraft.errors import BusyError, ConfigError
@@ -344,12 +345,16 @@ class Engine:
         """Let waiting requests take free slots: all that wait, or a good part of the slots at once.
 
         Reading costs about as much for one prompt as for some, so while others decode and more wait than there is room
-        for, a few slots are let come free before the next prompts are read, together.
+        for, a few slots are let come free before the next prompts are read, together. What the next step reads anyway,
+        a single token behind a known image (a caption), waits for nothing.
         """
         active = self._active
         with self._changed:
             number = min(len(self._waiting), self.num_slots - len(active.requests))
             if active.requests and number < min(len(self._waiting), self.num_slots // 4):
+                coming = islice(self._waiting, number)
+                number = sum(1 for _ in takewhile(lambda request: request.prompt.is_read_by_a_step, coming))
+            if not number:
                 return
             group, later = active.take([self._waiting.popleft() for _ in range(number)])
             self._waiting.extendleft(reversed(later))
