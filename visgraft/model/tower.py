@@ -12,11 +12,14 @@ depth. Configs that `AutoModel` does not know are built from the class that stan
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
@@ -24,6 +27,13 @@ from visgraft.errors import UnsupportedModelError
 
 # Words in the names of sub-configs, the surest first; a detector's `backbone_config` is what sees in it.
 PARTS_THAT_SEE = ("vision", "visual", "image", "vit", "backbone", "encoder")
+_HAS_HEAD = re.compile("(For|With)[A-Z]")  # ViTForImageClassification, not PPFormulaNet
+# What a model raises that cannot run as it is asked to.
+FAILURES = (
+    ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError,
+    ArithmeticError, StrictDataclassError,
+)  # fmt: skip
+DEPTHS = ("num_hidden_layers", "num_layers", "depth", "depths", "encoder_layers", "n_layers", "num_block_repeats")
 
 
 def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -32,7 +42,9 @@ def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
     for word in PARTS_THAT_SEE:
         for name, part in parts.items():
             if word in name:
-                return vision_tower_config(part)
+                tower = vision_tower_config(part)
+                # a part that takes no images is a piece of what does (DeepSeek-OCR 2: two encoders, one behind another)
+                return tower if _can_be_made(tower) or not _can_be_made(config) else config
     for part in parts.values():
         tower = vision_tower_config(part)
         if tower is not part:
@@ -106,9 +118,35 @@ def find_tower(model: PreTrainedModel) -> PreTrainedModel:
     )
 
 
+def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Copy a config with few layers where it has many: number and width of the features stay."""
+    values = config.to_dict()
+    for name in DEPTHS:
+        value = values.get(name)
+        if isinstance(value, int) and value > 2:
+            values[name] = 2
+            for stages in ("stage_names", "out_features", "out_indices"):  # of a transformer, one a layer
+                values.pop(stages, None)
+            of_layers = {key: each for key, each in values.items() if isinstance(each, list) and len(each) == value}
+            values |= {key: each[:2] for key, each in of_layers.items()}
+        elif isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value):
+            values[name] = [min(each, 1) for each in value]
+    try:
+        few = type(config).from_dict(values)
+    except FAILURES:
+        return copy.deepcopy(config)
+    few._attn_implementation_internal = config._attn_implementation_internal
+    return few
+
+
 def _sub_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
     named = {name: getattr(config, name, None) for name in getattr(type(config), "sub_configs", None) or ()}
     return {name: part for name, part in named.items() if isinstance(part, PreTrainedConfig)}
+
+
+def _can_be_made(config: PreTrainedConfig) -> bool:
+    """Say whether transformers has a class that takes images with this config."""
+    return type(config) in AutoModel._model_mapping or any(True for _ in _classes_beside(config))
 
 
 def _classes_beside(config: PreTrainedConfig) -> Iterator[type[PreTrainedModel]]:
@@ -122,7 +160,8 @@ def _classes_beside(config: PreTrainedConfig) -> Iterator[type[PreTrainedModel]]
         if not (inspect.isclass(found) and issubclass(found, PreTrainedModel) and found.__module__ == module):
             continue
         own_forward = found.forward is not nn.Module.forward
-        if found.config_class is type(config) and own_forward and not any(word in name for word in ("For", "With")):
+        if found.config_class is type(config) and own_forward and not _HAS_HEAD.search(name):
             arguments = inspect.signature(found.forward).parameters
-            if {"pixel_values", "grid_thw", "flattened_patches", "image"} & set(arguments):
+            takes = {"pixel_values", "grid_thw", "flattened_patches", "image"}
+            if takes & set(arguments) or ("Backbone" in name and list(arguments)[1:2] == ["hidden_states"]):
                 yield found

@@ -22,12 +22,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, pytorch_utils
 
 from visgraft.errors import ConfigError, ModelError, UnsupportedModelError
-from visgraft.model.tower import build_tower, vision_tower_config
+from visgraft.model.tower import FAILURES, build_tower, shallow, vision_tower_config
 from visgraft.model.vision_inputs import (
     arguments_of,
     dummy_inputs,
@@ -39,12 +38,6 @@ from visgraft.model.vision_inputs import (
     reads_text,
 )
 
-# What a model raises that cannot run as it is asked to.
-FAILURES = (
-    ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError,
-    ArithmeticError, StrictDataclassError,
-)  # fmt: skip
-DEPTHS = ("num_hidden_layers", "num_layers", "depth", "depths", "encoder_layers", "n_layers", "num_block_repeats")
 MOST_WEIGHTS = 10**9  # of an encoder that is made for real only to be measured
 
 
@@ -123,7 +116,8 @@ def _encode(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor], *, set
     if settings.feature_layer != -1:
         features = _pick_layer(output.hidden_states, settings.feature_layer, name)
     elif extents is not None and measured_shape(vision, settings=settings).is_pooled:
-        features = output.pooler_output
+        merged = output.pooler_output  # [P, D], or [P, k * k, D] where the k * k patches of a token are not yet one
+        features = merged if merged.shape[-1] == measured_shape(vision, settings=settings).width else merged.flatten(1)
     else:
         features = _last_features(output, name)
     if features.ndim == 4 and features.shape[0] == pixels.shape[0]:
@@ -205,27 +199,6 @@ def measured_shape(vision: nn.Module, *, settings: VisionSettings) -> VisionShap
     return known[settings]
 
 
-def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Copy a config with few layers where it has many: number and width of the features stay."""
-    values = config.to_dict()
-    for name in DEPTHS:
-        value = values.get(name)
-        if isinstance(value, int) and value > 2:
-            values[name] = 2
-            for stages in ("stage_names", "out_features", "out_indices"):  # of a transformer, one a layer
-                values.pop(stages, None)
-            of_layers = {key: each for key, each in values.items() if isinstance(each, list) and len(each) == value}
-            values |= {key: each[:2] for key, each in of_layers.items()}
-        elif isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value):
-            values[name] = [min(each, 1) for each in value]
-    try:
-        few = type(config).from_dict(values)
-    except FAILURES:
-        return copy.deepcopy(config)
-    few._attn_implementation_internal = config._attn_implementation_internal
-    return few
-
-
 def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
     # A few encoders read values, so nothing of the meta device will do: such run for real, with one layer of each kind.
     tries = [(config, "meta"), (shallow(config), "cpu"), (config, "cpu")]
@@ -294,6 +267,7 @@ def _run_on_nothing(vision: PreTrainedModel, settings: VisionSettings, *, device
         wide, wide_pooled, wide_extent = run(2)
         for is_pooled, first, second in ((True, pooled, wide_pooled), (False, last, wide)):
             if settings.feature_layer == -1 or not is_pooled:
+                first, second = _one_row_a_token(first, extent), _one_row_a_token(second, wide_extent)
                 per_token = _extent_per_token(first, extent), _extent_per_token(second, wide_extent)
                 if per_token[0] is not None and per_token[0] == per_token[1]:
                     assert first is not None
@@ -309,6 +283,13 @@ def _run_on_nothing(vision: PreTrainedModel, settings: VisionSettings, *, device
         return VisionShape(rows * columns, width, (rows, columns), 0, channels_last=channels_last)
     _, tokens, width = _one_sequence_an_image(last, 1, None, name).shape
     return VisionShape(tokens, width, (0, 0), 0)
+
+
+def _one_row_a_token(features: Any, extent: int | None) -> Any:
+    """Make [P, k * k * D] of merged patches [P, k * k, D], of one image; leave anything else as it is."""
+    if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[0] == 1:
+        return features
+    return features.flatten(1) if features.shape[0] * features.shape[1] == extent else features
 
 
 def _extent_per_token(features: Any, extent: int | None) -> int | None:
