@@ -120,23 +120,31 @@ def find_tower(model: PreTrainedModel) -> PreTrainedModel:
 
 def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
     """Copy a config with few layers where it has many: number and width of the features stay."""
-    values = config.to_dict()
-    for name in DEPTHS:
-        value = values.get(name)
-        if isinstance(value, int) and value > 2:
-            values[name] = 2
-            for stages in ("stage_names", "out_features", "out_indices"):  # of a transformer, one a layer
-                values.pop(stages, None)
-            of_layers = {key: each for key, each in values.items() if isinstance(each, list) and len(each) == value}
-            values |= {key: each[:2] for key, each in of_layers.items()}
-        elif isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value):
-            values[name] = [min(each, 1) for each in value]
     try:
-        few = type(config).from_dict(values)
+        few = type(config).from_dict(_with_few_layers(config.to_dict()))
     except FAILURES:
         return copy.deepcopy(config)
     few._attn_implementation_internal = config._attn_implementation_internal
     return few
+
+
+def _with_few_layers(values: dict[str, Any]) -> dict[str, Any]:
+    few = {key: _with_few_layers(each) if _is_config(each) else each for key, each in values.items()}
+    for name in DEPTHS:
+        value = few.get(name)
+        if isinstance(value, int) and value > 2:
+            few[name] = 2
+            for stages in ("stage_names", "out_features", "out_indices"):  # of a transformer, one a layer
+                few.pop(stages, None)
+            of_layers = {key: each for key, each in few.items() if isinstance(each, list) and len(each) == value}
+            few |= {key: each[:2] for key, each in of_layers.items()}
+        elif isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value):
+            few[name] = [min(each, 1) for each in value]
+    return few
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and "model_type" in value
 
 
 def _sub_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:

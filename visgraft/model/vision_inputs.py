@@ -9,7 +9,7 @@ large each image is; the inputs of one black image.
 Where images differ in size, they are padded, and one of these says how large each is:
 
     pixel_attention_mask [N, P]     patches [N, P, D], True = real (SigLIP 2 NaFlex)
-    image_position_ids [N, P, 2]    patches [N, P, D], -1 = padding (Gemma 4)
+    image_position_ids [N, P, 2]    patches [N, P, D], x and y, -1 = padding (Gemma 4, Pix2Struct)
     image_grid_thw [N, 3]           patches [N, P, D] (Qwen-VL, GLM-V, Kimi-VL)
     target_sizes [N, 2]             patches [N, P, D] (MiniCPM-V)
     image_sizes [N, 2]              pixels [N, 3, H, W], of which the upper left is the image (Pixtral)
@@ -31,6 +31,7 @@ from visgraft.errors import ModelError
 from visgraft.model.tower import FAILURES, build_tower, model_class, shallow
 
 ENDS_ROW = "ends_row"  # [N] bool, beside the encoder's own inputs: whether a row of tiles ends with a picture
+PLACED = "flattened_patches"  # patches behind their row and column, as Pix2Struct takes them
 DEFAULT_IMAGE_SIZE = 224  # of encoders whose config names none (ResNet, ConvNeXt)
 
 # What `forward` takes of the patches of all images, which image processors make one behind the other, [P, D].
@@ -156,6 +157,8 @@ def _argument_for(name: str, parameters: Iterable[str]) -> str | None:
         return name
     if name == "pixel_values":  # hidden_states, image, ...: what an encoder is given first
         return names[0] if names and names[0] not in ("input_ids", "kwargs", "args") else None
+    if name == "image_position_ids" and PLACED in names:  # they stand in front of the patches
+        return PLACED
     bare = _without_modality(name)
     same = [each for each in names if _without_modality(each) == bare]
     return same[0] if same else None
@@ -172,10 +175,7 @@ def _is_grid(name: str) -> bool:
 
 def _are_patches(vision_inputs: Mapping[str, Tensor]) -> bool:
     """Say whether each image is patches [P, D], not pixels [3, H, W]."""
-    mask = vision_inputs.get("pixel_attention_mask")
-    return any(_is_grid(name) or name.endswith("position_ids") for name in vision_inputs) or (
-        mask is not None and mask.shape == vision_inputs["pixel_values"].shape[:-1]
-    )
+    return any(name == "spatial_shapes" or _is_grid(name) or name.endswith("position_ids") for name in vision_inputs)
 
 
 def patch_form(config: PreTrainedConfig) -> PatchForm:
@@ -249,6 +249,10 @@ def arguments_of(
         assert extents is not None
         own = [row[:extent] for row, extent in zip(inputs["pixel_values"], extents.tolist(), strict=True)]
         inputs["pixel_values"] = _in_form(torch.cat(own), form or patch_form(vision.config), vision.config)
+    if PLACED in parameters:
+        places = inputs.pop("image_position_ids")
+        inputs["pixel_values"] = torch.cat([(places.flip(-1) + 1).to(pixels.dtype), inputs["pixel_values"]], dim=-1)
+        inputs["pixel_attention_mask"] = (places >= 0).all(-1).long()
     targets = {name: _argument_for(name, parameters) for name in inputs}
     arguments: dict[str, Any] = {target: inputs[name] for name, target in targets.items() if target is not None}
     if pixels.ndim == 4 and pixels.shape[-1] != native_image_size(vision.config):
@@ -301,6 +305,8 @@ def dummy_inputs(
     channels = _num_channels(config)
     values_on = "cpu" if device == "meta" else device  # of what is read, not computed with
     names, patch = _forward_parameters(config), patch_size_of(config)
+    if patch is None and PLACED in names:
+        patch = math.isqrt(_of(config)("patch_embed_hidden_size") // channels)
     if "spatial_shapes" in names and patch is not None:  # native resolution: patches, flattened
         side = math.isqrt(config.num_patches)
         number = side * side * stretch
@@ -310,15 +316,8 @@ def dummy_inputs(
             "spatial_shapes": torch.tensor([[side, side * stretch]], device=values_on),
         }
     side = image_size or native_image_size(config)
-    if "flattened_patches" in names:  # its row and its column stand in front of each patch
-        colours_of_one = _of(config)("patch_embed_hidden_size") or channels * (patch or 16) ** 2
-        rows = side // math.isqrt(colours_of_one // channels)
-        corners = torch.cartesian_prod(*[torch.arange(1.0, rows * times + 1) for times in (1, stretch)])
-        patches = torch.cat([corners, torch.zeros(len(corners), colours_of_one)], dim=1)[None].to(device)
-        mask = torch.ones(patches.shape[:2], dtype=torch.long, device=values_on)
-        return {"pixel_values": patches, "pixel_attention_mask": mask}
     form = form or patch_form(config)
-    grids, positions = [n for n in names if _is_grid(n)], [n for n in names if n.endswith("pixel_position_ids")]
+    grids, positions = [n for n in names if _is_grid(n)], {PLACED, "pixel_position_ids"} & set(names)
     if patch is None or not (grids or positions) or (grids and form == "picture"):
         pixels = torch.zeros(1, channels, side, side * stretch, device=device)
         sizes = {"image_sizes": torch.tensor([[side, side * stretch]], device=values_on)}

@@ -203,9 +203,9 @@ def _inputs_of_one(image_processor: BaseImageProcessor, image: Image.Image) -> d
             f"{type(image_processor).__name__} makes {', '.join(made)} of an image, and no pixel_values: choose an "
             "encoder whose image processor makes pixels"
         )
-    if "flattened_patches" in made:  # of Pix2Struct: padded to one number, the place of each in front of it
-        is_real = made["attention_mask"].bool()
-        return {"pixel_values": pixels[is_real][None], "pixel_attention_mask": is_real[is_real][None].long()}
+    if "flattened_patches" in made:  # of Pix2Struct: padded to one number, behind its row and column, from 1 on
+        patches = pixels[made["attention_mask"].bool()][None]
+        return {"pixel_values": patches[..., 2:], "image_position_ids": patches[..., :2].flip(-1).long() - 1}
     if "target_sizes" in made:  # of MiniCPM-V: one strip of all patches of several pictures
         return _pictures_of_strip(pixels, made["target_sizes"])
     told = {name: made[name] for name in made if _tells_size(name) and isinstance(made[name], Tensor)}
