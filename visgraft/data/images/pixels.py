@@ -99,14 +99,29 @@ def _cannot_make(image_processor: BaseImageProcessor, image_size: int, made: str
 
 
 def for_tiles(image_processor: BaseImageProcessor, *, side: int) -> BaseImageProcessor:
-    """Return an image processor like the given one that takes pictures of this side as they are, nothing cut off."""
+    """Return an image processor like the given one that takes pictures of this side as they are, nothing cut off.
+
+    Raises:
+        ConfigError: it makes several pictures of one, or a picture of another size.
+    """
     if is_of_timm(image_processor):
-        return _of_timm(image_processor, input_size=(3, side, side), crop_pct=1.0)
-    settings = image_processor.to_dict()
-    changes: dict[str, Any] = {"size": {"height": side, "width": side}, "do_center_crop": False}
-    if "crop_pct" in settings:
-        changes = {"size": {"shortest_edge": side}, "crop_pct": 1.0}
-    return type(image_processor).from_dict({**settings, **changes})
+        changed = _of_timm(image_processor, input_size=(3, side, side), crop_pct=1.0)
+    else:
+        settings = image_processor.to_dict()
+        changes: dict[str, Any] = {"size": {"height": side, "width": side}, "do_center_crop": False}
+        if "crop_pct" in settings:
+            changes = {"size": {"shortest_edge": side}, "crop_pct": 1.0}
+        changed = type(image_processor).from_dict({**settings, **changes})
+    try:
+        made: list[Any] = list(make_pixels(changed, [Image.new("RGB", (side, side))])["pixel_values"].shape)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # it takes no such size
+        made = [f"{type(error).__name__}: {error}"]
+    if made != [1, 3, side, side]:
+        raise ConfigError(
+            f"model.tiles: {type(image_processor).__name__} cuts images itself, or in another way than into squares of "
+            f"{side} pixels (it makes {made} of one); leave tiles out"
+        )
+    return changed
 
 
 def is_of_timm(image_processor: BaseImageProcessor) -> bool:
