@@ -46,8 +46,11 @@ from visgraft.model.vlm import VisionLanguageModel
 WIDTHS = ("hidden_size", "intermediate_size", "embed_dim", "out_hidden_size", "mlp_dim")
 LIMIT_S = 150
 LARGEST_SIDE = 224  # in pixels: what takes larger images is made for such
-# Defaults that fit no checkpoint: of these the MLP behind the pixel shuffle is four times as wide as the states.
-INCONSISTENT = {"llama4_vision_model": {"hidden_size": 1408}}
+# Defaults that fit no checkpoint: an MLP or an encoder that is not as wide as what it is given.
+INCONSISTENT: dict[str, dict[str, Any]] = {
+    "llama4_vision_model": {"hidden_size": 1408},
+    "deepseek_ocr2_vision": {"encoder_config": {"hidden_size": 896, "num_attention_heads": 14}},
+}
 CHECKS = ("each image as alone", "two images unlike", "text sees them", "comes back from disk", "a corner felt there")
 # Whatever has images among its inputs and no part that sees: text models, and heads that transformers lists by mistake.
 NOT_VISION = ("text_model", "vits", "_text", "vqmodel", "codebook")
@@ -81,13 +84,17 @@ def join(model_type: str) -> tuple[str, str]:
     torch.set_num_threads(1)
     try:
         config = _shallow_where_it_runs(vision_tower_config(CONFIG_MAPPING[model_type]()))
-        for name, value in INCONSISTENT.get(config.model_type, {}).items():
-            setattr(config, name, value)
+        if config.model_type in INCONSISTENT:
+            config = _changed(config, INCONSISTENT[config.model_type])
         if reads_text(config):
             measure(config, settings=VisionSettings())
         config = _of_smaller_images(config)
-        with torch.device("meta"):
-            size = sum(weight.numel() for weight in build_tower(config).parameters())
+        try:
+            with torch.device("meta"):
+                size = sum(weight.numel() for weight in build_tower(config).parameters())
+        except Exception as error:
+            measure(config, settings=VisionSettings())  # says so to a user, as an error of visgraft's own
+            return "skipped", f"transformers makes no model of its default config: {error}"
         if size > MOST_WEIGHTS:
             return "skipped", f"{size / 1e9:.1f} billion weights are too many for a sweep"
         try:
@@ -109,6 +116,13 @@ def join(model_type: str) -> tuple[str, str]:
     shape = measure(model.vision.config, settings=model.config.vision_settings)
     facts = f"{shape.num_tokens} x {shape.width}, grid {shape.grid}, {model.config.image_by_image and 'image by image'}"
     return ("wrong", f"{wrong}; {facts}") if wrong else ("joined", facts)
+
+
+def _changed(config: Any, changes: dict[str, Any]) -> Any:
+    values = config.to_dict()
+    for name, value in changes.items():
+        values[name] = {**values[name], **value} if isinstance(value, dict) else value
+    return type(config).from_dict(values)
 
 
 def _shallow_where_it_runs(config: Any) -> Any:

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.model.test_native_towers import SETTINGS, TOWERS, tower_config
 from tests.tiny import randomise
 from visgraft.data.images.pixels import made_image_size, make_pixels
+from visgraft.data.images.video import join_frames
 from visgraft.model.tower import build_tower
 from visgraft.model.vision import encode, measure
 from visgraft.model.vision_inputs import count_tokens
@@ -68,3 +69,18 @@ def test_the_tiles_that_llama_4_makes_are_pictures_of_their_own() -> None:
     features = encode(vision, inputs, settings=SETTINGS)
     assert features.shape == (len(made["pixel_values"]), 4, 48)
     assert torch.allclose(features, vision(made["pixel_values"].float()).last_hidden_state, atol=1e-5)
+
+
+@torch.no_grad()
+def test_frames_become_what_qwens_own_video_processor_makes_of_them() -> None:
+    sizes = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    limits = {"shortest_edge": 64, "longest_edge": 64 * 64 * 8}
+    of_images = hf.Qwen2VLImageProcessor(**sizes, size={"shortest_edge": 64, "longest_edge": 64 * 64})
+    of_videos = hf.Qwen2VLVideoProcessor(**sizes, size=limits, do_sample_frames=False)
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)) for _ in range(5)]
+    made: Any = of_videos(videos=[np.stack([np.asarray(each) for each in frames])], return_tensors="pt")
+    inputs = join_frames(make_pixels(of_images, frames), [True] * 5, depth=2)
+    assert inputs["image_grid_thw"].tolist() == [[1, 8, 12]] * 3
+    assert made["video_grid_thw"].tolist() == [[3, 8, 12]]
+    assert torch.allclose(inputs["pixel_values"].flatten(0, 1), made["pixel_values_videos"], atol=1e-5)
