@@ -49,7 +49,9 @@ LARGEST_SIDE = 224  # in pixels: what takes larger images is made for such
 # Defaults that fit no checkpoint: an MLP or an encoder that is not as wide as what it is given.
 INCONSISTENT: dict[str, dict[str, Any]] = {
     "llama4_vision_model": {"hidden_size": 1408},
-    "deepseek_ocr2_vision": {"encoder_config": {"hidden_size": 896, "num_attention_heads": 14}},
+    "deepseek_ocr2_vision": {
+        "encoder_config": {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2}
+    },
 }
 CHECKS = ("each image as alone", "two images unlike", "text sees them", "comes back from disk", "a corner felt there")
 # Whatever has images among its inputs and no part that sees: text models, and heads that transformers lists by mistake.

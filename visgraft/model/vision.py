@@ -219,7 +219,7 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
         except (ConfigError, ModelError):
             raise
         except FAILURES as error:
-            if number == len(tries) - 1 or (number == len(tries) - 2 and _num_weights(config) > MOST_WEIGHTS):
+            if number == len(tries) - 1 or (number == len(tries) - 2 and _is_too_large(config)):
                 raise _cannot_run(config, settings, name, error) from error
     assert shape is not None
     side = settings.image_size or native_image_size(config)
@@ -228,9 +228,13 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
     return replace(shape, num_tokens=grid[0] * grid[1] + kept, grid=grid, num_leading=kept)
 
 
-def _num_weights(config: PreTrainedConfig) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_tower(config).parameters())
+def _is_too_large(config: PreTrainedConfig) -> bool:
+    """Say whether an encoder has too many weights to be made only to be measured, or cannot be made at all."""
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in build_tower(config).parameters()) > MOST_WEIGHTS
+    except FAILURES:
+        return True
 
 
 def _cannot_run(

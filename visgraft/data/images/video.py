@@ -127,7 +127,7 @@ def join_frames(vision_inputs: dict[str, Tensor], frames: Sequence[bool], *, dep
 
 
 def _by_moment(patches: Tensor, depth: int) -> Tensor | None:
-    """View patches [F, P, D] of still images as [F, P, 3 or 1, depth, rest], equal at each depth; None: they are not."""
+    """View patches [F, P, D] of still images as [F, P, 3 or 1, depth, rest]; None: they are not alike at each depth."""
     for channels in (3, 1):
         if patches.shape[-1] % (channels * depth) == 0:
             view = patches.unflatten(-1, (channels, depth, -1))
