@@ -23,7 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from uuid import uuid4
 
 from visgraft.atomic import refusals_told
@@ -48,6 +48,7 @@ class Holder:
         machine: what tells machines apart: host, boot and, of a container, its own numbering of processes.
         started: when the process started, as its system says it.
         key: a word of its own for each lock that is taken.
+        work: what it does in the folder, as it is told behind "is": "training this run".
     """
 
     pid: int
@@ -55,6 +56,7 @@ class Holder:
     machine: str
     started: str
     key: str
+    work: str = "at work there"
 
     def __str__(self) -> str:
         """Name it as a user needs it."""
@@ -92,24 +94,25 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def take(self, folder: Path, *, say: Callable[[str], None]) -> None:
+    def take(self, folder: Path, *, say: Callable[[str], None], work: str = "training this run") -> None:
         """Take the lock of a folder that is there.
 
         Args:
             folder: in which this process wants to be alone.
+            work: what it does there, as others are told behind "is": "evaluating models into it".
             say: is told where it takes time to find out whether another machine's process is alive.
 
         Raises:
             CheckpointError: another process holds it; the message names its pid and host.
         """
-        path, own = folder / LOCK_FILE, _this_process()
-        while not _create(path, own):
-            there = _State.of(path)
+        path, own = folder / LOCK_FILE, this_process(work)
+        while not create_lock(path, own):
+            there = LockState.of(path)
             if there is None:
                 continue  # released in between
             if not _is_dead(path, there, say=say):
                 raise CheckpointError(_in_use(folder, there.holder))
-            _take_over(path, there)
+            take_over(path, there)
         self._path, self._own = path, own
         self._keeper = threading.Thread(target=self._keep, args=(path, own), name="folder lock", daemon=True)
         self._keeper.start()
@@ -121,7 +124,7 @@ class FolderLock:
         self._released.set()
         if self._keeper is not None:
             self._keeper.join()
-        there = _State.of(self._path)
+        there = LockState.of(self._path)
         if there is not None and there.holder == self._own:
             self._path.unlink(missing_ok=True)
         self._path = None
@@ -130,9 +133,9 @@ class FolderLock:
         """Touch the file until the lock is released."""
         while not self._released.wait(TOUCH_EVERY_S):
             with suppress(OSError):  # a network disk that is away for a moment
-                there = _State.of(path)
+                there = LockState.of(path)
                 if there is None:
-                    _create(path, own)  # a user removed it
+                    create_lock(path, own)  # a user removed it
                 elif there.holder == own:
                     os.utime(path)
                 else:
@@ -142,15 +145,15 @@ class FolderLock:
 
 def find_holder(folder: Path) -> Holder | None:
     """Find who holds the lock of a folder; None: no one, or a process of this machine that is gone."""
-    there = _State.of(folder / LOCK_FILE)
+    there = LockState.of(folder / LOCK_FILE)
     return None if there is None or there.holder is None or there.holder.is_gone else there.holder
 
 
 def clear_dead(folder: Path) -> None:
     """Remove the lock of a process of this machine that is gone, where nobody wants to take it over."""
-    there = _State.of(folder / LOCK_FILE)
+    there = LockState.of(folder / LOCK_FILE)
     if there is not None and there.holder is not None and there.holder.is_gone:
-        _take_over(folder / LOCK_FILE, there)
+        take_over(folder / LOCK_FILE, there)
 
 
 def refuse_held(folder: Path) -> None:
@@ -183,7 +186,7 @@ def process_start(pid: int) -> str | None:
 
 
 @dataclass(frozen=True)
-class _State:
+class LockState:
     """A lock file as it was found; any difference says that its holder is alive."""
 
     holder: Holder | None  # None: its content is not whole
@@ -191,7 +194,8 @@ class _State:
     number: int
 
     @classmethod
-    def of(cls, path: Path) -> _State | None:
+    def of(cls, path: Path) -> LockState | None:
+        """Read a lock file; None: there is none."""
         try:
             with path.open(encoding="utf-8") as file:  # opened, as network disks keep what they know of closed ones
                 content, found = file.read(), os.fstat(file.fileno())
@@ -203,9 +207,10 @@ class _State:
         return cls(holder, found.st_mtime_ns, found.st_ino)
 
 
-def _this_process() -> Holder:
+def this_process(work: str) -> Holder:
+    """Describe this process and the work that it locks a folder for."""
     pid = os.getpid()
-    return Holder(pid, platform.node(), _machine(), process_start(pid) or "", uuid4().hex)
+    return Holder(pid, platform.node(), _machine(), process_start(pid) or "", uuid4().hex, work)
 
 
 def _machine() -> str:
@@ -218,7 +223,7 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _create(path: Path, own: Holder) -> bool:
+def create_lock(path: Path, own: Holder) -> bool:
     """Make the file; say whether it was not there, and is this process's when it is written."""
     with refusals_told(path):
         try:
@@ -231,11 +236,11 @@ def _create(path: Path, own: Holder) -> bool:
         except OSError:
             path.unlink(missing_ok=True)
             raise
-    there = _State.of(path)  # another process may have taken over what this one was so slow to write
+    there = LockState.of(path)  # another process may have taken over what this one was so slow to write
     return there is not None and there.holder == own
 
 
-def _is_dead(path: Path, there: _State, *, say: Callable[[str], None]) -> bool:
+def _is_dead(path: Path, there: LockState, *, say: Callable[[str], None]) -> bool:
     """Say whether a lock's holder is dead; where its number says nothing here, watch the file for a while.
 
     A file that names nobody was being written as its process was killed: that takes no time.
@@ -246,7 +251,7 @@ def _is_dead(path: Path, there: _State, *, say: Callable[[str], None]) -> bool:
     begun, is_told = time.monotonic(), False
     while time.monotonic() - begun < patience:
         time.sleep(min(LOOK_EVERY_S, patience))
-        now = _State.of(path)
+        now = LockState.of(path)
         if now is None:
             return True
         if now != there:
@@ -262,7 +267,7 @@ def _is_dead(path: Path, there: _State, *, say: Callable[[str], None]) -> bool:
     return True
 
 
-def _take_over(path: Path, dead: _State) -> None:
+def take_over(path: Path, dead: LockState) -> None:
     """Remove the lock of a dead process; of several that want to, one does, and only if it is still that one's."""
     turn = path.with_name(f".{path.name}.takeover")
     begun = time.monotonic()
@@ -275,14 +280,12 @@ def _take_over(path: Path, dead: _State) -> None:
                 turn.unlink(missing_ok=True)
             time.sleep(0.05)
     try:
-        if _State.of(path) == dead:
+        if LockState.of(path) == dead:
             path.unlink(missing_ok=True)
     finally:
         turn.unlink(missing_ok=True)
 
 
-def _in_use(folder: Path, holder: Any) -> str:
-    return (
-        f"{folder}: {holder or 'another process'} is training this run; wait until it ends, or stop it, "
-        "or name another folder"
-    )
+def _in_use(folder: Path, holder: Holder | None) -> str:
+    who = "another process is at work there" if holder is None else f"{holder} is {holder.work}"
+    return f"{folder}: {who}; wait until it ends, or stop it, or name another folder"

@@ -1,12 +1,14 @@
 """Answers do not depend on who else is asked, nor on whether the model is in training."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.inference.asked import QUESTIONS, Say, ask, picture
 from visgraft import Processor, Sample, Turn, VisionLanguageModel
 from visgraft.errors import ModelError
-from visgraft.inference import answer, num_prompt_positions
+from visgraft.inference import answer, answer_each, num_prompt_positions
 
 
 def test_answers_do_not_depend_on_who_else_is_asked(pair: tuple[VisionLanguageModel, Processor]) -> None:
@@ -150,6 +152,26 @@ def test_answers_are_cut_where_the_positions_of_the_language_model_end(
         answer(model, processor, [ask("cat " * 200, images=(picture(0),))])
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}])
+def test_a_prompt_without_room_for_an_answer_costs_itself_alone(
+    settings: dict[str, Any], pair: tuple[VisionLanguageModel, Processor]
+) -> None:
+    model, processor = pair
+    many = tuple(picture(seed) for seed in range(26))  # 130 image tokens
+    good = [ask("What is it?", images=(picture(seed),)) for seed in range(3)]
+    asked = [good[0], ask("cat " * 200, images=(picture(0),)), good[1], ask("Why?", images=many)]
+    asked += [ask("", "a " * 300), good[2]]
+    given = [*answer_each(model, processor, asked, max_new_tokens=4, batch_size=4, **settings)]
+    assert [each.error is None for each in given] == [True, False, True, False, True, False, True]
+    for each in given:
+        if each.error is not None:
+            assert isinstance(each.error, ModelError)
+            assert (each.text, each.token_ids, each.finish) == ("", (), None)
+            assert "positions of llama leave no room for an answer; shorten the prompt" in str(each.error)
+    alone = [answer(model, processor, [sample], max_new_tokens=4, **settings)[0] for sample in (*good, ask(""))]
+    assert [given[place].text for place in (0, 2, 6, 4)] == alone
+
+
 def test_another_cache_is_refused_as_answers_keep_their_own(pair: tuple[VisionLanguageModel, Processor]) -> None:
     model, processor = pair
     question = ask("What is it?", images=(picture(0),))
@@ -158,3 +180,17 @@ def test_another_cache_is_refused_as_answers_keep_their_own(pair: tuple[VisionLa
     ):
         answer(model, processor, [question], cache_implementation="static")
     assert answer(model, processor, [question], cache_implementation=None) == answer(model, processor, [question])
+
+
+def test_a_dialog_without_room_for_an_answer_stops_the_others_only_if_they_are_not_each_alone(
+    pair: tuple[VisionLanguageModel, Processor],
+) -> None:
+    prompts = ["What is it?", "word " * 400, "Which colour?"]
+    samples = [Sample(images=[picture(0)], dialogs=[[Turn(prompt, "")]]) for prompt in prompts]
+    alone = answer(*pair, [samples[0], samples[2]], max_new_tokens=4)
+    first, second, third = answer_each(*pair, samples, max_new_tokens=4, each_alone=True)
+    assert [first.text, third.text] == alone
+    assert (first.error, third.error) == (None, None)
+    assert "leave no room for an answer" in str(second.error)
+    with pytest.raises(ModelError, match="leave no room for an answer"):
+        list(answer_each(*pair, samples, max_new_tokens=4))

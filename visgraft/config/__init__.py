@@ -9,6 +9,7 @@ from visgraft.config.hints import unknown_key
 from visgraft.config.plain_values import flatten
 from visgraft.config.recipe import (
     apply_override,
+    load_data,
     load_recipe,
     read_recipe,
     read_yaml,
@@ -61,6 +62,7 @@ __all__ = [
     "effect_of",
     "find_recipe",
     "flatten",
+    "load_data",
     "load_recipe",
     "read_recipe",
     "read_yaml",

@@ -16,7 +16,7 @@ import yaml
 from visgraft.config.hints import got
 from visgraft.config.plain_values import to_plain
 from visgraft.config.renamed import take_version, use_new_keys
-from visgraft.config.settings import PARTS, Recipe
+from visgraft.config.settings import PARTS, DataSettings, Recipe
 from visgraft.config.shipped import find_recipe
 from visgraft.config.strict import Strict
 from visgraft.errors import ConfigError
@@ -61,6 +61,22 @@ def load_recipe(
     recipe: Recipe = Strict(Recipe, folder=folder).convert(values, Recipe, "")
     _check(recipe)
     return recipe
+
+
+def load_data(source: str | Path) -> tuple[DataSettings, Recipe | None]:
+    """Load what a recipe says of data, and the whole; a file with nothing but `data` will do. Raises ConfigError."""
+    path = find_recipe(source)
+    path = path / "recipe.yaml" if path.is_dir() else path
+    values = read_recipe(path)
+    if "model" in values:
+        recipe = load_recipe(source)
+        return recipe.data, recipe
+    unknown = [key for key in values if key not in ("data", "name", "output")]
+    if unknown:
+        raise ConfigError(f"{source}: {unknown[0]}: there is no model section; need a whole recipe, or data alone")
+    strict = Strict(DataSettings, folder=path.absolute().parent)
+    data: DataSettings = strict.convert(values.get("data") or {}, DataSettings, "data")
+    return data, None
 
 
 def read_recipe(

@@ -51,6 +51,10 @@ class RowSource:
         """Say where the row stands."""
         return self.rows.where(index)
 
+    def without_texts(self) -> RowSource:
+        """Give the same rows as samples of their images alone: no dialogs, and no row is bad for want of them."""
+        return RowSource(self.rows, folder=self._folder, read_row=partial(self._read_row, texts=False))  # type: ignore[call-arg]  # readers'
+
     @property
     def fingerprint(self) -> Fingerprint:
         """Return what differs wherever the files of the rows differ."""

@@ -17,8 +17,8 @@ import torch
 
 from visgraft.errors import ConfigError
 from visgraft.evaluation.asking import Loaded
-from visgraft.evaluation.identity import model_checksum
 from visgraft.inference import load
+from visgraft.inference.identity import model_checksum
 from visgraft.model.precision import Precision, computing_dtype, pick_device
 from visgraft.model.storage.restoring import find_folder, read_config
 from visgraft.model.trainable import set_trainable

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from visgraft.data.sample import Sample
-from visgraft.errors import BadSampleError
+from visgraft.errors import BadSampleError, BusyError, ModelError
 from visgraft.inference.beams import check_caches, generate_together
 from visgraft.inference.decoding import OWN_SETTINGS, Decoding, needs_generate
 from visgraft.inference.engine import Engine
@@ -30,8 +30,7 @@ from visgraft.inference.requests import Answer, ImageSegment, Prompt, Reply, pro
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
-_ROUNDS_OPEN = 2  # slots' worth of dialogs that decode or wait, so that a free slot is never left empty
-_ROUNDS_HELD = 4  # slots' worth of dialogs that are open or wait for an earlier one to be given out
+ROUNDS_HELD = 4  # slots' worth of dialogs that decode, wait for a slot, or for an earlier one to be given out
 
 T = TypeVar("T")
 
@@ -90,16 +89,20 @@ def answer_each(
     max_new_tokens: int = 32,
     batch_size: int = 16,
     prefix_cache: PrefixCache | None = None,
+    each_alone: bool = False,
     **decoding: Any,
 ) -> Iterator[Answer]:
-    """Answer as `answer` does, dialog after dialog as they are ready; a bad image spoils its own sample alone.
+    """Answer as `answer` does, dialog after dialog as they are ready.
 
-    A few dialogs are read, answered and given out at a time, so any number of samples takes the same memory. Between
-    two answers the model is as the caller left it.
+    A bad image spoils its own sample alone, a prompt that leaves no room for an answer itself alone: `Answer.error`
+    says why there is no text. With `each_alone` so does a dialog that memory does not suffice for. A few dialogs are
+    read, answered and given out at a time, so any number of samples takes the same memory. Between two answers the
+    model is as the caller left it.
 
     Raises:
+        BusyError: memory does not suffice for a prompt beside the others.
         ConfigError: a setting cannot be followed.
-        ModelError: a prompt leaves no room for an answer, or another cache of keys and values is asked for.
+        ModelError: another cache of keys and values is asked for.
     """
     check_caches(decoding)
     cache = PrefixCache() if prefix_cache is None else prefix_cache
@@ -111,12 +114,12 @@ def answer_each(
         )
         return
     asked = Decoding.of(max_new_tokens=max_new_tokens, **decoding)
-    engine = Engine(model, processor, num_slots=batch_size, max_waiting=_ROUNDS_OPEN * batch_size, prefix_cache=cache)
+    engine = Engine(model, processor, num_slots=batch_size, max_waiting=ROUNDS_HELD * batch_size, prefix_cache=cache)
     held: deque[Reply | BadSampleError] = deque()
 
     def ask_more() -> None:
         """Ask what comes next, as far as there is room for it."""
-        while engine.num_waiting < batch_size and len(held) < _ROUNDS_HELD * batch_size:
+        while len(held) < ROUNDS_HELD * batch_size:
             prompt = next(opened, None)
             if prompt is None:
                 return
@@ -135,7 +138,13 @@ def answer_each(
                 while not first.is_done:
                     engine.step()
                     ask_more()
-        yield first.answer()
+        try:
+            answered = first.answer()
+        except (ModelError, BusyError) as error:
+            if isinstance(error, BusyError) and not each_alone:
+                raise
+            answered = Answer("", error=error)
+        yield answered
 
 
 def _by_generate(
@@ -159,6 +168,9 @@ def _by_generate(
                 yield Answer("", error=prompt)
                 continue
             ids = next(new)
+            if isinstance(ids, ModelError):
+                yield Answer("", error=ids)
+                continue
             has_stopped = not {*stop_ids}.isdisjoint(ids)
             finish: Any = "stop" if has_stopped else "length"
             yield Answer(text_of(processor, ids, stop_ids), has_stopped, finish=finish, token_ids=tuple(ids))

@@ -247,6 +247,16 @@ def test_what_is_no_image_is_refused_with_a_stable_reason(value, reason):
     assert str(caught.value) == reason
 
 
+def test_a_stretch_of_a_file_is_an_image(tmp_path):
+    whole = tmp_path / "shard.tar"
+    part = encode(Image.new("RGB", (3, 2), "red"))
+    whole.write_bytes(b"before" + part + b"behind")
+    named = {"bytes": None, "path": "shard.tar", "offset": 6, "size_bytes": len(part)}
+    ref = image_ref(named, folder=tmp_path)
+    assert open_image(ref).getpixel((2, 1)) == (255, 0, 0)
+    assert image_ref({**named, "offset": None, "size_bytes": None}, folder=tmp_path) == whole
+
+
 def test_one_image_many_or_none_become_a_list(tmp_path):
     assert image_refs(None) == []
     assert image_refs("a.png", folder=tmp_path) == [tmp_path / "a.png"]

@@ -222,6 +222,21 @@ def test_an_empty_image_column_gives_way_to_a_filled_one(empty):
     assert content_of_row({"images": empty, "image": "a.jpg", "text": "x"}).images == ["a.jpg"]
 
 
+@pytest.mark.parametrize("text", [{}, {"text": ""}, {"question": "Q", "answer": None}, {"messages": "damaged"}])
+def test_images_alone_are_read_whatever_the_texts_are(text):
+    content = content_of_row({"image": "a.jpg", "id": 7, **text}, texts=False)
+    assert (content.images, content.dialogs, content.id) == (["a.jpg"], [], "7")
+
+
+def test_images_alone_are_those_of_the_chat_too_and_a_row_without_any_is_bad():
+    messages = [*user({"type": "image", "path": "b"}, "Q"), *ANSWER]
+    assert content_of_row({"messages": messages}, texts=False).images == ["b"]
+    with pytest.raises(BadSampleError, match=r"row has no image \(columns: text\)"):
+        content_of_row({"text": "a cat"}, texts=False)
+    with pytest.raises(BadSampleError, match="its column foto looks like one"):
+        content_of_row({"foto": "a.jpg", "text": "a cat"}, texts=False)
+
+
 # --- Nulls, names and lists
 
 

@@ -267,8 +267,9 @@ def image_ref(value: object, *, folder: Path | None = None) -> ImageRef:
     """Return what a file's value names; a relative path is taken from folder.
 
     A text is a data: URL, a web address, base64 (known by the first bytes of an image file) or else a path, which may
-    be a file:// address, begin with ~ or have backslashes; a mapping holds one of bytes, path, base64 and url; an array
-    or tensor is an image. Raises BadSampleError for anything else.
+    be a file:// address, begin with ~ or have backslashes; a mapping holds one of bytes, path, base64 and url (a path
+    with offset and size_bytes is a stretch of that file); an array or tensor is an image. Raises BadSampleError for
+    anything else.
     """
     if isinstance(value, (bytes, Image.Image, StoredImage)):
         return value
@@ -313,7 +314,11 @@ def _ref_of_mapping(value: Mapping[str, Any], *, folder: Path | None) -> ImageRe
     named = next((value[key] for key in ("path", "url", "image") if value.get(key) is not None), None)
     if named is None or isinstance(named, Mapping):
         raise BadSampleError("image has neither bytes nor path")
-    return image_ref(named, folder=folder)
+    ref = image_ref(named, folder=folder)
+    offset, size_bytes = value.get("offset"), value.get("size_bytes")
+    if isinstance(ref, Path) and isinstance(offset, int) and isinstance(size_bytes, int):
+        return FilePart(ref, offset, size_bytes)
+    return ref
 
 
 def image_refs(values: object, *, folder: Path | None = None) -> list[ImageRef]:

@@ -96,8 +96,8 @@ class M3it(RowSource):
         self.notes = notes
 
 
-def _content(row: Row) -> Content:
-    found = content_of_row(row, row_format="m3it")
+def _content(row: Row, *, texts: bool = True) -> Content:
+    found = content_of_row(row, row_format="m3it", texts=texts)
     images = [{"base64": image} if isinstance(image, str) else image for image in found.images]
     return Content(images, found.dialogs, found.id)
 

@@ -80,12 +80,17 @@ class Content:
 
 
 def content_of_row(
-    row: Row, *, row_format: str | None = None, prompt: str = "", columns: Mapping[str, str] | None = None
+    row: Row,
+    *,
+    row_format: str | None = None,
+    prompt: str = "",
+    columns: Mapping[str, str] | None = None,
+    texts: bool = True,
 ) -> Content:
     """Read a row in the first format that fits, or in the one that is named.
 
     row_format: a name of ROW_FORMATS. prompt: the text in front of a caption. columns: {key of the format: column of
-    the row}; what is named so comes before all else.
+    the row}; what is named so comes before all else. texts: False = its images alone are wanted, whatever its texts.
     Raises BadSampleError where no format fits, a part of the row is of another kind, or it would be learned from
     without the image that it means.
     """
@@ -95,20 +100,21 @@ def content_of_row(
     unused = [] if images else image_like_columns(row)
     try:
         dialogs = _read_format(row, images, row_format=row_format, prompt=prompt, columns=columns or {})
-    except _MissingColumnError as error:
-        if unused:
+    except BadSampleError as error:
+        if texts and unused:
             raise _unused_column(given, unused[0]) from None
-        raise BadSampleError(f"{error} (columns: {_shown(given)})") from None
-    except BadSampleError:
-        if unused:
-            raise _unused_column(given, unused[0]) from None
-        raise
+        if texts:
+            where = f" (columns: {_shown(given)})" if isinstance(error, _MissingColumnError) else ""
+            raise BadSampleError(f"{error}{where}") from None
+        dialogs = []
     if unused and not images:
         raise _unused_column(given, unused[0])
-    if not dialogs:
+    if texts and not dialogs:
         raise BadSampleError("row has no texts")
+    if not texts and not images:
+        raise BadSampleError(f"row has no image (columns: {_shown(given)})")
     name = next((row[key] for key in _ID_KEYS if isinstance(row.get(key), (str, int)) and row[key] is not True), None)
-    return Content(images, dialogs, None if name is None or name is False else str(name))
+    return Content(images, dialogs if texts else [], None if name is None or name is False else str(name))
 
 
 def images_of_row(row: Row) -> list[Any]:

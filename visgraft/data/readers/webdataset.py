@@ -100,11 +100,15 @@ def _rank(suffix: str) -> tuple[int, int]:
     return suffix.count("."), _IMAGE_SUFFIXES.index(suffix.rpartition(".")[2])
 
 
-def _content(row: Row, *, prompt: str, columns: dict[str, str] | None, members: list[str] | None) -> Content:
+def _content(
+    row: Row, *, prompt: str, columns: dict[str, str] | None, members: list[str] | None, texts: bool = True
+) -> Content:
     images = _images(row, members=members)
     described = {} if row.get("json") is None else dict(row["json"])
     if not any(isinstance(image, FilePart) for image in images):
         raise BadSampleError(f"sample has no image member (members: {_shown(row)})")
+    if not texts:
+        return Content(images, [], str(row["__key__"]))
     caption = _caption(row)
     try:
         found = content_of_row({**described, "images": images}, prompt=prompt, columns=columns)

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from visgraft.config import DataSettings, SourceSettings, Strict, load_recipe
-from visgraft.config.recipe import read_recipe
-from visgraft.config.shipped import find_recipe
+from visgraft.config import DataSettings, SourceSettings, load_data
 from visgraft.data.sources import open_sources
 from visgraft.errors import ConfigError
 from visgraft.evaluation.questions import QuestionSet, questions_of
@@ -67,19 +65,8 @@ def open_recipe(source: str, *, say: Callable[[str], None]) -> Task:
 
 def _settings(source: str) -> tuple[DataSettings, int, Sequence[str]]:
     """Read what a recipe says of data and answers; one with nothing but `data` will do."""
-    path = find_recipe(source)
-    path = path / "recipe.yaml" if path.is_dir() else path
-    values = read_recipe(path)
-    if "model" in values:
-        recipe = load_recipe(source)
-        return recipe.data, recipe.train.max_new_tokens, ()
-    unknown = [key for key in values if key not in ("data", "name", "output")]
-    if unknown:
-        raise ConfigError(f"{source}: {unknown[0]}: there is no model section; need a whole recipe, or data alone")
-    data: DataSettings = Strict(DataSettings, folder=path.absolute().parent).convert(
-        values.get("data") or {}, DataSettings, "data"
-    )
-    return data, MAX_NEW_TOKENS, ()
+    data, recipe = load_data(source)
+    return data, MAX_NEW_TOKENS if recipe is None else recipe.train.max_new_tokens, ()
 
 
 def open_entries(

@@ -1,6 +1,6 @@
 """What an answer depends on, as short sums: the model, the data, the prompt, how it is decoded.
 
-In: a model folder; settings. Out: texts that differ wherever an answer may.
+In: a model folder; settings. Out: texts that differ wherever an answer may; by them kept answers are known again.
 
     asked = tag_of(checksum=model_checksum(folder), data=questions.fingerprint, decoding={"max_new_tokens": 32})
 """
