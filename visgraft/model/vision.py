@@ -239,7 +239,12 @@ def _is_too_large(config: PreTrainedConfig) -> bool:
 
 def _cannot_run(
     config: PreTrainedConfig, settings: VisionSettings, name: str, error: Exception
-) -> ConfigError | UnsupportedModelError:
+) -> ConfigError | ModelError:
+    if any(getattr(config, key, None) for key in ("num_frames", "tubelet_size")):
+        return ModelError(
+            f"{name} ({config.model_type}) needs pixel_values of several frames at once, which visgraft does not make "
+            "of an image: choose another encoder (frames of a video go through any encoder of images)"
+        )
     reason = " ".join(f"{error}".split())[:200] or type(error).__name__
     own = native_image_size(config)
     if settings.image_size not in (None, own):
