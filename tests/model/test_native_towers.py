@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.tiny import bare_language, randomise
 from visgraft.data.images.pixels import make_pixels, stack_frames
-from visgraft.errors import ModelError
+from visgraft.errors import ModelError, UnsupportedModelError
 from visgraft.model.tower import build_tower, model_class, vision_tower_config
 from visgraft.model.vision import VisionSettings, encode, measure
 from visgraft.model.vision_inputs import count_tokens, dummy_inputs, patch_form
@@ -159,6 +159,12 @@ def test_a_towers_own_image_processor_feeds_it_exactly(name: str) -> None:
 )
 def test_the_class_that_sees_is_found_beside_its_config(model_type: str, expected: str) -> None:
     assert model_class(vision_tower_config(CONFIG_MAPPING[model_type]())).__name__ == expected
+
+
+def test_a_tower_without_a_class_is_not_taken_for_the_model_around_it() -> None:
+    config = vision_tower_config(CONFIG_MAPPING["idefics"]())
+    with pytest.raises(UnsupportedModelError, match=r"idefics_vision: transformers has no class that makes features"):
+        measure(config, settings=SETTINGS)
 
 
 @torch.no_grad()

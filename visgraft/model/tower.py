@@ -44,7 +44,7 @@ def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
             if word in name:
                 tower = vision_tower_config(part)
                 # a part that takes no images is a piece of what does (DeepSeek-OCR 2: two encoders, one behind another)
-                return tower if _can_be_made(tower) or not _can_be_made(config) else config
+                return tower if _takes_images(tower) or not _takes_images(config) else config
     for part in parts.values():
         tower = vision_tower_config(part)
         if tower is not part:
@@ -152,9 +152,13 @@ def _sub_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
     return {name: part for name, part in named.items() if isinstance(part, PreTrainedConfig)}
 
 
-def _can_be_made(config: PreTrainedConfig) -> bool:
-    """Say whether transformers has a class that takes images with this config."""
-    return type(config) in AutoModel._model_mapping or any(True for _ in _classes_beside(config))
+def _takes_images(config: PreTrainedConfig) -> bool:
+    """Say whether transformers has a class that takes images, and images first, with this config."""
+    try:
+        arguments = list(inspect.signature(model_class(config).forward).parameters)
+    except UnsupportedModelError:
+        return False
+    return arguments[1:2] != ["input_ids"]
 
 
 def _classes_beside(config: PreTrainedConfig) -> Iterator[type[PreTrainedModel]]:
