@@ -1,6 +1,6 @@
 """Are digits of 8 pixels in a picture of 1,024 read? The starter pair, with tiles and without them, on drawn pages.
 
-    python bench/digits.py                         # about 15 minutes of two cores, 1 GB in the cache; runs/digits/
+    python bench/digits.py                         # about 15 minutes of one core, 1 GB in the cache; runs/digits/
     python bench/digits.py --pages 16 --set train.max_steps=1 -o /tmp/smoke
     python bench/keep_runs.py runs/digits          # what is kept of it in bench/results
 
@@ -8,7 +8,7 @@ A page is grey, 1,024 x 1,024 pixels, and strewn with copies of one digit, each 
 the paper by chance; all digits have the same amount of ink, so from afar pages are alike. Which digit is it? Chance is
 10 %.
 `tiles` cuts a page into 16 tiles of 256 x 256 pixels, as it is; `whole` shows the encoder the page in 256 x 256 pixels,
-in which a digit is two pixels high; `whole-longer` does so four times as long.
+in which a digit is two pixels high.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ EXPERIMENT: dict[str, Any] = {
     "variants": {
         "tiles": {"model.tiles.max": 16},
         "whole": {},
-        "whole-longer": {"train.epochs": 36},
     },
 }
 
