@@ -23,6 +23,7 @@ from visgraft.inference import answer
 from visgraft.inference.load import load
 from visgraft.inspection.image_tokens import inspect_image
 from visgraft.model.tower import build_tower
+from visgraft.model.vision import VisionSettings, encode
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
@@ -205,6 +206,7 @@ def qwen(tokenizer: Any, tmp_path: Path) -> tuple[Path, Any]:
         spatial_merge_size=2, temporal_patch_size=2, window_size=16, fullatt_block_indexes=[1],
     )  # fmt: skip
     vision = randomise(build_tower(config), seed=2)
+    tmp_path.mkdir(exist_ok=True)
     vision.save_pretrained(tmp_path)  # type: ignore[operator]
     sizes = {"shortest_edge": 8 * 8, "longest_edge": 64 * 64}
     hf.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=sizes).save_pretrained(tmp_path)
@@ -237,6 +239,34 @@ def test_a_tower_that_takes_patches_and_grids_is_trained_and_asked(tokenizer: An
     assert ids.shape[0] == 2
     look = inspect_image(model, processor, WIDE)
     assert (look.squares.rows, look.squares.columns) == (6, 9)
+
+
+@torch.no_grad()
+def test_frames_lie_together_in_the_patches_of_a_tower_that_sees_two_at_once(tokenizer: Any, tmp_path: Path) -> None:
+    folder, language = qwen(tokenizer, tmp_path / "qwen")
+    processor = Processor.from_parts(folder, tokenizer)
+    pictures = [WIDE, WIDE.transpose(Image.Transpose.FLIP_LEFT_RIGHT), WIDE.rotate(180)]
+    for number, picture in enumerate(pictures):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        picture.save(tmp_path / "frames" / f"{number}.png")
+    frames = frames_of(tmp_path / "frames", num_frames=3, spacing_s=None)
+    encoded = processor.encode(Sample([*frames, SMALL], DIALOGS))
+    inputs = encoded.vision_inputs
+    alone = [processor.make_pixels([each], [each]) for each in (*pictures, SMALL)]
+    assert len(encoded.num_image_tokens) == 3  # frames 0 and 1, frame 2 twice, and the image
+    assert encoded.num_image_tokens[0] == 54
+    slots = [each["pixel_values"][0].view(-1, 3, 2, 16) for each in alone]
+    both = inputs["pixel_values"][0].view(-1, 3, 2, 16)
+    assert torch.equal(both[:, :, 0], slots[0][:, :, 0])
+    assert torch.equal(both[:, :, 1], slots[1][:, :, 1])
+    assert torch.equal(inputs["pixel_values"][1], alone[2]["pixel_values"][0])
+    assert torch.equal(inputs["pixel_values"][2][: slots[3].shape[0]], alone[3]["pixel_values"][0])
+    vision = VisionLanguageModel.from_parts(folder, language).vision
+    video = {"pixel_values": torch.cat([inputs["pixel_values"][0], inputs["pixel_values"][1]])}
+    grid = inputs["image_grid_thw"][:1] * torch.tensor([2, 1, 1])
+    whole = vision(video["pixel_values"], grid).pooler_output
+    ours = encode(vision, {name: value[:2] for name, value in inputs.items()}, settings=VisionSettings())
+    assert torch.allclose(ours.flatten(0, 1), whole, atol=1e-5)
 
 
 def test_the_number_of_patches_follows_the_image_size_that_is_asked_for(tokenizer: Any, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from visgraft.data.images.pixels import (
     with_image_size,
 )
 from visgraft.data.images.tiles import CutImage, cut_image, most_tokens
-from visgraft.data.images.video import is_frame
+from visgraft.data.images.video import is_frame, join_frames
 from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
 from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt
 from visgraft.data.sample import ImageRef, Sample, Turn
@@ -214,7 +214,8 @@ class Processor(ProcessorMixin):
         """Make what the encoder takes of images, as `data.images.pixels.make_pixels` does.
 
         Args:
-            refs: F images, as a sample names them; frames of a video are not cut into tiles.
+            refs: F images, as a sample names them; frames of a video are not cut into tiles, and lie together in the
+                patches of a tower that sees several at once.
             opened: the same, RGB. exact, as_bytes: see there.
 
         Returns:
@@ -225,7 +226,9 @@ class Processor(ProcessorMixin):
             BadSampleError: an image is too narrow.
         """
         if self.tile_settings is None or self.image_size is None:
-            return make_pixels(self.image_processor, opened, exact=exact, as_bytes=as_bytes)
+            pixels = make_pixels(self.image_processor, opened, exact=exact, as_bytes=as_bytes)
+            depth = getattr(self.image_processor, "temporal_patch_size", 1)
+            return join_frames(pixels, [is_frame(ref) for ref in refs], depth=depth)
         check_shapes(opened)
         cuts = [self.cut(ref, image) for ref, image in zip(refs, opened, strict=True)]
         pictures = [picture for cut in cuts for picture in cut.pictures]

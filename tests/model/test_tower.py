@@ -1,5 +1,8 @@
 """The vision tower of a checkpoint: found by structure in configs and in loaded models, and built."""
 
+import json
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,8 +10,9 @@ import pytest
 import torch
 import transformers as hf
 
-from tests.tiny import LLAMA_LIKE, SQUARE, bare_vision
-from visgraft.errors import UnsupportedModelError
+from tests.tiny import LLAMA_LIKE, SQUARE, bare_language, bare_vision
+from visgraft import Processor, VisionLanguageModel
+from visgraft.errors import CheckpointError, ModelError, UnsupportedModelError
 from visgraft.model import vision as module
 from visgraft.model.tower import build_tower, find_tower, tower_class, vision_tower_config
 from visgraft.model.vision import VisionSettings, _is_channels_last, encode, measure
@@ -123,3 +127,25 @@ def test_a_backbone_gives_its_last_map() -> None:
     pixels = torch.randn(1, 3, 64, 64)
     features = encode(backbone, {"pixel_values": pixels}, settings=VisionSettings(image_size=64))
     assert torch.equal(features, backbone(pixels).feature_maps[-1].flatten(2).transpose(1, 2))
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_an_encoder_of_timm_without_timm_says_what_to_install(tmp_path: Path) -> None:
+    values = {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", "num_classes": 0}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    for make in (VisionLanguageModel.from_parts, Processor.from_parts):
+        with pytest.raises(CheckpointError, match=r"requires the timm library, which is not installed; run `pip"):
+            make(tmp_path, bare_language("llama"))
+
+
+@pytest.mark.skipif(find_spec("natten") is not None, reason="natten is installed")
+def test_an_encoder_that_needs_a_library_is_refused_as_it_is_measured() -> None:
+    with pytest.raises(UnsupportedModelError, match="ImportError: DinatModel requires the natten library"):
+        measure(hf.DinatConfig(), settings=VisionSettings())
+
+
+@pytest.mark.parametrize("kind", [hf.VideoMAEConfig, hf.TimesformerConfig, hf.VivitConfig])
+def test_an_encoder_of_videos_names_what_it_needs(kind: Any) -> None:
+    config = kind(image_size=32, patch_size=16, hidden_size=24, num_attention_heads=2, intermediate_size=48)
+    with pytest.raises(ModelError, match=r"needs pixel_values of several frames at once, which visgraft does not make"):
+        measure(config, settings=VisionSettings())

@@ -12,6 +12,9 @@ from PIL import Image
 
 from tests.data.made_tokenizers import TOKENIZERS
 from tests.tiny import bare_language, randomise
+from tests.training.tiny import tiny_recipe
+from visgraft.cli import main
+from visgraft.config import load_recipe
 from visgraft.data.images.pixels import fast_pixels, make_pixels
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import ConfigError
@@ -21,6 +24,7 @@ from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.vision import VisionSettings, measure
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.training.loop import train
 
 # architecture -> (arguments that make it small, side in pixels, tokens, width)
 ARCHITECTURES: dict[str, tuple[dict[str, Any], int, int, int]] = {
@@ -141,6 +145,19 @@ def test_a_model_with_an_encoder_of_timm_answers_from_its_folder(folder: Any, to
     model, processor = load(tmp_path)
     sample = Sample(images=[random_image(64, 80)], dialogs=[[Turn("What is it?", "")]])
     assert len(answer(model, processor, [sample], max_new_tokens=3)) == 1
+
+
+def test_ask_answers_from_a_run_with_an_encoder_of_timm(
+    folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = tiny_recipe(tmp_path, num_images=4, max_steps=1)
+    values["model"]["vision"] = str(folder("convnext_atto"))
+    values["data"].pop("validation")
+    run = train(load_recipe(values))
+    random_image(64, 80).save(tmp_path / "a.png")
+    capsys.readouterr()
+    assert main(["ask", str(run), str(tmp_path / "a.png"), "What is it?", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
 
 
 def test_tiles_of_an_encoder_of_timm_are_not_cut_off(folder: Any, tokenizer: Any) -> None:

@@ -91,7 +91,7 @@ def native_grid(vision_inputs: Mapping[str, Tensor], extent_per_token: int) -> t
     """
     merge = max(1, math.isqrt(extent_per_token))
     for name, value in vision_inputs.items():
-        if name in ("spatial_shapes", "image_sizes") or "grid" in name:
+        if name in ("spatial_shapes", "image_sizes", "target_sizes") or "grid" in name:
             height, width = value.reshape(-1, value.shape[-1])[0, -2:].tolist()
             return height // merge, width // merge
         if name.endswith("position_ids"):

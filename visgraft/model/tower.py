@@ -12,11 +12,14 @@ depth. Configs that `AutoModel` does not know are built from the class that stan
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
@@ -24,6 +27,13 @@ from visgraft.errors import UnsupportedModelError
 
 # Words in the names of sub-configs, the surest first; a detector's `backbone_config` is what sees in it.
 PARTS_THAT_SEE = ("vision", "visual", "image", "vit", "backbone", "encoder")
+_HAS_HEAD = re.compile("(For|With)[A-Z]")  # ViTForImageClassification, not PPFormulaNet
+# What a model raises that cannot run as it is asked to.
+FAILURES = (
+    ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError,
+    ArithmeticError, StrictDataclassError,
+)  # fmt: skip
+DEPTHS = ("num_hidden_layers", "num_layers", "depth", "depths", "encoder_layers", "n_layers", "num_block_repeats")
 
 
 def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -32,7 +42,9 @@ def vision_tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
     for word in PARTS_THAT_SEE:
         for name, part in parts.items():
             if word in name:
-                return vision_tower_config(part)
+                tower = vision_tower_config(part)
+                # a part that takes no images is a piece of what does (DeepSeek-OCR 2: two encoders, one behind another)
+                return tower if _takes_images(tower) or not _takes_images(config) else config
     for part in parts.values():
         tower = vision_tower_config(part)
         if tower is not part:
@@ -106,9 +118,47 @@ def find_tower(model: PreTrainedModel) -> PreTrainedModel:
     )
 
 
+def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Copy a config with few layers where it has many: number and width of the features stay."""
+    try:
+        few = type(config).from_dict(_with_few_layers(config.to_dict()))
+    except FAILURES:
+        return copy.deepcopy(config)
+    few._attn_implementation_internal = config._attn_implementation_internal
+    return few
+
+
+def _with_few_layers(values: dict[str, Any]) -> dict[str, Any]:
+    few = {key: _with_few_layers(each) if _is_config(each) else each for key, each in values.items()}
+    for name in DEPTHS:
+        value = few.get(name)
+        if isinstance(value, int) and value > 2:
+            few[name] = 2
+            for stages in ("stage_names", "out_features", "out_indices"):  # of a transformer, one a layer
+                few.pop(stages, None)
+            of_layers = {key: each for key, each in few.items() if isinstance(each, list) and len(each) == value}
+            few |= {key: each[:2] for key, each in of_layers.items()}
+        elif isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value):
+            few[name] = [min(each, 1) for each in value]
+    return few
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and "model_type" in value
+
+
 def _sub_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
     named = {name: getattr(config, name, None) for name in getattr(type(config), "sub_configs", None) or ()}
     return {name: part for name, part in named.items() if isinstance(part, PreTrainedConfig)}
+
+
+def _takes_images(config: PreTrainedConfig) -> bool:
+    """Say whether transformers has a class that takes images, and images first, with this config."""
+    try:
+        arguments = list(inspect.signature(model_class(config).forward).parameters)
+    except UnsupportedModelError:
+        return False
+    return arguments[1:2] != ["input_ids"]
 
 
 def _classes_beside(config: PreTrainedConfig) -> Iterator[type[PreTrainedModel]]:
@@ -122,7 +172,8 @@ def _classes_beside(config: PreTrainedConfig) -> Iterator[type[PreTrainedModel]]
         if not (inspect.isclass(found) and issubclass(found, PreTrainedModel) and found.__module__ == module):
             continue
         own_forward = found.forward is not nn.Module.forward
-        if found.config_class is type(config) and own_forward and not any(word in name for word in ("For", "With")):
+        if found.config_class is type(config) and own_forward and not _HAS_HEAD.search(name):
             arguments = inspect.signature(found.forward).parameters
-            if {"pixel_values", "grid_thw", "flattened_patches", "image"} & set(arguments):
+            takes = {"pixel_values", "grid_thw", "flattened_patches", "image"}
+            if takes & set(arguments) or ("Backbone" in name and list(arguments)[1:2] == ["hidden_states"]):
                 yield found

@@ -22,12 +22,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, pytorch_utils
 
 from visgraft.errors import ConfigError, ModelError, UnsupportedModelError
-from visgraft.model.tower import build_tower, vision_tower_config
+from visgraft.model.tower import FAILURES, build_tower, shallow, vision_tower_config
 from visgraft.model.vision_inputs import (
     arguments_of,
     dummy_inputs,
@@ -39,12 +38,6 @@ from visgraft.model.vision_inputs import (
     reads_text,
 )
 
-# What a model raises that cannot run as it is asked to.
-FAILURES = (
-    ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError,
-    ArithmeticError, StrictDataclassError,
-)  # fmt: skip
-DEPTHS = ("num_hidden_layers", "num_layers", "depth", "depths", "encoder_layers", "n_layers", "num_block_repeats")
 MOST_WEIGHTS = 10**9  # of an encoder that is made for real only to be measured
 
 
@@ -123,7 +116,8 @@ def _encode(vision: PreTrainedModel, vision_inputs: Mapping[str, Tensor], *, set
     if settings.feature_layer != -1:
         features = _pick_layer(output.hidden_states, settings.feature_layer, name)
     elif extents is not None and measured_shape(vision, settings=settings).is_pooled:
-        features = output.pooler_output
+        merged = output.pooler_output  # [P, D], or [P, k * k, D] where the k * k patches of a token are not yet one
+        features = merged if merged.shape[-1] == measured_shape(vision, settings=settings).width else merged.flatten(1)
     else:
         features = _last_features(output, name)
     if features.ndim == 4 and features.shape[0] == pixels.shape[0]:
@@ -205,27 +199,6 @@ def measured_shape(vision: nn.Module, *, settings: VisionSettings) -> VisionShap
     return known[settings]
 
 
-def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Copy a config with few layers where it has many: number and width of the features stay."""
-    values = config.to_dict()
-    for name in DEPTHS:
-        value = values.get(name)
-        if isinstance(value, int) and value > 2:
-            values[name] = 2
-            for stages in ("stage_names", "out_features", "out_indices"):  # of a transformer, one a layer
-                values.pop(stages, None)
-            of_layers = {key: each for key, each in values.items() if isinstance(each, list) and len(each) == value}
-            values |= {key: each[:2] for key, each in of_layers.items()}
-        elif isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value):
-            values[name] = [min(each, 1) for each in value]
-    try:
-        few = type(config).from_dict(values)
-    except FAILURES:
-        return copy.deepcopy(config)
-    few._attn_implementation_internal = config._attn_implementation_internal
-    return few
-
-
 def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
     # A few encoders read values, so nothing of the meta device will do: such run for real, with one layer of each kind.
     tries = [(config, "meta"), (shallow(config), "cpu"), (config, "cpu")]
@@ -246,7 +219,7 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
         except (ConfigError, ModelError):
             raise
         except FAILURES as error:
-            if number == len(tries) - 1 or (number == len(tries) - 2 and _num_weights(config) > MOST_WEIGHTS):
+            if number == len(tries) - 1 or (number == len(tries) - 2 and _is_too_large(config)):
                 raise _cannot_run(config, settings, name, error) from error
     assert shape is not None
     side = settings.image_size or native_image_size(config)
@@ -255,14 +228,23 @@ def _measure(config: PreTrainedConfig, settings: VisionSettings) -> VisionShape:
     return replace(shape, num_tokens=grid[0] * grid[1] + kept, grid=grid, num_leading=kept)
 
 
-def _num_weights(config: PreTrainedConfig) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_tower(config).parameters())
+def _is_too_large(config: PreTrainedConfig) -> bool:
+    """Say whether an encoder has too many weights to be made only to be measured, or cannot be made at all."""
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in build_tower(config).parameters()) > MOST_WEIGHTS
+    except FAILURES:
+        return True
 
 
 def _cannot_run(
     config: PreTrainedConfig, settings: VisionSettings, name: str, error: Exception
-) -> ConfigError | UnsupportedModelError:
+) -> ConfigError | ModelError:
+    if any(getattr(config, key, None) for key in ("num_frames", "tubelet_size")):
+        return ModelError(
+            f"{name} ({config.model_type}) needs pixel_values of several frames at once, which visgraft does not make "
+            "of an image: choose another encoder (frames of a video go through any encoder of images)"
+        )
     reason = " ".join(f"{error}".split())[:200] or type(error).__name__
     own = native_image_size(config)
     if settings.image_size not in (None, own):
@@ -294,6 +276,7 @@ def _run_on_nothing(vision: PreTrainedModel, settings: VisionSettings, *, device
         wide, wide_pooled, wide_extent = run(2)
         for is_pooled, first, second in ((True, pooled, wide_pooled), (False, last, wide)):
             if settings.feature_layer == -1 or not is_pooled:
+                first, second = _one_row_a_token(first, extent), _one_row_a_token(second, wide_extent)
                 per_token = _extent_per_token(first, extent), _extent_per_token(second, wide_extent)
                 if per_token[0] is not None and per_token[0] == per_token[1]:
                     assert first is not None
@@ -309,6 +292,13 @@ def _run_on_nothing(vision: PreTrainedModel, settings: VisionSettings, *, device
         return VisionShape(rows * columns, width, (rows, columns), 0, channels_last=channels_last)
     _, tokens, width = _one_sequence_an_image(last, 1, None, name).shape
     return VisionShape(tokens, width, (0, 0), 0)
+
+
+def _one_row_a_token(features: Any, extent: int | None) -> Any:
+    """Make [P, k * k * D] of merged patches [P, k * k, D], of one image; leave anything else as it is."""
+    if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[0] == 1:
+        return features
+    return features.flatten(1) if features.shape[0] * features.shape[1] == extent else features
 
 
 def _extent_per_token(features: Any, extent: int | None) -> int | None:

@@ -38,7 +38,7 @@ from visgraft.processor import Processor
 from visgraft.reporting.progress import Display
 from visgraft.training.plan import Planner
 
-BATCH = 32  # images that are encoded at once
+BATCH = 32  # pictures that are encoded at once: images, or the tiles that they were cut into
 GB = 10**9
 
 
@@ -201,9 +201,12 @@ def _fill(
             made = [(versions, pixels) for versions, pixels in loaded if pixels is not None]
             if made:
                 inputs = {name: torch.cat([pixels[name] for _, pixels in made]) for name in made[0][1]}
-                features = _encode(model, inputs, accelerator=accelerator)
-                for version, own in zip(chain.from_iterable(names for names, _ in made), features.cpu(), strict=True):
-                    add(version, own)
+                names = list(chain.from_iterable(names for names, _ in made))
+                for start in range(0, len(names), BATCH):
+                    some = {name: value[start : start + BATCH] for name, value in inputs.items()}
+                    features = _encode(model, some, accelerator=accelerator).cpu()
+                    for version, own in zip(names[start : start + BATCH], features, strict=True):
+                        add(version, own)
             advance(len(loaded))
 
 

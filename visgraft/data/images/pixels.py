@@ -99,14 +99,29 @@ def _cannot_make(image_processor: BaseImageProcessor, image_size: int, made: str
 
 
 def for_tiles(image_processor: BaseImageProcessor, *, side: int) -> BaseImageProcessor:
-    """Return an image processor like the given one that takes pictures of this side as they are, nothing cut off."""
+    """Return an image processor like the given one that takes pictures of this side as they are, nothing cut off.
+
+    Raises:
+        ConfigError: it makes several pictures of one, or a picture of another size.
+    """
     if is_of_timm(image_processor):
-        return _of_timm(image_processor, input_size=(3, side, side), crop_pct=1.0)
-    settings = image_processor.to_dict()
-    changes: dict[str, Any] = {"size": {"height": side, "width": side}, "do_center_crop": False}
-    if "crop_pct" in settings:
-        changes = {"size": {"shortest_edge": side}, "crop_pct": 1.0}
-    return type(image_processor).from_dict({**settings, **changes})
+        changed = _of_timm(image_processor, input_size=(3, side, side), crop_pct=1.0)
+    else:
+        settings = image_processor.to_dict()
+        changes: dict[str, Any] = {"size": {"height": side, "width": side}, "do_center_crop": False}
+        if "crop_pct" in settings:
+            changes = {"size": {"shortest_edge": side}, "crop_pct": 1.0}
+        changed = type(image_processor).from_dict({**settings, **changes})
+    try:
+        made: list[Any] = list(make_pixels(changed, [Image.new("RGB", (side, side))])["pixel_values"].shape)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # it takes no such size
+        made = [f"{type(error).__name__}: {error}"]
+    if made != [1, 3, side, side]:
+        raise ConfigError(
+            f"model.tiles: {type(image_processor).__name__} cuts images itself, or in another way than into squares of "
+            f"{side} pixels (it makes {made} of one); leave tiles out"
+        )
+    return changed
 
 
 def is_of_timm(image_processor: BaseImageProcessor) -> bool:
@@ -197,15 +212,21 @@ def _inputs_of_one(image_processor: BaseImageProcessor, image: Image.Image) -> d
         ConfigError: it makes no pixels.
     """
     made = image_processor(images=[image], return_tensors="pt")
-    pixels = made.get("pixel_values")
+    pixels = made.get("pixel_values", made.get("flattened_patches"))
     if not isinstance(pixels, Tensor):
         raise ConfigError(
             f"{type(image_processor).__name__} makes {', '.join(made)} of an image, and no pixel_values: choose an "
             "encoder whose image processor makes pixels"
         )
+    if "flattened_patches" in made:  # of Pix2Struct: padded to one number, behind its row and column, from 1 on
+        patches = pixels[made["attention_mask"].bool()][None]
+        return {"pixel_values": patches[..., 2:], "image_position_ids": patches[..., :2].flip(-1).long() - 1}
+    if "target_sizes" in made:  # of MiniCPM-V: one strip of all patches of several pictures
+        return _pictures_of_strip(pixels, made["target_sizes"])
     told = {name: made[name] for name in made if _tells_size(name) and isinstance(made[name], Tensor)}
     if any("grid" in name for name in told):
-        return {"pixel_values": pixels.reshape(1, *pixels.shape[-2:]), **told}
+        extent = int(sum(grid.prod(-1).sum() for name, grid in told.items() if "grid" in name))
+        return {"pixel_values": pixels.reshape(1, extent, -1), **told}
     if "image_sizes" in told and (pixels.ndim != 4 or told["image_sizes"].flatten().tolist() != [*pixels.shape[-2:]]):
         del told["image_sizes"]  # the size that the image had, not the one that it was given
     if "spatial_shapes" in told:
@@ -213,8 +234,19 @@ def _inputs_of_one(image_processor: BaseImageProcessor, image: Image.Image) -> d
     return {"pixel_values": pixels.flatten(0, 1) if pixels.ndim == 5 else pixels, **told}
 
 
+def _pictures_of_strip(strip: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+    """Make patches [pictures, P, D] of a strip [1, 3, side, sum of P * side], padded where pictures are smaller."""
+    channels, side = strip.shape[1:3]
+    patches = strip[0].unflatten(-1, (-1, side)).permute(2, 0, 1, 3).reshape(-1, channels * side * side)
+    pictures = patches.split(sizes.prod(-1).tolist())
+    padded = torch.nn.utils.rnn.pad_sequence(list(pictures), batch_first=True)
+    return {"pixel_values": padded, "target_sizes": sizes.long()}
+
+
 def _tells_size(name: str) -> bool:
-    return "grid" in name or name in ("spatial_shapes", "image_sizes", "image_position_ids", "image_merge_sizes")
+    return "grid" in name or name in (
+        "spatial_shapes", "image_sizes", "image_position_ids", "image_merge_sizes", "target_sizes"
+    )  # fmt: skip
 
 
 def tells_sizes(vision_inputs: Mapping[str, Tensor]) -> bool:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from visgraft.data.images.opening import file_state, is_data_url
 from visgraft.data.sample import ImageRef, unwrapped
@@ -91,6 +94,46 @@ def frames_of(image: ImageRef, *, num_frames: int, spacing_s: float | None) -> l
         return list(files[:: max(1, round(spacing_s))][:num_frames])
     number = min(num_frames, len(files))
     return [files[int((place + 0.5) * len(files) / number)] for place in range(number)]
+
+
+def join_frames(vision_inputs: dict[str, Tensor], frames: Sequence[bool], *, depth: int) -> dict[str, Tensor]:
+    """Lay frames that follow one another into the same patches, where those are several frames deep (Qwen-VL).
+
+    An image processor repeats a still image to make such patches. What is left over at the end is repeated, as by the
+    towers' own video processors.
+
+    Args:
+        vision_inputs: of F images, `pixel_values` [F, P, D] and `image_grid_thw` [F, 3]; without them nothing is done.
+        frames: of each image, whether it is a frame.
+        depth: frames of a patch.
+    """
+    grids = vision_inputs.get("image_grid_thw")
+    patches = None if grids is None or depth < 2 else _by_moment(vision_inputs["pixel_values"], depth)
+    if grids is None or patches is None or not any(frames):
+        return vision_inputs
+    groups: list[list[int]] = []
+    for index, is_one in enumerate(frames):
+        last = groups[-1] if groups else []
+        follows = is_one and 0 < len(last) < depth and frames[last[0]] and torch.equal(grids[last[0]], grids[index])
+        if follows:
+            last.append(index)
+        else:
+            groups.append([index])
+    moments = [[group[min(moment, len(group) - 1)] for group in groups] for moment in range(depth)]
+    joined = torch.stack([patches[own, :, :, moment] for moment, own in enumerate(moments)], dim=3)
+    firsts = [group[0] for group in groups]
+    others = {name: value[firsts] for name, value in vision_inputs.items() if name != "pixel_values"}
+    return {"pixel_values": joined.flatten(2), **others}
+
+
+def _by_moment(patches: Tensor, depth: int) -> Tensor | None:
+    """View patches [F, P, D] of still images as [F, P, 3 or 1, depth, rest]; None: they are not alike at each depth."""
+    for channels in (3, 1):
+        if patches.shape[-1] % (channels * depth) == 0:
+            view = patches.unflatten(-1, (channels, depth, -1))
+            if torch.equal(view, view[..., :1, :].expand_as(view)):
+                return view
+    return None
 
 
 def _video_frames(path: Path, *, num_frames: int, spacing_s: float | None) -> list[VideoFrame]:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from visgraft.errors import ModelError, UnsupportedModelError
-from visgraft.model.tower import build_tower, tower_class
-from visgraft.model.vision import FAILURES, VisionSettings, encode, measure, shallow
+from visgraft.model.tower import FAILURES, build_tower, shallow, tower_class
+from visgraft.model.vision import VisionSettings, encode, measure
 from visgraft.model.vision_inputs import dummy_inputs, hides_patches, image_extents, native_image_size
 
 LARGEST_SIDE = 224  # in pixels, of encoders that take images of any size

@@ -195,6 +195,10 @@ def explain_load_errors(name: str | Path) -> Iterator[None]:
         raise CheckpointError(
             f"{name}: its weights are cut short or damaged ({error}): copy or download it again"
         ) from error
+    except ImportError as error:
+        lacking = str(error).strip().splitlines()[0].partition(" but it was")[0]
+        how = 'run `pip install "visgraft[timm]"`' if "timm" in lacking else "install it"
+        raise CheckpointError(f"{name}: {lacking}, which is not installed; {how}") from error
     except (OSError, ValueError, EOFError, RecursionError, UnpicklingError) as error:
         raise CheckpointError(_explanation(str(name), error)) from error
 
