@@ -216,14 +216,15 @@ class Engine:
             with self._changed:
                 if self._is_closed:
                     raise BusyError(_CLOSED)
-                if len(self._waiting) + len(requests) <= self.max_waiting:
+                num_free = self.num_slots - len(self._active.requests)  # which some of them take at the next step
+                if len(self._waiting) + len(requests) <= self.max_waiting + num_free:
                     self._waiting.extend(requests)
                     self._changed.notify_all()
                     return [request.reply for request in requests]
                 left = end - time.monotonic()
                 if left <= 0:
                     raise BusyError(
-                        f"{len(self._waiting)} requests wait already, allowed are {self.max_waiting}: ask again later, "
+                        f"{len(self._waiting) - num_free} requests wait already, allowed are {self.max_waiting}: ask again later, "
                         "or raise max_waiting"
                     )
                 if self._thread is not None:
