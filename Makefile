@@ -13,9 +13,11 @@
 #   make sweep         every vision class of transformers, joined or refused and why (about 15 minutes)
 #   make lint types    format and style; strict types
 #   make check         lint, types, test
-#   make map           write the file map of docs/architecture.md again
+#   make map           write the file map of docs/architecture.md and the pages of docs/reference/ again
+#   make docs          the documentation as pages, in build/docs
 
 PYTHON ?= python3
+COMMA := ,
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -24,6 +26,7 @@ COCO := .venv-coco
 LMMS := .venv-lmms-eval
 SCRIPTS := .venv-scripts
 TIMM := .venv-timm
+DOCS := .venv-docs
 WORKERS ?= 2
 KILLS ?= 300
 # worksteal: each process gets half of the tests in their order, so that a file's fixtures are mostly made once, and at
@@ -31,7 +34,7 @@ KILLS ?= 300
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-fast test-long test-kill test-oldest test-coco test-lmms-eval test-scripts test-timm sweep lint
-.PHONY: types check map clean
+.PHONY: types check map docs clean
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -82,7 +85,13 @@ check: lint types test
 
 # from the first lines of the files
 map: $(STAMP)
+	$(BIN)/python docs/make_reference.py
 	$(BIN)/python tests/test_house.py --fix
+
+# a warning is an error; nothing is fetched from the net
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 # install(environment, constraints, what)
 define install
@@ -124,5 +133,8 @@ $(TIMM)/.complete: $(TIMM)/.installed
 	$(TIMM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0
 	@touch $@
 
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(call install,$(DOCS),constraints.txt,-e '.[docs$(COMMA)serve]')
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

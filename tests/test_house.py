@@ -29,7 +29,7 @@ LAYERS = {
     "processor": 2.5,  # joins the two
     **dict.fromkeys(["inference", "convert"], 3),
     "builder": 3.5,
-    **dict.fromkeys(["training", "compare", "inspection", "evaluation"], 4),
+    **dict.fromkeys(["training", "compare", "inspection", "evaluation", "annotate"], 4),
     **dict.fromkeys(["estimate", "experiment", "serving", "demo"], 5),
     "cli": 6,
     **dict.fromkeys(["__init__", "__main__"], 7),

@@ -98,7 +98,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(program, "_command", lambda: fail)
+    monkeypatch.setattr(program, "command", lambda: fail)
     with pytest.raises(ZeroDivisionError):
         main(["show"])
 
@@ -107,7 +107,7 @@ def test_interrupts_are_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "_command", lambda: interrupt)
+    monkeypatch.setattr(program, "command", lambda: interrupt)
     assert main(["show"]) == 130
 
 
@@ -117,7 +117,7 @@ def test_debug_may_stand_anywhere_but_behind_two_dashes(monkeypatch: pytest.Monk
     def note(args: list[str], **_: object) -> None:
         seen.append(args)
 
-    monkeypatch.setattr(program, "_command", lambda: note)
+    monkeypatch.setattr(program, "command", lambda: note)
     main(["ask", "run", "--debug", "a.png", "why"])
     main(["ask", "run", "a.png", "--", "--debug"])
     assert seen == [["--debug", "ask", "run", "a.png", "why"], ["ask", "run", "a.png", "--", "--debug"]]
@@ -138,7 +138,7 @@ def test_an_error_of_several_lines_stays_readable(visgraft: Visgraft, monkeypatc
     def fail(*_: object, **__: object) -> None:
         raise ModelError("a [bold]name[/bold] in brackets\nand what to do")
 
-    monkeypatch.setattr(program, "_command", lambda: fail)
+    monkeypatch.setattr(program, "command", lambda: fail)
     assert visgraft("show").err == "error: a [bold]name[/bold] in brackets\nand what to do\n"
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from visgraft.cli.annotate import annotate
 from visgraft.cli.ask import ask
 from visgraft.cli.cache import cache
 from visgraft.cli.caption import caption
@@ -64,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
     is_debug = "--debug" in flags
     with debugging(is_debug), logging_as(next((form for flag, form in LOG_FORMS.items() if flag in flags), None)):
         try:
-            status = _command()([*flags, *rest] or ["--help"], prog_name="visgraft", standalone_mode=False)
+            status = command()([*flags, *rest] or ["--help"], prog_name="visgraft", standalone_mode=False)
         except KeyboardInterrupt:
             return INTERRUPTED
         except SystemExit:  # typer's way to end where the reader of its output stopped early, as `head` does
@@ -86,7 +87,7 @@ def _split_flags(args: list[str]) -> tuple[list[str], list[str]]:
     return flags, [arg for arg in args[:end] if arg not in flags] + args[end:]
 
 
-def _command() -> Any:
+def command() -> Any:
     """Build the program; a flag's help names no type, as it takes no value."""
     command = typer.main.get_command(app)
     commands: list[Any] = [command]
@@ -201,6 +202,12 @@ _add(
     "visgraft estimate recipe.yaml --gpu rtx4090 --json",
 )
 _add("Use", ask, 'visgraft ask runs/my-run cat.jpg "What is it?"')
+_add(
+    "Use",
+    annotate,
+    'visgraft annotate runs/my-run photos/ labels --prompt "What is in the picture?" --prompt "Where is it?"',
+    "visgraft annotate runs/my-run 'shards/*.tar' labels --prompt '' --workers 8",
+)
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")
 _add("Use", serve, "visgraft serve runs/my-run", "visgraft serve runs/a runs/b --port 0 --api-key-file keys.txt")

@@ -28,6 +28,7 @@ from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
 _NEW_TOKENS_AT_FIRST = 256  # for which a row has room when it is admitted; longer answers are rare, and rows grow
+_IMAGE_POSITIONS_AT_ONCE = 1024  # up to which images of the prompts that come next are read along
 _POSITIONS_AT_ONCE = 4096  # prompts' positions that are read in one go, so that those that decode wait for no more
 
 
@@ -109,12 +110,16 @@ class Active:
 
     def _read_together(self, group: Sequence[Request], ahead: Sequence[Prompt]) -> None:
         """Read prompts of unlike length in one go, each into a slot of its own, and choose their first tokens."""
-        read = read_front(self.model, [request.prompt for request in group], cache=self.prefix_cache, ahead=ahead)
+        prompts = [request.prompt for request in group]
+        most = _IMAGE_POSITIONS_AT_ONCE // max(1, self.processor.num_image_tokens)
+        read = read_front(self.model, prompts, cache=self.prefix_cache, ahead=ahead, most_pictures=most)
         leads: dict[int, Request] = {}
         admitted, fronts = [], []
         for request in group:
             front = read[id(request.prompt)]
             try:
+                if isinstance(front, ModelError):
+                    raise front
                 request.limit = min(request.rules.decoding.max_new_tokens, self._room(request))
             except ModelError as error:
                 self._end(request, error)

@@ -98,6 +98,8 @@ def score_prompt(
         encode_images(model, images, cache=cache)
         room_for_answer(model, len(prompt.text_ids) + longest - 1, sum(image.num_tokens for image in images))
         front = read_front(model, [prompt], cache=cache)[id(prompt)]
+        if isinstance(front, ModelError):
+            raise front
         num_new = len(front.unread) + min(sum(map(len, answers)), _TOKENS_AT_ONCE + longest)
         read = model.make_reading_cache(capacity=front.num_read + num_new)
         context = table_in_front(model, prompt, front)

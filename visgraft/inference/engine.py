@@ -27,7 +27,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from itertools import islice
 from typing import Any, TypeVar
 
 from visgraft.data.prompt import encode_dialog
@@ -355,7 +354,7 @@ class Engine:
                 return
             group, later = active.take([self._waiting.popleft() for _ in range(number)])
             self._waiting.extendleft(reversed(later))
-            ahead = [request.prompt for request in islice(self._waiting, self.num_slots)]
+            ahead = [request.prompt for request in self._waiting]
         try:
             active.read(group, ahead=ahead)
         except BaseException as error:

