@@ -223,8 +223,8 @@ class Engine:
                 left = end - time.monotonic()
                 if left <= 0:
                     raise BusyError(
-                        f"{len(self._waiting) - num_free} requests wait already, allowed are {self.max_waiting}: ask again later, "
-                        "or raise max_waiting"
+                        f"{len(self._waiting) - num_free} requests wait already, allowed are {self.max_waiting}: ask "
+                        "again later, or raise max_waiting"
                     )
                 if self._thread is not None:
                     self._changed.wait(left)

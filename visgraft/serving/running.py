@@ -42,7 +42,7 @@ def open_port(host: str, port: int) -> socket.socket:
         opened.close()
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
-                f"--port {port}: taken by another program; name another one, or 0 for a free one"
+                f"--port {port}: taken already; name another one, or 0 for a free one"
             ) from None
         if error.errno == errno.EACCES:
             raise ConfigError(f"--port {port}: not allowed to you; name one above 1023, or 0 for a free one") from None
