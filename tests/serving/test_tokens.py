@@ -6,7 +6,7 @@ from tests.data.made_tokenizers import TOKENIZERS
 from visgraft.inference.sampling import TokenScore
 from visgraft.serving.tokens import SaidTokens, TokenNames
 
-TEXT = "A grey cat, 2 dogs & é – 日本 🙂."
+TEXT = "A grey cat, 2 dogs & é · 日本 🙂."
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

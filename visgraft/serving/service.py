@@ -11,9 +11,10 @@ import asyncio
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
@@ -72,6 +73,8 @@ class Service:
         self.is_draining = False
         self.num_running = 0
         self._stack = ExitStack()
+        self._to_set: deque[asyncio.Event] = deque()
+        self._is_waking = False
         # threads that open images and encode texts; the model itself runs in its loop's thread
         self._pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 1)), thread_name_prefix="requests")
         self._waiting_pool = ThreadPoolExecutor(16, thread_name_prefix="fetching")  # these wait for other servers
@@ -87,9 +90,34 @@ class Service:
             self._stack.enter_context(served.engine)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Stop: what is not finished ends with what was said so far."""
+    def event(self) -> tuple[asyncio.Event, Callable[[], None]]:
+        """Make an event, and what sets it from a model's thread.
+
+        Waking the server's thread costs the model's thread its turn, so one wake is for all that a step has to tell.
+        """
+        changed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def set_all() -> None:
+            self._is_waking = False  # first: what comes behind wakes again
+            while self._to_set:
+                self._to_set.popleft().set()
+
+        def wake() -> None:
+            self._to_set.append(changed)
+            if not self._is_waking:
+                self._is_waking = True
+                with suppress(RuntimeError):  # the server has ended
+                    loop.call_soon_threadsafe(set_all)
+
+        return changed, wake
+
+    def stop(self) -> None:
+        """Stop the loops: what is not finished is told that the server ends."""
         self._stack.close()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
         for pool in (self._pool, self._waiting_pool):
             pool.shutdown(wait=False, cancel_futures=True)
 
