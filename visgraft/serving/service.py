@@ -68,13 +68,13 @@ class Service:
     def __init__(self, models: Mapping[str, tuple[VisionLanguageModel, Processor]], settings: ServeSettings) -> None:
         """Make the loops; they run once the service is entered."""
         self.settings = settings
-        self.models = {name: ServedModel(name, *pair, settings) for name, pair in models.items()}
+        self.models = {name: ServedModel(name, *pair, settings, after_step=self._wake) for name, pair in models.items()}
         self.metrics = Metrics(self.models)
         self.is_draining = False
         self.num_running = 0
         self._stack = ExitStack()
         self._to_set: deque[asyncio.Event] = deque()
-        self._is_waking = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         # threads that open images and encode texts; the model itself runs in its loop's thread
         self._pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 1)), thread_name_prefix="requests")
         self._waiting_pool = ThreadPoolExecutor(16, thread_name_prefix="fetching")  # these wait for other servers
@@ -85,31 +85,26 @@ class Service:
         return len(self.models) * (self.settings.num_slots + self.settings.max_waiting)
 
     def __enter__(self) -> Service:
-        """Run the models' loops."""
+        """Run the models' loops; it is entered in the server's thread."""
+        self._loop = asyncio.get_running_loop()
         for served in self.models.values():
             self._stack.enter_context(served.engine)
         return self
 
     def event(self) -> tuple[asyncio.Event, Callable[[], None]]:
-        """Make an event, and what sets it from a model's thread.
+        """Make an event, and what a model's loop calls to have it set behind the step that it is in."""
+        changed = asyncio.Event()
+        return changed, lambda: self._to_set.append(changed)
 
-        Waking the server's thread costs the model's thread its turn, so one wake is for all that a step has to tell.
-        """
-        changed, loop = asyncio.Event(), asyncio.get_running_loop()
+    def _wake(self) -> None:
+        """Let the server's thread set what a step has changed: once a step, as waking it costs the loop its turn."""
+        if self._to_set and self._loop is not None:
+            with suppress(RuntimeError):  # the server has ended
+                self._loop.call_soon_threadsafe(self._set_events)
 
-        def set_all() -> None:
-            self._is_waking = False  # first: what comes behind wakes again
-            while self._to_set:
-                self._to_set.popleft().set()
-
-        def wake() -> None:
-            self._to_set.append(changed)
-            if not self._is_waking:
-                self._is_waking = True
-                with suppress(RuntimeError):  # the server has ended
-                    loop.call_soon_threadsafe(set_all)
-
-        return changed, wake
+    def _set_events(self) -> None:
+        while self._to_set:
+            self._to_set.popleft().set()
 
     def stop(self) -> None:
         """Stop the loops: what is not finished is told that the server ends."""
