@@ -331,6 +331,9 @@ def save_model(folder: Path, *, shapes: str) -> tuple[Path, list[int]]:
     processor.save_pretrained(path)
     ends = model.generation_config.eos_token_id
     ids = [ends] if isinstance(ends, int) else list(ends or ())
+    settings = path / "generation_config.json"  # `transformers serve` then stops where it is told, as ours does
+    written = json.loads(settings.read_text())
+    settings.write_text(json.dumps({name: value for name, value in written.items() if name != "eos_token_id"}))
     return path, sorted({*ids, processor.tokenizer.eos_token_id} - {None})
 
 

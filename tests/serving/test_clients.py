@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from langchain_openai import ChatOpenAI
 
 from tests.inference.asked import picture
 from tests.serving.asked import Pair, data_url, served, user
+from tests.warm_python import warm_python
 from visgraft import Sample, Turn
 from visgraft.inference import answer
 from visgraft.serving.settings import ApiKey, digest_of
@@ -103,7 +103,7 @@ def test_the_python_examples_of_the_docs_run(locked: str, tmp_path: Path, number
     picture(0).save(tmp_path / "cat.jpg")
     code = examples("python")[number].replace("http://127.0.0.1:8000", locked).replace('"my-run"', '"tiny"')
     code = code.replace('"unused"', f'"{KEY}"')
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*warm_python(), "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 

@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 
 from tests.inference.asked import picture
 from tests.serving.asked import CLIENT, Pair, ask, error_of, post, text_of, user
+from tests.warm_python import warm_python
 from visgraft import Sample, Turn
 from visgraft.cli import main
 from visgraft.inference import answer
@@ -34,7 +34,7 @@ def folder(serving_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path
 @contextmanager
 def started(*args: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run the command; gives the address that it prints when it is ready."""
-    command = [sys.executable, "-m", "visgraft", "serve", *map(str, args), "--port", "0"]
+    command = [*warm_python(), "-m", "visgraft", "serve", *map(str, args), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stderr is not None
@@ -43,8 +43,8 @@ def started(*args: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         assert found, line + process.stderr.read()
         yield found[1], process
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 @pytest.mark.slow

@@ -139,10 +139,10 @@ def test_requests_made_of_the_description_never_meet_a_mistake_of_the_server(ser
         end = time.monotonic() + 60 * MINUTES
         rounds = 0
         while rounds == 0 or time.monotonic() < end:
-            made_of_the_description(url, num_examples=100 if MINUTES else 8)
+            made_of_the_description(url, num_examples=100 if MINUTES else 5)
             seed = rounds if MINUTES else 0
             draw = random.Random(seed)
-            for _ in range(500 if MINUTES else 80):
+            for _ in range(500 if MINUTES else 60):
                 body = real_body(draw)
                 check(send(url, body), body)
             rounds += 1
