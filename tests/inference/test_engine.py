@@ -341,13 +341,13 @@ def test_a_deadline_ends_a_request_that_decodes_or_waits(pair: Pair, monkeypatch
 
 def test_a_full_queue_refuses_or_waits(pair: Pair) -> None:
     engine = Engine(*pair, num_slots=1, max_waiting=2)
-    two = [engine.submit(prompt(pair), Decoding.of(max_new_tokens=2, **ON)) for _ in range(2)]
+    three = [engine.submit(prompt(pair), Decoding.of(max_new_tokens=2, **ON)) for _ in range(3)]  # a slot is free
     with pytest.raises(
         BusyError, match="2 requests wait already, allowed are 2: ask again later, or raise max_waiting"
     ):
         engine.submit(prompt(pair))
     late = engine.submit(prompt(pair), Decoding.of(max_new_tokens=2, **ON), wait_s=60)  # whoever waits runs the loop
-    assert len({reply.answer().text for reply in [*two, late]}) == 1
+    assert len({reply.answer().text for reply in [*three, late]}) == 1
     with pytest.raises(TimeoutError, match=r"no answer within 0\.0 seconds; wait longer, or cancel it"):
         engine.submit(prompt(pair)).answer(timeout_s=0.0)
 
@@ -501,3 +501,19 @@ def test_training_s_draws_and_mode_are_left_alone(tmp_path: Any) -> None:
     answer(model, processor, [ask("Why?", images=(picture(0),))], max_new_tokens=3)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training and torch.is_grad_enabled()
+
+
+def test_something_else_is_done_with_the_model_between_steps(pair: Pair) -> None:
+    steps: list[int] = []
+    engine = Engine(*pair, after_step=lambda: steps.append(1))
+    assert engine.call(lambda: 5).result() == 5 and len(steps) == 1
+    assert isinstance(engine.call(lambda: 1 // 0).exception(), ZeroDivisionError)
+    with Engine(*pair) as running:
+        told: list[str] = []
+        reply = running.submit(
+            prompt(pair), Decoding.of(max_new_tokens=4), stream=True, on_change=lambda: told.append("")
+        )
+        assert running.call(lambda: 6).result(timeout=60) == 6
+        assert reply.answer().token_ids == tuple(reply.token_ids) and told
+    with pytest.raises(BusyError, match="the decoding loop is closed"):
+        running.call(lambda: 7).result()
