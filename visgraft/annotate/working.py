@@ -75,10 +75,9 @@ class Work:
         while True:
             is_anything_left = False
             for unit in self._pass(lambda: True, is_kept=True):
-                if unit is None:
-                    is_anything_left = True
-                    continue
-                yield unit
+                is_anything_left = True  # what was given may be lost, so there is another pass
+                if unit is not None:
+                    yield unit
             if not is_anything_left:
                 return
             yield None
