@@ -114,10 +114,14 @@ def _start(worker: _Worker, job: Job, *, count: int, events: queue.Queue[tuple[i
 def _listen(number: int, process: subprocess.Popen[bytes], events: queue.Queue[tuple[int, dict[str, Any]]]) -> None:
     """Hand on what a process tells, and its end."""
     assert process.stdout is not None
-    for line in process.stdout:
-        with suppress(ValueError):  # a line that a kill tore
-            events.put((number, json.loads(line)))
-    events.put((number, {"ended": process.wait()}))
+    with process.stdout as lines:
+        for line in lines:
+            with suppress(ValueError):  # a line that a kill tore
+                events.put((number, json.loads(line)))
+    status = process.wait()
+    with suppress(OSError):
+        process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+    events.put((number, {"ended": status}))
 
 
 def _take(worker: _Worker, event: dict[str, Any], *, progress: Progress) -> None:
