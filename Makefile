@@ -15,9 +15,11 @@
 #   make sweep         every vision class of transformers, joined or refused and why (about 15 minutes)
 #   make lint types    format and style; strict types
 #   make check         lint, types, test
-#   make map           write the file map of docs/architecture.md again
+#   make map           write the file map of docs/architecture.md and the pages of docs/reference/ again
+#   make docs          the documentation as pages, in build/docs
 
 PYTHON ?= python3
+COMMA := ,
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -27,6 +29,7 @@ LMMS := .venv-lmms-eval
 SCRIPTS := .venv-scripts
 TIMM := .venv-timm
 RAY := .venv-ray
+DOCS := .venv-docs
 WORKERS ?= 2
 KILLS ?= 300
 # worksteal: each process gets half of the tests in their order, so that a file's fixtures are mostly made once, and at
@@ -34,7 +37,7 @@ KILLS ?= 300
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-fast test-long test-kill test-kill-annotate test-ray test-oldest test-coco test-lmms-eval
-.PHONY: test-scripts test-timm sweep lint types check map clean
+.PHONY: test-scripts test-timm sweep lint types check map docs clean
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -92,7 +95,13 @@ check: lint types test
 
 # from the first lines of the files
 map: $(STAMP)
+	$(BIN)/python docs/make_reference.py
 	$(BIN)/python tests/test_house.py --fix
+
+# a warning is an error; nothing is fetched from the net
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 # install(environment, constraints, what)
 define install
@@ -137,5 +146,8 @@ $(TIMM)/.complete: $(TIMM)/.installed
 $(RAY)/.installed: pyproject.toml constraints.txt
 	$(call install,$(RAY),constraints.txt,-e '.[ray]' pytest)
 
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(call install,$(DOCS),constraints.txt,-e '.[docs$(COMMA)serve]')
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(RAY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(RAY) $(DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

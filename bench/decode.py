@@ -37,6 +37,7 @@ from torch import Tensor
 
 from visgraft.data.sample import Sample, Turn
 from visgraft.inference import GREEDY, Decoding, Engine, PrefixCache, Prompt, Reply, prompts_of
+from visgraft.inference.answering import ROUNDS_HELD
 from visgraft.inference.beams import generate_together
 from visgraft.inference.eval_mode import eval_mode
 from visgraft.inference.requests import ImageSegment
@@ -174,12 +175,15 @@ def by_loop(
         shared_prompts(processor, questions) if is_cached else [prompts_of(processor, q.sample)[0] for q in questions]
     )
     replies: list[Reply] = []
+    num_given = 0  # answers that are given out, in the order of the questions
     with eval_mode(model):
-        while len(replies) < len(questions) or engine.num_active or engine.num_waiting:
-            while engine.num_waiting < batch_size and len(replies) < len(questions):
+        while num_given < len(questions):
+            while len(replies) < min(len(questions), num_given + ROUNDS_HELD * batch_size):
                 asked = Decoding.of(max_new_tokens=questions[len(replies)].length, eos_token_id=None)
                 replies.append(engine.submit(next(prompts), asked))
             engine.step()
+            while num_given < len(replies) and replies[num_given].is_done:
+                num_given += 1
     return [[*reply.answer().token_ids] for reply in replies]
 
 

@@ -46,7 +46,7 @@ from visgraft.model.checks.tiny_twin import shrink
 from visgraft.model.trainable import freeze_unused, set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 
-TIMEOUT_S, MEMORY_BYTES = 90, 12 * 2**30
+TIMEOUT_S, MEMORY_BYTES = 150, 12 * 2**30
 VOCABULARY, IMAGE = 64, 5  # tokens; image tokens of the encoder below
 # What the default config of a family needs besides `shrink`: it leaves a size open, or has one kind of layer alone.
 TWO_KINDS = ["linear_attention", "full_attention"]
@@ -64,7 +64,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 8},
     "ministral": {"head_dim": 8},
     "ministral3": {"head_dim": 8},
-    "xlstm": {"vocab_size": 64, "hidden_size": 32, "num_heads": 4, "num_hidden_layers": 2, "chunk_size": 16},
+    "xlstm": {"vocab_size": 64, "hidden_size": 128, "num_heads": 4, "num_hidden_layers": 2, "chunk_size": 16},
     "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 4, "attention_hidden_size": 64, "attention_head_dim": 16},
     "qwen4_exp_text": {"num_key_value_heads": 2},
     "deepseek_v2": {"topk_method": "greedy", "first_k_dense_replace": 0, "num_experts_per_tok": 2},

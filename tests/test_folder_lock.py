@@ -78,6 +78,13 @@ def test_a_held_folder_is_refused_with_pid_and_host_and_free_again_when_it_is_re
     refuse_held(tmp_path)
 
 
+def test_who_holds_a_folder_says_what_it_does_there(tmp_path: Path) -> None:
+    with FolderLock() as lock:
+        lock.take(tmp_path, say=quiet, work="evaluating models into it")
+        with pytest.raises(CheckpointError, match=rf"process {os.getpid()} on \S+ is evaluating models into it; wait"):
+            FolderLock().take(tmp_path, say=quiet)
+
+
 def test_another_living_process_is_refused_and_a_killed_one_taken_over(tmp_path: Path) -> None:
     def take() -> None:
         FolderLock().take(tmp_path, say=quiet)
@@ -152,7 +159,7 @@ def test_a_process_that_writes_its_lock_so_slowly_that_it_is_taken_over_does_not
     tmp_path: Path, own: Holder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replace(own, key="other")
-    monkeypatch.setattr(folder_lock, "this_process", lambda: replace(own, key="slow"))
+    monkeypatch.setattr(folder_lock, "this_process", lambda _: replace(own, key="slow"))
 
     def overtake(*_: object) -> dict[str, object]:
         (tmp_path / LOCK_FILE).unlink()

@@ -30,7 +30,7 @@ LAYERS = {
     **dict.fromkeys(["inference", "convert"], 3),
     "builder": 3.5,
     **dict.fromkeys(["training", "compare", "inspection", "evaluation", "annotate"], 4),
-    **dict.fromkeys(["estimate", "experiment", "demo"], 5),
+    **dict.fromkeys(["estimate", "experiment", "serving", "demo"], 5),
     "cli": 6,
     **dict.fromkeys(["__init__", "__main__"], 7),
 }

@@ -12,9 +12,11 @@ from PIL import Image
 
 from tests.data.made_tokenizers import TOKENIZERS
 from tests.tiny import SQUARE, assert_same_gradients, bare_language, gradients, randomise
-from visgraft.config import ModelSettings, TileSettings
+from visgraft.config import AugmentSettings, DataSettings, ModelSettings, TileSettings
+from visgraft.data.images.augment import augment
 from visgraft.data.images.feature_cache import FeatureCache, image_version, picture_version
-from visgraft.data.images.video import VideoFrame
+from visgraft.data.images.video import VideoFrame, frames_of
+from visgraft.data.records import Looker
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import BadSampleError, ConfigError, ModelError
 from visgraft.inference import answer
@@ -153,12 +155,28 @@ def test_inspecting_lays_the_tokens_of_tiles_over_the_whole_picture(parts: Any) 
     assert places[-1] is None  # the separator
 
 
-def test_frames_of_a_video_are_not_cut(parts: Any) -> None:
+def test_frames_of_a_video_are_not_cut(parts: Any, tmp_path: Path) -> None:
     _, processor = made(parts)
-    frame = VideoFrame(Path("cat.mp4"), place=0.5)
-    assert processor.make_pixels([frame, WIDE], [WIDE, WIDE])["pixel_values"].shape[0] == 1 + 7
+    WIDE.save(tmp_path / "0.png")
+    [of_folder] = frames_of(tmp_path, num_frames=2, spacing_s=None)
+    of_video = VideoFrame(Path("cat.mp4"), place=0.5)
+    for frame in (of_video, of_folder):
+        changed = augment(Sample([frame], []), AugmentSettings(flip=1.0), occasion="0", max_pixels=10**6).images[0]
+        pictures = processor.make_pixels([frame, changed, WIDE], [WIDE] * 3)["pixel_values"]
+        assert pictures.shape[0] == 1 + 1 + 7, frame
+    assert processor.encode(Sample([of_folder], DIALOGS)).num_image_tokens == (5,)
+    assert processor.encode(Sample([Path(of_folder)], DIALOGS)).num_image_tokens != (5,)
     with pytest.raises(ConfigError, match=r"model.tiles: got tiles and num_frames 4; frames of a video are not cut"):
         ModelSettings(vision="a", tiles=TileSettings(), num_frames=4)
+
+
+def test_a_check_of_the_data_cuts_what_training_cuts(parts: Any, tmp_path: Path) -> None:
+    WIDE.save(tmp_path / "0.png")
+    [frame] = frames_of(tmp_path, num_frames=1, spacing_s=None)
+    looker = Looker(Processor.from_parts(*parts, tiles=TILES, max_positions=30), settings=DataSettings())
+    assert looker.look(Sample([frame], DIALOGS), number=0).reason is None
+    cut = looker.look(Sample([tmp_path / "0.png"], DIALOGS), number=1)
+    assert cut.reason == "too long for the language model: 50 positions, 30 allowed"
 
 
 def test_tiles_that_need_more_positions_than_there_are_make_a_bad_sample(parts: Any) -> None:

@@ -164,15 +164,18 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
             raise
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(path: Path, *, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the records of a log with the byte that each starts at; none where there is no log.
 
-    A torn last line is left out. Raises CheckpointError for any other line that is no record.
+    A torn last line is left out. `start` is a byte at which a record starts, and where reading does; the lines of an
+    error are counted from there. Raises CheckpointError for any line but the last that is no record.
     """
     if not path.exists():
         return
-    start = 0
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # what follows is empty or torn
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read()
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # what follows is empty or torn
         try:
             record = parse_json(line.decode("utf-8", errors="replace"))
         except ValueError as error:

@@ -24,6 +24,20 @@ Arrays = dict[str, NDArray[Any]]
 
 _WORTH_KEEPING_S = 5.0
 
+# what is kept -> the folders of it below the cache's, and what to say of it; `visgraft cache` shows and clears it
+KINDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "starter": (
+        ("efficientnet-lite2", "smollm2-135m-instruct", "easy-vqa"),
+        "the starter pair and its data; fetched again when asked for",
+    ),
+    "downloads": (("downloads",), "images and packages as they were fetched"),
+    "vision": (("vision",), "features of images (train.cache_vision)"),
+    "answers": (("answers",), "answers of evaluations, by model and question"),
+    "scans": (("scans",), "what reading large files once found out: places of rows, lengths of texts"),
+    "texts": (("texts",), "compressed text files, unpacked"),
+    "streams": (("streams",), "rows of streams that were passed over once"),
+}
+
 
 def cache_folder() -> Path:
     """Return the folder of what can be made again: $VISGRAFT_CACHE, else `visgraft` in the user's cache folder."""

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from uuid import uuid4
 
 from visgraft.atomic import refusals_told
@@ -48,6 +48,7 @@ class Holder:
         machine: what tells machines apart: host, boot and, of a container, its own numbering of processes.
         started: when the process started, as its system says it.
         key: a word of its own for each lock that is taken.
+        work: what it does in the folder, as it is told behind "is": "training this run".
     """
 
     pid: int
@@ -55,6 +56,7 @@ class Holder:
     machine: str
     started: str
     key: str
+    work: str = "at work there"
 
     def __str__(self) -> str:
         """Name it as a user needs it."""
@@ -92,17 +94,18 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def take(self, folder: Path, *, say: Callable[[str], None]) -> None:
+    def take(self, folder: Path, *, say: Callable[[str], None], work: str = "training this run") -> None:
         """Take the lock of a folder that is there.
 
         Args:
             folder: in which this process wants to be alone.
+            work: what it does there, as others are told behind "is": "evaluating models into it".
             say: is told where it takes time to find out whether another machine's process is alive.
 
         Raises:
             CheckpointError: another process holds it; the message names its pid and host.
         """
-        path, own = folder / LOCK_FILE, this_process()
+        path, own = folder / LOCK_FILE, this_process(work)
         while not create_lock(path, own):
             there = LockState.of(path)
             if there is None:
@@ -204,10 +207,10 @@ class LockState:
         return cls(holder, found.st_mtime_ns, found.st_ino)
 
 
-def this_process() -> Holder:
-    """Say who this process is in a lock."""
+def this_process(work: str) -> Holder:
+    """Describe this process and the work that it locks a folder for."""
     pid = os.getpid()
-    return Holder(pid, platform.node(), _machine(), process_start(pid) or "", uuid4().hex)
+    return Holder(pid, platform.node(), _machine(), process_start(pid) or "", uuid4().hex, work)
 
 
 def _machine() -> str:
@@ -283,8 +286,6 @@ def take_over(path: Path, dead: LockState) -> None:
         turn.unlink(missing_ok=True)
 
 
-def _in_use(folder: Path, holder: Any) -> str:
-    return (
-        f"{folder}: {holder or 'another process'} is training this run; wait until it ends, or stop it, "
-        "or name another folder"
-    )
+def _in_use(folder: Path, holder: Holder | None) -> str:
+    who = "another process is at work there" if holder is None else f"{holder} is {holder.work}"
+    return f"{folder}: {who}; wait until it ends, or stop it, or name another folder"

@@ -44,7 +44,7 @@ from visgraft.data.images.pixels import (
     with_image_size,
 )
 from visgraft.data.images.tiles import CutImage, cut_image, most_tokens
-from visgraft.data.images.video import VideoFrame
+from visgraft.data.images.video import is_frame
 from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
 from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt
 from visgraft.data.sample import ImageRef, Sample, Turn
@@ -237,8 +237,7 @@ class Processor(ProcessorMixin):
     def cut(self, ref: ImageRef, opened: Image.Image) -> CutImage:
         """Cut an image into tiles, where tiles are on."""
         assert self.tile_settings is not None and self.image_size is not None, "tiles are on"
-        is_frame = isinstance(ref, VideoFrame)
-        return cut_image(opened, side=self.image_size, settings=self.tile_settings, is_whole=is_frame)
+        return cut_image(opened, side=self.image_size, settings=self.tile_settings, is_whole=is_frame(ref))
 
     def count_image_tokens(self, vision_inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
         """Count the image tokens of each picture of a sample, before the model runs."""

@@ -29,7 +29,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -196,7 +196,7 @@ class Run:
 
     def last_changes(self) -> tuple[float, ...]:
         """Give the times at which what tells its state last changed, in seconds; 0 of what is not there."""
-        told_by = (self._log_path("metrics"), self.summary_path, self.failure_path)
+        told_by = (self.log_path("metrics"), self.summary_path, self.failure_path)
         return tuple(path.stat().st_mtime if path.exists() else 0.0 for path in told_by)
 
     def read_failure(self) -> str | None:
@@ -242,18 +242,11 @@ class Run:
 
         Numbers that are not finite are written as null, so that any JSON reader takes the file.
         """
-        append_record(self._log_path(log), record)
+        append_record(self.log_path(log), record)
 
     def read(self, log: Log) -> list[dict[str, Any]]:
         """Read the records of a log, without those that a resumed run made again; a torn last line is left out."""
-        records: list[tuple[int, dict[str, Any]]] = []
-        for start, record in read_records(self._log_path(log)):
-            if "resumed_from" in record:
-                step, end = record["resumed_from"], record.get("bytes", start)
-                records = [(at, kept) for at, kept in records if at < end and kept.get("step", 0) <= step]
-            else:
-                records.append((start, record))
-        return [record for _, record in records]
+        return counted_records(read_records(self.log_path(log)))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read `metrics.jsonl` as `read` does."""
@@ -269,12 +262,12 @@ class Run:
 
     def sync_logs(self) -> dict[str, int]:
         """Bring the logs to the disk; say how many bytes of each there are, which is for `resume_from`."""
-        lengths = {log: sync_records(self._log_path(log)) for log in LOGS}
+        lengths = {log: sync_records(self.log_path(log)) for log in LOGS}
         return {log: lengths[log] for log in REWOUND}
 
     def missing_of_logs(self, logs: Mapping[str, int]) -> dict[str, int]:
         """Say how many bytes each log lacks of those that it had with a checkpoint (see `sync_logs`)."""
-        sizes = {log: path.stat().st_size if (path := self._log_path(log)).is_file() else 0 for log in REWOUND}
+        sizes = {log: path.stat().st_size if (path := self.log_path(log)).is_file() else 0 for log in REWOUND}
         return {log: logs[log] - size for log, size in sizes.items() if logs.get(log, 0) > size}
 
     def resume_from(self, step: int, *, logs: Mapping[str, int] | None = None) -> None:
@@ -288,7 +281,7 @@ class Run:
             logs: how long each log was then; a log that is not named counts up to the step.
         """
         for log in REWOUND:
-            if self._log_path(log).exists():
+            if self.log_path(log).exists():
                 end = {} if logs is None or log not in logs else {"bytes": logs[log]}
                 self.append(log, {"resumed_from": step, **end})
         self.summary_path.unlink(missing_ok=True)
@@ -360,8 +353,21 @@ class Run:
     def _checkpoints_path(self) -> Path:
         return self.folder / "checkpoints"
 
-    def _log_path(self, log: Log) -> Path:
+    def log_path(self, log: Log) -> Path:
+        """Where a log is, or will be."""
         return self.folder / f"{log}.jsonl"
+
+
+def counted_records(found: Iterable[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Leave out of a log's records, each with the byte that it starts at, those that a resumed run made again."""
+    records: list[tuple[int, dict[str, Any]]] = []
+    for start, record in found:
+        if "resumed_from" in record:
+            step, end = record["resumed_from"], record.get("bytes", start)
+            records = [(at, kept) for at, kept in records if at < end and kept.get("step", 0) <= step]
+        else:
+            records.append((start, record))
+    return [record for _, record in records]
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The program as a whole: its help, its errors, its exit statuses."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -13,8 +15,9 @@ from rich.text import Text
 
 from tests.cli.conftest import Visgraft
 from visgraft.cli import main, program
-from visgraft.cli.terminal import print_error, print_json, print_line, print_rich
+from visgraft.cli.terminal import logging_as, print_error, print_json, print_line, print_rich, tell
 from visgraft.errors import ModelError
+from visgraft.reporting.progress import working
 
 COMMANDS = ["init", "train", "demo", "show", "ask", "caption", "chat"]
 
@@ -95,7 +98,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(program, "app", fail)
+    monkeypatch.setattr(program, "command", lambda: fail)
     with pytest.raises(ZeroDivisionError):
         main(["show"])
 
@@ -104,7 +107,7 @@ def test_interrupts_are_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "app", interrupt)
+    monkeypatch.setattr(program, "command", lambda: interrupt)
     assert main(["show"]) == 130
 
 
@@ -114,7 +117,7 @@ def test_debug_may_stand_anywhere_but_behind_two_dashes(monkeypatch: pytest.Monk
     def note(args: list[str], **_: object) -> None:
         seen.append(args)
 
-    monkeypatch.setattr(program, "app", note)
+    monkeypatch.setattr(program, "command", lambda: note)
     main(["ask", "run", "--debug", "a.png", "why"])
     main(["ask", "run", "a.png", "--", "--debug"])
     assert seen == [["--debug", "ask", "run", "a.png", "why"], ["ask", "run", "a.png", "--", "--debug"]]
@@ -135,7 +138,7 @@ def test_an_error_of_several_lines_stays_readable(visgraft: Visgraft, monkeypatc
     def fail(*_: object, **__: object) -> None:
         raise ModelError("a [bold]name[/bold] in brackets\nand what to do")
 
-    monkeypatch.setattr(program, "app", fail)
+    monkeypatch.setattr(program, "command", lambda: fail)
     assert visgraft("show").err == "error: a [bold]name[/bold] in brackets\nand what to do\n"
 
 
@@ -215,3 +218,63 @@ def test_standard_output_without_room_is_one_line(args: list[str]) -> None:
         ran = subprocess.run([sys.executable, "-m", "visgraft", *args], stdout=full, stderr=subprocess.PIPE, text=True)
     line = "error: standard output: cannot be written: the disk is full; make room, then run it again\n"
     assert (ran.returncode, ran.stderr) == (2, line)
+
+
+def test_a_shell_completes_commands_options_and_shipped_names(
+    visgraft: Visgraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def completed(words: str) -> list[str]:
+        result = subprocess.run(
+            [sys.executable, "-m", "visgraft"],
+            env={
+                **os.environ,
+                "_VISGRAFT_COMPLETE": "complete_bash",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(len(words.split()) - 1),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return result.stdout.split()
+
+    assert completed("visgraft tra") == ["train"]
+    assert completed("visgraft train --resume-") == ["--resume-or-start"]
+    assert "easy_vqa" in completed("visgraft train easy")
+    assert completed("visgraft train ./own") == []  # the shell's own completion of files takes over
+    assert "--install-completion" in visgraft("--help").out
+
+
+@pytest.mark.parametrize("command", ["train", "ask", "evaluate", "data"])
+def test_a_flag_names_no_type(visgraft: Visgraft, command: str) -> None:
+    assert "bool" not in visgraft("--help").out + visgraft(command, "--help").out
+
+
+def test_errors_are_objects_in_a_log_and_stay_when_it_is_quiet(visgraft: Visgraft) -> None:
+    log = visgraft("ask", "nowhere", "gone.jpg", "What?", "--log-json")
+    [line] = log.err.splitlines()
+    record = json.loads(line)
+    assert (log.status, record["level"], record["message"]) == (2, "error", "gone.jpg: image file is missing")
+    assert datetime.fromisoformat(record["time"]).tzinfo is not None
+    quiet = visgraft("--quiet", "ask", "nowhere", "gone.jpg", "What?")
+    assert (quiet.status, quiet.err) == (2, "error: gone.jpg: image file is missing\n")
+
+
+def test_what_is_said_of_long_work_is_quiet_or_an_object_as_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visgraft.reporting.progress.LINE_EVERY_S", 0.0)
+    for form in ("quiet", "json", None):
+        with logging_as(form):
+            with working("reading", total=2, unit="rows") as advance:
+                advance(2)
+            tell("done: [1, 2]")
+    lines = capsys.readouterr().err.splitlines()
+    assert [json.loads(line)["message"] for line in lines[:2]] == ["reading: 2 of 2 rows", "done: [1, 2]"]
+    assert lines[2:] == ["reading: 2 of 2 rows", "done: [1, 2]"]
+    assert "VISGRAFT_LOG" not in os.environ
+
+
+def test_a_flag_of_the_program_behind_two_dashes_is_a_text(visgraft: Visgraft) -> None:
+    outcome = visgraft("ask", "nowhere", "gone.jpg", "--", "--quiet")
+    assert outcome.err == "error: gone.jpg: image file is missing\n"

@@ -79,7 +79,10 @@ def test_texts_beyond_the_positions_of_the_language_model_are_said(
         ),
         (["data.train.0.source=foldr"], "data.train.0.source: no reader is named 'foldr'; did you mean folder?"),
         (["data.train.0.path=/no/such"], "folder: there is no metadata.jsonl in /no/such"),
-        (["data.train=[]"], "data: got 0 samples and none can be used"),
+        (
+            ["data.train=[]"],
+            "data.train: names no data; give it a source, such as [{source: folder, path: ~/pict",
+        ),
         (["model.template=chat"], "this tokenizer has no chat template"),
     ],
 )

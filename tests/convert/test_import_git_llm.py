@@ -171,7 +171,7 @@ def test_lora_stays_lora_and_its_scaling_can_be_given(tmp_path: Path) -> None:
     assert report.lora == {"language": {"r": 8, "lora_alpha": 32.0, "modules": 4}}
     for alpha, told in ((16.0, {}), (24.0, {"lora": {"lora_alpha": 24}})):
         (source / "config.json").write_text(json.dumps({**values, **told}))
-        report = visgraft.import_git_llm(source, tmp_path / "b", lora_alpha=None if told else alpha)
+        report = visgraft.import_git_llm(source, tmp_path / "b", lora_alpha=None if told else alpha, replace=True)
         model = VisionLanguageModel.from_pretrained(report)
         expected = restatement.forward(values, state, IDS, pixels=pixels_for(0), scaling=alpha / 8)
         logits = model(input_ids=IDS, pixel_values=pixels_for(0)).logits

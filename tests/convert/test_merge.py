@@ -15,7 +15,9 @@ from tests.tiny import bare_language, bare_vision, fresh, random_ids, random_pix
 from visgraft import VisionLanguageModel
 from visgraft.config import LoraSettings
 from visgraft.convert import merge
+from visgraft.convert.llava import export_llava
 from visgraft.convert.merge import MergeRefusedError, fold_lora, merge_model
+from visgraft.convert.portable import export_full
 from visgraft.errors import CheckpointError
 from visgraft.model.lora import add_lora, find_lora_targets, lora_layers
 
@@ -88,6 +90,18 @@ def test_a_merge_that_changes_what_the_model_says_is_refused(tmp_path: Path, mon
     with pytest.raises(MergeRefusedError, match="Merge in float32"):
         merge_model(tmp_path / "model", tmp_path / "merged", dtype="bfloat16")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    with_lora("language").save_pretrained(tmp_path / "model")
+    fresh("llama", "clip").save_pretrained(tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()}
+    for export in (merge_model, export_full, export_llava, visgraft.import_git_llm):
+        with pytest.raises(CheckpointError, match="a model is there already; give another folder, or say --force"):
+            export(tmp_path / "model", tmp_path / "mine")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()} == before
+    merge_model(tmp_path / "model", tmp_path / "mine", replace=True)
+    assert list(lora_layers(VisionLanguageModel.from_pretrained(tmp_path / "mine").language)) == []
 
 
 def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def test_a_sample_without_an_id_is_called_by_its_number():
     assert numbers((3, 1.0))[2].id == "s0:2"
 
 
-def test_no_sources_are_an_empty_list():
-    sources = open_sources([])
-    assert len(sources) == 0 and sources.order(seed=0, epoch=0).tolist() == []
+def test_a_list_that_names_no_data_is_refused_with_a_way_to_name_some():
+    with pytest.raises(ConfigError, match=r"data\.validation: names no data; give it a source, .*visgraft init --data"):
+        open_sources([], key="data.validation")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from visgraft.evaluation.questions import QuestionSet, questions_of
 from visgraft.evaluation.records import Answered
 from visgraft.evaluation.running import EvaluatedModel, Evaluation, Settings
 from visgraft.evaluation.scoring import score_answers
-from visgraft.evaluation.test_data import Task
+from visgraft.evaluation.task import Task
 
 COLOURS = ("red", "blue", "green", "yellow", "teal")
 SHAPES = ("circle", "rectangle", "triangle")

@@ -142,6 +142,46 @@ def test_a_bad_image_is_left_out_and_told(made: Path, tmp_path: Path) -> None:
     assert found.models[0].scored.intervals["exact_match"].n == 10
 
 
+def with_questions(tmp_path: Path, questions: list[str]) -> Any:
+    """Make a task of questions about the first images of a data set."""
+    from tests.training.tiny import save_data
+
+    data = Path(save_data(tmp_path / "data", num_images=len(questions)))
+    rows = [{"file_name": f"{number}.png", "question": text, "answer": "red"} for number, text in enumerate(questions)]
+    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test.yaml").write_text(f"data: {{test: [{{source: folder, path: {data}}}]}}\n")
+    return open_task(str(tmp_path / "test.yaml"), say=quiet)
+
+
+def test_a_question_that_is_too_long_for_the_model_costs_itself_and_is_told(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visgraft.evaluation.report import write_report
+
+    task = with_questions(tmp_path, ["Which colour?", "cat " * 200, "What is it?", ""])
+    settings = Settings(**{**FAST, "control_limit": 4}, metrics=["exact_match", "loss", "choice_likelihood"])
+    found = evaluate_models([str(made / "first")], task, settings=settings, folder=tmp_path / "out", say=quiet)
+    [model] = found.models
+    assert [name.split(":")[1] for name in model.not_answered] == ["1.png"]
+    records = lines(tmp_path / "out" / "answers.jsonl")
+    assert ["no_answer" in record for record in records] == [False, True, False, False]
+    assert (records[1]["answer"], records[1]["scores"]["exact_match"]) == ("", 0.0)
+    assert "the 128 positions of llama leave no room for an answer" in records[1]["no_answer"]
+    scores = model.scored.intervals
+    assert {name: each.n for name, each in scores.items()} == dict.fromkeys(scores, 4)
+    assert found.as_json()["models"][0]["settings"]["prompts_too_long"] == 1
+    [warning] = model.warnings
+    assert warning.startswith("1 of 4 questions are too long for the model, and an empty answer is counted for each")
+    page = write_report(found, tmp_path / "out" / "report.html").read_text()
+    assert page.count("questions are too long for the model") == 1
+    assert model.scored.scores["loss"].sums[1].tolist() == [0.0, 0.0]  # it has no part in the mean
+    assert records[1]["scores"]["choice_likelihood"] == 0.0
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    again = evaluate_models([str(made / "first")], task, settings=settings, folder=tmp_path / "out", say=quiet)
+    assert again.models[0].scored.intervals == scores
+    assert again.models[0].not_answered == model.not_answered
+
+
 def test_controls_show_no_image_another_one_and_the_bare_language_model(made: Path, tmp_path: Path) -> None:
     found = evaluate(made, tmp_path / "out", control_limit=12, bare=True)
     assert [control.kind for control in found.models[0].controls] == [

@@ -1,5 +1,7 @@
 """Answers do not depend on who else is asked, nor on whether the model is in training."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -148,6 +150,26 @@ def test_answers_are_cut_where_the_positions_of_the_language_model_end(
     assert answer(model, processor, [long, short], max_new_tokens=16) == alone
     with pytest.raises(ModelError, match=r"the 128 positions of llama leave no room for an answer; shorten the prompt"):
         answer(model, processor, [ask("cat " * 200, images=(picture(0),))])
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}])
+def test_a_prompt_without_room_for_an_answer_costs_itself_alone(
+    settings: dict[str, Any], pair: tuple[VisionLanguageModel, Processor]
+) -> None:
+    model, processor = pair
+    many = tuple(picture(seed) for seed in range(26))  # 130 image tokens
+    good = [ask("What is it?", images=(picture(seed),)) for seed in range(3)]
+    asked = [good[0], ask("cat " * 200, images=(picture(0),)), good[1], ask("Why?", images=many)]
+    asked += [ask("", "a " * 300), good[2]]
+    given = [*answer_each(model, processor, asked, max_new_tokens=4, batch_size=4, **settings)]
+    assert [each.error is None for each in given] == [True, False, True, False, True, False, True]
+    for each in given:
+        if each.error is not None:
+            assert isinstance(each.error, ModelError)
+            assert (each.text, each.token_ids, each.finish) == ("", (), None)
+            assert "positions of llama leave no room for an answer; shorten the prompt" in str(each.error)
+    alone = [answer(model, processor, [sample], max_new_tokens=4, **settings)[0] for sample in (*good, ask(""))]
+    assert [given[place].text for place in (0, 2, 6, 4)] == alone
 
 
 def test_another_cache_is_refused_as_answers_keep_their_own(pair: tuple[VisionLanguageModel, Processor]) -> None:

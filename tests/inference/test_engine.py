@@ -25,6 +25,8 @@ from visgraft.inference import (
     score_candidates,
 )
 from visgraft.inference.eval_mode import eval_mode
+from visgraft.inference.prefix_cache import open_pixels
+from visgraft.inference.requests import ImageSegment, Segment
 from visgraft.model.slots import SlotCache
 
 Pair = tuple[VisionLanguageModel, Processor]
@@ -102,7 +104,11 @@ def test_a_prompt_of_one_token_joins_the_next_step(pair: Pair, monkeypatch: pyte
     assert long.answer() == alone(pair, prompt(pair), max_new_tokens=5, **ON)
 
 
-def test_images_of_the_prompts_that_come_next_are_read_along(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("positions", "expected"), [(1024, [5]), (20, [4, 1]), (5, [2, 2, 1])])
+def test_images_of_the_prompts_that_come_next_are_read_along(
+    positions: int, expected: list[int], pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visgraft.inference.active._IMAGE_POSITIONS_AT_ONCE", positions)  # 5 an image
     read: list[int] = []
     read_image = pair[0].read_image
     monkeypatch.setattr(pair[0], "read_image", lambda x, **rest: read.append(len(x)) or read_image(x, **rest))
@@ -110,7 +116,7 @@ def test_images_of_the_prompts_that_come_next_are_read_along(pair: Pair, monkeyp
     given = [prompt(pair, seed=seed) for seed in (0, 1, 2, 3, 4)]
     replies = [engine.submit(each, Decoding.of(max_new_tokens=3, **ON)) for each in given]
     answers = [reply.answer() for reply in replies]
-    assert read == [4, 1]  # two now and two ahead
+    assert read == expected  # two are admitted at once, the others are read ahead
     assert answers == [alone(pair, prompt(pair, seed=seed), max_new_tokens=3, **ON) for seed in (0, 1, 2, 3, 4)]
 
 
@@ -174,6 +180,22 @@ def test_a_prompt_that_is_too_long_fails_alone(pair: Pair) -> None:
     with pytest.raises(ModelError, match="leave no room for an answer"):
         bad.answer()
     assert last.answer() == alone(pair, prompt(pair, ""), max_new_tokens=4)
+
+
+@pytest.mark.parametrize("num_slots", [1, 3])  # with one the others' images are read ahead
+def test_images_and_earlier_turns_that_are_too_long_fail_alone(num_slots: int, pair: Pair) -> None:
+    wide = ImageSegment(open_pixels(pair[1], [picture(seed) for seed in range(26)]))  # 130 tokens of 128 positions
+    later = ImageSegment(open_pixels(pair[1], [picture(9)]))
+    segments: list[list[Segment]] = [[wide, [5, 6]], [[7] * 200, later, [5]], [[7] * 20, wide, [5]]]
+    engine = Engine(*pair, num_slots=num_slots)
+    first = engine.submit(prompt(pair, seed=1), Decoding.of(max_new_tokens=3))
+    bad = [engine.submit(Prompt(each), Decoding.of(max_new_tokens=3)) for each in segments]
+    last = engine.submit(prompt(pair, seed=2), Decoding.of(max_new_tokens=3))
+    for reply, seed in ((first, 1), (last, 2)):
+        assert reply.answer() == alone(pair, prompt(pair, seed=seed), max_new_tokens=3)
+    for reply in bad:
+        with pytest.raises(ModelError, match="the 128 positions of llama leave no room for an answer"):
+            reply.answer()
 
 
 def test_what_a_row_held_before_is_gone_even_where_it_was_no_number(parts: tuple[str, str]) -> None:

@@ -158,9 +158,7 @@ def test_tiles_of_an_encoder_of_timm_are_not_cut_off(folder: Any, tokenizer: Any
 # --- Where torchvision is there, transformers makes pixels with it
 
 
-@pytest.mark.parametrize(
-    "kind", ["CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor", "BitImageProcessor"]
-)
+@pytest.mark.parametrize("encoder", ["CLIP", "Siglip", "ViT", "Bit"])
 @pytest.mark.parametrize("size", [(300, 200), (40, 50), (224, 224)])
 def test_exact_pixels_are_those_of_either_kind_of_image_processor(encoder: str, size: tuple[int, int]) -> None:
     for name in (f"{encoder}ImageProcessor", f"{encoder}ImageProcessorPil"):

@@ -10,7 +10,8 @@ from PIL import Image
 from tests.training.tiny import tiny_recipe
 from visgraft.config import load_recipe
 from visgraft.data.sample import Turn
-from visgraft.errors import ConfigError
+from visgraft.errors import BadSampleError, ConfigError
+from visgraft.inference import Answer
 from visgraft.training import validate as validate_module
 from visgraft.training.plan import Planner
 from visgraft.training.progress import TrainProgress
@@ -38,7 +39,8 @@ def test_an_answer_is_right_if_it_equals_any_reference(
     first, *others = session.questions
     turn = Turn("What is it?", "a cat", references=("cat", "one cat"))
     session.questions = [type(first)(first.images, [[turn]], id=first.id), *others]
-    monkeypatch.setattr(validate_module, "answer", lambda *_, **__: ["one cat", "wrong", "wrong", "wrong"])
+    said = [Answer(text) for text in ("one cat", "wrong", "wrong", "wrong")]
+    monkeypatch.setattr(validate_module, "answer_each", lambda *_, **__: iter(said))
     assert score_questions(session) == 0.25
 
 
@@ -73,6 +75,25 @@ def test_ones_own_images_are_asked_behind_the_fixed_questions_and_kept_small(
         assert image.getpixel((0, 0))[0] > 250
     assert all((session.run.folder / record["image"]).is_file() for record in records)
     assert {record["stopped"] for record in records} <= {True, False}
+
+
+def test_a_sample_prompt_that_is_too_long_costs_itself_and_is_told(
+    tmp_path: Path, quiet: TrainProgress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "mine.png")
+    recipe = tiny_recipe(tmp_path, max_new_tokens=2)
+    recipe["data"]["sample_prompts"] = [{"image": str(tmp_path / "mine.png"), "prompts": ["cat " * 200, "Why?"]}]
+    session = open_session(load_recipe(recipe), progress=quiet)
+    told: list[str] = []
+    monkeypatch.setattr(session.progress, "say", told.append)
+    *held_out, long, short = answer_sample_prompts(session)
+    assert long["answer"] == ""
+    assert "the 128 positions of llama leave no room for an answer" in long["error"]
+    assert not any("error" in record for record in (*held_out, short))
+    assert told == [f"1 of 6 questions have no answer: {long['error']}"]
+    (tmp_path / "mine.png").unlink()
+    with pytest.raises(BadSampleError, match="image file is missing"):
+        answer_sample_prompts(session)
 
 
 def test_a_probe_that_is_no_image_is_said_before_anything_trains(tmp_path: Path, quiet: TrainProgress) -> None:

@@ -38,7 +38,7 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         """Begin without any."""
         self.folder = folder
-        self._own = this_process()
+        self._own = this_process("labelling a collection into it")
         self._held: set[Path] = set()
         self._seen: dict[Path, tuple[LockState, float]] = {}  # those of others, and since when they look like that
         self._closed = threading.Event()

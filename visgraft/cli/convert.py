@@ -14,7 +14,7 @@ import typer
 
 from visgraft.atomic import write_whole
 from visgraft.cli.hub import go_offline_without_network, names_of_model
-from visgraft.cli.options import AsJson, Model
+from visgraft.cli.options import AsJson, Force, Model
 from visgraft.cli.terminal import note, print_error, print_json, print_line, quiet_libraries
 from visgraft.errors import ConfigError
 
@@ -46,6 +46,7 @@ def import_(
     vision_heads: Annotated[
         int | None, typer.Option(min=1, help="Attention heads of the encoder, where nothing else tells them.")
     ] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Import a checkpoint of GIT-LLM or heron: OPT, LLaMA, MPT, GPT-NeoX, Japanese StableLM alpha.
@@ -74,6 +75,7 @@ def import_(
         image_attention=image_attention,
         template=template,
         vision_heads=vision_heads,
+        replace=force,
     )
     if as_json:
         print_json(asdict(report))
@@ -120,6 +122,7 @@ def merge(
     dequantize: Annotated[
         bool, typer.Option("--dequantize", help="Unpack a language model of 8 or 4 bits first, at its full size.")
     ] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> int:
     """Fold LoRA into the weights below it and write a model folder without adapters.
@@ -133,7 +136,7 @@ def merge(
     from visgraft.convert.merge import MergeRefusedError, merge_model
 
     try:
-        report = merge_model(model, target, dtype=dtype, dequantize_first=dequantize)
+        report = merge_model(model, target, dtype=dtype, dequantize_first=dequantize, replace=force)
     except MergeRefusedError as error:
         print_error(f"refused: {error}")
         return REFUSED
@@ -156,6 +159,7 @@ def export(
         bool,
         typer.Option("--portable", help="Put the code in too: loads with trust_remote_code=True without visgraft."),
     ] = False,
+    force: Force = False,
 ) -> int:
     """Write a model for use elsewhere.
 
@@ -170,12 +174,13 @@ def export(
     if format_ == "visgraft":
         from visgraft.convert.portable import export_full
 
-        print_line(f"{export_full(model, target, portable=portable)}: written whole{', with code' if portable else ''}")
+        folder = export_full(model, target, portable=portable, replace=force)
+        print_line(f"{folder}: written whole{', with code' if portable else ''}")
         return 0
     from visgraft.convert.llava import ExportRefusedError, export_llava
 
     try:
-        notes = export_llava(model, target)
+        notes = export_llava(model, target, replace=force)
     except ExportRefusedError as error:
         print_error(f"refused: {error}")
         return REFUSED

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
-from visgraft.cli.options import AsJson
+from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import note, print_json, print_line, quiet_libraries
 from visgraft.config import Recipe, load_recipe, recipe_to_yaml
 from visgraft.reporting.progress import working
@@ -29,7 +29,10 @@ ANSWER_IS_NO = 1
 RecipeFile = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="Recipe (a file or a shipped one's name), or a run folder.", show_default=False
+        autocompletion=shipped_names,
+        metavar="RECIPE",
+        help="Recipe (a file or a shipped one's name), or a run folder.",
+        show_default=False,
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
@@ -66,15 +69,13 @@ def check(
     reports: list[SourceReport] = []
     number = os.cpu_count() or 1 if workers is None else workers
     started = time.monotonic()
-    for part in ("train", "validation", "test"):
+    for part in ("train", *(part for part in ("validation", "test") if getattr(settings.data, part))):
         streams = _open_streams(settings, part)
         if streams is not None:
             with working(f"reading {part}", total=None, unit="samples") as advance:
                 reports += check_streams(streams, processor, num_workers=number, with_images=images, progress=advance)
             continue
         sources = _open(settings, part)
-        if not sources.opened:
-            continue
         with working(f"reading {part}", total=len(sources), unit="samples") as advance:
             reports += check_sources(sources, processor, num_workers=number, with_images=images, progress=advance)
     findings = find(reports, settings=settings.data)
@@ -124,10 +125,8 @@ def prepare(
     settings = _with_folders(settings)
     from visgraft.data.prepare import prepare as write_shards
 
-    for part in ("train", "validation"):
+    for part in ("train", *(["validation"] if settings.data.validation else [])):
         sources = _open(settings, part)
-        if not len(sources):
-            continue
         fingerprint = recipe_to_yaml(Recipe(data=settings.data))
         with working(f"writing {part}", total=len(sources), unit="samples") as advance:
             shards = write_shards(sources, folder, split=part, fingerprint=fingerprint, progress=advance)
@@ -155,9 +154,8 @@ def _with_folders(settings: Recipe) -> Recipe:
 def _open(settings: Recipe, part: str) -> "Sources":
     from visgraft.data.sources import open_sources
 
+    note(f"opening {part}")
     entries = getattr(settings.data, part)
-    if entries:
-        note(f"opening {part}")
     return open_sources(entries, key=f"data.{part}", settings=settings.data)
 
 

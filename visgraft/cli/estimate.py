@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
-from visgraft.cli.options import AsJson
+from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.config import load_recipe
 
@@ -23,7 +23,10 @@ def estimate(
     recipe: Annotated[
         Path,
         typer.Argument(
-            metavar="RECIPE", help="Recipe (a file or a shipped one's name), or a run folder.", show_default=False
+            autocompletion=shipped_names,
+            metavar="RECIPE",
+            help="Recipe (a file or a shipped one's name), or a run folder.",
+            show_default=False,
         ),
     ],
     gpu: Annotated[

@@ -188,8 +188,8 @@ def _print_evaluation(found: "Evaluation", *, power: float | None, as_json: bool
         tell(warning)
     rows = [] if power is None else power_of(scored, difference=power)
     for each in found.models:
-        if each.unusable:
-            tell(f"{each.name}: {len(each.unusable):,} questions are left out, as their images cannot be used")
+        for warning in each.warnings:
+            tell(f"{each.name}: {warning}")
     if as_json:
         print_json({**found.as_json(), **({} if power is None else {"power": rows})})
     else:

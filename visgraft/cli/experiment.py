@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
-from visgraft.cli.options import AsJson
+from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import end_stopped, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.errors import ConfigError
 from visgraft.reporting.progress import error_console
@@ -29,7 +29,12 @@ FAILED = 1
 def experiment(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="Experiment: a YAML file, or a shipped one's name.", show_default=False),
+        typer.Argument(
+            autocompletion=shipped_names,
+            metavar="FILE",
+            help="Experiment: a YAML file, or a shipped one's name.",
+            show_default=False,
+        ),
     ],
     only: Annotated[
         list[str] | None,

@@ -7,9 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
+from visgraft.config.shipped import shipped_recipes
+
+
+def shipped_names(incomplete: str) -> list[str]:
+    """Complete the name of a shipped recipe, for shells; where none begins so, a shell completes files."""
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Run folder, model folder or Hub name.", show_default=False)
 ]
+Force = Annotated[bool, typer.Option("--force", help="Write over a model folder that is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Device = Annotated[
     str | None, typer.Option(help="Such as cpu, cuda, cuda:1 or mps.", show_default="the accelerator that is there")

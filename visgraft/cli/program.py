@@ -17,20 +17,23 @@ from rich.markup import escape
 
 from visgraft.cli.annotate import annotate
 from visgraft.cli.ask import ask
+from visgraft.cli.cache import cache
 from visgraft.cli.caption import caption
 from visgraft.cli.chat import chat
 from visgraft.cli.compare import compare
 from visgraft.cli.convert import export, import_, merge
 from visgraft.cli.data import data
 from visgraft.cli.demo import demo
+from visgraft.cli.env import env
 from visgraft.cli.estimate import estimate
 from visgraft.cli.evaluate import evaluate
 from visgraft.cli.experiment import experiment
 from visgraft.cli.init import init
 from visgraft.cli.inspection import inspect_
 from visgraft.cli.recipes import recipes
+from visgraft.cli.serve import serve
 from visgraft.cli.show import show
-from visgraft.cli.terminal import debugging, print_error
+from visgraft.cli.terminal import debugging, logging_as, print_error
 from visgraft.cli.train import train
 from visgraft.cli.watch import watch
 from visgraft.config.renamed import COMMANDS
@@ -42,6 +45,8 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 # What is wrong with a file, where whoever reads it did not say so; no mistake of ours, most of the time.
 UNREADABLE = (EOFError, RecursionError, UnpicklingError)
+LOG_FORMS = {"--quiet": "quiet", "--log-json": "json"}
+HELP = ["-h", "--help"]
 WHERE = "; with --debug you see where"
 
 EPILOG = (
@@ -56,11 +61,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Errors that a user can act on become one line; anything else is a mistake of ours and keeps its traceback.
     """
-    given = _debug_first(list(sys.argv[1:] if args is None else args)) or ["--help"]
-    is_debug = given[:1] == ["--debug"]
-    with debugging(is_debug):
+    flags, rest = _split_flags(list(sys.argv[1:] if args is None else args))
+    is_debug = "--debug" in flags
+    with debugging(is_debug), logging_as(next((form for flag, form in LOG_FORMS.items() if flag in flags), None)):
         try:
-            status = app(given, prog_name="visgraft", standalone_mode=False)
+            status = command()([*flags, *rest] or ["--help"], prog_name="visgraft", standalone_mode=False)
         except KeyboardInterrupt:
             return INTERRUPTED
         except SystemExit:  # typer's way to end where the reader of its output stopped early, as `head` does
@@ -75,12 +80,24 @@ def main(args: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _debug_first(args: list[str]) -> list[str]:
-    """Move `--debug` to the front, wherever among the options it stands."""
+def _split_flags(args: list[str]) -> tuple[list[str], list[str]]:
+    """Take out the flags that every command has, wherever among the options they stand."""
     end = args.index("--") if "--" in args else len(args)
-    if "--debug" not in args[:end]:
-        return args
-    return ["--debug", *(arg for place, arg in enumerate(args) if arg != "--debug" or place > end)]
+    flags = [flag for flag in ("--debug", *LOG_FORMS) if flag in args[:end]]
+    return flags, [arg for arg in args[:end] if arg not in flags] + args[end:]
+
+
+def command() -> Any:
+    """Build the program; a flag's help names no type, as it takes no value."""
+    command = typer.main.get_command(app)
+    commands: list[Any] = [command]
+    while commands:
+        each = commands.pop()
+        commands += getattr(each, "commands", {}).values()
+        for option in each.get_params(each.context_class(each, help_option_names=HELP)):
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+    return command
 
 
 def _in_words(error: Exception) -> str:
@@ -107,10 +124,9 @@ def _in_words(error: Exception) -> str:
 
 app = typer.Typer(
     name="visgraft",
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP},
     epilog=EPILOG,
 )
 
@@ -125,6 +141,12 @@ def _print_version(asked: bool) -> None:
 def _program(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error comes from, and what libraries log.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Say nothing on standard error but what went wrong; for every command.")
+    ] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Write standard error as one JSON object a line; for every command.")
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -188,8 +210,11 @@ _add(
 )
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")
+_add("Use", serve, "visgraft serve runs/my-run", "visgraft serve runs/a runs/b --port 0 --api-key-file keys.txt")
 _add("Bring", import_, "visgraft import GIT-Llama-2-7B imported", "visgraft import --recipe exp001.yml recipe.yaml")
 _add("Bring", merge, "visgraft merge runs/my-run merged")
 _add(
     "Bring", export, "visgraft export runs/my-run whole --portable", "visgraft export runs/my-run plain --format llava"
 )
+_add("Keep", cache, "visgraft cache", "visgraft cache --clear vision --clear answers")
+_add("Keep", env, "visgraft env", "visgraft env --json")

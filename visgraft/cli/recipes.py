@@ -12,14 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from visgraft.atomic import write_whole
-from visgraft.cli.options import AsJson
+from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import print_json, print_line, print_rich
 from visgraft.config.shipped import first_line, shipped_recipe, shipped_recipes
 from visgraft.errors import ConfigError
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.", show_default="list all")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(autocompletion=shipped_names, metavar="NAME", help="Print this one.", show_default="list all"),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Copy it into a file.", show_default="print it"),

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from visgraft.cli.drawing import draw_model
 from visgraft.cli.hub import go_offline_without_network, names_of_model, names_of_recipe
-from visgraft.cli.options import AsJson
+from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.config import find_recipe, load_recipe
 from visgraft.errors import ConfigError
@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 def show(
     target: Annotated[
-        str, typer.Argument(metavar="RECIPE|MODEL", help="Recipe, run, model folder or Hub name.", show_default=False)
+        str,
+        typer.Argument(
+            autocompletion=shipped_names,
+            metavar="RECIPE|MODEL",
+            help="Recipe, run, model folder or Hub name.",
+            show_default=False,
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of a recipe.")

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from visgraft.atomic import REFUSALS
 from visgraft.errors import DiskError
-from visgraft.reporting.progress import Display, error_console, visible
+from visgraft.reporting.progress import LOG_VARIABLE, Display, error_console, visible
 from visgraft.training.interrupt import exit_status
 
 PLAIN_WIDTH = 160  # columns of what is piped into a file
@@ -38,6 +38,21 @@ def debugging(is_on: bool) -> Iterator[None]:
         yield
     finally:
         _debug.reset(token)
+
+
+@contextmanager
+def logging_as(form: str | None) -> Iterator[None]:
+    """Write what is said on standard error as asked (quiet, json), in processes that are started too."""
+    before = os.environ.get(LOG_VARIABLE)
+    if form is not None:
+        os.environ[LOG_VARIABLE] = form
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(LOG_VARIABLE, None)
+        else:
+            os.environ[LOG_VARIABLE] = before
 
 
 def quiet_libraries() -> None:
@@ -62,7 +77,7 @@ def quiet_libraries() -> None:
 def note(text: str) -> None:
     """Tell a user who waits at a terminal what the program does."""
     if sys.stderr.isatty():
-        Console(stderr=True).print(visible(text), style="dim", markup=False, highlight=False, soft_wrap=True)
+        error_console().print(visible(text), style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def tell(text: str) -> None:
@@ -79,8 +94,9 @@ def end_stopped(error: KeyboardInterrupt) -> int:
 
 def print_error(text: str) -> None:
     """Say what is wrong."""
-    console = Console(stderr=True)
-    console.print("error:", style="bold red", end=" ")
+    console = error_console(level="error")
+    if os.environ.get(LOG_VARIABLE) != "json":  # there the level says it
+        console.print("error:", style="bold red", end=" ")
     console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
+from visgraft.cli.options import shipped_names
 from visgraft.cli.terminal import end_stopped, note, print_line, quiet_libraries
 from visgraft.config import load_recipe
 from visgraft.errors import ConfigError
@@ -19,6 +20,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
+            autocompletion=shipped_names,
             metavar="RECIPE",
             help="Recipe: a YAML file, a shipped one's name, or a run folder to train its recipe again.",
             show_default=False,

@@ -67,7 +67,7 @@ def effect_of(settings: type, key: str) -> Effect:
         if word in declared:
             assert inside is not None
             found = declared[word].metadata.get("effect", found)
-            inside = _settings_in(get_type_hints(inside)[word])
+            inside = settings_in(get_type_hints(inside)[word])
     assert found is not None, f"{key} is no setting of {settings.__name__}"
     return found
 
@@ -84,13 +84,13 @@ def _effects(settings: type, path: str) -> Iterator[tuple[str, Effect]]:
         if "effect" in declared.metadata:
             yield key, declared.metadata["effect"]
         else:
-            inside = _settings_in(get_type_hints(settings)[declared.name])
+            inside = settings_in(get_type_hints(settings)[declared.name])
             assert inside is not None, f"{key} says no effect"
             yield from _effects(inside, key)
 
 
-def _settings_in(hint: Any) -> type | None:
+def settings_in(hint: Any) -> type | None:
     """Find the dataclass of settings that a type hint holds: itself, one of a union, or what a list is of."""
     if isinstance(hint, type) and is_dataclass(hint):
         return hint
-    return next((found for each in get_args(hint) if (found := _settings_in(each)) is not None), None)
+    return next((found for each in get_args(hint) if (found := settings_in(each)) is not None), None)

@@ -70,6 +70,7 @@ def import_git_llm(
     image_attention: str | None = None,
     template: str | None = None,
     vision_heads: int | None = None,
+    replace: bool = False,
 ) -> ImportReport:
     """Read a GIT-LLM or heron checkpoint and write it as a model folder.
 
@@ -81,13 +82,14 @@ def import_git_llm(
             StableLM, whose attention hid later image tokens against its authors' intent, else `bidirectional`.
         template: prompt template of the processor; None = the one that the authors of its architecture trained with.
         vision_heads: attention heads of the encoder, where neither its configuration nor its width tells them.
+        replace: write over a model folder that is there.
 
     Raises:
         CheckpointError: the source is no such checkpoint, or a tensor of it cannot be accounted for.
         ConfigError: `image_attention` or `template` is none.
     """
     source, folder = find_folder(src), Path(dst).expanduser()
-    check_target(folder, source=source)
+    check_target(folder, source=source, replace=replace)
     checkpoint = read_git_llm_checkpoint(source)
     model = build_model(checkpoint, lora_alpha=lora_alpha, image_attention=image_attention, vision_heads=vision_heads)
     with whole_folder(folder) as building:

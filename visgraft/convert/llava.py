@@ -48,12 +48,13 @@ class ExportRefusedError(ModelError):
     """The model is none that the other format can hold; nothing was written."""
 
 
-def export_llava(src: str | Path, dst: str | Path) -> list[str]:
+def export_llava(src: str | Path, dst: str | Path, *, replace: bool = False) -> list[str]:
     """Write a model folder in LLaVA's format.
 
     Args:
         src: model folder, run folder or Hub name; its LoRA is merged on the way.
-        dst: folder to write; a model folder that is there is replaced.
+        dst: folder to write.
+        replace: write over a model folder that is there.
 
     Returns:
         Notes on what the folder lacks.
@@ -63,7 +64,7 @@ def export_llava(src: str | Path, dst: str | Path) -> list[str]:
         CheckpointError: the source cannot be loaded, or `dst` is something else.
     """
     source, folder = find_folder(find_model(src)), Path(dst).expanduser()
-    check_target(folder, source=source)
+    check_target(folder, source=source, replace=replace)
     model = VisionLanguageModel.from_pretrained(source)
     reasons = why_not(model)
     if reasons:

@@ -59,22 +59,23 @@ class MergeReport:
 
 
 def merge_model(
-    src: str | Path, dst: str | Path, *, dtype: str | None = None, dequantize_first: bool = False
+    src: str | Path, dst: str | Path, *, dtype: str | None = None, dequantize_first: bool = False, replace: bool = False
 ) -> MergeReport:
     """Fold the LoRA of a model folder into its weights and write the result.
 
     Args:
         src: model folder, run folder or Hub name.
-        dst: folder to write; a model folder that is there is replaced.
+        dst: folder to write.
         dtype: format of the merged weights, float32, bfloat16 or float16; None = as the language model's are stored.
         dequantize_first: unpack weights of 8 or 4 bits; without it, a model that has such is refused.
+        replace: write over a model folder that is there.
 
     Raises:
         CheckpointError: the folder has no LoRA, or it is `dst` itself.
         MergeRefusedError: the logits moved more than the format explains.
     """
     source, folder = find_folder(find_model(src)), Path(dst).expanduser()
-    check_target(folder, source=source)
+    check_target(folder, source=source, replace=replace)
     model = VisionLanguageModel.from_pretrained(source)
     merged = {part: len(list(lora_layers(getattr(model, part)))) for part in STORED_PARTS}
     if not any(merged.values()):
@@ -108,16 +109,20 @@ def merge_model(
     return MergeReport(str(folder), {part: count for part, count in merged.items() if count}, change, ALLOWED[format_])
 
 
-def check_target(folder: Path, *, source: Path) -> None:
-    """See that a folder may be written or replaced.
+def check_target(folder: Path, *, source: Path, replace: bool) -> None:
+    """See that a folder may be written, or replaced where that is asked for.
 
     Raises:
-        CheckpointError: it is the source, or holds something that is no model.
+        CheckpointError: it is the source, holds something that is no model, or a model that is not to be replaced.
     """
     if folder.resolve() == source.resolve():
         raise CheckpointError(f"{folder}: is the model itself, which would be overwritten; give another folder")
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: holds something that is no model; give a new folder")
+    if not replace:
+        raise CheckpointError(f"{folder}: a model is there already; give another folder, or say --force to replace it")
 
 
 def fold_lora(part: nn.Module) -> None:

@@ -32,19 +32,20 @@ AUTO_MAP = {
 HEADER = "# Copied from visgraft (Apache-2.0) with its imports rewritten; the package is the place to change it.\n"
 
 
-def export_full(src: str | Path, dst: str | Path, *, portable: bool = False) -> Path:
+def export_full(src: str | Path, dst: str | Path, *, portable: bool = False, replace: bool = False) -> Path:
     """Write a model with all its weights, so that it needs no other folder.
 
     Args:
         src: model folder, run folder or Hub name.
-        dst: folder to write; a model folder that is there is replaced.
+        dst: folder to write.
         portable: put the code beside the weights.
+        replace: write over a model folder that is there.
 
     Raises:
         CheckpointError: the source cannot be loaded, or `dst` is something else.
     """
     source, folder = find_folder(find_model(src)), Path(dst).expanduser()
-    check_target(folder, source=source)
+    check_target(folder, source=source, replace=replace)
     model = VisionLanguageModel.from_pretrained(source)
     with whole_folder(folder) as building:
         model.save_pretrained(building, full=True)

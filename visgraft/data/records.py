@@ -201,17 +201,17 @@ class Looker:
 
 
 class _Watched:
-    """An image that is opened as always, and remembers its size and whether it shows anything; see StoredImage."""
+    """An image that is opened as always, and remembers its size and whether it shows anything; see WrappedImage."""
 
     def __init__(self, ref: ImageRef, max_pixels: int) -> None:
-        self._ref = ref
+        self.image = ref
         self._max_pixels = max_pixels
         self.size = (0, 0)
         self.is_blank = False
 
     def read(self) -> Image.Image:
         """Return the image."""
-        image = open_image(self._ref, max_pixels=self._max_pixels)
+        image = open_image(self.image, max_pixels=self._max_pixels)
         self.size = image.size
         self.is_blank = all(high - low <= BLANK_RANGE for low, high in image.getextrema())  # type: ignore[misc]
         return image

@@ -26,9 +26,25 @@ class StoredImage(Protocol):
         """Return the encoded file or the image; raises BadSampleError with a short reason."""
 
 
+@runtime_checkable
+class WrappedImage(StoredImage, Protocol):
+    """An image that is changed or watched as it is opened; what it is can be told from `image` alone."""
+
+    @property
+    def image(self) -> ImageRef:
+        """What it stands for."""
+
+
 # An image not yet opened: a PIL image, a path, an encoded file's bytes, a data: URL or base64 text, a dict
 # {"bytes": ..., "path": ..., "base64": ...}, or a StoredImage; numpy arrays and tensors of uint8 are taken, too.
 ImageRef: TypeAlias = Image.Image | str | Path | bytes | Mapping[str, Any] | StoredImage
+
+
+def unwrapped(ref: ImageRef) -> ImageRef:
+    """Give the image that a wrapped one stands for, or the image itself."""
+    while isinstance(ref, WrappedImage):
+        ref = ref.image
+    return ref
 
 
 def is_image_array(value: object) -> bool:

@@ -60,15 +60,21 @@ READERS = {
     "webdataset": "visgraft.data.readers.webdataset:read",
 }
 
+NO_DATA = (
+    "give it a source, such as [{source: folder, path: ~/pictures}], or let `visgraft init --data FOLDER` write it"
+)
+
 
 def open_sources(
     entries: Sequence[SourceSettings], *, key: str = "data.train", settings: DataSettings | None = None
 ) -> Sources:
     """Open every source of a list; key is what messages call the list, settings are what holds for all of them.
 
-    Raises ConfigError for a source or an option that does not exist, and what the readers raise.
+    Raises ConfigError for an empty list, a source or an option that does not exist, and what the readers raise.
     """
     settings = settings or DataSettings()
+    if not entries:
+        raise ConfigError(f"{key}: names no data; {NO_DATA}")
     readers = [reader_of(entry, key=f"{key}.{number}") for number, entry in enumerate(entries)]
     part = part_of(key)
     refuse_unfit_balance(entries, key=key, settings=settings)

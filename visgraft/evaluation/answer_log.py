@@ -20,7 +20,7 @@ from visgraft.disk_cache import cache_folder
 from visgraft.errors import CheckpointError
 
 TAG = "asked"  # the key of a line that says what its answer depends on
-KEPT = ("id", "answer", "tokens", "stopped", "error", "measured")  # of a line, for other evaluations
+KEPT = ("id", "answer", "tokens", "stopped", "error", "no_answer", "measured")  # of a line, for other evaluations
 
 
 class AnswerLog:

@@ -59,7 +59,8 @@ def ask_questions(
         advance: is told how many questions are answered.
 
     Returns:
-        The answers; questions whose image cannot be used are left out.
+        The answers; questions whose image cannot be used are left out, those whose prompt leaves no room for an answer
+        have an empty one.
     """
     partners = other_images(questions.all) if shown == "another image" else {}
     todo = [question for question in questions.all if question.id not in log.known]
@@ -74,8 +75,10 @@ def ask_questions(
         values: dict[str, Any] = {**described(question), "answer": each.text}
         if each.error is None:
             values |= {"tokens": len(each.token_ids), "stopped": each.has_stopped}
-        else:
+        elif isinstance(each.error, BadSampleError):
             values["error"] = str(each.error)
+        else:
+            values["no_answer"] = str(each.error)
         log.add({**values, "model": loaded.name, **({} if shown == "image" else {"shown": shown})})
         advance(1)
     return answered_of(questions.all, log.known)
@@ -129,6 +132,7 @@ def answered_of(questions: Sequence[Question], known: Mapping[str, Mapping[str, 
             kind=question.kind,
             tokens=known[question.id].get("tokens"),
             stopped=known[question.id].get("stopped"),
+            no_answer=known[question.id].get("no_answer", ""),
         )
         for question in questions
         if question.id in known and "error" not in known[question.id]

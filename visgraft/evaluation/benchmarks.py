@@ -27,7 +27,7 @@ from visgraft.config import DataSettings, SourceSettings, Strict, read_yaml
 from visgraft.config.shipped import find_recipe
 from visgraft.errors import ConfigError
 from visgraft.evaluation.scoring import check_metrics
-from visgraft.evaluation.test_data import Task, open_entries, open_recipe
+from visgraft.evaluation.task import Task, open_entries, open_recipe
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 FORM = "a benchmark's file, with what, data and metrics"

@@ -9,6 +9,7 @@ another a function, a third no images); `visgraft evaluate --metrics choice_like
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ class Visgraft(lmms):  # type: ignore[misc]  # lmms-eval has no types
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answer all requests; those with like settings run together."""
         answers: dict[int, str] = {}
+        errors: list[str] = []
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(settings_of(request.args[1 if self.is_simple else 2]), []).append(place)
@@ -67,7 +69,10 @@ class Visgraft(lmms):  # type: ignore[misc]  # lmms-eval has no types
                 )
                 for place, each in zip(places, said, strict=True):
                     answers[place] = cut_answer(each.text, until)
+                    errors += [] if each.error is None else [str(each.error)]
                     advance(1)
+        if errors:
+            warnings.warn(f"{len(errors):,} of {len(requests):,} answers are empty: {errors[0]}", stacklevel=2)
         return [answers[place] for place in range(len(requests))]
 
     def _sample(self, arguments: tuple[Any, ...]) -> Sample:

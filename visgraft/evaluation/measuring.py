@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from visgraft.data.sample import Sample
-from visgraft.errors import BadSampleError, ConfigError
+from visgraft.errors import BadSampleError, ConfigError, ModelError
 from visgraft.evaluation.answer_log import AnswerLog
 from visgraft.evaluation.asking import Advance, Loaded
 from visgraft.evaluation.questions import Question, QuestionSet
@@ -23,6 +23,7 @@ from visgraft.inference import PrefixCache, score_candidates
 from visgraft.metrics import Scores
 from visgraft.metrics.scores import mean_of, ratio_of
 
+NOTHING = {"loss": 0.0, "tokens": 0, "characters": 0, "chosen": None}  # of what leaves no room for an answer
 MOST_CANDIDATES = 64  # of a data set that lists none: all its different answers
 
 
@@ -53,9 +54,10 @@ def measure_questions(
 ) -> None:
     """Measure what the log does not know yet; questions whose image cannot be used are noted with the reason.
 
+    A question that leaves no room for an answer has no loss, and no candidate is chosen.
+
     Raises:
         ConfigError: there are too many candidates.
-        ModelError: a question leaves no room for an answer.
     """
     every = candidates_of(questions) if "choice_likelihood" in metrics else ()
     cache = PrefixCache()
@@ -67,6 +69,8 @@ def measure_questions(
                 record["measured"] = _measure(loaded, question, sample, every, metrics=metrics, cache=cache)
             except BadSampleError as error:
                 record["error"] = str(error)
+            except ModelError as error:
+                record |= {"measured": NOTHING, "no_answer": str(error)}
             log.add(record)
         advance(1)
 

@@ -30,6 +30,7 @@ class Answered:
         kind: of question, where the data name one.
         tokens: of the answer, its end included; None where it is not known.
         stopped: whether the answer came to an end of its own; None where it is not known.
+        no_answer: why the model could not answer, so that an empty answer counts; empty where it could.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Answered:
     kind: str = ""
     tokens: int | None = None
     stopped: bool | None = None
+    no_answer: str = ""
 
 
 def image_groups(answered: Sequence[Answered]) -> list[str]:
@@ -89,7 +91,7 @@ def _answered(values: Any, *, where: str) -> Answered:
     for key, value in (("image", image), ("id", name)):
         if value is not None and not isinstance(value, (str, int)):
             raise DataError(f"{where}: {key}: got {_short(value)}, need a text or a number")
-    stopped, tokens = values.get("stopped"), values.get("tokens")
+    stopped, tokens, no_answer = (values.get(key) for key in ("stopped", "tokens", "no_answer"))
     return Answered(
         id="" if name is None else str(name),
         image="" if image is None else str(image),
@@ -99,6 +101,7 @@ def _answered(values: Any, *, where: str) -> Answered:
         kind=kind if isinstance(kind, str) else "",
         tokens=tokens if isinstance(tokens, int) else None,
         stopped=stopped if isinstance(stopped, bool) else None,
+        no_answer=no_answer if isinstance(no_answer, str) else "",
     )
 
 

@@ -56,6 +56,11 @@ def write_report(evaluation: Evaluation, path: Path) -> Path:
         large_numbers=_large_numbers(evaluation),
         score_charts=_score_charts(models, names),
         kind_charts=_kind_charts(models, names),
+        warnings=[
+            f"{name}: {warning}" if len(models) > 1 else warning
+            for each, name in zip(models, names, strict=True)
+            for warning in each.warnings
+        ],
         scores=_score_table(models, names),
         words=_with_names(words, models, names),
         controls=_control_table(models, names) if any(each.controls for each in models) else None,
@@ -278,6 +283,7 @@ def _said(each: EvaluatedModel, scores: Sequence[str]) -> dict[str, dict[str, An
     for place, answered in enumerate(each.scored.answered):
         values = [_finite(each.scored.scores[score].per_sample[place]) for score in scores]
         entry: dict[str, Any] = {"answer": answered.answer, "values": values}
+        entry |= {"none": answered.no_answer} if answered.no_answer else {}
         if answered.id in others.get("no image", {}):
             entry["blind"] = others["no image"][answered.id]
         if answered.id in others.get("another image", {}):

@@ -30,7 +30,7 @@ from visgraft.evaluation.questions import QuestionSet
 from visgraft.evaluation.records import Answered
 from visgraft.evaluation.scoring import Scored, check_metrics, score_answers, scored_as_json
 from visgraft.evaluation.seeds import seed_groups
-from visgraft.evaluation.test_data import Task
+from visgraft.evaluation.task import Task
 from visgraft.folder_lock import LOCK_FILE, FolderLock
 from visgraft.inference.identity import tag_of
 from visgraft.metrics import Scores
@@ -93,6 +93,27 @@ class EvaluatedModel:
     unusable: Mapping[str, str] = field(default_factory=dict)
     controls: Sequence[Control] = ()
 
+    @property
+    def not_answered(self) -> dict[str, str]:
+        """Why there is no answer, by id of the question: an empty one is counted."""
+        return {said.id: said.no_answer for said in self.scored.answered if said.no_answer}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know before believing the scores."""
+        said = []
+        if self.unusable:
+            said.append(
+                f"{len(self.unusable):,} questions are left out, as their images cannot be used; the first: "
+                f"{next(iter(self.unusable.values()))}"
+            )
+        if self.not_answered:
+            said.append(
+                f"{len(self.not_answered):,} of {len(self.scored.answered):,} questions are too long for the model, "
+                f"and an empty answer is counted for each; the first: {next(iter(self.not_answered.values()))}"
+            )
+        return said
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -134,6 +155,7 @@ class Evaluation:
             "interval": f"95 %, {DRAWS:,} draws of images with all their questions",
             "bad_samples": len(questions.bad),
             "unusable_images": len(each.unusable),
+            "prompts_too_long": len(each.not_answered),
             "versions": library_versions(),
             **self.task.facts,
         }
@@ -170,7 +192,7 @@ def evaluate_models(models: Sequence[str], task: Task, *, settings: Settings, fo
     asking = [AskingModel(each, asked.questions, settings) for each in lazy]
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock() as lock:
-        lock.take(folder, say=say)
+        lock.take(folder, say=say, work="evaluating models into it")
         (folder / SCORES).unlink(missing_ok=True)  # it is there once the evaluation is whole
         write_json(folder / REQUEST, request_of(models, asked, settings))
         forget_others(folder / ANSWERS, tags={each.main.tag for each in asking})
@@ -308,6 +330,7 @@ def write_answers(evaluation: Evaluation, *, tags: Sequence[str]) -> None:
         for place, said in enumerate(each.scored.answered):
             values = {name: score.per_sample[place] for name, score in each.scored.scores.items()}
             record = {**described(questions[said.id]), "answer": said.answer, "scores": values}
+            record |= {"no_answer": said.no_answer} if said.no_answer else {}
             record |= {"tokens": said.tokens, "stopped": said.stopped, "model": each.name, TAG: tag}
             records.append(record)
     write_lines(evaluation.folder / ANSWERS, records)

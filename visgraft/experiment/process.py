@@ -18,6 +18,7 @@ from pathlib import Path
 
 from visgraft.experiment.planned import PlannedRun
 from visgraft.experiment.run_folders import action_for
+from visgraft.reporting.progress import LOG_VARIABLE
 
 NUM_LINES = 200  # of what a run said last, that are kept
 PROGRAM = (sys.executable, "-m", "visgraft")
@@ -30,7 +31,8 @@ class ProcessJob:
         """Start it; the recipe's file goes away with it."""
         self._recipe = recipe
         self._is_told = False
-        environment = dict(os.environ) | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        environment = {name: value for name, value in os.environ.items() if name != LOG_VARIABLE}  # lines, for `say`
+        environment |= {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
         self._lines: deque[str] = deque(maxlen=NUM_LINES)
         self._process = subprocess.Popen(
             list(command),

@@ -28,6 +28,7 @@ from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
 _NEW_TOKENS_AT_FIRST = 256  # for which a row has room when it is admitted; longer answers are rare, and rows grow
+_IMAGE_POSITIONS_AT_ONCE = 1024  # up to which images of the prompts that come next are read along
 _POSITIONS_AT_ONCE = 4096  # prompts' positions that are read in one go, so that those that decode wait for no more
 
 
@@ -109,12 +110,16 @@ class Active:
 
     def _read_together(self, group: Sequence[Request], ahead: Sequence[Prompt]) -> None:
         """Read prompts of unlike length in one go, each into a slot of its own, and choose their first tokens."""
-        read = read_front(self.model, [request.prompt for request in group], cache=self.prefix_cache, ahead=ahead)
+        prompts = [request.prompt for request in group]
+        most = _IMAGE_POSITIONS_AT_ONCE // max(1, self.processor.num_image_tokens)
+        read = read_front(self.model, prompts, cache=self.prefix_cache, ahead=ahead, most_pictures=most)
         leads: dict[int, Request] = {}
         admitted, fronts = [], []
         for request in group:
             front = read[id(request.prompt)]
             try:
+                if isinstance(front, ModelError):
+                    raise front
                 request.limit = min(request.rules.decoding.max_new_tokens, self._room(request))
             except ModelError as error:
                 self._end(request, error)
@@ -271,14 +276,14 @@ class Active:
             reply.first_token_at = time.monotonic()
         request.ids.append(token)
         if chosen.score is not None:
-            request.scores.append(chosen.score)
+            reply.scores.append(chosen.score)
         if token in request.rules.stop_ids:
             return "stop"
         request.has_ended |= token in request.rules.end_ids
         if request.text is not None and not request.has_ended:
             piece = request.text.add(token)
             if piece and reply.is_streamed:
-                reply.pieces.append(piece)
+                reply.give(piece)
             if request.text.is_stopped:
                 return "stop"
         if request.sampler.note(token):
@@ -302,11 +307,11 @@ class Active:
             if request.text.is_stopped:
                 text = request.text.text
             if rest and request.reply.is_streamed:
-                request.reply.pieces.append(rest)
+                request.reply.give(rest)
         if not request.reply.is_streamed and text:
-            request.reply.pieces.append(text)
+            request.reply.give(text)
         has_stopped = finish == "stop" or not {*end_ids}.isdisjoint(ids)
-        scores = None if request.rules.decoding.log_probabilities is None else tuple(request.scores)
+        scores = None if request.rules.decoding.log_probabilities is None else tuple(request.reply.scores)
         self._end(request, Answer(text, has_stopped, finish=finish, token_ids=ids, scores=scores))
 
     def _leave(self, request: Request) -> None:

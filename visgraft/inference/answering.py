@@ -30,8 +30,7 @@ from visgraft.inference.requests import Answer, ImageSegment, Prompt, Reply, pro
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
-_ROUNDS_OPEN = 2  # slots' worth of dialogs that decode or wait, so that a free slot is never left empty
-_ROUNDS_HELD = 4  # slots' worth of dialogs that are open or wait for an earlier one to be given out
+ROUNDS_HELD = 4  # slots' worth of dialogs that decode, wait for a slot, or for an earlier one to be given out
 
 T = TypeVar("T")
 
@@ -93,16 +92,17 @@ def answer_each(
     each_alone: bool = False,
     **decoding: Any,
 ) -> Iterator[Answer]:
-    """Answer as `answer` does, dialog after dialog as they are ready; a bad image spoils its own sample alone.
+    """Answer as `answer` does, dialog after dialog as they are ready.
 
-    A few dialogs are read, answered and given out at a time, so any number of samples takes the same memory. Between
-    two answers the model is as the caller left it. With `each_alone` a dialog that leaves no room for an answer, or no
-    memory, is an answer with that error, and the others go on.
+    A bad image spoils its own sample alone, a prompt that leaves no room for an answer itself alone: `Answer.error`
+    says why there is no text. With `each_alone` so does a dialog that memory does not suffice for. A few dialogs are
+    read, answered and given out at a time, so any number of samples takes the same memory. Between two answers the
+    model is as the caller left it.
 
     Raises:
+        BusyError: memory does not suffice for a prompt beside the others.
         ConfigError: a setting cannot be followed.
-        ModelError: a prompt leaves no room for an answer, or another cache of keys and values is asked for.
-        BusyError: memory does not suffice for a dialog.
+        ModelError: another cache of keys and values is asked for.
     """
     check_caches(decoding)
     cache = PrefixCache() if prefix_cache is None else prefix_cache
@@ -114,12 +114,12 @@ def answer_each(
         )
         return
     asked = Decoding.of(max_new_tokens=max_new_tokens, **decoding)
-    engine = Engine(model, processor, num_slots=batch_size, max_waiting=_ROUNDS_OPEN * batch_size, prefix_cache=cache)
+    engine = Engine(model, processor, num_slots=batch_size, max_waiting=ROUNDS_HELD * batch_size, prefix_cache=cache)
     held: deque[Reply | BadSampleError] = deque()
 
     def ask_more() -> None:
         """Ask what comes next, as far as there is room for it."""
-        while engine.num_waiting < batch_size and len(held) < _ROUNDS_HELD * batch_size:
+        while len(held) < ROUNDS_HELD * batch_size:
             prompt = next(opened, None)
             if prompt is None:
                 return
@@ -138,14 +138,13 @@ def answer_each(
                 while not first.is_done:
                     engine.step()
                     ask_more()
-        yield first.answer() if not each_alone else _answer_or_error(first)
-
-
-def _answer_or_error(reply: Reply) -> Answer:
-    try:
-        return reply.answer()
-    except (ModelError, BusyError) as error:
-        return Answer("", error=error)
+        try:
+            answered = first.answer()
+        except (ModelError, BusyError) as error:
+            if isinstance(error, BusyError) and not each_alone:
+                raise
+            answered = Answer("", error=error)
+        yield answered
 
 
 def _by_generate(
@@ -169,6 +168,9 @@ def _by_generate(
                 yield Answer("", error=prompt)
                 continue
             ids = next(new)
+            if isinstance(ids, ModelError):
+                yield Answer("", error=ids)
+                continue
             has_stopped = not {*stop_ids}.isdisjoint(ids)
             finish: Any = "stop" if has_stopped else "length"
             yield Answer(text_of(processor, ids, stop_ids), has_stopped, finish=finish, token_ids=tuple(ids))

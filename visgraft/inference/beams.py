@@ -51,19 +51,26 @@ def generate_together(
     cache: PrefixCache,
     max_new_tokens: int,
     settings: dict[str, Any],
-) -> list[list[int]]:
+) -> list[list[int] | ModelError]:
     """Generate the ids of some prompts' answers, in `eval_mode`; prompts of equal room for an answer run together.
 
-    Raises:
-        ModelError: a prompt leaves no room for an answer.
+    A prompt that leaves no room for an answer costs itself alone: its error stands in the place of its ids.
     """
     read = read_front(model, prompts, cache=cache)
-    fronts = [read[id(prompt)] for prompt in prompts]
-    rooms = [min(max_new_tokens, room_for_answer(model, len(f.unread), f.num_read)) for f in fronts]
+    answers: list[list[int] | ModelError] = []
+    fronts: dict[int, Front] = {}
+    for index, prompt in enumerate(prompts):
+        front = read[id(prompt)]
+        answers.append(front if isinstance(front, ModelError) else [])
+        if not isinstance(front, ModelError):
+            fronts[index] = front
+    rooms = {
+        index: min(max_new_tokens, room_for_answer(model, len(front.unread), front.num_read))
+        for index, front in fronts.items()
+    }
     own = {"eos_token_id": stop_token_ids(model, processor), "pad_token_id": processor.tokenizer.pad_token_id}
-    answers: list[list[int]] = [[] for _ in prompts]
-    for limit in sorted(set(rooms)):
-        alike = [index for index, room in enumerate(rooms) if room == limit]
+    for limit in sorted(set(rooms.values())):
+        alike = [index for index, room in rooms.items() if room == limit]
         given = {**GREEDY, **own, **settings, "max_new_tokens": limit}
         for index, ids in zip(alike, _generate(model, [fronts[index] for index in alike], given), strict=True):
             answers[index] = ids

@@ -26,13 +26,15 @@ from visgraft.data.sample import Sample, Turn
 from visgraft.errors import ConfigError
 from visgraft.inference.eval_mode import eval_mode
 from visgraft.inference.limits import room_for_answer
-from visgraft.inference.prefix_cache import PrefixCache, encode_prefixes, open_pixels, read_prefixes
+from visgraft.inference.prefix_cache import PrefixCache
+from visgraft.inference.reading import encode_images, read_front, table_in_front
+from visgraft.inference.requests import ImageSegment, Prompt, prompts_of
 from visgraft.model.cache import PreallocatedCache
-from visgraft.model.sequence import SegmentTable, append_segment, empty_table
+from visgraft.model.sequence import SegmentTable, append_segment
 from visgraft.model.state_cache import StateCache
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
-from visgraft.segments import IMAGE, TEXT
+from visgraft.segments import TEXT
 
 Normalise = Literal["sum", "token", "character"]
 _TOKENS_AT_ONCE = 512  # candidates' tokens in one forward, so that logits of a large vocabulary fit
@@ -67,32 +69,47 @@ def score_candidates(
         ConfigError: no candidate, or an unknown way to normalise.
         ModelError: a candidate does not fit behind the prompt.
     """
-    if normalise not in get_args(Normalise):
-        raise ConfigError(f"normalise: got {normalise!r}, allowed are {', '.join(get_args(Normalise))}")
-    if not candidates:
-        raise ConfigError("candidates: got none, need at least one")
+    _check(candidates, normalise)
+    [_] = sample.dialogs
+    [prompt] = prompts_of(processor, sample)
+    return score_prompt(model, processor, prompt, candidates, normalise=normalise, prefix_cache=prefix_cache)
+
+
+def score_prompt(
+    model: VisionLanguageModel,
+    processor: Processor,
+    prompt: Prompt,
+    candidates: Sequence[str],
+    *,
+    normalise: Normalise = "sum",
+    prefix_cache: PrefixCache | None = None,
+) -> list[float]:
+    """Score answers to a prompt with its dialog, whose images may stand anywhere and parts of which may be read.
+
+    Arguments, results and errors are those of `score_candidates`.
+    """
+    _check(candidates, normalise)
     cache = PrefixCache() if prefix_cache is None else prefix_cache
-    [dialog] = sample.dialogs
-    prompt = processor.prompt(dialog)
-    answers = [_answer_ids(processor, dialog, candidate, len(prompt)) for candidate in candidates]
-    pixels = open_pixels(processor, sample.images)
+    num_text = len(processor.prompt(prompt.dialog))
+    answers = [_answer_ids(processor, prompt.dialog, candidate, num_text) for candidate in candidates]
+    longest = max(map(len, answers))
     with eval_mode(model):
-        cache.belong_to(model)
-        [prefix] = encode_prefixes(model, [pixels], cache=cache, batch_size=1)
-        longest = max(map(len, answers))
-        room_for_answer(model, len(prompt) + longest - 1, prefix.num_tokens)
-        read = model.make_reading_cache(
-            capacity=prefix.num_tokens + len(prompt) + min(sum(map(len, answers)), _TOKENS_AT_ONCE + longest)
-        )
-        context = empty_table(1, device=model.device)
-        if prefix.num_tokens:
-            read_prefixes(model, [prefix], cache=cache)
-            read.put([prefix.states])
-            context = append_segment(context, _all_real(model, prefix.num_tokens), kind=IMAGE)
-        row = torch.tensor([prompt], device=model.device)
+        images = [segment for segment in prompt.segments if isinstance(segment, ImageSegment)]
+        encode_images(model, images, cache=cache)
+        room_for_answer(model, len(prompt.text_ids) + longest - 1, sum(image.num_tokens for image in images))
+        front = read_front(model, [prompt], cache=cache)[id(prompt)]
+        if isinstance(front, ModelError):
+            raise front
+        num_new = len(front.unread) + min(sum(map(len, answers)), _TOKENS_AT_ONCE + longest)
+        read = model.make_reading_cache(capacity=front.num_read + num_new)
+        context = table_in_front(model, prompt, front)
+        if front.states is not None:
+            read.put([front.states])
+            read.cut(front.num_read)
+        row = torch.tensor([front.unread], device=model.device)
         first = model.read_text(row, context=context, cache=read, logits_to_keep=1).logits
         assert first is not None
-        context = append_segment(context, _all_real(model, len(prompt)), kind=TEXT)
+        context = append_segment(context, torch.ones_like(row, dtype=torch.bool), kind=TEXT)
         sums: list[float] = []
         for group in _in_groups(answers):
             sums += _sum_up(model, group, first[0, -1], context=context, cache=read)
@@ -100,6 +117,13 @@ def score_candidates(
         return sums
     sizes = [*map(len, answers)] if normalise == "token" else [len(candidate.strip()) for candidate in candidates]
     return [total / size for total, size in zip(sums, sizes, strict=True)]
+
+
+def _check(candidates: Sequence[str], normalise: str) -> None:
+    if normalise not in get_args(Normalise):
+        raise ConfigError(f"normalise: got {normalise!r}, allowed are {', '.join(get_args(Normalise))}")
+    if not candidates:
+        raise ConfigError("candidates: got none, need at least one")
 
 
 def _answer_ids(processor: Processor, dialog: Sequence[Turn], candidate: str, num_prompt: int) -> list[int]:
@@ -147,7 +171,3 @@ def _sum_up(
     owner = torch.tensor([index for index, answer in enumerate(answers) for _ in answer[1:]], device=first.device)
     summed: list[float] = totals.double().index_add(0, owner, behind.double()).tolist()
     return summed
-
-
-def _all_real(model: VisionLanguageModel, length: int) -> Tensor:
-    return torch.ones(1, length, dtype=torch.bool, device=model.device)

@@ -21,7 +21,6 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from visgraft.data.messages import asked
-from visgraft.data.prompt import encode_prompt_turns
 from visgraft.data.sample import ImageRef, Turn
 from visgraft.inference.decoding import Decoding
 from visgraft.inference.engine import Engine
@@ -29,7 +28,7 @@ from visgraft.inference.eval_mode import eval_mode
 from visgraft.inference.limits import positions_taken, room_for_answer
 from visgraft.inference.prefix_cache import PrefixCache, open_pixels
 from visgraft.inference.reading import encode_images
-from visgraft.inference.requests import ImageSegment, Prompt, ReadRow, Segment
+from visgraft.inference.requests import ImageSegment, Prompt, ReadRow, Segment, segments_of
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
@@ -137,19 +136,8 @@ class Conversation:
     # --- What is read
 
     def _segments(self, items: Sequence[Item], prompt: str) -> list[Segment]:
-        """Lay images and the ids of turns out in order; the last segment is text."""
-        tokenizer, template = self.processor.tokenizer, self.processor.prompt_template
-        turns = [item for item in items if isinstance(item, Turn)]
-        texts = iter(encode_prompt_turns(tokenizer, template, [*turns, Turn(prompt, "")]))
-        segments: list[Segment] = []
-        for item in [*items, None]:
-            if isinstance(item, ImageSegment):
-                segments.append(item)
-            elif segments and isinstance(segments[-1], list):
-                segments[-1] += next(texts)
-            else:  # a prompt behind an image is never empty, whatever the template leaves of it
-                segments.append(next(texts) or encode_prompt_turns(tokenizer, template, [Turn("", "")])[0])
-        return segments
+        """Lay out what was shown and said, and a prompt behind it."""
+        return segments_of(self.processor, [*items, Turn(prompt, "")])
 
     def _count(self, items: Sequence[Item], prompt: str) -> int:
         """Count the positions of a conversation in front of its next answer."""

@@ -24,9 +24,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from itertools import islice
+from typing import Any, TypeVar
 
 from visgraft.data.prompt import encode_dialog
 from visgraft.errors import BusyError, ConfigError
@@ -40,7 +41,10 @@ from visgraft.inference.sampling import Rules
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 
+_CLOSED = "the decoding loop is closed; make another one"
 _KNOWN_RULES = 32  # decodings that are kept ready
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -84,6 +88,7 @@ class Engine:
         self.max_waiting = max_waiting
         self.prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
         self._waiting: deque[Request] = deque()
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._active = Active(
             model,
             processor,
@@ -117,7 +122,13 @@ class Engine:
     # --- Asking
 
     def submit(
-        self, prompt: Prompt, decoding: Decoding | None = None, *, stream: bool = False, wait_s: float = 0.0
+        self,
+        prompt: Prompt,
+        decoding: Decoding | None = None,
+        *,
+        stream: bool = False,
+        wait_s: float = 0.0,
+        on_change: Callable[[], None] | None = None,
     ) -> Reply:
         """Ask for an answer; it is on its way when this returns.
 
@@ -126,15 +137,24 @@ class Engine:
             decoding: how; default the most probable tokens.
             stream: the reply gives pieces as they come; else the whole text at the end.
             wait_s: how long to wait for room in the queue.
+            on_change: called in the loop's thread when there are more pieces, and at the end; it must not wait.
 
         Raises:
             BusyError: the queue is full, or the loop is closed.
             ConfigError: the settings cannot be followed.
         """
-        return self._submit([self._request(prompt, decoding or Decoding(), stream=stream)], wait_s=wait_s)[0]
+        request = self._request(prompt, decoding or Decoding(), stream=stream, on_change=on_change)
+        return self._submit([request], wait_s=wait_s)[0]
 
     def submit_several(
-        self, prompt: Prompt, decoding: Decoding, *, num_answers: int, stream: bool = False, wait_s: float = 0.0
+        self,
+        prompt: Prompt,
+        decoding: Decoding,
+        *,
+        num_answers: int,
+        stream: bool = False,
+        wait_s: float = 0.0,
+        on_change: Callable[[], None] | None = None,
     ) -> list[Reply]:
         """Ask for several answers to one prompt, which is read once for those that are admitted together.
 
@@ -144,10 +164,31 @@ class Engine:
         if num_answers < 1:
             raise ConfigError(f"num_answers: got {num_answers}, need 1 or more")
         seeds = [None if decoding.seed is None else decoding.seed + index for index in range(num_answers)]
-        each = [self._request(prompt, replace(decoding, seed=seed), stream=stream) for seed in seeds]
+        each = [
+            self._request(prompt, replace(decoding, seed=seed), stream=stream, on_change=on_change) for seed in seeds
+        ]
         return self._submit(each, wait_s=wait_s)
 
-    def _request(self, prompt: Prompt, decoding: Decoding, *, stream: bool) -> Request:
+    def call(self, job: Callable[[], T]) -> Future[T]:
+        """Do something else with the model, between two steps: nothing else runs on it meanwhile.
+
+        Without a thread it is done when this returns. Where the loop is closed first, the result is a `BusyError`.
+        """
+        result: Future[T] = Future()
+        with self._changed:
+            if self._is_closed:
+                result.set_exception(BusyError(_CLOSED))
+                return result
+            self._jobs.append((result, job))
+            self._changed.notify_all()
+        if self._thread is None:
+            while not result.done():
+                self._run_step()
+        return result
+
+    def _request(
+        self, prompt: Prompt, decoding: Decoding, *, stream: bool, on_change: Callable[[], None] | None
+    ) -> Request:
         choices = [self._choice_ids(prompt, choice) for choice in decoding.choices]
         with self._asking:
             rules = self._rules.get(decoding)
@@ -157,7 +198,7 @@ class Engine:
                     self._rules.popitem(last=False)
             sampler = rules.sampler(prompt.text_ids, seed=decoding.seed, choices=choices)
         text = GrowingText(self.processor.tokenizer, stop=decoding.stop) if stream or decoding.stop else None
-        reply = Reply(self, is_streamed=stream, queued_at=time.monotonic())
+        reply = Reply(self, is_streamed=stream, queued_at=time.monotonic(), on_change=on_change)
         return Request(prompt, rules, sampler, reply, text)
 
     def _choice_ids(self, prompt: Prompt, choice: str) -> list[int]:
@@ -173,7 +214,7 @@ class Engine:
         while True:
             with self._changed:
                 if self._is_closed:
-                    raise BusyError("the decoding loop is closed; make another one")
+                    raise BusyError(_CLOSED)
                 if len(self._waiting) + len(requests) <= self.max_waiting:
                     self._waiting.extend(requests)
                     self._changed.notify_all()
@@ -207,16 +248,22 @@ class Engine:
         self._thread = None
         with self._stepping:
             self._sweep()
+            while self._jobs:
+                self._jobs.popleft()[0].set_exception(BusyError(_CLOSED))
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._waiting or self._active.requests or self._jobs)
 
     def _run(self) -> None:
         """Run until the loop is closed; what a step raises, its requests have got."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._waiting or self._active.requests)
+                self._changed.wait_for(lambda: self._is_closed or self._is_busy)
                 if self._is_closed:
                     return
             with eval_mode(self.model):
-                while (self._waiting or self._active.requests) and not self._is_closed:
+                while self._is_busy and not self._is_closed:
                     try:
                         self.step()
                     except Exception:  # every request that was there has got it, and whoever waits raises it
@@ -252,6 +299,7 @@ class Engine:
         """
         with self._stepping:
             try:
+                self._run_job()
                 self._sweep()
                 self._admit()
                 self._active.decode()
@@ -261,6 +309,17 @@ class Engine:
             finally:
                 with self._changed:
                     self._changed.notify_all()
+
+    def _run_job(self) -> None:
+        """Do one thing that else is wanted of the model, so that those that decode wait for no more."""
+        while self._jobs:
+            result, job = self._jobs.popleft()
+            if result.set_running_or_notify_cancel():
+                try:
+                    result.set_result(job())
+                except Exception as error:
+                    result.set_exception(error)
+                return
 
     def _sweep(self) -> None:
         """Finish what was cancelled and what is too late."""
@@ -294,7 +353,7 @@ class Engine:
                 return
             group, later = active.take([self._waiting.popleft() for _ in range(number)])
             self._waiting.extendleft(reversed(later))
-            ahead = [request.prompt for request in islice(self._waiting, self.num_slots)]
+            ahead = [request.prompt for request in self._waiting]
         try:
             active.read(group, ahead=ahead)
         except BaseException as error:

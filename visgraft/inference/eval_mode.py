@@ -18,12 +18,15 @@ from visgraft.model.vlm import VisionLanguageModel
 @contextmanager
 def eval_mode(model: VisionLanguageModel) -> Iterator[None]:
     """Run without gradients and dropout; without the caller's autocast, in the format that frozen weights have."""
-    was_training, kind = model.training, model.device.type
+    kind, was_training = model.device.type, model.training
+    is_training = any(module.training for module in model.modules())  # else nothing is to be set, which takes a while
     dtype = input_embedding(model).dtype
     is_mixed = dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(kind)
-    model.eval()
+    if is_training:
+        model.eval()
     try:
         with torch.no_grad(), torch.autocast(kind, dtype=dtype) if is_mixed else nullcontext():
             yield
     finally:
-        model.train(was_training)
+        if is_training:
+            model.train(was_training)

@@ -122,13 +122,21 @@ def open_pixels(processor: Processor, images: Sequence[ImageRef]) -> Pixels:
 
 
 def encode_prefixes(
-    model: VisionLanguageModel, groups: Sequence[Pixels], *, cache: PrefixCache, batch_size: int
+    model: VisionLanguageModel,
+    groups: Sequence[Pixels],
+    *,
+    cache: PrefixCache,
+    batch_size: int,
+    owners: Sequence[str] = (),
 ) -> list[Prefix]:
-    """Make the prefix of each group, one for all groups that are equal: from the cache, or its image tokens."""
+    """Make the prefix of each group, one for all groups that are equal: from the cache, or its image tokens.
+
+    `owners`, one for each group: what one of them has computed is not known to another. Default: all are one.
+    """
     none, prefixes, waiting = Prefix(0), [], []
     by_key: dict[str, Prefix] = {}
-    for pixels in groups:
-        key = _key(pixels) if pixels else ""
+    for pixels, owner in zip(groups, owners or [""] * len(groups), strict=True):
+        key = f"{owner}{_key(pixels)}" if pixels else ""
         prefix = by_key.get(key) if pixels else none
         if prefix is None:
             states = cache.get(key)

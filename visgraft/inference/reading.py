@@ -9,11 +9,13 @@ together; what a conversation has read is taken as it is, up to the first positi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from visgraft.errors import ModelError
+from visgraft.inference.limits import room_for_answer
 from visgraft.inference.prefix_cache import PrefixCache, encode_prefixes, read_prefixes
 from visgraft.inference.requests import ImageSegment, Prompt, Segment, position_keys
 from visgraft.model.cache import KeptStates, PreallocatedCache, rows_of
@@ -21,6 +23,8 @@ from visgraft.model.sequence import SegmentTable, append_segment, empty_table
 from visgraft.model.state_cache import StateCache
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.segments import IMAGE, TEXT
+
+_ENCODED_AT_ONCE = 8  # groups of images in one forward of the encoder; more are no faster, and take more memory
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,16 @@ class Front:
 
 
 def read_front(
-    model: VisionLanguageModel, prompts: Sequence[Prompt], *, cache: PrefixCache, ahead: Sequence[Prompt] = ()
-) -> dict[int, Front]:
+    model: VisionLanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    cache: PrefixCache,
+    ahead: Sequence[Prompt] = (),
+    most_pictures: int = 0,
+) -> dict[int, Front | ModelError]:
     """Read all of some prompts but the last text of each; what is known is not read again.
+
+    A prompt that leaves no room for an answer is not read: its error stands in its place, and the others are read.
 
     Args:
         model: in `eval_mode`.
@@ -49,20 +60,61 @@ def read_front(
         cache: what is known of images.
         ahead: prompts that come next; where images are read now, those in front of them are read along, as some cost
             little more than one.
+        most_pictures: that are read in one go because of `ahead`.
     """
     images = {id(segment): segment for prompt in prompts for segment in _images(prompt)}
-    next_ones: dict[int, ImageSegment] = {}
-    if any(image.prefix is None for image in images.values()):
-        firsts = [prompt.segments[0] for prompt in ahead if prompt.read is None]
-        next_ones = {id(first): first for first in firsts if isinstance(first, ImageSegment) and first.prefix is None}
-    encode_images(model, [*{**images, **next_ones}.values()], cache=cache)
-    different = {id(prompt): prompt for prompt in prompts}
+    next_ones = _next_images(images, ahead, most_pictures=most_pictures)
+    encode_images(model, [*images.values(), *next_ones], cache=cache)
+    refused = {id(prompt): error for prompt in prompts if (error := _refusal(model, prompt)) is not None}
+    different = {id(prompt): prompt for prompt in prompts if id(prompt) not in refused}
     known = {key: _num_common(prompt) for key, prompt in different.items()}
+    for key, prompt in different.items():
+        prompt.num_known = max(known[key], _num_in_front(prompt))
     begins = [(known[key], prompt.segments[0]) for key, prompt in different.items()]
     unread = [first.prefix for num, first in begins if isinstance(first, ImageSegment) and num < first.num_tokens]
-    unread += [image.prefix for image in next_ones.values()]
+    unread += [image.prefix for image in next_ones if _refusal(model, Prompt([image, [0]])) is None]
     read_prefixes(model, [prefix for prefix in unread if prefix is not None], cache=cache)
-    return {key: _front(model, prompt, num_read=known[key]) for key, prompt in different.items()}
+    return {**refused, **{key: _front(model, prompt, num_read=known[key]) for key, prompt in different.items()}}
+
+
+def _refusal(model: VisionLanguageModel, prompt: Prompt) -> ModelError | None:
+    """Say why a prompt whose images are encoded cannot be answered; None: it can."""
+    try:
+        room_for_answer(model, len(prompt.text_ids), sum(image.num_tokens for image in _images(prompt)))
+    except ModelError as error:
+        return error
+    return None
+
+
+def _next_images(
+    images: Mapping[int, ImageSegment], ahead: Sequence[Prompt], *, most_pictures: int
+) -> list[ImageSegment]:
+    """Choose the images that are read along with these, where some of these are to be read."""
+    room = most_pictures - sum(image.num_pictures for image in images.values() if image.prefix is None)
+    chosen: dict[int, ImageSegment] = {}
+    if all(image.prefix is not None for image in images.values()):
+        return []
+    for prompt in ahead:
+        first = prompt.segments[0]
+        if not isinstance(first, ImageSegment) or first.prefix is not None or prompt.read is not None:
+            continue
+        if id(first) in images or id(first) in chosen:
+            continue
+        room -= first.num_pictures
+        if room < 0:
+            break
+        chosen[id(first)] = first
+    return [*chosen.values()]
+
+
+def table_in_front(model: VisionLanguageModel, prompt: Prompt, front: Front) -> SegmentTable:
+    """Say what stands at the positions of a prompt that are read: all of its segments but the unread end."""
+    table = empty_table(1, device=model.device)
+    *before, last = prompt.segments
+    for segment in before:
+        table = _append(table, segment)
+    num_known = _length(last) - len(front.unread)
+    return table if isinstance(last, ImageSegment) or not num_known else _append(table, last[:num_known])
 
 
 def encode_images(model: VisionLanguageModel, images: Sequence[ImageSegment], *, cache: PrefixCache) -> None:
@@ -71,9 +123,22 @@ def encode_images(model: VisionLanguageModel, images: Sequence[ImageSegment], *,
     if images:
         cache.belong_to(model)
     if waiting:
-        prefixes = encode_prefixes(model, [image.pixels for image in waiting], cache=cache, batch_size=len(waiting))
+        prefixes = encode_prefixes(
+            model,
+            [image.pixels for image in waiting],
+            cache=cache,
+            batch_size=_ENCODED_AT_ONCE,
+            owners=[image.owner for image in waiting],
+        )
         for image, prefix in zip(waiting, prefixes, strict=True):
             image.prefix = prefix
+
+
+def _num_in_front(prompt: Prompt) -> int:
+    """Count the image tokens in front that the language model has read already."""
+    first = prompt.segments[0]
+    is_known = isinstance(first, ImageSegment) and first.prefix is not None and first.prefix.states is not None
+    return _length(first) if is_known else 0
 
 
 def _images(prompt: Prompt) -> list[ImageSegment]:

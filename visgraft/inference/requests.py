@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from visgraft.data.prompt import encode_prompt_turns
 from visgraft.data.sample import ImageRef, Sample, Turn
 from visgraft.errors import VisgraftError
 from visgraft.inference.pieces import GrowingText
@@ -28,12 +29,12 @@ Finish = Literal["stop", "length", "cancelled", "deadline"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one dialog: an answer, or why its images cannot be used.
+    """What came of one dialog: an answer, or why there is none.
 
     Attributes:
         text: the answer; empty where there is an error.
         has_stopped: it came to an end of its own and was not cut at `max_new_tokens`.
-        error: an image of the sample cannot be used, or (where one asks for it) the dialog leaves no room.
+        error: an image of the sample cannot be used, or the prompt leaves no room for an answer.
         finish: why it ended: `stop` (an end-of-text token or a stop), `length`, `cancelled`, `deadline`.
         token_ids: what was generated, the token at which it stopped included.
         scores: of each of these, where `log_probabilities` was asked for.
@@ -55,11 +56,18 @@ class ImageSegment:
         pixels: of the group.
         prefix: what it is to the language model where it stands in front; None = not yet encoded.
         sources: what it was opened from, kept alive with it.
+        owner: whoever may know what it became: equal images of two owners are computed twice, and kept twice.
     """
 
     pixels: Pixels
     prefix: Prefix | None = None
     sources: Sequence[ImageRef] = ()
+    owner: str = ""
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures that the encoder is given: images, frames or tiles."""
+        return max(len(tensor) for tensor in self.pixels.values())
 
     @property
     def num_tokens(self) -> int:
@@ -88,17 +96,25 @@ class Prompt:
         dialog: the turns it was made of, the last one to be answered; only `choices` need it.
         read: what of it was read before; reading goes on from the first position that differs.
         keep: the reply is to give what was read.
+        num_known: positions that were not read for it, as they were known; once it is admitted.
     """
 
     segments: Sequence[Segment]
     dialog: Sequence[Turn] = ()
     read: ReadRow | None = None
     keep: bool = False
+    num_known: int = 0
 
     @property
     def text_ids(self) -> list[int]:
         """The ids of all texts, one behind the other."""
         return [token for segment in self.segments if not isinstance(segment, ImageSegment) for token in segment]
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens, of those images that are encoded."""
+        images = [segment for segment in self.segments if isinstance(segment, ImageSegment)]
+        return sum(image.num_tokens for image in images if image.prefix is not None)
 
 
 def prompts_of(processor: Processor, sample: Sample, *, images: ImageSegment | None = None) -> list[Prompt]:
@@ -118,12 +134,33 @@ def prompts_of(processor: Processor, sample: Sample, *, images: ImageSegment | N
     return [Prompt([*front, processor.prompt(dialog)], dialog=dialog) for dialog in sample.dialogs]
 
 
+def segments_of(processor: Processor, items: Sequence[ImageSegment | Turn]) -> list[Segment]:
+    """Lay images and turns out in order, the last turn unanswered; the last segment is text.
+
+    Args:
+        processor: of the model that will answer.
+        items: what is said about an image stands behind it; the last one is a turn, whose answer is ignored.
+    """
+    tokenizer, template = processor.tokenizer, processor.prompt_template
+    texts = iter(encode_prompt_turns(tokenizer, template, [item for item in items if isinstance(item, Turn)]))
+    segments: list[Segment] = []
+    for item in items:
+        if isinstance(item, ImageSegment):
+            segments.append(item)
+        elif segments and isinstance(segments[-1], list):
+            segments[-1] += next(texts)
+        else:  # a prompt behind an image is never empty, whatever the template leaves of it
+            segments.append(next(texts) or encode_prompt_turns(tokenizer, template, [Turn("", "")])[0])
+    return segments
+
+
 def position_keys(segments: Sequence[Segment]) -> list[Hashable]:
-    """Name what stands at each position: images and the place in them, or a token's id."""
+    """Name what stands at each position: an image's checksum and the place in it, or a token's id."""
     keys: list[Hashable] = []
     for segment in segments:
         if isinstance(segment, ImageSegment):
-            keys += [(segment, place) for place in range(segment.num_tokens)]
+            assert segment.prefix is not None, "images are named once they are encoded"
+            keys += [(segment.prefix.key, place) for place in range(segment.num_tokens)]
         else:
             keys += segment
     return keys
@@ -151,6 +188,9 @@ class Reply:
         read: what was read, where the prompt asked for it to be kept.
         queued_at: when it was asked for, on `time.monotonic`.
         first_token_at: when its first token was chosen.
+        token_ids: what was said so far.
+        scores: of these, where `log_probabilities` was asked for.
+        on_change: called by whoever runs the loop when there are more pieces, and at the end; it must not wait.
     """
 
     loop: Loop = field(repr=False)
@@ -160,6 +200,9 @@ class Reply:
     read: ReadRow | None = field(default=None, repr=False)
     queued_at: float = 0.0
     first_token_at: float | None = None
+    token_ids: list[int] = field(default_factory=list, repr=False)
+    scores: list[TokenScore] = field(default_factory=list, repr=False)
+    on_change: Callable[[], None] | None = field(default=None, repr=False)
     pieces: deque[str] = field(default_factory=deque, repr=False)
     _answer: Answer | None = None
     _error: BaseException | None = None
@@ -200,6 +243,12 @@ class Reply:
             self.is_cancelled = True
             self.loop.drop(self)
 
+    def give(self, piece: str) -> None:
+        """Hand over a piece (the loop calls this)."""
+        self.pieces.append(piece)
+        if self.on_change is not None:
+            self.on_change()
+
     def finish(self, result: Answer | BaseException) -> None:
         """Hand over what came of it (the loop calls this)."""
         if isinstance(result, Answer):
@@ -207,6 +256,8 @@ class Reply:
         else:
             self._error = result
         self.is_done = True
+        if self.on_change is not None:
+            self.on_change()
 
 
 @dataclass(eq=False)
@@ -217,7 +268,6 @@ class Request:
         length: positions that its row holds, once it is admitted.
         limit: longest answer.
         unread: what of its prompt its row does not hold as it is admitted.
-        ids: what it has said; the last of these is not read yet.
         has_ended: it has said a token that ends the text, though its settings let it go on.
         is_spoiled: its row holds numbers that are none.
     """
@@ -230,12 +280,15 @@ class Request:
     length: int = 0
     limit: int = 0
     unread: list[int] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    scores: list[TokenScore] = field(default_factory=list)
     has_ended: bool = False
     is_spoiled: bool = False
 
     @property
+    def ids(self) -> list[int]:
+        """What it has said; the last of these is not read yet."""
+        return self.reply.token_ids
+
+    @property
     def num_image_tokens(self) -> int:
         """Image tokens of its prompt, once they are encoded."""
-        return sum(segment.num_tokens for segment in self.prompt.segments if isinstance(segment, ImageSegment))
+        return self.prompt.num_image_tokens

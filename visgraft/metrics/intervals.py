@@ -98,6 +98,20 @@ def paired(
     return Difference(difference, low, high, p=(num_as_large + 1) / (draws + 1))
 
 
+def wilson(successes: int, number: int, *, sure: float = SURE) -> tuple[float, float]:
+    """Give the interval of a share, successes of a number of independent tries (Wilson 1927, equation 5).
+
+    It holds for few tries too, and stays within 0 and 1. Raises DataError without a try.
+    """
+    if not 0 <= successes <= number or not number:
+        raise DataError(f"got {successes} of {number}, need at least one try and no more successes than tries")
+    z = NormalDist().inv_cdf(0.5 + sure / 2)
+    share, weight = successes / number, z * z / number
+    middle = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / number + weight / (4 * number))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values of several comparisons, in their order (Holm 1979): any below 0.05 then still is news."""
     corrected, highest = [0.0] * len(p_values), 0.0

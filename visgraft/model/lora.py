@@ -27,6 +27,7 @@ from visgraft.errors import ConfigError
 
 ATTENTION_NAMES = frozenset({"attn", "attention", "self_attn", "self_attention"})
 FIRST_ADAPTER = "default"
+RENAMES_WEIGHTS = "convert_peft_adapter_state_dict_for_transformers"
 
 
 def find_lora_targets(
@@ -99,22 +100,31 @@ def add_lora(part: nn.Module, settings: LoraSettings, *, targets: Sequence[str])
 
 
 def inject_adapter(config: LoraConfig, part: nn.Module, *, adapter: str) -> None:
-    """Let peft put an adapter on exactly the modules that its config names.
+    """Let peft put an adapter on exactly the modules that its config names."""
+    with as_named():
+        inject_adapter_in_model(config, part, adapter_name=adapter)
 
-    peft takes `gate_proj` and the like for names of older releases, in which experts were linears, and would rename or
-    refuse them, wherever they stand.
+
+@contextlib.contextmanager
+def as_named() -> Iterator[None]:
+    """Let peft take the names of modules and of weights as they are.
+
+    It takes `gate_proj`, `sconv.weight` and the like for names of older releases or of other checkpoints, and would
+    rename or refuse them, wherever they stand: what was renamed when it is loaded is then in no module.
     """
     try:
-        module = importlib.import_module("peft.utils.transformers_weight_conversion")
+        module: Any = importlib.import_module("peft.utils.transformers_weight_conversion")
     except ImportError:  # a release that renames nothing
-        inject_adapter_in_model(config, part, adapter_name=adapter)
+        yield
         return
-    rename = module.convert_peft_config_for_transformers
-    module.convert_peft_config_for_transformers = lambda *_, **__: None  # type: ignore[attr-defined]
+    own = {name: getattr(module, name) for name in ("convert_peft_config_for_transformers", RENAMES_WEIGHTS)}
+    module.convert_peft_config_for_transformers = lambda *_, **__: None
+    setattr(module, RENAMES_WEIGHTS, lambda *_, adapter_state_dict, **__: adapter_state_dict)
     try:
-        inject_adapter_in_model(config, part, adapter_name=adapter)
+        yield
     finally:
-        module.convert_peft_config_for_transformers = rename  # type: ignore[attr-defined]
+        for name, function in own.items():
+            setattr(module, name, function)
 
 
 def targets_by_block(part: nn.Module, targets: Sequence[str]) -> Mapping[str, tuple[str, ...]]:

@@ -96,6 +96,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or text.isdigit()
 
 
+def template_file(name: str) -> str:
+    """Give a CSS or JavaScript file of `templates/` as it is."""
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
 # --- What templates are filled by
 
 
@@ -109,16 +116,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {}  # keys stay in their order
-    environment.globals |= {"file": _file, "chart_library": _chart_library}
+    environment.globals |= {"file": lambda name: Markup(template_file(name)), "chart_library": _chart_library}
     environment.filters["breakable"] = _breakable
     return environment
-
-
-def _file(name: str) -> Markup:
-    """Give a CSS or JavaScript file of `templates/` as it is."""
-    environment = _environment()
-    assert environment.loader is not None
-    return Markup(environment.loader.get_source(environment, name)[0])
 
 
 @cache

@@ -8,11 +8,16 @@ In: what happens, as it happens. Out: text. Every bar of the program is drawn he
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from datetime import UTC, datetime
+from typing import Literal, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -21,11 +26,16 @@ from rich.text import Text
 LINE_EVERY_S = 10.0  # between two plain lines about the same work
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of ASCII and Latin-1, without \t and \n
 PLAIN_WIDTH = 120  # characters, where no terminal says how wide it is
+LOG_WIDTH = 10_000  # of a line of the log, which nothing wraps
+LOG_VARIABLE = "VISGRAFT_LOG"  # quiet: nothing but errors; json: one object a line. `--quiet`, `--log-json` set it
 
 
-def error_console(*, is_shown: bool = True) -> Console:
+def error_console(*, is_shown: bool = True, level: Literal["info", "error"] = "info") -> Console:
     """Make a console of standard error; one that is not shown takes everything and prints nothing."""
-    console = Console(stderr=True, quiet=not is_shown)
+    form = os.environ.get(LOG_VARIABLE)
+    if form == "json" and is_shown:
+        return Console(file=_JsonLines(sys.stderr, level=level), force_terminal=False, width=LOG_WIDTH)
+    console = Console(stderr=True, quiet=not is_shown or (form == "quiet" and level == "info"))
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
@@ -34,6 +44,24 @@ def error_console(*, is_shown: bool = True) -> Console:
 def visible(text: str, *, form: str = "\\x{:02x}") -> str:
     """Show characters that would steer a terminal as Python writes them, new lines and tabs apart."""
     return CONTROL.sub(lambda found: form.format(ord(found[0])), text)
+
+
+class _JsonLines(io.StringIO):
+    """A file whose lines are written on as objects of time, level and message."""
+
+    def __init__(self, file: TextIO, *, level: str) -> None:
+        super().__init__()
+        self._file, self._level, self._begun = file, level, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if line.strip():
+                now = datetime.now(UTC).isoformat(timespec="milliseconds")
+                record = {"time": now, "level": self._level, "message": line.rstrip()}
+                self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+        return len(text)
 
 
 class Display:

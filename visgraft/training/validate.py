@@ -18,7 +18,8 @@ import torch
 from visgraft.atomic import whole_file
 from visgraft.data.images.opening import open_image
 from visgraft.data.sample import Sample
-from visgraft.inference import answer
+from visgraft.errors import BadSampleError
+from visgraft.inference import Answer, answer_each
 from visgraft.metrics import metric_named
 from visgraft.metrics.text_match import exact_match
 from visgraft.model.attention_kernel import dense_attention
@@ -122,14 +123,14 @@ def _asked(session: Session, ask: Callable[[Session], T]) -> T | None:
 
 def score_questions(session: Session) -> float:
     """Answer the fixed validation questions by generation; return the share that is right as a whole string."""
-    answers = _answers(session, session.questions)
+    answers = [each.text for each in _answers(session, session.questions)]
     accepted = [[turn.answer, *turn.references] for turn in (sample.dialogs[0][-1] for sample in session.questions)]
     return exact_match(answers, references=accepted).value
 
 
 def score_answers(session: Session) -> dict[str, float]:
     """Answer the fixed questions of `train.scores`; return each score by its name."""
-    answers = _answers(session, session.scored)
+    answers = [each.text for each in _answers(session, session.scored)]
     references = [sample.dialogs[0][-1].references for sample in session.scored]
     scores: dict[str, float] = {}
     for name in session.recipe.train.scores:
@@ -151,17 +152,17 @@ def answer_sample_prompts(session: Session) -> list[dict[str, Any]]:
 
 
 def _answer_sample_prompts(session: Session) -> list[dict[str, Any]]:
-    stopped: list[bool] = []
-    texts = _answers(session, session.sample_prompts, stopped=stopped)
+    answers = _answers(session, session.sample_prompts)
     if not session.accelerator.is_main_process:
         return []
     records = []
-    for number, (sample, text, has_stopped) in enumerate(zip(session.sample_prompts, texts, stopped, strict=True)):
+    for number, (sample, said) in enumerate(zip(session.sample_prompts, answers, strict=True)):
         turn = sample.dialogs[0][-1]
-        record = {"step": session.state.step, "id": sample.id, "prompt": turn.request, "answer": text}
+        record: dict[str, Any] = {"step": session.state.step, "id": sample.id, "prompt": turn.request}
+        record |= {"answer": said.text} if said.error is None else {"answer": "", "error": str(said.error)}
         expected = [accepted for accepted in (turn.answer, *turn.references) if accepted]
         picture = _keep_picture(session, sample, number=number)
-        records.append({**record, "stopped": has_stopped, "expected": expected, "image": picture})
+        records.append({**record, "stopped": said.has_stopped, "expected": expected, "image": picture})
     return records
 
 
@@ -178,7 +179,12 @@ def _keep_picture(session: Session, sample: Sample, *, number: int) -> str | Non
     return f"sample_prompts/{path.name}"
 
 
-def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[bool] | None = None) -> list[str]:
+def _answers(session: Session, questions: Sequence[Sample]) -> list[Answer]:
+    """Answer some questions; a prompt that leaves no room for an answer costs itself alone, and is told.
+
+    Raises:
+        BadSampleError: an image, which was there when the run began, cannot be used any more.
+    """
     limit = session.recipe.train.max_new_tokens
 
     def stop_if_asked(*_: Any) -> None:
@@ -190,7 +196,14 @@ def _answers(session: Session, questions: Sequence[Sample], *, stopped: list[boo
     listening = session.model.language.register_forward_pre_hook(stop_if_asked, prepend=True)
     try:
         with session.accelerator.autocast(), uncompiled(), dense_attention(session.model), gathered(session.model):
-            return answer(session.model, session.processor, questions, max_new_tokens=limit, stopped=stopped)
+            answers = [*answer_each(session.model, session.processor, questions, max_new_tokens=limit)]
     finally:
         listening.remove()
         session.model.train()
+    errors = [each.error for each in answers if each.error is not None]
+    for error in errors:
+        if isinstance(error, BadSampleError):
+            raise error
+    if errors and session.accelerator.is_main_process:
+        session.progress.say(f"{len(errors)} of {len(answers)} questions have no answer: {errors[0]}")
+    return answers

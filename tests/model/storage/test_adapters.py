@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 
 from tests.model.folders import edit_tensors, same_weights
 from tests.tiny import bare_language, fresh, random_ids
 from visgraft.config import LoraSettings
 from visgraft.errors import CheckpointError
 from visgraft.model.lora import adapters_of
+from visgraft.model.storage import adapters
 from visgraft.model.storage.adapters import adapter_folder, load_adapter, save_adapter
 from visgraft.model.trainable import set_trainable
 
@@ -74,6 +75,30 @@ def test_adapters_are_put_on_one_after_the_other_and_all_take_effect(tmp_path: P
     assert {name for name, weight in language.named_parameters() if weight.requires_grad} == {
         name for name in dict(language.named_parameters()) if ".stage_2." in name
     }
+
+
+def test_weights_keep_their_names_whatever_peft_would_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renaming = pytest.importorskip("peft.utils.transformers_weight_conversion", reason="an older peft renames nothing")
+
+    def rename(*_: object, adapter_state_dict: dict[str, torch.Tensor], **__: object) -> dict[str, torch.Tensor]:
+        return {name.replace("q_proj", "other_proj"): tensor for name, tensor in adapter_state_dict.items()}
+
+    monkeypatch.setattr(renaming, "convert_peft_adapter_state_dict_for_transformers", rename)
+    saved, language = with_lora().language, bare_language("llama")
+    save_adapter(saved, "default", folder=tmp_path / "lora", name=None)
+    load_adapter(language, tmp_path / "lora", adapter="default")
+    assert same_weights(saved, language)
+    assert renaming.convert_peft_adapter_state_dict_for_transformers is rename
+
+
+def test_a_weight_for_which_peft_finds_no_place_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(module: torch.nn.Module, state: dict[str, torch.Tensor], *, adapter_name: str) -> object:
+        renamed = {name.replace("q_proj", "other_proj"): tensor for name, tensor in state.items()}
+        return set_peft_model_state_dict(module, renamed, adapter_name=adapter_name)
+
+    monkeypatch.setattr(adapters, "set_peft_model_state_dict", lose)
+    with pytest.raises(CheckpointError, match=r"peft found no place in LlamaForCausalLM for 4 weights of the LoRA"):
+        load_adapter(bare_language("llama"), folder, adapter="default")
 
 
 @pytest.fixture

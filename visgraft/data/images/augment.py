@@ -20,7 +20,7 @@ from visgraft.data.sample import ImageRef, Sample
 
 @dataclass(frozen=True, slots=True)
 class AugmentedImage:
-    """An image that is augmented when it is opened; see StoredImage."""
+    """An image that is augmented when it is opened; see WrappedImage."""
 
     image: ImageRef
     settings: AugmentSettings

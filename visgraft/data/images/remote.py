@@ -6,7 +6,8 @@ In:  an http(s) address. Out: a StoredImage that downloads it when it is opened,
 
 Data name addresses that someone else wrote, so a download has an end (`_DEADLINE_S` for all of it), only what opens as
 an image is kept, and addresses of this machine and of private networks are refused, behind redirects and names too; the
-hosts among them that a recipe names under `data.allow_private_hosts` are not.
+hosts among them that a recipe names under `data.allow_private_hosts` are not. A name is resolved once, and the address
+that was checked is the one that is asked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -56,7 +57,7 @@ class RemoteImage:
         kept = cache_folder() / "downloads" / name
         if kept.is_file():
             return kept.read_bytes()
-        data = _download(self.url, private_hosts=self.private_hosts)
+        data = download(self.url, private_hosts=self.private_hosts)
         try:
             open_image(data)
         except BadSampleError:
@@ -65,15 +66,40 @@ class RemoteImage:
         return data
 
 
-def _download(url: str, *, private_hosts: tuple[str, ...]) -> bytes:
-    connections = _Connections(private_hosts, deadline=monotonic() + _DEADLINE_S)
-    watch = Timer(_DEADLINE_S, connections.end)
+def download(
+    url: str,
+    *,
+    private_hosts: Sequence[str] = (),
+    hosts: Sequence[str] | None = None,
+    max_bytes: int | None = None,
+    deadline_s: float | None = None,
+    may_use_proxy: bool = True,
+) -> bytes:
+    """Fetch what is at an http(s) address, behind redirects too.
+
+    Args:
+        url: the address.
+        private_hosts: names of hosts that may have a private address.
+        hosts: the only ones that are asked: `example.org`, `*.example.org` for those below it, `*` for all; at the
+            ports 80 and 443, or at `example.org:8080`. None = all, at any port.
+        max_bytes: of what is there; default 100 MB.
+        deadline_s: of all of it; default 60 seconds.
+        may_use_proxy: ask the proxy that the environment names, which resolves names itself.
+
+    Raises:
+        BadSampleError: it cannot be had, or not from there.
+    """
+    deadline_s = _DEADLINE_S if deadline_s is None else deadline_s
+    connections = _Connections(
+        private_hosts, hosts=hosts, deadline=monotonic() + deadline_s, may_use_proxy=may_use_proxy
+    )
+    watch = Timer(deadline_s, connections.end)
     watch.daemon = True
     watch.start()
     try:
         request = urllib.request.Request(_in_ascii(url), headers={"User-Agent": _AGENT})
         with connections.opener().open(request, timeout=_TIMEOUT_S) as answer:
-            data = _read(answer)
+            data = _read(answer, _MAX_BYTES if max_bytes is None else max_bytes)
         if connections.is_late:  # what was broken off looks like the end to an answer of no known length
             raise TimeoutError
         return data
@@ -88,11 +114,11 @@ def _download(url: str, *, private_hosts: tuple[str, ...]) -> bytes:
         connections.close()
 
 
-def _read(answer: HTTPResponse) -> bytes:
+def _read(answer: HTTPResponse, max_bytes: int) -> bytes:
     length = answer.headers.get("Content-Length", "")
     size_bytes = int(length) if length.isdecimal() else None
-    data = b"" if (size_bytes or 0) > _MAX_BYTES else answer.read(_MAX_BYTES + 1)
-    if max(size_bytes or 0, len(data)) > _MAX_BYTES:
+    data = b"" if (size_bytes or 0) > max_bytes else answer.read(max_bytes + 1)
+    if max(size_bytes or 0, len(data)) > max_bytes:
         raise BadSampleError("image file is too large")
     if size_bytes is not None and len(data) < size_bytes:
         raise IncompleteRead(data)
@@ -110,18 +136,22 @@ def _in_ascii(url: str) -> str:
 class _Connections:
     """The connections of one download: to public addresses alone, and all ended when its time is over."""
 
-    def __init__(self, private_hosts: tuple[str, ...], *, deadline: float) -> None:
+    def __init__(
+        self, private_hosts: Sequence[str], *, hosts: Sequence[str] | None, deadline: float, may_use_proxy: bool
+    ) -> None:
         self.is_late = False
         self._deadline = deadline
         self._allowed = {host.strip("[]").lower() for host in private_hosts}
-        self._proxies = {urlsplit(proxy).netloc.rpartition("@")[2] for proxy in urllib.request.getproxies().values()}
+        self._hosts = None if hosts is None else [host.lower() for host in hosts]
+        self.proxies = urllib.request.getproxies() if may_use_proxy else {}
+        self._at_proxy = {urlsplit(proxy).netloc.rpartition("@")[2] for proxy in self.proxies.values()}
         self._sockets: list[socket.socket] = []
 
     def opener(self) -> urllib.request.OpenerDirector:
         """Return what follows redirects and knows no other kind of address than http and https."""
         director = urllib.request.OpenerDirector()
         for handler in (
-            urllib.request.ProxyHandler(),
+            urllib.request.ProxyHandler(self.proxies),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPRedirectHandler(),
             urllib.request.HTTPErrorProcessor(),
@@ -133,7 +163,9 @@ class _Connections:
 
     def connect(self, address: tuple[str, int], timeout: Any = None, source_address: Any = None) -> socket.socket:
         """Connect to a host; raises BadSampleError where its address is private, OSError where nobody answers."""
-        is_proxy = f"{address[0]}:{address[1]}" in self._proxies
+        is_proxy = f"{address[0]}:{address[1]}" in self._at_proxy
+        if not is_proxy and not self._may_ask(*address):
+            raise BadSampleError("image is at a host, or behind one, from which none may be fetched")
         error = OSError("no address")
         for family, kind, protocol, _, found in self._addresses(address[0], address[1], is_allowed=is_proxy):
             connection = socket.socket(family, kind, protocol)
@@ -153,6 +185,16 @@ class _Connections:
         """Raise BadSampleError where a name is known here, and has a private address only."""
         with suppress(OSError):  # the proxy may know it
             self._addresses(host, 80)
+
+    def _may_ask(self, host: str, port: int) -> bool:
+        """Say whether a host and its port are among those that may be asked."""
+        for allowed in ["*:*"] if self._hosts is None else self._hosts:
+            name, _, at = allowed.rpartition(":") if ":" in allowed else (allowed, "", "")
+            is_port = at == "*" or (str(port) == at if at else port in (80, 443))
+            below = name.startswith("*.") and host.lower().endswith(name[1:])
+            if is_port and (name == "*" or below or name == host.lower()):
+                return True
+        return False
 
     def _addresses(self, host: str, port: int, *, is_allowed: bool = False) -> list[Any]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -192,7 +234,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
         """Look at the host of every request, redirected ones too, that a proxy will make in our place."""
         host = urlsplit(request.full_url).hostname or ""
-        if urllib.request.getproxies().get(request.type) and not urllib.request.proxy_bypass(request.host):
+        if self._connections.proxies.get(request.type) and not urllib.request.proxy_bypass(request.host):
             self._connections.check(host)
         prepared: urllib.request.Request = self.do_request_(request)
         return prepared

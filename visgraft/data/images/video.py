@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from visgraft.data.images.opening import file_state, is_data_url
-from visgraft.data.sample import ImageRef
+from visgraft.data.sample import ImageRef, unwrapped
 from visgraft.errors import BadSampleError, MissingAssetError
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
@@ -56,6 +56,15 @@ class VideoFrame:
             raise BadSampleError("video is broken") from None
 
 
+class FrameFile(type(Path())):  # type: ignore[misc]
+    """The path of a frame in a folder of frames: a path, of which `is_frame` knows what it is."""
+
+
+def is_frame(image: ImageRef) -> bool:
+    """Say whether an image is one of several that show the same scene: of a video, or of a folder of frames."""
+    return isinstance(unwrapped(image), (VideoFrame, FrameFile))
+
+
 def frames_of(image: ImageRef, *, num_frames: int, spacing_s: float | None) -> list[ImageRef]:
     """Return the frames of a video or of a folder of frames; any other image is given back alone.
 
@@ -72,11 +81,12 @@ def frames_of(image: ImageRef, *, num_frames: int, spacing_s: float | None) -> l
     if state is None or not stat.S_ISDIR(state.st_mode):
         return [image]
     try:
-        files = sorted((f for f in path.iterdir() if f.suffix.lower() in _FRAME_SUFFIXES), key=_by_number)
+        found = [FrameFile(f) for f in path.iterdir() if f.suffix.lower() in _FRAME_SUFFIXES]
     except OSError:
         raise BadSampleError("folder of frames may not be read") from None
-    if not files:
+    if not found:
         raise BadSampleError("folder of frames is empty")
+    files = sorted(found, key=_by_number)
     if spacing_s is not None:
         return list(files[:: max(1, round(spacing_s))][:num_frames])
     number = min(num_frames, len(files))

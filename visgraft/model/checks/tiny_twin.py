@@ -52,6 +52,7 @@ TINY = {
     "n_routed_experts": 4,
     "zero_expert_num": 1,
     "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
     "moe_intermediate_size": 48,
     "moe_shared_expert_intermediate_size": 48,
     "shared_expert_intermediate_size": 48,
@@ -86,6 +87,8 @@ TINY = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
+    "linear_num_heads": 4,
+    "linear_head_dim": 8,
 }
 MAX_TINY = 20_000_000  # weights: what takes more is not tiny
 TEXT_ONLY = 12  # tokens of a row without an image

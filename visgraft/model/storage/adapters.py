@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from visgraft.errors import CheckpointError
-from visgraft.model.lora import activate_adapters, inject_adapter, is_lora_name
+from visgraft.model.lora import activate_adapters, as_named, inject_adapter, is_lora_name
 from visgraft.model.storage.weights import read_tensors
 
 PEFT_PREFIX = "base_model.model."  # what peft puts in front of every name on disk
@@ -73,5 +74,12 @@ def load_adapter(module: PreTrainedModel, folder: Path, *, adapter: str, dtype: 
         for name, parameter in module.named_parameters():
             if is_lora_name(name) and adapter in name.split("."):
                 parameter.data = parameter.data.to(dtype)
-    set_peft_model_state_dict(module, state, adapter_name=adapter)
+    with as_named():
+        result: Any = set_peft_model_state_dict(module, state, adapter_name=adapter)
+    lost = result.unexpected_keys
+    if lost:
+        raise CheckpointError(
+            f"{folder}: peft found no place in {type(module).__name__} for {len(lost)} weights of the LoRA "
+            f"({', '.join(sorted(lost)[:3])}): it renames them. Install the peft that constraints.txt names"
+        )
     activate_adapters(module, trained=adapter)

@@ -58,7 +58,7 @@
       const row = table.insertRow(), right = said.values[score] >= data.right[score];
       if (data.models.length > 1 && number === model) row.className = "chosen";
       row.append(made("td", "", data.models.length > 1 ? data.models[number] : "answer"));
-      row.append(made("td", right ? "good" : "bad", said.answer || "(nothing)"));
+      row.append(made("td", right ? "good" : "bad", said.answer || said.none || "(nothing)"));
       row.append(made("td", "value", said.values[score].toFixed(2).replace(/\.00$/, "")));
       for (const [name, text] of [["without the image", said.blind], ["with another image", said.other]]) {
         if (text === undefined || (data.models.length > 1 && number !== model)) continue;
