@@ -63,7 +63,9 @@ def test_a_worker_that_dies_again_and_again_ends_the_call_with_what_to_do(
     model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_workers(monkeypatch, "os.kill(os.getpid(), 9)")
-    with pytest.raises(ConfigError, match=r"was killed by signal 9, the 3rd time .* take fewer --workers or a smaller"):
+    with pytest.raises(
+        ConfigError, match=r"was killed by signal 9, and 3 times in a row .* take fewer --workers or a smaller"
+    ):
         run(model, photos, tmp_path / "out")
 
 

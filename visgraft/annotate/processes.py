@@ -143,7 +143,7 @@ def _take(worker: _Worker, event: dict[str, Any], *, progress: Progress) -> None
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         if worker.deaths >= MOST_DEATHS:
             raise ConfigError(
-                f"worker {worker.number} {how}, the {MOST_DEATHS}rd time without a unit done in between; if memory is "
+                f"worker {worker.number} {how}, and {MOST_DEATHS} times in a row without a unit done; if memory is "
                 "short, take fewer --workers or a smaller --batch-size. What is done stays"
             )
         progress.say(f"worker {worker.number} {how}; another one takes its place")
