@@ -5,6 +5,7 @@
 #   make test-fast     while you work: without those marked slow too, under 90 s on two cores
 #   make test-long     those marked long
 #   make test-kill     kill 300 runs at any moment (KILLS=30: 30): each must end as if it never was (docs/reliability.md)
+#   make test-serve    ten minutes of made and damaged requests to the server (MINUTES=1: one): never a 500
 #   make test-oldest   the model and the data with the oldest releases that pyproject.toml allows
 #   make test-coco     captions' tokens and scores beside COCO's own programs (needs Java)
 #   make test-lmms-eval  lmms-eval, as it is, asks a model of ours and counts as many right answers as we do
@@ -29,11 +30,12 @@ TIMM := .venv-timm
 DOCS := .venv-docs
 WORKERS ?= 2
 KILLS ?= 300
+MINUTES ?= 10
 # worksteal: each process gets half of the tests in their order, so that a file's fixtures are mostly made once, and at
 # the end the one that is done takes over what the other still has to do
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-long test-kill test-oldest test-coco test-lmms-eval test-scripts test-timm sweep lint
+.PHONY: demo test test-fast test-long test-kill test-serve test-oldest test-coco test-lmms-eval test-scripts test-timm sweep lint
 .PHONY: types check map docs clean
 
 demo: $(STAMP)
@@ -50,6 +52,9 @@ test-long: $(STAMP)
 
 test-kill: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.kill_many --kills $(KILLS)
+
+test-serve: $(STAMP)
+	VISGRAFT_SERVE_MINUTES=$(MINUTES) $(BIN)/python -m pytest -q tests/serving/test_contract.py
 
 # the model and the data with the oldest releases that pyproject.toml allows, in an environment of their own
 test-oldest: $(OLDEST)/.installed

@@ -316,13 +316,13 @@ def test_a_deadline_ends_a_request_that_decodes_or_waits(pair: Pair, monkeypatch
 
 def test_a_full_queue_refuses_or_waits(pair: Pair) -> None:
     engine = Engine(*pair, num_slots=1, max_waiting=2)
-    two = [engine.submit(prompt(pair), Decoding.of(max_new_tokens=2, **ON)) for _ in range(2)]
+    three = [engine.submit(prompt(pair), Decoding.of(max_new_tokens=2, **ON)) for _ in range(3)]  # a slot is free
     with pytest.raises(
         BusyError, match="2 requests wait already, allowed are 2: ask again later, or raise max_waiting"
     ):
         engine.submit(prompt(pair))
     late = engine.submit(prompt(pair), Decoding.of(max_new_tokens=2, **ON), wait_s=60)  # whoever waits runs the loop
-    assert len({reply.answer().text for reply in [*two, late]}) == 1
+    assert len({reply.answer().text for reply in [*three, late]}) == 1
     with pytest.raises(TimeoutError, match=r"no answer within 0\.0 seconds; wait longer, or cancel it"):
         engine.submit(prompt(pair)).answer(timeout_s=0.0)
 

@@ -65,6 +65,7 @@ class Engine:
         max_positions: int | None = None,
         max_waiting: int = 256,
         prefix_cache: PrefixCache | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> None:
         """Make a loop that nobody runs yet; memory is taken as requests need it.
 
@@ -75,6 +76,7 @@ class Engine:
             max_positions: of a row: image tokens, prompt and answer; None = as many as the language model has.
             max_waiting: requests that wait for a slot, at most.
             prefix_cache: what images became, for other loops too; default one of its own.
+            after_step: called in the loop's thread behind every step, and at the end; it must not wait.
 
         Raises:
             ConfigError: a number below 1.
@@ -101,6 +103,7 @@ class Engine:
         self._changed = threading.Condition()  # guards what waits, and tells of every step
         self._stepping = threading.RLock()  # held by whoever runs a step
         self._asking = threading.Lock()  # held while settings are read
+        self._after_step = after_step
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -215,15 +218,16 @@ class Engine:
             with self._changed:
                 if self._is_closed:
                     raise BusyError(_CLOSED)
-                if len(self._waiting) + len(requests) <= self.max_waiting:
+                num_free = self.num_slots - len(self._active.requests)  # which some of them take at the next step
+                if len(self._waiting) + len(requests) <= self.max_waiting + num_free:
                     self._waiting.extend(requests)
                     self._changed.notify_all()
                     return [request.reply for request in requests]
                 left = end - time.monotonic()
                 if left <= 0:
                     raise BusyError(
-                        f"{len(self._waiting)} requests wait already, allowed are {self.max_waiting}: ask again later, "
-                        "or raise max_waiting"
+                        f"{len(self._waiting) - num_free} requests wait already, allowed are {self.max_waiting}: ask "
+                        "again later, or raise max_waiting"
                     )
                 if self._thread is not None:
                     self._changed.wait(left)
@@ -250,6 +254,14 @@ class Engine:
             self._sweep()
             while self._jobs:
                 self._jobs.popleft()[0].set_exception(BusyError(_CLOSED))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell whoever waits that something may have changed."""
+        with self._changed:
+            self._changed.notify_all()
+        if self._after_step is not None:
+            self._after_step()
 
     @property
     def _is_busy(self) -> bool:
@@ -307,8 +319,7 @@ class Engine:
                 self._active.fail_all(error)
                 raise
             finally:
-                with self._changed:
-                    self._changed.notify_all()
+                self._tell()
 
     def _run_job(self) -> None:
         """Do one thing that else is wanted of the model, so that those that decode wait for no more."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -204,7 +204,7 @@ async def begin(service: Service, asked: ChatRequest, *, record: Record) -> Talk
     limits = service.settings.limits
     decoding = decoding_of(asked, limits=limits, vocabulary=served.vocabulary)
     fetched = await fetched_images(service, asked)
-    changed, wake = _waker()
+    changed, wake = service.event()
     num_answers = asked.n or 1
 
     def ask() -> tuple[Chat, Prompt, list[Reply]]:
@@ -226,17 +226,6 @@ async def begin(service: Service, asked: ChatRequest, *, record: Record) -> Talk
         service, served, asked, record, chat, prompt, replies, changed,
         answer_id=f"chatcmpl-{record.request_id}", created=int(time.time()),
     )  # fmt: skip
-
-
-def _waker() -> tuple[asyncio.Event, Callable[[], None]]:
-    """Make an event, and what sets it from another thread."""
-    changed, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def wake() -> None:
-        with suppress(RuntimeError):  # the server has ended
-            loop.call_soon_threadsafe(changed.set)
-
-    return changed, wake
 
 
 async def until_gone(receive: Receive) -> None:

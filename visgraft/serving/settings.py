@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from visgraft.data.images.opening import DEFAULT_MAX_PIXELS
 from visgraft.errors import ConfigError
 
 MIB = 2**20
@@ -39,7 +38,7 @@ class Limits:
 
     max_body_bytes: int = 20 * MIB
     max_images: int = 16
-    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_pixels: int = 50_000_000
     max_turns: int = 64
     max_characters: int = 100_000
     max_new_tokens: int = 1024
