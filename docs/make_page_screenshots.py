@@ -3,8 +3,8 @@
     visgraft serve runs/my-run --runs runs --port 8000
     python docs/make_page_screenshots.py http://127.0.0.1:8000 photo.png "What colour is the shape?" "What shape is it?"
 
-Writes docs/serve-try.png (wide, light: a conversation, tokens with their probabilities) and docs/serve-runs.png (a phone,
-dark: a run as it trains).
+Writes docs/serve-try.png (wide, light: a conversation, tokens with their probabilities) and docs/serve-runs.png (a
+phone, dark: a run as it trains).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> int:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         size: Any = {"width": 1280, "height": 760}
         page = browser.new_page(viewport=size, color_scheme="light")
+        page.set_default_timeout(120_000)
         page.goto(given.address)
         _talk(page, given.image, given.questions)
         page.screenshot(path=given.output / "serve-try.png")
@@ -46,6 +47,7 @@ def main() -> int:
 
 def _talk(page: Page, image: Path, questions: list[str]) -> None:
     """Ask in turn, and show the tokens of the last answer."""
+    page.locator("form.settings").first.evaluate("form => { form.elements.max_tokens.value = 24; }")
     page.get_by_label("Choose images").set_input_files(str(image))
     for number, text in enumerate(questions, start=1):
         page.get_by_role("textbox", name="Question").fill(text)
