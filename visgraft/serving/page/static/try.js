@@ -101,6 +101,7 @@ function answerArticle(model) {
     tokens.element.hidden = !isShown;
     live.hidden = isShown;
     event.target.setAttribute("aria-pressed", isShown);
+    element.scrollIntoView({ block: "nearest" });
   }
 
   return {
