@@ -106,6 +106,8 @@ REFUSED = [
     (["{folder}", "--max-queue", "0"], "--max-queue"),
     (["{folder}", "--cors-origin", "example.org"], "need scheme and host alone, such as https://example.org"),
     (["{folder}", "--runs", "{folder}/none"], "there is no such folder"),
+    (["{folder}", "--evaluations", "{folder}/none"], "there is no such folder"),
+    (["{folder}", "--votes", "{folder}"], "this is a folder; name a file, such as votes.jsonl"),
     ([], "Missing argument"),
 ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from visgraft.cli.terminal import note, print_line
 from visgraft.errors import ConfigError
 from visgraft.runs import find_model
 
-LIMITS, DOORS = "Limits", "Doors"
+LIMITS, DOORS, PAGE = "Limits", "Doors", "Page"
 MB = 2**20
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -111,8 +111,34 @@ def serve(
         bool, typer.Option("--log-content", help="Log texts of requests and answers too.", rich_help_panel=DOORS)
     ] = False,
     runs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Show the runs of this folder on the page.", show_default="none")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Show the runs of this folder as they train.",
+            show_default="none",
+            rich_help_panel=PAGE,
+        ),
     ] = None,
+    evaluations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="List the evaluations of this folder.",
+            show_default="evaluations beside --runs",
+            rich_help_panel=PAGE,
+        ),
+    ] = None,
+    votes: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Where votes on two answers go, with question and answers; made with the first vote.",
+            rich_help_panel=PAGE,
+        ),
+    ] = Path("votes.jsonl"),
+    no_votes: Annotated[
+        bool, typer.Option("--no-votes", help="Compare no answers, and take no votes.", rich_help_panel=PAGE)
+    ] = False,
     device: Device = None,
     precision: Precision = "auto",
 ) -> int:
@@ -131,8 +157,7 @@ def serve(
             f"--host {host}: everybody who reaches this address could use the models; give --api-key-file, or "
             "listen at 127.0.0.1 and let people in by a tunnel or a proxy"
         )
-    if runs is not None and not runs.expanduser().is_dir():
-        raise ConfigError(f"--runs {runs}: there is no such folder")
+    _check_page(runs=runs, evaluations=evaluations, votes=votes)
     named = _names(models)
     settings = ServeSettings(
         num_slots=max_concurrent,
@@ -146,6 +171,8 @@ def serve(
         host_names=() if keys else _host_names(host, allow_host or ()),
         log_content=log_content,
         runs_folder=runs,
+        evaluations_folder=evaluations or _beside(runs),
+        votes_file=None if no_votes else votes,
         limits=Limits(
             max_body_bytes=int(max_body_mb * MB),
             max_images=max_images,
@@ -160,6 +187,25 @@ def serve(
     _log()
     note("Ctrl-C ends")
     return run(Service(loaded, settings), opened, ready=lambda where: print_line(f"serving on {where}"))
+
+
+def _check_page(*, runs: Path | None, evaluations: Path | None, votes: Path) -> None:
+    """Check what the page is to show.
+
+    Raises:
+        ConfigError: a folder is not there, or the file of votes is a folder.
+    """
+    for option, folder in (("--runs", runs), ("--evaluations", evaluations)):
+        if folder is not None and not folder.expanduser().is_dir():
+            raise ConfigError(f"{option} {folder}: there is no such folder; name one that is there, empty or not")
+    if votes.expanduser().is_dir():
+        raise ConfigError(f"--votes {votes}: this is a folder; name a file, such as votes.jsonl")
+
+
+def _beside(runs: Path | None) -> Path | None:
+    """Find the evaluations that lie beside the runs."""
+    found = None if runs is None else runs.expanduser().absolute().parent / "evaluations"
+    return found if found is not None and found.is_dir() else None
 
 
 def _origin(given: str) -> str:
