@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import datetime
 import json
 import os
 import resource
@@ -343,7 +344,7 @@ def try_family(name: str) -> dict[str, Any]:
     try:
         language = tiny_language(name)
         bare = copy.deepcopy(language)
-        stage = "joined"
+        stage, found["class"] = "joined", type(language).__name__
         try:
             model = VisionLanguageModel.from_parts(tiny_vision(), language)
         except VisgraftError as error:
@@ -418,7 +419,8 @@ def main() -> None:
     counts = dict(Counter(result["result"] for result in results.values()).most_common())
     sys.stdout.write(f"{len(results)} families: {counts}\n")
     if arguments.output:
-        machine = {"transformers": hf.__version__, "torch": torch.__version__}
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        machine = {"transformers": hf.__version__, "torch": torch.__version__, "date": date}
         arguments.output.write_text(json.dumps({"counts": counts, **machine, "families": results}, indent=1) + "\n")
 
 
