@@ -5,6 +5,9 @@
 #   make test-fast     while you work: without those marked slow too, under 90 s on two cores
 #   make test-long     those marked long
 #   make test-kill     kill 300 runs at any moment (KILLS=30: 30): each must end as if it never was (docs/reliability.md)
+#   make test-serve    ten minutes of made and damaged requests to the server (MINUTES=1: one): never a 500
+#   make test-kill-annotate   kill 100 calls of `visgraft annotate`: every row once (docs/annotate.md)
+#   make test-ray      actors on Ray label as one process does, and are killed too, in an environment that has Ray
 #   make test-oldest   the model and the data with the oldest releases that pyproject.toml allows
 #   make test-coco     captions' tokens and scores beside COCO's own programs (needs Java)
 #   make test-lmms-eval  lmms-eval, as it is, asks a model of ours and counts as many right answers as we do
@@ -26,15 +29,17 @@ COCO := .venv-coco
 LMMS := .venv-lmms-eval
 SCRIPTS := .venv-scripts
 TIMM := .venv-timm
+RAY := .venv-ray
 DOCS := .venv-docs
 WORKERS ?= 2
 KILLS ?= 300
+MINUTES ?= 10
 # worksteal: each process gets half of the tests in their order, so that a file's fixtures are mostly made once, and at
 # the end the one that is done takes over what the other still has to do
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-long test-kill test-oldest test-coco test-lmms-eval test-scripts test-timm sweep lint
-.PHONY: types check map docs clean
+.PHONY: demo test test-fast test-long test-kill test-serve test-oldest test-coco test-lmms-eval test-scripts test-timm
+.PHONY: sweep lint types check map docs clean test-kill-annotate test-ray
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -50,6 +55,16 @@ test-long: $(STAMP)
 
 test-kill: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.kill_many --kills $(KILLS)
+
+test-serve: $(STAMP)
+	VISGRAFT_SERVE_MINUTES=$(MINUTES) $(BIN)/python -m pytest -q tests/serving/test_contract.py
+
+test-kill-annotate: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.annotate.kill_many --kills 100
+
+test-ray: $(RAY)/.installed
+	PYTHONPATH=. $(RAY)/bin/python -m pytest -q tests/annotate
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(RAY)/bin/python -m tests.annotate.kill_many --kills 20 --only ray
 
 # the model and the data with the oldest releases that pyproject.toml allows, in an environment of their own
 test-oldest: $(OLDEST)/.installed
@@ -133,8 +148,11 @@ $(TIMM)/.complete: $(TIMM)/.installed
 	$(TIMM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0
 	@touch $@
 
+$(RAY)/.installed: pyproject.toml constraints.txt
+	$(call install,$(RAY),constraints.txt,-e '.[ray]' pytest)
+
 $(DOCS)/.installed: pyproject.toml constraints.txt
 	$(call install,$(DOCS),constraints.txt,-e '.[docs$(COMMA)serve]')
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(RAY) $(DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,12 +3,17 @@
     python bench/evaluate.py                           # writes bench/results/evaluate.json
     python bench/evaluate.py --cpu-seconds             # on a machine that others use
     python bench/evaluate.py --rounds 1 --tiny
+    python bench/evaluate.py --lmms-python .venv-lmms-eval/bin/python      # of `make test-lmms-eval`
 
 The starter pair (EfficientNet-Lite2, SmolLM2-135M), joined and not trained, is asked about images of easy-VQA's test
 split, about 9.6 questions each, 5 tokens an answer at most. Each round answers all of them twice:
 
     grouped    as `visgraft evaluate` does: by image, in batches, every answer written down as it comes
     each       one `model.generate` a question, as evaluation loops of the field do: image and prompt read every time
+
+With `--lmms-python` lmms-eval's own loop is timed on the same model and questions too, right behind, in its own
+environment: one `generate` a request as its own classes do it, and with our class in it (bench/lmms_loop.py). The
+seconds are those of its loop; starting it and loading the model count on neither side.
 
 How many answers are the same is written down: frozen weights in bf16 may round another way in a batch. The memory is
 that of this process (resident) while a tiny pair answers 20,000 questions, looked at every 2,000.
@@ -17,20 +22,26 @@ that of this process (resident) while a tiny pair answers 20,000 questions, look
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from harness import interleave, machine, positive, ratio, write
+from lmms_loop import write_task
 from PIL import Image
 
+from visgraft.data.images.opening import open_image
 from visgraft.data.readers import easy_vqa
 from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import OpenSource, Sources
@@ -117,6 +128,30 @@ def ask_each(loaded: Loaded, questions: QuestionSet) -> list[str]:
     return texts
 
 
+def ask_lmms_eval(
+    python: str, loaded: Loaded, questions: QuestionSet, *, rounds: int, cpu_seconds: bool
+) -> dict[str, Any]:
+    """Let lmms-eval ask the same model the same questions, in its own environment; give what lmms_loop.py prints."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in (loaded.model, loaded.processor):
+            part.save_pretrained(folder / "model")
+        rows = []
+        for question in questions.all:
+            encoded = BytesIO()
+            open_image(questions.images(question)[0]).save(encoded, format="PNG")
+            rows.append({"image": encoded.getvalue(), "question": question.prompt, "answer": question.references[0]})
+        (folder / "task").mkdir()
+        write_task(folder / "task", rows, max_new_tokens=MAX_NEW_TOKENS)
+        command = [python, str(Path(__file__).with_name("lmms_loop.py")), "--model", str(folder / "model")]
+        command += ["--task", str(folder / "task"), "--rounds", str(rounds)]
+        command += ["--cpu-seconds"] if cpu_seconds else []
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def memory_over(loaded: Loaded, *, questions: int) -> Iterator[tuple[int, int]]:
     """Answer many questions; yield after every so many how many they are, and the resident memory in bytes."""
     asked = questions_about(images=questions // 10, tiny=True)
@@ -152,6 +187,7 @@ def main() -> None:
     parser.add_argument("--questions", type=positive, default=20_000, help="of the memory")
     parser.add_argument("--tiny", action="store_true", help="tiny parts: shows that the script runs")
     parser.add_argument("--cpu-seconds", action="store_true", help="count processor time, with one thread")
+    parser.add_argument("--lmms-python", metavar="FILE", help="the python of an environment that holds lmms-eval")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "evaluate.json")
     arguments = parser.parse_args()
     if arguments.cpu_seconds:
@@ -167,6 +203,24 @@ def main() -> None:
         unit="answers",
         clock=time.process_time if arguments.cpu_seconds else time.perf_counter,
     )
+    of_lmms: dict[str, Any] = {}
+    if arguments.lmms_python is not None:
+        found = ask_lmms_eval(
+            arguments.lmms_python, loaded, questions, rounds=arguments.rounds, cpu_seconds=arguments.cpu_seconds
+        )
+        taken = {name: statistics.median(of_way["loop"]) for name, of_way in found["seconds"].items()}
+        grouped_s = statistics.median(result["grouped"]["seconds"])
+        of_lmms = {
+            "lmms_eval": {
+                "seconds": found["seconds"],
+                "same_answers": {
+                    name: sum(a == b for a, b in zip(said, grouped, strict=True))
+                    for name, said in found["answers"].items()
+                },
+                "grouped / its loop": round(taken["loop"] / grouped_s, 2),
+                "grouped / our class in it": round(taken["engine"] / grouped_s, 2),
+            }
+        }
     small = load_pair(tiny=True)
     memory = [{"questions": number, "resident_mib": round(size / 2**20, 1)}
               for number, size in memory_over(small, questions=arguments.questions)]  # fmt: skip
@@ -178,6 +232,7 @@ def main() -> None:
             "same_answers": same,
             "variants": result,
             "ratios": {"grouped / each": ratio(result, slow="each", fast="grouped")},
+            **of_lmms,
             "memory": memory,
             "clock": "processor seconds, one thread" if arguments.cpu_seconds else "wall",
             "machine": machine(),

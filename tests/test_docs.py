@@ -29,6 +29,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 # a mark in front of a snippet that no test runs: <!-- not run: why -->
 MARK = re.compile(r"<!-- not run: (.+?) -->\n\Z")
 NUM_MARKED = 0
+RUN_ELSEWHERE = ["serve.md"]  # against a server, by tests/serving/test_clients.py
 RECIPE_KEYS = {"model", "train", "data", "output", "name", "version"}
 
 
@@ -59,8 +60,9 @@ SNIPPETS = list(snippets())
 
 
 def of(*languages: str) -> list[Any]:
-    """The snippets of some languages that are not marked."""
-    return [pytest.param(each, id=str(each)) for each in SNIPPETS if each.language in languages and not each.why_not]
+    """The snippets of some languages that are not marked, and not run elsewhere."""
+    found = [each for each in SNIPPETS if each.language in languages and not each.why_not]
+    return [pytest.param(each, id=str(each)) for each in found if each.page.name not in RUN_ELSEWHERE]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.full_disk import Disk
 from visgraft import Sample, Turn
 from visgraft.annotate import Request, working
 from visgraft.annotate.folder import MANIFEST
+from visgraft.annotate.job import Job
 from visgraft.annotate.labelling import Labelled, Labeller
 from visgraft.annotate.progress import Progress
 from visgraft.config import SourceSettings
@@ -130,6 +132,23 @@ def test_rows_with_an_error_are_tried_again_when_that_is_asked_for_and_others_ar
     assert [row["answer"] for row in after[14:]] == [row["answer"] for row in after[:2]]
     assert [row["error"] for row in after[14:]] == [None, None]
     assert next((tmp_path / "out" / "data").glob("train-00000-0000000000-*")).stat().st_mtime_ns == first
+
+
+def test_a_row_that_stays_bad_is_tried_once_a_call_whatever_the_clock_of_the_disk_says(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of(model, photos, tmp_path / "out", rows_per_unit=8)
+    label(request)
+    job = Job.begin(replace(request, retry_errors=True), say=lambda text: None)
+    monkeypatch.setattr(working.time, "time", lambda: 2.0**40)  # this machine's is far ahead
+    work = working.Work(job, claims=None)
+    given = 0
+    for unit in work.take():
+        given += unit is not None
+        if unit is not None:
+            work.finished(unit)
+        assert given < 2
+    assert given == 1
 
 
 @pytest.mark.parametrize(

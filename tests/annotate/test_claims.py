@@ -8,7 +8,7 @@ import pytest
 
 from visgraft import folder_lock
 from visgraft.annotate import claims as claims_module
-from visgraft.annotate.claims import Claims
+from visgraft.annotate.claims import Claims, is_anything_held
 
 
 def in_a_fork(work: object, *, is_killed: bool) -> int:
@@ -100,3 +100,14 @@ def test_held_claims_are_touched_while_the_work_goes_on(tmp_path: Path, monkeypa
         while (tmp_path / "a.json").stat().st_mtime == 0 and time.monotonic() < end_at:
             time.sleep(0.02)
         assert (tmp_path / "a.json").stat().st_mtime > 0
+
+
+def test_at_the_end_claims_of_the_dead_do_not_count(tmp_path: Path) -> None:
+    assert not is_anything_held(tmp_path / "nowhere")
+    in_a_fork(lambda: claim(tmp_path, "dead"), is_killed=True)
+    (tmp_path / "torn.json").write_text("{")
+    os.utime(tmp_path / "torn.json", (0, 0))
+    assert not is_anything_held(tmp_path)
+    with Claims(tmp_path) as claims:
+        assert claims.take("a")
+        assert is_anything_held(tmp_path)

@@ -174,3 +174,13 @@ def test_an_evaluation_is_measured_beside_one_generate_a_question(tmp_path: Path
     assert list(result["variants"]) == ["each", "grouped"]
     assert result["same_answers"] == result["questions"] == 20
     assert [seen["questions"] for seen in result["memory"]] == [2000]
+
+
+@pytest.mark.slow
+def test_labelling_is_timed_beside_plain_generate_and_its_memory_is_looked_at(tmp_path: Path) -> None:
+    result = run_tiny("annotate", tmp_path, "--images", "2", "--rows", "600")
+    assert result["times"].keys() >= {"annotate", "single"}
+    assert result["annotate / single"] > 0
+    assert result["share_of_answers_that_are_the_same"]["single"] >= 0.75
+    assert result["memory"]["rows"] == 600
+    assert result["memory"]["resident_mb_at_most"] > 0

@@ -149,3 +149,11 @@ def test_a_device_that_is_not_there_is_said(visgraft: Visgraft, folder: Path) ->
     outcome = visgraft("ask", folder / "run", folder / "photos" / "0.png", "Why?", "--device", "teapot")
     assert outcome.status == 2
     assert "device: got teapot, which this machine and this torch do not have; here are cpu" in outcome.err
+
+
+def test_an_answer_is_shown_as_it_is_said(visgraft: Visgraft, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[str] = []
+    monkeypatch.setattr("visgraft.cli.ask.print_piece", pieces.append)
+    [text] = expected(folder, "What is it?", "1.png")
+    visgraft("ask", folder / "run", folder / "photos" / "1.png", "What is it?", *SHORT)
+    assert "".join(pieces) == text and len(pieces) > 1

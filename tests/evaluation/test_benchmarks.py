@@ -3,6 +3,7 @@
 import json
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -194,3 +195,65 @@ def test_a_name_that_is_none_has_a_near_one(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("data: {test: []}")
     with pytest.raises(ConfigError, match="goes with a benchmark; a recipe says itself where its data lie"):
         open_task(str(tmp_path / "recipe.yaml"), say=quiet, files=tmp_path)
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def served(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Serve a data set as the Hub does; give what is asked of it."""
+    asked: list[dict[str, Any]] = []
+
+    def load_dataset(**wanted: Any) -> datasets.Dataset:
+        asked.append(wanted)
+        return as_dataset(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+TEXTVQA = [{"image_id": "a", "question_id": 1, "question": "what?", "image": picture(0), "answers": ["stop"] * 10}]
+
+
+def test_a_branch_of_the_hub_is_resolved_to_the_commit_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = served(monkeypatch, TEXTVQA)
+    seen: list[tuple[str, str]] = []
+
+    def dataset_info(_: object, path: str, *, revision: str, timeout: float) -> SimpleNamespace:
+        seen.append((path, revision))
+        return SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    task = open_task("textvqa-val", say=quiet)
+    assert seen == [("lmms-lab/textvqa", "main")]
+    assert {each["revision"] for each in asked} == {COMMIT}
+    assert task.facts["loaded"] == [{"path": "lmms-lab/textvqa", "revision": "main", "commit": COMMIT}]
+
+
+def test_where_the_hub_does_not_answer_that_is_said_and_the_commit_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    served(monkeypatch, TEXTVQA)
+    said: list[str] = []
+
+    def dataset_info(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    task = open_task("textvqa-val", say=said.append)
+    assert task.facts["loaded"][0]["commit"] is None
+    assert said == [
+        "lmms-lab/textvqa: the Hub does not say which commit main is (no network): what is read may be an earlier "
+        "download, so name a commit (revision) before you publish a figure"
+    ]
+    (tmp_path / "own.yaml").write_text(
+        f"data: {{test: [{{source: hf, path: some/data, revision: {COMMIT}, split: test}}]}}"
+    )
+    task = open_task(str(tmp_path / "own.yaml"), say=said.append)  # a commit needs no one to resolve it
+    assert task.facts["loaded"] == [{"path": "some/data", "revision": COMMIT, "commit": COMMIT}]
+    assert len(said) == 1
+
+
+def test_data_on_disk_have_no_commit(tmp_path: Path) -> None:
+    task = open_task("textvqa-val", say=quiet, files=saved(tmp_path / "d", TEXTVQA, split="validation"))
+    assert "loaded" not in task.facts

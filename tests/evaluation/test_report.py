@@ -39,6 +39,10 @@ VISIT = """
   press("w");
   seen.wrong = [count(), Math.max(...values())];
   press("w");
+  for (const name of ["answer", "wrong"]) {
+    control(name).dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
+    seen[`typed in ${name}`] = cards().indexOf(document.activeElement);
+  }
   set("kind", "value", "yes/no");
   seen.kind = count();
   set("kind", "value", "");
@@ -120,6 +124,7 @@ def test_a_browser_filters_sorts_and_steps_offline(tmp_path: Path, width: int, m
     assert (seen["second"], seen["first"]) == (1, 0)
     assert seen["best"] == [1, 1, 1, 1, 1]
     assert seen["wrong"] == [f"{values.count(0.0)} of 90 questions", 0]
+    assert (seen["typed in answer"], seen["typed in wrong"]) == (-1, 0)  # a letter of a text; a key beside a ticked box
     assert seen["kind"] == "30 of 90 questions"
     assert seen["answer"]
     assert seen["most"] == 0

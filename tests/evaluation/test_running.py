@@ -171,9 +171,11 @@ def test_a_question_that_is_too_long_for_the_model_costs_itself_and_is_told(
     assert {name: each.n for name, each in scores.items()} == dict.fromkeys(scores, 4)
     assert found.as_json()["models"][0]["settings"]["prompts_too_long"] == 1
     [warning] = model.warnings
-    assert warning.startswith("1 of 4 questions are too long for the model, and an empty answer is counted for each")
+    assert warning.startswith(
+        "questions too long for the model: 1 of 4, and an empty answer is counted for each; the first:"
+    )
     page = write_report(found, tmp_path / "out" / "report.html").read_text()
-    assert page.count("questions are too long for the model") == 1
+    assert page.count("questions too long for the model: 1 of 4") == 1
     assert model.scored.scores["loss"].sums[1].tolist() == [0.0, 0.0]  # it has no part in the mean
     assert records[1]["scores"]["choice_likelihood"] == 0.0
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("it was loaded"))

@@ -104,6 +104,31 @@ def test_a_prompt_of_one_token_joins_the_next_step(pair: Pair, monkeypatch: pyte
     assert long.answer() == alone(pair, prompt(pair), max_new_tokens=5, **ON)
 
 
+def test_captions_of_images_that_were_read_ahead_take_a_free_slot_at_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = watch_rows(pair[0], monkeypatch)
+    engine = Engine(*pair, num_slots=8)  # other prompts wait until two slots are free
+    lengths = [2, 3, 4, 5, 6, 7, 8, 9, 3, 3, 3, 3]
+    replies = [
+        engine.submit(prompt(pair, "", seed=seed), Decoding.of(max_new_tokens=length, **ON))
+        for seed, length in enumerate(lengths)
+    ]
+    answers = [reply.answer() for reply in replies]
+    assert read[:5] == [(8, 1)] * 5  # each slot that comes free is taken in the next step
+    assert len(read) == 9
+    for seed, length in enumerate(lengths):
+        assert answers[seed] == alone(pair, prompt(pair, "", seed=seed), max_new_tokens=length, **ON)
+    read.clear()
+    engine = Engine(*pair, num_slots=8)
+    asked = [
+        engine.submit(prompt(pair, "Why?", seed=seed), Decoding.of(max_new_tokens=length, **ON))
+        for seed, length in enumerate(lengths)
+    ]
+    assert [reply.answer() for reply in asked][-1].finish == "length"
+    assert (7, 1) in read  # one slot was left free for a step
+
+
 @pytest.mark.parametrize(("positions", "expected"), [(1024, [5]), (20, [4, 1]), (5, [2, 2, 1])])
 def test_images_of_the_prompts_that_come_next_are_read_along(
     positions: int, expected: list[int], pair: Pair, monkeypatch: pytest.MonkeyPatch
@@ -316,13 +341,13 @@ def test_a_deadline_ends_a_request_that_decodes_or_waits(pair: Pair, monkeypatch
 
 def test_a_full_queue_refuses_or_waits(pair: Pair) -> None:
     engine = Engine(*pair, num_slots=1, max_waiting=2)
-    two = [engine.submit(prompt(pair), Decoding.of(max_new_tokens=2, **ON)) for _ in range(2)]
+    three = [engine.submit(prompt(pair), Decoding.of(max_new_tokens=2, **ON)) for _ in range(3)]  # a slot is free
     with pytest.raises(
         BusyError, match="2 requests wait already, allowed are 2: ask again later, or raise max_waiting"
     ):
         engine.submit(prompt(pair))
     late = engine.submit(prompt(pair), Decoding.of(max_new_tokens=2, **ON), wait_s=60)  # whoever waits runs the loop
-    assert len({reply.answer().text for reply in [*two, late]}) == 1
+    assert len({reply.answer().text for reply in [*three, late]}) == 1
     with pytest.raises(TimeoutError, match=r"no answer within 0\.0 seconds; wait longer, or cancel it"):
         engine.submit(prompt(pair)).answer(timeout_s=0.0)
 
@@ -476,3 +501,19 @@ def test_training_s_draws_and_mode_are_left_alone(tmp_path: Any) -> None:
     answer(model, processor, [ask("Why?", images=(picture(0),))], max_new_tokens=3)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training and torch.is_grad_enabled()
+
+
+def test_something_else_is_done_with_the_model_between_steps(pair: Pair) -> None:
+    steps: list[int] = []
+    engine = Engine(*pair, after_step=lambda: steps.append(1))
+    assert engine.call(lambda: 5).result() == 5 and len(steps) == 1
+    assert isinstance(engine.call(lambda: 1 // 0).exception(), ZeroDivisionError)
+    with Engine(*pair) as running:
+        told: list[str] = []
+        reply = running.submit(
+            prompt(pair), Decoding.of(max_new_tokens=4), stream=True, on_change=lambda: told.append("")
+        )
+        assert running.call(lambda: 6).result(timeout=60) == 6
+        assert reply.answer().token_ids == tuple(reply.token_ids) and told
+    with pytest.raises(BusyError, match="the decoding loop is closed"):
+        running.call(lambda: 7).result()

@@ -3,7 +3,6 @@
 import functools
 import math
 import random
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +19,7 @@ from visgraft.inference.eval_mode import eval_mode
 from visgraft.inference.prefix_cache import open_pixels
 from visgraft.inference.requests import ImageSegment, Segment
 from visgraft.model.sequence import append_segment, empty_table
+from visgraft.model.slots import SlotLayer
 from visgraft.segments import IMAGE, TEXT
 
 # Rotary, learned and ALiBi positions, sliding windows, soft-capping, an eager kernel, shared keys.
@@ -153,28 +153,79 @@ class _Steps:
         return scores
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_answers_in_bf16_differ_only_where_two_logits_are_a_rounding_step_apart(family: str) -> None:
-    model, processor = make_pair(family)
-    model = model.to(torch.bfloat16)
-    pool = prompts(processor)
+def in_bf16(pair: Pair, *, seed: str, rounds: int = 40) -> tuple[int, list[float]]:
+    """Ask a bf16 pair alone and among neighbours.
+
+    Returns:
+        How many tokens were compared, up to the first of each answer that is different; and for each answer with such a
+        token how many rounding steps its two best logits were apart when it was said alone.
+    """
+    pool = prompts(pair[1])
     alone: list[tuple[tuple[int, ...], list[float]]] = []
     for prompt in pool:
         steps = _Steps()
         asked = Decoding.of(max_new_tokens=LIMIT, eos_token_id=None, logits_processor=[steps])
-        reply = Engine(model, processor, num_slots=1).submit(Prompt(prompt.segments), asked)
+        reply = Engine(*pair, num_slots=1).submit(Prompt(prompt.segments), asked)
         alone.append((reply.answer().token_ids, steps.apart))
-    draw, cache = random.Random(family), PrefixCache()
-    seen: Counter[str] = Counter()
-    for _ in range(40):
-        for index, reply in [*interleave((model, processor), pool, draw, cache)]:
+    draw, cache = random.Random(seed), PrefixCache()
+    compared, different = 0, []
+    for _ in range(rounds):
+        for index, reply in [*interleave(pair, pool, draw, cache)]:
             expected, apart = alone[index]
             said = reply.answer().token_ids
             pairs = enumerate(zip(said, expected, strict=False))
-            different = next((at for at, (one, other) in pairs if one != other), None)
-            seen["tokens"] += len(said) if different is None else different + 1
-            if different is not None:
-                seen["near ties"] += 1
-                assert apart[different] <= 1.0, f"{apart[different]} steps apart"
-    assert seen["near ties"] < 0.1 * seen["tokens"]
+            first = next((at for at, (one, other) in pairs if one != other), None)
+            compared += len(said) if first is None else first + 1
+            different += [] if first is None else [apart[first]]
+    return compared, different
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_answers_in_bf16_differ_only_where_two_logits_are_a_rounding_step_apart(family: str) -> None:
+    model, processor = make_pair(family)
+    compared, different = in_bf16((model.to(torch.bfloat16), processor), seed=family)
+    assert all(steps <= 1.0 for steps in different), different
+    assert len(different) < 0.1 * compared
+
+
+def with_twins() -> Pair:
+    """Make a bf16 pair of which some tokens have a twin whose logit is about half a rounding step away from their own.
+
+    Not all of them: where every token is a near tie, the first one that an error moves may move. What comes to the head
+    is rounded the other way at every second number as soon as there are several rows, as some machines do.
+    """
+    model, processor = make_pair("llama")
+    model = model.to(torch.bfloat16)
+    head = model.language.get_output_embeddings()
+    weight = head.weight.data.float()
+    own = torch.arange(0, len(weight) - 1, 3)
+    noise = torch.randn(len(own), weight.shape[1], generator=torch.Generator().manual_seed(3))
+    weight[own + 1] = weight[own] * (1 + noise * 2.0**-8.5)
+    head.weight.data = weight.to(torch.bfloat16)
+
+    def round_the_other_way(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        bits = arguments[0].clone().view(torch.int16)
+        bits[1:, ..., ::2] += 1
+        return (bits.view(torch.bfloat16), *arguments[1:])
+
+    head.register_forward_pre_hook(round_the_other_way)
+    return model, processor
+
+
+def test_where_two_tokens_are_nearly_as_likely_bf16_may_choose_the_other_and_no_more() -> None:
+    _, different = in_bf16(with_twins(), seed="twins", rounds=15)
+    assert different, "no near tie fell the other way: nothing was allowed here"
+    assert all(steps <= 1.0 for steps in different), different
+
+
+def test_a_row_that_sees_a_little_of_its_neighbour_is_found_among_near_ties(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = SlotLayer.update
+
+    def leak(layer: SlotLayer, *states: torch.Tensor, **rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = update(layer, *states, **rest)
+        return keys, values + 0.2 * values.roll(1, dims=0) if len(values) > 1 else values
+
+    monkeypatch.setattr(SlotLayer, "update", leak)
+    _, different = in_bf16(with_twins(), seed="leak", rounds=12)
+    assert any(steps > 1.0 for steps in different)

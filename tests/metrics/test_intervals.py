@@ -8,7 +8,7 @@ import pytest
 from visgraft.errors import DataError
 from visgraft.metrics.captioning import bleu
 from visgraft.metrics.choices import yes_no
-from visgraft.metrics.intervals import bootstrap, holm, images_needed, paired
+from visgraft.metrics.intervals import bootstrap, holm, images_needed, paired, wilson
 from visgraft.metrics.scores import Scores, mean_of
 
 
@@ -132,3 +132,13 @@ def test_what_cannot_be_compared_is_refused():
         images_needed(two, images="ab", difference=0)
     with pytest.raises(DataError, match="got 1 image, need two or more"):
         images_needed(two, images="aa", difference=0.1)
+
+
+def test_a_share_has_the_interval_of_wilson():
+    assert wilson(3, 4) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # R: prop.test(3, 4, correct = FALSE)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    low, high = wilson(10, 10)
+    assert (low, high) == pytest.approx((1 - 0.2775, 1.0), abs=1e-4)
+    for successes, number in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(DataError, match="need at least one try"):
+            wilson(successes, number)

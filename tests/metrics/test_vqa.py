@@ -1,5 +1,9 @@
 """The official VQA script and EvalAI's rules, on what METRICS of other harnesses get wrong."""
 
+import random
+from fractions import Fraction
+from itertools import combinations
+
 import pytest
 
 from visgraft.metrics import METRICS
@@ -83,6 +87,26 @@ def test_with_few_people_the_rules_stay_the_same(metric):
     assert metric(["b"], references=[["b"]]).value == 0  # there are no others
     # two of three gave x: 1/3, 1/3 and 2/3 of an answer, over three people
     assert metric(["x"], references=[["x", "x", "y"]]).value == pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)
+
+
+def averaged_over_all_nine_of_ten(answer: str, people: list[str]) -> Fraction:
+    """The paper's words (Antol et al. 2015, footnote 3): min(matches / 3, 1), averaged over all sets of nine people."""
+    sets = list(combinations(people, len(people) - 1))
+    return sum((min(Fraction(nine.count(answer), 3), Fraction(1)) for nine in sets), Fraction(0)) / len(sets)
+
+
+def test_leaving_each_person_out_once_is_the_average_over_all_sets_of_the_others() -> None:
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(500):
+        said = rng.sample(["red", "2 dogs", "left", "n", "tree"], k=rng.randint(2, 5))
+        people = rng.choices(said, k=rng.choice([10, 10, 10, 2, 3, 5]))
+        answer = rng.choice(said)
+        expected = averaged_over_all_nine_of_ten(answer, people)
+        seen.add(expected)
+        for metric in (vqa_v2, vqa_evalai):
+            assert metric([answer], references=[people]).value == pytest.approx(float(expected), abs=1e-15)
+    assert {Fraction(0), Fraction(3, 10), Fraction(6, 10), Fraction(9, 10), Fraction(1)} <= seen
 
 
 @pytest.mark.parametrize("name", ["vqa_v2", "vqa_evalai"])

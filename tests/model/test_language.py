@@ -130,14 +130,16 @@ def test_kinds_without_any_state_are_not_taken_for_ones_that_see() -> None:
     assert (list(spec.reaches), spec.unmasked) == (["full_attention"], ("linear_attention", "moe", "mlp"))
 
 
-def test_indexed_attention_sets_a_limit_and_says_so() -> None:
+@pytest.mark.parametrize("name", ["index_topk", "indexer_budget"])
+def test_indexed_attention_sets_a_limit_and_says_so(name: str) -> None:
     language = SimpleNamespace(
         config=LlamaConfig(num_hidden_layers=2, layer_types=["full_attention"] * 2), forward=lambda inputs_embeds: None
     )
-    language.config.layer_types, language.config.index_topk = ["indexed_attention"] * 2, 12
+    language.config.layer_types = ["indexed_attention"] * 2
+    setattr(language.config, name, 12)
     spec = read_attention_spec(language)  # type: ignore[arg-type]
     assert spec.max_positions == 12
-    assert spec.why_max == "its indexed_attention looks at its index_topk best keys alone"
+    assert spec.why_max == f"its indexed_attention looks at its {name} best keys alone"
 
 
 def test_a_model_that_takes_no_embeddings_is_refused_by_name() -> None:

@@ -19,8 +19,8 @@ def serving_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return model, Processor.from_parts(*parts)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(serving_pair: Pair) -> Iterator[str]:
-    """The address of a server that tests share and leave as it is."""
+    """The address of a server that the tests of a file share and leave as it is."""
     with served(serving_pair) as (address, _):
         yield address

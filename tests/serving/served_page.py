@@ -27,7 +27,6 @@ from visgraft.atomic import write_json
 from visgraft.evaluation.report import write_report
 from visgraft.serving import ServeSettings, Service, create_app, open_port
 from visgraft.serving.running import address_of
-from visgraft.serving.settings import ApiKey
 
 POSITIONS = 1024  # long enough for an answer that can be stopped
 
@@ -57,7 +56,7 @@ class ServedPage:
 
 
 @contextmanager
-def serve_page(folder: Path, *, api_keys: tuple[ApiKey, ...] = ()) -> Iterator[ServedPage]:
+def serve_page(folder: Path) -> Iterator[ServedPage]:
     """Serve until the block ends."""
     save_data(folder / "images", num_images=2)
     save_run(folder / "runs" / "growing", num_steps=20, planned_steps=100)
@@ -71,12 +70,18 @@ def serve_page(folder: Path, *, api_keys: tuple[ApiKey, ...] = ()) -> Iterator[S
     write_report(evaluation, scored / "report.html")
     write_json(scored / "scores.json", evaluation.as_json())
     settings = ServeSettings(
-        api_keys=api_keys,
         runs_folder=folder / "runs",
         evaluations_folder=folder / "evaluations",
         votes_file=folder / "votes.jsonl",
     )
     service = Service(tiny_models(folder), settings)
+    with run_in_thread(service) as address:
+        yield ServedPage(address, folder, service)
+
+
+@contextmanager
+def run_in_thread(service: Service) -> Iterator[str]:
+    """Serve until the block ends; give the address."""
     with open_port("127.0.0.1", 0) as opened:
         server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, lifespan="on", ws="none"))
         thread = threading.Thread(target=server.run, args=([opened],), daemon=True)
@@ -85,17 +90,19 @@ def serve_page(folder: Path, *, api_keys: tuple[ApiKey, ...] = ()) -> Iterator[S
             time.sleep(0.01)
             assert thread.is_alive(), "the server did not start"
         try:
-            yield ServedPage(address_of(opened), folder, service)
+            yield address_of(opened)
         finally:
             server.should_exit = True
             thread.join(30)
 
 
-def tiny_models(folder: Path) -> dict[str, tuple[VisionLanguageModel, Processor]]:
-    """Make two models that say different things."""
+def tiny_models(
+    folder: Path, *, names: tuple[str, ...] = ("first", "second")
+) -> dict[str, tuple[VisionLanguageModel, Processor]]:
+    """Make models that say different things."""
     vision, language = save_parts(folder)
     models = {}
-    for number, name in enumerate(("first", "second")):
+    for number, name in enumerate(names):
         processor = Processor.from_parts(vision, language)
         config = language_config("llama", len(processor.tokenizer))
         config.max_position_embeddings = POSITIONS

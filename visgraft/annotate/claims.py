@@ -98,3 +98,15 @@ class Claims:
             for path in [*self._held]:
                 with suppress(OSError):  # a network disk that is away for a moment, or a user removed it
                     os.utime(path)
+
+
+def is_anything_held(folder: Path) -> bool:
+    """Say whether a process is still at work, as far as is known: one that tries rows with errors again, say."""
+    for path in folder.glob("*.json"):
+        there = LockState.of(path)
+        if there is None or (there.holder is not None and there.holder.is_gone):
+            continue
+        if there.holder is None and time.time() - there.touched / 1e9 > WRITTEN_WITHIN_S:
+            continue  # its process was killed while it wrote
+        return True
+    return False

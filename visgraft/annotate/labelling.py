@@ -83,6 +83,7 @@ class Labeller:
                 yield row
 
         write_parquet(part, merge(kept, counted(), key=lambda row: row["row"]), schema=self._schema)
+        self._cache.clear()  # its images are not asked about again
         return Labelled(len(places), errors)
 
     def _answered(self, unit: Unit, source: Source, places: Iterator[int], *, advance: Advance) -> Iterator[Row]:

@@ -15,6 +15,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from visgraft.annotate.claims import Claims
@@ -29,6 +30,7 @@ from visgraft.model.precision import Precision
 
 MOST_LOSSES = 3  # actors, one behind the other, without a unit done
 WAIT_S = 1.0
+HANDED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "VISGRAFT_CACHE")  # of the driver's environment
 
 
 @dataclass
@@ -87,8 +89,10 @@ def _precision(ray: Any, request: Request, needs: dict[str, Any]) -> Precision:
 class Labelling:
     """An actor: a process with the model loaded, which labels the units that it is given."""
 
-    def __init__(self, request: dict[str, Any], environment: dict[str, str]) -> None:
+    def __init__(self, request: dict[str, Any], environment: dict[str, str], folder: str) -> None:
         os.environ.update(environment)
+        if Path(folder).is_dir():  # from which the user's paths count
+            os.chdir(folder)
         from transformers.utils import logging
 
         logging.disable_progress_bar()
@@ -108,12 +112,14 @@ class Labelling:
 
 def _hand_out(ray: Any, job: Job, *, work: Work, needs: dict[str, Any], count: int, progress: Progress) -> None:
     """Keep every actor busy until nothing is left."""
-    environment = {"OMP_NUM_THREADS": str(needs["num_cpus"])} if "num_cpus" in needs else {}
+    environment = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+    if "num_cpus" in needs:
+        environment["OMP_NUM_THREADS"] = str(needs["num_cpus"])
     actor_class = ray.remote(Labelling).options(**needs)
     busy: dict[Any, _Busy] = {}
 
     def start() -> None:
-        actor = actor_class.remote(asdict(job.request), environment)
+        actor = actor_class.remote(asdict(job.request), environment, str(Path.cwd()))
         busy[actor.ready.remote()] = _Busy(actor, None)
 
     units = work.take()
@@ -145,8 +151,6 @@ def _hand_out(ray: Any, job: Job, *, work: Work, needs: dict[str, Any], count: i
         done, _ = ray.wait([*busy], num_returns=1, timeout=WAIT_S) if busy else ([], [])
         for each in done:
             was = busy.pop(each)
-            if was.unit is not None:
-                work.release(was.unit)
             try:
                 labelled = ray.get(each)
             except ray.exceptions.RayActorError as error:
@@ -163,8 +167,12 @@ def _hand_out(ray: Any, job: Job, *, work: Work, needs: dict[str, Any], count: i
                 _refuse(error.cause, work=work, unit=was.unit)
             else:
                 if was.unit is not None:
+                    work.finished(was.unit)
                     losses = 0
                     progress.unit_done(labelled, is_new=was.is_new)
+            finally:
+                if was.unit is not None:
+                    work.release(was.unit)
             free.append(was.actor)
         progress.tick()
     for each in [*busy.values(), *(_Busy(actor, None) for actor in free)]:

@@ -114,10 +114,14 @@ def _start(worker: _Worker, job: Job, *, count: int, events: queue.Queue[tuple[i
 def _listen(number: int, process: subprocess.Popen[bytes], events: queue.Queue[tuple[int, dict[str, Any]]]) -> None:
     """Hand on what a process tells, and its end."""
     assert process.stdout is not None
-    for line in process.stdout:
-        with suppress(ValueError):  # a line that a kill tore
-            events.put((number, json.loads(line)))
-    events.put((number, {"ended": process.wait()}))
+    with process.stdout as lines:
+        for line in lines:
+            with suppress(ValueError):  # a line that a kill tore
+                events.put((number, json.loads(line)))
+    status = process.wait()
+    with suppress(OSError):
+        process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+    events.put((number, {"ended": status}))
 
 
 def _take(worker: _Worker, event: dict[str, Any], *, progress: Progress) -> None:
@@ -139,7 +143,7 @@ def _take(worker: _Worker, event: dict[str, Any], *, progress: Progress) -> None
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         if worker.deaths >= MOST_DEATHS:
             raise ConfigError(
-                f"worker {worker.number} {how}, the {MOST_DEATHS}rd time without a unit done in between; if memory is "
+                f"worker {worker.number} {how}, and {MOST_DEATHS} times in a row without a unit done; if memory is "
                 "short, take fewer --workers or a smaller --batch-size. What is done stays"
             )
         progress.say(f"worker {worker.number} {how}; another one takes its place")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 
-from visgraft.annotate.claims import Claims
+from visgraft.annotate.claims import Claims, is_anything_held
 from visgraft.annotate.folder import CLAIMS
 from visgraft.annotate.job import Job, Say
 from visgraft.annotate.on_ray import run_on_ray
@@ -56,8 +56,9 @@ def annotate(request: Request, *, say: Say, is_shown: bool = True) -> Standing:
                 with claiming as claims:
                     work_through(job, told=progress, claims=claims, first=rank / count)
     standing = progress.standing()
-    if standing.is_finished and request.shard is None and not _held(progress.job):
-        progress.job.output.sweep()
+    output = progress.job.output
+    if standing.is_finished and request.shard is None and not is_anything_held(output.folder / CLAIMS):
+        output.sweep()
     return standing
 
 
@@ -79,8 +80,3 @@ def _place_among(request: Request, environment: Mapping[str, str]) -> tuple[int,
     if request.device is None and pick_device(None).type == "cuda":
         request = replace(request, device=f"cuda:{local}")
     return int(environment.get("RANK", "0")), count, request
-
-
-def _held(job: Job) -> bool:
-    """Say whether another process is still at work (it tries rows with errors again, say)."""
-    return any((job.output.folder / CLAIMS).glob("*.json"))

@@ -31,7 +31,6 @@ class Work:
 
     Attributes:
         job: the job.
-        num_done: units that this process has finished.
     """
 
     def __init__(self, job: Job, *, claims: Claims | None, first: float = 0.0) -> None:
@@ -43,11 +42,11 @@ class Work:
             first: where among all shards to begin, 0 to 1.
         """
         self.job = job
-        self.num_done = 0
         self._claims = claims
         self._first = first
         self._started = time.time()
         self._damaged: dict[int, str] = {}  # shards that cannot be opened, and why
+        self._finished: set[Unit] = set()  # whatever the clock of the disk says of their parts
 
     def units(self, *, is_wanted: Callable[[], bool] = lambda: True) -> Iterator[Unit]:
         """Give the units to do, each claimed; it is released when the next one is asked for.
@@ -75,10 +74,9 @@ class Work:
         while True:
             is_anything_left = False
             for unit in self._pass(lambda: True, is_kept=True):
-                if unit is None:
-                    is_anything_left = True
-                    continue
-                yield unit
+                is_anything_left = True  # what was given may be lost, so there is another pass
+                if unit is not None:
+                    yield unit
             if not is_anything_left:
                 return
             yield None
@@ -87,6 +85,10 @@ class Work:
         """Let a unit go that `take` gave."""
         if self._claims is not None:
             self._claims.release(unit.name)
+
+    def finished(self, unit: Unit) -> None:
+        """Note that a unit is written, by this process or for it."""
+        self._finished.add(unit)
 
     def set_aside(self, shard: int, reason: str) -> None:
         """Leave a shard alone that cannot be read; the end says so."""
@@ -124,7 +126,6 @@ class Work:
                 try:
                     if is_left:
                         yield unit
-                        self.num_done += 1
                 finally:
                     if not (is_kept and is_left):
                         self.release(unit)
@@ -149,7 +150,7 @@ class Work:
         is_there = part.exists() if done is None else (unit.shard, unit.start) in done.units
         if not is_there:
             return True
-        if not self.job.request.retry_errors:
+        if not self.job.request.retry_errors or unit in self._finished:
             return False
         return part.stat().st_mtime < self._started and num_errors(part) > 0
 
@@ -205,6 +206,7 @@ def work_through(job: Job, *, told: Told, claims: Claims | None, first: float = 
         except (DataError, MissingAssetError) as error:
             work.set_aside(unit.shard, str(error))
             continue
+        work.finished(unit)
         told.unit_done(labelled, is_new=is_new)
 
 

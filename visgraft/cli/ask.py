@@ -12,7 +12,7 @@ import typer
 
 from visgraft.cli.hub import go_offline_without_network, names_of_model
 from visgraft.cli.options import AsJson, Device, MaxNewTokens, Model, Precision
-from visgraft.cli.terminal import note, print_json, print_line, quiet_libraries
+from visgraft.cli.terminal import note, print_json, print_line, print_piece, quiet_libraries
 from visgraft.errors import BadSampleError, ConfigError
 
 if TYPE_CHECKING:
@@ -59,13 +59,15 @@ def ask(
         else:
             print_line(best)
         return
-    from visgraft.inference import answer
+    from visgraft.inference import stream
 
-    [text] = answer(*loaded, [sample], max_new_tokens=max_new_tokens)
+    pieces = stream(*loaded, sample, max_new_tokens=max_new_tokens)
     if as_json:
-        print_json({"image": str(image), "question": question, "answer": text})
-    else:
-        print_line(text)
+        print_json({"image": str(image), "question": question, "answer": "".join(pieces)})
+        return
+    for piece in pieces:
+        print_piece(piece)
+    print_line()
 
 
 def _split_choices(choices: str) -> list[str]:

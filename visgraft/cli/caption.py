@@ -32,7 +32,7 @@ def caption(
     ],
     prompt: Annotated[str, typer.Option(help="What the model was trained to caption for, where that is a text.")] = "",
     max_new_tokens: MaxNewTokens = 64,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that run at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that run at once.")] = 32,
     device: Device = None,
     precision: Precision = "auto",
     as_json: AsJson = False,

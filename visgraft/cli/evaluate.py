@@ -100,7 +100,7 @@ def evaluate(
     bare: Annotated[bool, typer.Option("--bare", help="Ask the untouched language model too.")] = False,
     power: Power = None,
     max_new_tokens: LongestAnswer = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions that run at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions that run at once.")] = 32,
     device: Device = None,
     precision: Precision = "auto",
     is_list: Annotated[bool, typer.Option("--list", help="List the metrics and the benchmarks.")] = False,

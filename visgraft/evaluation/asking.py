@@ -43,7 +43,7 @@ def ask_questions(
     *,
     log: AnswerLog,
     max_new_tokens: int,
-    batch_size: int = 16,
+    batch_size: int = 32,
     shown: Shown = "image",
     advance: Advance = lambda number: None,
 ) -> list[Answered]:

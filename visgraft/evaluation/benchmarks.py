@@ -26,6 +26,7 @@ from typing import Any
 from visgraft.config import DataSettings, SourceSettings, Strict, read_yaml
 from visgraft.config.shipped import find_recipe
 from visgraft.errors import ConfigError
+from visgraft.evaluation.revisions import pin_revisions
 from visgraft.evaluation.scoring import check_metrics
 from visgraft.evaluation.task import Task, open_entries, open_recipe
 
@@ -147,6 +148,7 @@ def _open(path: Path, *, say: Callable[[str], None], files: Path | None) -> Task
         entries = tuple(_moved(entry, files.expanduser()) for entry in entries)
     elif benchmark.files and not all(Path(entry.path or "").exists() for entry in entries):
         raise ConfigError(f"{path.stem}: needs {benchmark.files}; name the folder with --files DIR")
+    entries, loaded = pin_revisions(entries, say=say)
     questions = open_entries(
         entries, key="data.test", settings=DataSettings(), name=path.stem, say=say,
         candidates=benchmark.candidates, frame=benchmark.prompt,
@@ -154,9 +156,8 @@ def _open(path: Path, *, say: Callable[[str], None], files: Path | None) -> Task
     facts: dict[str, Any] = {"benchmark": benchmark.what, "tested": benchmark.tested}
     if benchmark.published:
         facts["published"] = [vars(each) for each in benchmark.published]
-    revisions = sorted({str(entry.options["revision"]) for entry in entries if "revision" in entry.options})
-    if revisions and files is None:
-        facts["revision"] = ", ".join(revisions)
+    if loaded:
+        facts["loaded"] = [vars(each) for each in loaded]
     return Task(path.stem, questions, benchmark.metrics, benchmark.max_new_tokens, benchmark.language, facts)
 
 

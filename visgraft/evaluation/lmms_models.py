@@ -1,10 +1,10 @@
 """Models of visgraft as lmms-eval asks them: its requests in, answers out; only lmms-eval imports this file.
 
-In: `--model_args pretrained=RUN[,batch_size=16,device=cpu,precision=fp32]`. Out: texts, in the order of the requests.
+In: `--model_args pretrained=RUN[,batch_size=32,device=cpu,precision=fp32]`. Out: texts, in the order of the requests.
 Generation only: the likelihood path of lmms-eval 0.7.3 is broken (one kind of task hands over the text to score,
 another a function, a third no images); `visgraft evaluate --metrics choice_likelihood` scores candidates.
 
-    python -m lmms_eval --model visgraft --model_args pretrained=runs/my-run --tasks pope --batch_size 16
+    python -m lmms_eval --model visgraft --model_args pretrained=runs/my-run --tasks pope --batch_size 32
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Visgraft(lmms):  # type: ignore[misc]  # lmms-eval has no types
     def __init__(
         self,
         pretrained: str,
-        batch_size: int | str = 16,
+        batch_size: int | str = 32,
         device: str | None = None,
         precision: str = "auto",
         **unknown: Any,
@@ -50,7 +50,7 @@ class Visgraft(lmms):  # type: ignore[misc]  # lmms-eval has no types
         if unknown:
             allowed = "pretrained, batch_size, device, precision"
             raise ConfigError(f"--model_args: got {', '.join(unknown)}, allowed are {allowed}")
-        self.batch_size = 16 if batch_size == "auto" else int(batch_size)
+        self.batch_size = 32 if batch_size == "auto" else int(batch_size)
         self.model, self.processor = load(pretrained, device=device, precision=precision)  # type: ignore[arg-type]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

@@ -227,6 +227,12 @@ def _quality_table(models: Sequence[EvaluatedModel], names: Sequence[str]) -> Ta
 
 
 def _settings_table(settings: Mapping[str, Any]) -> Table:
+    settings = dict(settings)
+    if settings.get("loaded"):
+        settings["loaded"] = ", ".join(
+            f"{each['path']} at {each['commit'] or each['revision'] + ' (which commit is not known)'}"
+            for each in settings["loaded"]
+        )
     rows = [
         [
             name.replace("_", " "),

@@ -66,7 +66,7 @@ class Settings:
     language: str | None = None
     limit: int | None = None
     max_new_tokens: int | None = None
-    batch_size: int = 16
+    batch_size: int = 32
     device: str | None = None
     precision: Precision = "auto"
     control_limit: int = 500
@@ -104,13 +104,13 @@ class EvaluatedModel:
         said = []
         if self.unusable:
             said.append(
-                f"{len(self.unusable):,} questions are left out, as their images cannot be used; the first: "
+                f"questions left out, as their images cannot be used: {len(self.unusable):,}; the first: "
                 f"{next(iter(self.unusable.values()))}"
             )
         if self.not_answered:
             said.append(
-                f"{len(self.not_answered):,} of {len(self.scored.answered):,} questions are too long for the model, "
-                f"and an empty answer is counted for each; the first: {next(iter(self.not_answered.values()))}"
+                f"questions too long for the model: {len(self.not_answered):,} of {len(self.scored.answered):,}, and "
+                f"an empty answer is counted for each; the first: {next(iter(self.not_answered.values()))}"
             )
         return said
 

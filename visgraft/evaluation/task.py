@@ -17,6 +17,7 @@ from visgraft.config import DataSettings, SourceSettings, load_data
 from visgraft.data.sources import open_sources
 from visgraft.errors import ConfigError
 from visgraft.evaluation.questions import QuestionSet, questions_of
+from visgraft.evaluation.revisions import pin_revisions
 from visgraft.reporting.progress import working
 from visgraft.starter import resolve
 
@@ -33,7 +34,7 @@ class Task:
         metrics: to score by.
         max_new_tokens: longest answer.
         language: of the texts, where no spaces divide its words.
-        facts: what else is known of a benchmark, such as published figures.
+        facts: what else is known: which commits of the Hub were loaded, published figures of a benchmark.
     """
 
     name: str
@@ -57,10 +58,12 @@ def open_recipe(source: str, *, say: Callable[[str], None]) -> Task:
         raise ConfigError(f"{source}: data.test: missing, and so is data.validation; name what models are scored on")
     if part == "validation":
         say(f"{source} names no data.test: scoring on data.validation, which training may have chosen the model by")
+    entries, loaded = pin_revisions(entries, say=say)
     questions = open_entries(entries, key=f"data.{part}", settings=data, name=f"{source}: data.{part}", say=say)
     metrics = scores or default_metrics(questions)
     name = Path(source).stem if Path(source).suffix else Path(source).name
-    return Task(name, questions, metrics, max_new_tokens)
+    facts = {"loaded": [vars(each) for each in loaded]} if loaded else {}
+    return Task(name, questions, metrics, max_new_tokens, facts=facts)
 
 
 def _settings(source: str) -> tuple[DataSettings, int, Sequence[str]]:

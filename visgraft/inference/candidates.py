@@ -23,7 +23,7 @@ from torch import Tensor
 
 from visgraft.data.prompt import encode_dialog
 from visgraft.data.sample import Sample, Turn
-from visgraft.errors import ConfigError
+from visgraft.errors import ConfigError, ModelError
 from visgraft.inference.eval_mode import eval_mode
 from visgraft.inference.limits import room_for_answer
 from visgraft.inference.prefix_cache import PrefixCache

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
+from itertools import islice, takewhile
 
 from visgraft.data.prompt import encode_dialog
 from visgraft.errors import BusyError, ConfigError
@@ -65,6 +66,7 @@ class Engine:
         max_positions: int | None = None,
         max_waiting: int = 256,
         prefix_cache: PrefixCache | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> None:
         """Make a loop that nobody runs yet; memory is taken as requests need it.
 
@@ -75,6 +77,7 @@ class Engine:
             max_positions: of a row: image tokens, prompt and answer; None = as many as the language model has.
             max_waiting: requests that wait for a slot, at most.
             prefix_cache: what images became, for other loops too; default one of its own.
+            after_step: called in the loop's thread behind every step, and at the end; it must not wait.
 
         Raises:
             ConfigError: a number below 1.
@@ -101,6 +104,7 @@ class Engine:
         self._changed = threading.Condition()  # guards what waits, and tells of every step
         self._stepping = threading.RLock()  # held by whoever runs a step
         self._asking = threading.Lock()  # held while settings are read
+        self._after_step = after_step
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -215,15 +219,16 @@ class Engine:
             with self._changed:
                 if self._is_closed:
                     raise BusyError(_CLOSED)
-                if len(self._waiting) + len(requests) <= self.max_waiting:
+                num_free = self.num_slots - len(self._active.requests)  # which some of them take at the next step
+                if len(self._waiting) + len(requests) <= self.max_waiting + num_free:
                     self._waiting.extend(requests)
                     self._changed.notify_all()
                     return [request.reply for request in requests]
                 left = end - time.monotonic()
                 if left <= 0:
                     raise BusyError(
-                        f"{len(self._waiting)} requests wait already, allowed are {self.max_waiting}: ask again later, "
-                        "or raise max_waiting"
+                        f"{len(self._waiting) - num_free} requests wait already, allowed are {self.max_waiting}: ask "
+                        "again later, or raise max_waiting"
                     )
                 if self._thread is not None:
                     self._changed.wait(left)
@@ -250,6 +255,14 @@ class Engine:
             self._sweep()
             while self._jobs:
                 self._jobs.popleft()[0].set_exception(BusyError(_CLOSED))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell whoever waits that something may have changed."""
+        with self._changed:
+            self._changed.notify_all()
+        if self._after_step is not None:
+            self._after_step()
 
     @property
     def _is_busy(self) -> bool:
@@ -307,8 +320,7 @@ class Engine:
                 self._active.fail_all(error)
                 raise
             finally:
-                with self._changed:
-                    self._changed.notify_all()
+                self._tell()
 
     def _run_job(self) -> None:
         """Do one thing that else is wanted of the model, so that those that decode wait for no more."""
@@ -344,12 +356,16 @@ class Engine:
         """Let waiting requests take free slots: all that wait, or a good part of the slots at once.
 
         Reading costs about as much for one prompt as for some, so while others decode and more wait than there is room
-        for, a few slots are let come free before the next prompts are read, together.
+        for, a few slots are let come free before the next prompts are read, together. What the next step reads anyway,
+        a single token behind a known image (a caption), waits for nothing.
         """
         active = self._active
         with self._changed:
             number = min(len(self._waiting), self.num_slots - len(active.requests))
             if active.requests and number < min(len(self._waiting), self.num_slots // 4):
+                coming = islice(self._waiting, number)
+                number = sum(1 for _ in takewhile(lambda request: request.prompt.is_read_by_a_step, coming))
+            if not number:
                 return
             group, later = active.take([self._waiting.popleft() for _ in range(number)])
             self._waiting.extendleft(reversed(later))

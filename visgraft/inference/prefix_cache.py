@@ -108,6 +108,11 @@ class Prefix:
     tokens: Tensor | None = None
     states: KeptStates | None = None
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the language model has read it."""
+        return self.states is not None
+
 
 Pixels = Mapping[str, Tensor]  # of one group of images, each [F, ...]
 

@@ -106,6 +106,13 @@ class Prompt:
     num_known: int = 0
 
     @property
+    def is_read_by_a_step(self) -> bool:
+        """Whether only one token is left to read: nothing stands before it but an image that is read already."""
+        *before, last = self.segments
+        images = [each for each in before if isinstance(each, ImageSegment) and each.prefix and each.prefix.is_read]
+        return len(last) == 1 and len(images) == len(before) <= 1  # type: ignore[arg-type]  # the last one is ids
+
+    @property
     def text_ids(self) -> list[int]:
         """The ids of all texts, one behind the other."""
         return [token for segment in self.segments if not isinstance(segment, ImageSegment) for token in segment]

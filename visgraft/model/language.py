@@ -36,7 +36,8 @@ SHORT_SIGHTED = {
     "hybrid_sliding": (True, False),
     "chunked_attention": (False, True),
 }
-INDEXED = "indexed_attention"  # looks at the `config.index_topk` keys that it finds best
+INDEXED = "indexed_attention"  # looks at so many keys that it finds best:
+INDEX_BUDGETS = ("index_topk", "indexer_budget")
 NOTHING_CARRIED = ("moe", "mlp", "dummy")  # layers that see no other position
 
 Sharing = Literal["mask", "state", "rows"]
@@ -73,6 +74,7 @@ class AttentionSpec:
         behind_cache: what the LM reads rightly behind a cache: several tokens at once, single ones, or nothing.
         position_offset: added to positions.
         wide_states: its layers take float32 states between narrower weights under autocast.
+        mixed_precision: it can be computed under autocast at all.
         image_is_causal: what it reads of an image from left to right whatever the mask says: nothing, some layers, all.
     """
 
@@ -92,6 +94,7 @@ class AttentionSpec:
     behind_cache: BehindCache = "several"
     position_offset: int = 0
     wide_states: bool = True
+    mixed_precision: bool = True
     image_is_causal: Literal["nothing", "some", "all"] = "nothing"
 
     @property
@@ -114,7 +117,16 @@ class AttentionSpec:
     def call(
         self, language: PreTrainedModel, embeds: Tensor, arguments: Mapping[str, Any], *, cache: Cache | None = None
     ) -> Any:
-        """Run the LM on embeddings [B, Q, D_lm] with what `arguments` made for them; the cache is written to."""
+        """Run the LM on embeddings [B, Q, D_lm] with what `arguments` made for them; the cache is written to.
+
+        Raises:
+            UnsupportedModelError: under autocast, which this family's layers do not bear.
+        """
+        if not self.mixed_precision and torch.is_autocast_enabled(embeds.device.type):
+            raise UnsupportedModelError(
+                f"{self.name} mixes number formats in its layers and cannot be computed in bf16 or fp16: set "
+                "train.precision: fp32"
+            )
         caching = {} if cache is None or self.cache_name is None else {self.cache_name: cache}
         return language(inputs_embeds=embeds, use_cache=cache is not None, **caching, **arguments)
 
@@ -282,8 +294,9 @@ def _position_limit(config: PreTrainedConfig) -> tuple[str, int | None]:
     names = ("max_position_embeddings", "max_seq_len")
     values = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
     limits = [("the number of its positions", value) for value in values[:1]]
-    if INDEXED in _layer_kinds(config):
-        limits.append((f"its {INDEXED} looks at its index_topk best keys alone", config.index_topk))
+    for name in INDEX_BUDGETS if INDEXED in _layer_kinds(config) else ():
+        if isinstance(best := getattr(config, name, None), int):
+            limits.append((f"its {INDEXED} looks at its {name} best keys alone", best))
     return min(limits, key=lambda pair: pair[1], default=("", None))
 
 
@@ -296,8 +309,17 @@ def _mask_sizes(cache: Cache, num_queries: int, layer_index: int, table: Segment
 
 
 def embedding_width(language: PreTrainedModel) -> int:
-    """Give D_lm, the width of the language model's input embeddings (which need not be its hidden size)."""
+    """Give D_lm, the width of the language model's input embeddings (which need not be its hidden size).
+
+    Raises:
+        UnsupportedModelError: they are no table of tokens.
+    """
     embeddings: Any = language.get_input_embeddings()
+    if not isinstance(getattr(embeddings, "weight", None), Tensor):
+        raise UnsupportedModelError(
+            f"{language.config.model_type} ({type(language).__name__}) cannot be joined: its input embeddings "
+            f"({type(embeddings).__name__}) are not one table with a row a token. Choose another causal LM"
+        )
     return int(embeddings.weight.shape[1])
 
 

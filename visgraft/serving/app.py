@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from visgraft.serving.chat import make_chat_router
+from visgraft.serving.description import describe
 from visgraft.serving.failures import Failure
 from visgraft.serving.gate import Gate
 from visgraft.serving.page import make_page_router
@@ -40,6 +41,7 @@ def create_app(service: Service) -> FastAPI:
     _add_state(app, service)
     app.include_router(make_page_router(service))
     app.add_exception_handler(HTTPException, _told)
+    describe(app, service)
     app.add_middleware(Gate, service=service)
     if service.settings.cors_origins:
         app.add_middleware(

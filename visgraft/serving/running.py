@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 import uvicorn
 
@@ -41,9 +42,7 @@ def open_port(host: str, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"--port {port}: taken by another program; name another one, or 0 for a free one"
-            ) from None
+            raise ConfigError(f"--port {port}: taken already; name another one, or 0 for a free one") from None
         if error.errno == errno.EACCES:
             raise ConfigError(f"--port {port}: not allowed to you; name one above 1023, or 0 for a free one") from None
         raise ConfigError(f"--host {host}: {error.strerror}; name an address of this machine") from None
@@ -91,15 +90,12 @@ def run(service: Service, opened: socket.socket, *, ready: Callable[[str], None]
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        ending: list[asyncio.Task[None]] = []
+        ending = _Ending(service, server, drain_s=drain_s)
 
         def end(number: int) -> None:
             nonlocal status
             status = INTERRUPTED if number == signal.SIGINT else 0
-            if ending:
-                server.should_exit = server.force_exit = True
-                return
-            ending.append(loop.create_task(_drain(service, server, drain_s=drain_s)))
+            ending.begin()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, end, number)
@@ -114,12 +110,28 @@ def run(service: Service, opened: socket.socket, *, ready: Callable[[str], None]
     return status
 
 
-async def _drain(service: Service, server: uvicorn.Server, *, drain_s: float) -> None:
-    """Take no more requests, wait for those that run, and end."""
-    service.is_draining = True
-    if service.num_running:
-        LOG.warning("ending: %d requests are being finished", service.num_running)
-    end = asyncio.get_running_loop().time() + drain_s
-    while service.num_running and asyncio.get_running_loop().time() < end:
-        await asyncio.sleep(_TICK_S)
-    server.should_exit = True
+class _Ending:
+    """The end of a server: no more requests, those that run are finished; asked a second time, they are cut off."""
+
+    def __init__(self, service: Service, server: uvicorn.Server, *, drain_s: float) -> None:
+        self._service, self._server, self._drain_s = service, server, drain_s
+        self._is_hurried = False
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Begin to end, or end at once."""
+        self._is_hurried = self._task is not None
+        self._task = self._task or asyncio.get_running_loop().create_task(self._end())
+
+    async def _end(self) -> None:
+        service = self._service
+        service.is_draining = True
+        if service.num_running:
+            LOG.warning("ending: %d requests are being finished; again ends at once", service.num_running)
+        end = monotonic() + self._drain_s
+        while service.num_running and monotonic() < end and not self._is_hurried:
+            await asyncio.sleep(_TICK_S)
+        if service.num_running:
+            LOG.warning("ending: %d requests are cut off", service.num_running)
+            await asyncio.to_thread(service.stop)
+        self._server.should_exit = True

@@ -91,8 +91,16 @@ class ServedModel:
         names: of the tokens, for clients that ask for log-probabilities.
     """
 
-    def __init__(self, name: str, model: VisionLanguageModel, processor: Processor, settings: ServeSettings) -> None:
-        """Make a loop that nobody runs yet."""
+    def __init__(
+        self,
+        name: str,
+        model: VisionLanguageModel,
+        processor: Processor,
+        settings: ServeSettings,
+        *,
+        after_step: Callable[[], None],
+    ) -> None:
+        """Make a loop that nobody runs yet; `after_step` is called behind each of its steps."""
         self.name = name
         self.created_at = int(time.time())
         self.mean_seconds = 1.0
@@ -104,6 +112,7 @@ class ServedModel:
             max_positions=settings.max_positions,
             max_waiting=settings.max_waiting,
             prefix_cache=PrefixCache(max_bytes=settings.prefix_cache_bytes),
+            after_step=after_step,
         )
         self.conversations = KeptConversations(max_bytes=settings.conversation_cache_bytes)
         self.end_ids = frozenset(stop_token_ids(model, processor))

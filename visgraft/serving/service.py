@@ -11,9 +11,10 @@ import asyncio
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
@@ -67,11 +68,13 @@ class Service:
     def __init__(self, models: Mapping[str, tuple[VisionLanguageModel, Processor]], settings: ServeSettings) -> None:
         """Make the loops; they run once the service is entered."""
         self.settings = settings
-        self.models = {name: ServedModel(name, *pair, settings) for name, pair in models.items()}
+        self.models = {name: ServedModel(name, *pair, settings, after_step=self._wake) for name, pair in models.items()}
         self.metrics = Metrics(self.models)
         self.is_draining = False
         self.num_running = 0
         self._stack = ExitStack()
+        self._to_set: deque[asyncio.Event] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
         # threads that open images and encode texts; the model itself runs in its loop's thread
         self._pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 1)), thread_name_prefix="requests")
         self._waiting_pool = ThreadPoolExecutor(16, thread_name_prefix="fetching")  # these wait for other servers
@@ -82,14 +85,34 @@ class Service:
         return len(self.models) * (self.settings.num_slots + self.settings.max_waiting)
 
     def __enter__(self) -> Service:
-        """Run the models' loops."""
+        """Run the models' loops; it is entered in the server's thread."""
+        self._loop = asyncio.get_running_loop()
         for served in self.models.values():
             self._stack.enter_context(served.engine)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Stop: what is not finished ends with what was said so far."""
+    def event(self) -> tuple[asyncio.Event, Callable[[], None]]:
+        """Make an event, and what a model's loop calls to have it set behind the step that it is in."""
+        changed = asyncio.Event()
+        return changed, lambda: self._to_set.append(changed)
+
+    def _wake(self) -> None:
+        """Let the server's thread set what a step has changed: once a step, as waking it costs the loop its turn."""
+        if self._to_set and self._loop is not None:
+            with suppress(RuntimeError):  # the server has ended
+                self._loop.call_soon_threadsafe(self._set_events)
+
+    def _set_events(self) -> None:
+        while self._to_set:
+            self._to_set.popleft().set()
+
+    def stop(self) -> None:
+        """Stop the loops: what is not finished is told that the server ends."""
         self._stack.close()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
         for pool in (self._pool, self._waiting_pool):
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -52,7 +52,8 @@ class TokenNames:
         if self._is_pieces:
             byte = _BYTE.fullmatch(piece)
             return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
-        return str(self._tokenizer.decode([token_id])).encode()
+        once, twice = (str(self._tokenizer.decode([token_id] * number)) for number in (1, 2))
+        return twice[len(once) :].encode()  # behind another token: words then have the blank between them
 
     def told(self, token_id: int, log_probability: float) -> dict[str, Any]:
         """Tell of a token; its text is written `bytes:\\xe2...` where it is no whole letter."""

@@ -5,14 +5,25 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from torch import Tensor, nn
+from torch import nn
 
-from tests.tiny import ALIBI, LANGUAGE_CONFIGS, LLAMA_LIKE, TOKENS, bare, bare_language, bare_vision
+from tests.tiny import (
+    ALIBI,
+    LANGUAGE_CONFIGS,
+    LLAMA_LIKE,
+    TOKENS,
+    V,
+    bare,
+    bare_language,
+    bare_vision,
+    random_ids,
+    random_pixels,
+)
 from visgraft.errors import UnsupportedModelError
 from visgraft.model import language
 from visgraft.model.checks import compatibility
 from visgraft.model.checks.compatibility import check_language
-from visgraft.model.checks.tiny_twin import TEXT_ONLY, shrink
+from visgraft.model.checks.tiny_twin import TEXT_ONLY
 from visgraft.model.vlm import VisionLanguageModel
 
 
@@ -34,6 +45,7 @@ def test_every_family_of_the_cross_passes(name: str) -> None:
 
 # --- Refusals
 
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GPT_NEO = {
     "vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]
 }  # fmt: skip
@@ -79,6 +91,57 @@ def test_layers_that_cannot_take_float32_states_between_narrow_weights_are_found
     assert check_language(bare_language("llama")).wide_states
 
 
+def test_layers_that_bear_no_mixed_precision_are_found_and_said_when_it_is_asked_for() -> None:
+    config = hf.XmodConfig(
+        **{**SMALL, "vocab_size": V}, intermediate_size=48, is_decoder=True, default_language="en_XX"
+    )
+    model = VisionLanguageModel.from_parts(bare_vision("clip"), from_config(config))
+    ids, pixels = random_ids(1, 4), random_pixels(1)
+    with torch.no_grad():
+        model(input_ids=ids, pixel_values=pixels)
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            pytest.raises(UnsupportedModelError, match=r"xmod mixes number formats .*: set train\.precision: fp32"),
+        ):
+            model(input_ids=ids, pixel_values=pixels)
+
+
+def test_a_family_that_reads_token_ids_in_every_layer_is_refused() -> None:
+    config = hf.Gemma3nTextConfig(
+        **SMALL, num_key_value_heads=2, intermediate_size=48, head_dim=8, vocab_size_per_layer_input=64,
+        hidden_size_per_layer_input=8, num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"],
+        activation_sparsity_pattern=[0.0, 0.0],
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match=r"gemma3n_text cannot .*: without an image it does not compute"):
+        check_language(from_config(config))  # in which a scale of 0 hides it
+
+
+@pytest.mark.usefixtures("nothing_passed_before")
+def test_a_model_that_does_not_run_on_token_ids_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"llama .*: it does not run on token ids alone \(ValueError: help"):
+        check_language(led_astray("helpless", monkeypatch))
+
+
+@pytest.mark.usefixtures("nothing_passed_before")
+def test_a_model_whose_text_part_alone_was_made_tiny_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = led_astray("helpless", monkeypatch)
+    monkeypatch.setattr(compatibility, "tiny_like", lambda _: bare_language("llama"))
+    with pytest.raises(UnsupportedModelError, match="does not run on token ids alone"):
+        check_language(model)
+
+
+def test_embeddings_that_are_no_table_of_tokens_are_refused() -> None:
+    config = hf.MusicgenDecoderConfig(**SMALL, ffn_dim=48, num_codebooks=2)
+    with pytest.raises(UnsupportedModelError, match=r"musicgen_decoder .* \(ModuleList\) are not one table with a row"):
+        VisionLanguageModel.from_parts(bare_vision("clip"), hf.MusicgenForCausalLM(config))
+
+
+def test_what_could_not_be_loaded_again_is_refused_at_the_join() -> None:
+    config = hf.Emu3TextConfig(**SMALL, **TOKENS, num_key_value_heads=2, intermediate_size=48)
+    with pytest.raises(UnsupportedModelError, match=r"emu3_text_model .* does not know Emu3TextConfig\. Register it"):
+        VisionLanguageModel.from_parts(bare_vision("clip"), hf.Emu3ForCausalLM(config))
+
+
 class Reading(hf.LlamaForCausalLM):
     """A Llama that is led astray in one way."""
 
@@ -92,6 +155,8 @@ class Reading(hf.LlamaForCausalLM):
         position_ids: Any = None,
         **kwargs: Any,
     ) -> Any:  # type: ignore[override]
+        if self.astray == "helpless" and inputs_embeds is None:
+            raise ValueError("help")
         if self.astray == "mask" and attention_mask is not None:
             attention_mask = attention_mask | torch.ones_like(attention_mask).tril()
         if self.astray == "ahead" and attention_mask is not None and attention_mask.shape[-1] != TEXT_ONLY:
@@ -168,6 +233,13 @@ def test_a_configuration_is_tried_once(nothing_passed_before: None, monkeypatch:
     check_language(bare_language("llama"))
 
 
+def test_another_class_of_the_same_configuration_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_language(bare_language("llama"))
+    monkeypatch.setattr(compatibility, "_find", lambda *_, **__: {"sharing": "rows"})
+    assert check_language(Reading(bare("llama").config)).sharing == "rows"
+    monkeypatch.setattr(compatibility, "_found", {})
+
+
 def test_another_kernel_is_tried_again(nothing_passed_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
     check_language(bare_language("llama"))
     tried: list[str] = []
@@ -179,21 +251,6 @@ def test_another_kernel_is_tried_again(nothing_passed_before: None, monkeypatch:
     monkeypatch.setattr(compatibility, "_find", find)
     check_language(bare_language("llama_eager"))
     assert tried == ["eager"]
-
-
-def test_the_tiny_twin_has_the_kernel_and_every_kind_of_layer_of_the_model() -> None:
-    config = hf.Gemma3TextConfig(
-        num_hidden_layers=26, sliding_window=512, attn_implementation="eager", vocab_size=300, hidden_size=640
-    )
-    tiny = shrink(config)
-    assert tiny.layer_types == ["sliding_attention", "full_attention"]
-    assert (tiny.num_hidden_layers, tiny.sliding_window, tiny.hidden_size) == (2, 5, 32)
-    assert config.num_hidden_layers == 26
-    with torch.device("meta"):
-        model = hf.AutoModelForCausalLM.from_config(config)
-    twin = compatibility.tiny_like(model)
-    assert twin is not None
-    assert twin.config._attn_implementation == "eager"
 
 
 def test_a_large_model_is_checked_on_a_small_one(nothing_passed_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,12 +265,3 @@ def test_a_large_model_is_checked_on_a_small_one(nothing_passed_before: None, mo
     with torch.device("meta"):
         check_language(hf.LlamaForCausalLM(config))
     assert checked[0] < 100_000
-
-
-def test_a_long_context_with_scaled_rotary_positions_is_checked_on_plain_ones(nothing_passed_before: None) -> None:
-    scaling = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
-    config = hf.Phi3Config(pad_token_id=0, rope_parameters=scaling, original_max_position_embeddings=4096)
-    tiny = shrink(config)
-    assert tiny.rope_parameters["rope_type"] == "default"
-    model: Tensor = hf.AutoModelForCausalLM.from_config(tiny)(input_ids=torch.arange(4)[None]).logits
-    assert model.shape == (1, 4, 64)

@@ -24,7 +24,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from visgraft.errors import UnsupportedModelError
 from visgraft.model.activation_checkpointing import checkpoint_activations
@@ -44,7 +44,7 @@ from visgraft.model.state_cache import StateCache
 from visgraft.segments import IMAGE, TEXT
 
 NUM_IMAGE, TEXT_LENGTHS = 4, (3, 3)
-_found: dict[str, dict[str, Any]] = {}  # by config: what trying added to what `read_attention_spec` says
+_found: dict[str, dict[str, Any]] = {}  # by class and config: what trying added to what `read_attention_spec` says
 
 
 def check_language(language: PreTrainedModel, *, causal_image: bool = False) -> AttentionSpec:
@@ -56,15 +56,25 @@ def check_language(language: PreTrainedModel, *, causal_image: bool = False) -> 
 
     Raises:
         UnsupportedModelError: it does not follow the mask and the positions it is given, and is not right in rows of
-            its own either; with the model type and what it did.
+            its own either; with the model type and what it did. Or what is saved of it could not be loaded again.
     """
     config = language.config.get_text_config(decoder=True)
-    key = json.dumps([config.to_dict(), config._attn_implementation, causal_image], sort_keys=True, default=str)
+    if type(language.config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(language.config, "auto_map", None):
+        raise UnsupportedModelError(
+            f"{config.model_type} ({type(language).__name__}) cannot be joined: what is saved of it could not be "
+            f"loaded again, as AutoModelForCausalLM does not know {type(language.config).__name__}. Register it "
+            "(AutoModelForCausalLM.register), or choose another causal LM"
+        )
+    name = f"{type(language).__module__}.{type(language).__qualname__}"
+    key = json.dumps([name, config.to_dict(), config._attn_implementation, causal_image], sort_keys=True, default=str)
     if key not in _found:
         with torch.random.fork_rng(devices=[]):
             with torch.device("cpu"):
                 tiny = tiny_like(language)
             subject = language if tiny is None else tiny
+            if type(subject) is not type(language) and language.device.type != "meta":
+                with torch.no_grad():  # only its text part was made tiny: the rest must not get in the way
+                    _Trial(language, exact=False, causal_image=causal_image).compare_text_only()
             was_training = subject.training
             subject.eval()
             torch.manual_seed(0)
@@ -83,7 +93,7 @@ def _find(language: PreTrainedModel, *, exact: bool, causal_image: bool) -> dict
         trial.compare_text_only()
         why_not = trial.why_no_mask_is_enough()
         if why_not is None:
-            return {**trial.found, "wide_states": trial.takes_wide_states()}
+            return {**trial.found, **trial.precision()}
         try:
             flows = trial.flows_past_masks()
         except FAILURES:
@@ -93,7 +103,7 @@ def _find(language: PreTrainedModel, *, exact: bool, causal_image: bool) -> dict
         image_is_causal = trial.check_rows(why_not, flows=flows)
         trial.spec = replace(trial.spec, sharing="rows", image_is_causal=image_is_causal)
         trial.spec = replace(trial.spec, behind_cache=trial.find_behind_cache())
-        found = {**trial.found, "wide_states": trial.takes_wide_states()}
+        found = {**trial.found, **trial.precision()}
     found |= {"sharing": "rows", "image_is_causal": image_is_causal, "behind_cache": trial.spec.behind_cache}
     if exact or language.num_parameters() < MAX_TINY:
         trial.check_gradients(why_not)
@@ -113,8 +123,12 @@ class _Trial:
         self.device = language.device
         self.embeddings: Any = language.get_input_embeddings()
         self.ids = torch.randint(3, 60, (1, TEXT_ONLY), device=self.device)
-        with torch.no_grad():
-            self.bare = language(input_ids=self.ids, use_cache=False).logits.float()  # before a quirk changes anything
+        self.name = language.config.get_text_config(decoder=True).model_type
+        try:
+            with torch.no_grad():  # before a quirk changes anything
+                self.bare = language(input_ids=self.ids, use_cache=False).logits.float()
+        except FAILURES as error:
+            self.refuse(f"it does not run on token ids alone ({type(error).__name__}: {error})")
         self.spec = read_attention_spec(language)
         is_exact = exact or self.embeddings.weight.dtype == torch.float32
         self.tolerance = (1e-4 if is_exact else 3e-2) * float(self.bare.abs().max())
@@ -122,7 +136,7 @@ class _Trial:
     def refuse(self, reason: str) -> NoReturn:
         """Say why it cannot be joined."""
         raise UnsupportedModelError(
-            f"{self.spec.name} cannot be joined exactly: {reason}. Choose another language model; most causal LMs work"
+            f"{self.name} cannot be joined exactly: {reason}. Choose another language model; most causal LMs work"
         )
 
     def inputs(self, num_rows: int, length: int) -> Tensor:
@@ -154,7 +168,7 @@ class _Trial:
                     self.found = changed
                     return
             except FAILURES as error:
-                wrong = f"it cannot take a mask of who sees whom ({type(error).__name__}: {error})"
+                wrong = f"it cannot take embeddings and a mask of who sees whom ({type(error).__name__}: {error})"
             self.spec = spec
         self.refuse(wrong)
 
@@ -168,14 +182,19 @@ class _Trial:
             ways.append({"position_offset": padding + 1})
         return [*ways, {"takes_mask": False}]
 
-    def takes_wide_states(self) -> bool:
-        """Say whether its layers take float32 states between weights that are narrower, under autocast."""
+    def precision(self) -> dict[str, bool]:
+        """Say whether its layers take float32 states between narrower weights under autocast, or narrow ones."""
         if not self.exact:
-            return True
+            return {}
+        is_wide = self._runs_in_mixed_precision(torch.float32)
+        is_mixed = is_wide or self._runs_in_mixed_precision(torch.bfloat16)
+        return {"wide_states": is_wide, "mixed_precision": is_mixed}
+
+    def _runs_in_mixed_precision(self, states: torch.dtype) -> bool:
         narrow = copy.deepcopy(self.language).bfloat16()
         none, real = torch.zeros(1, 0).bool(), torch.ones_like(self.ids).bool()
-        inputs = self.embeddings(self.ids).float()
-        arguments = self.spec.arguments(image_then_text(none, real), dtype=torch.float32)
+        inputs = self.embeddings(self.ids).to(states)
+        arguments = self.spec.arguments(image_then_text(none, real), dtype=states)
         try:
             let_layer_norms_take_float32(narrow)
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -350,9 +369,10 @@ class _Trial:
                 return False
             if by_state.keys() != by_rows.keys():
                 return False
+            noise = 1e-3 * max(float(gradient.abs().max()) for gradient in by_rows.values())
             for name, gradient in by_rows.items():
                 error, largest = float((by_state[name] - gradient).abs().max()), float(gradient.abs().max())
-                if not error <= 1e-4 * max(largest, 1e-6):
+                if not error <= 1e-4 * max(largest, noise):  # a gradient that all but vanishes is made of rounding
                     return False
         return True
 

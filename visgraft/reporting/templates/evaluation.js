@@ -90,7 +90,8 @@
     .observe(end);
   list.addEventListener("focusin", event => { at = [...list.children].indexOf(event.target.closest("li")); });
   document.addEventListener("keydown", event => {
-    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    const isTyping = event.target.matches?.("select, input:not([type=checkbox])");
+    if (event.ctrlKey || event.metaKey || event.altKey || isTyping) return;
     const inside = list.contains(document.activeElement);
     if (event.key === "j" || (inside && event.key === "ArrowDown")) go(1);
     else if (event.key === "k" || (inside && event.key === "ArrowUp")) go(-1);

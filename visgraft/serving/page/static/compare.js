@@ -1,5 +1,5 @@
 // Two answers to one question, blind: who is A is known to the server alone until the vote.
-import { ask as request, stream } from "./api.js";
+import { ask as request, Failed, stream } from "./api.js";
 import { composer, questionArticle, userMessage } from "./composer.js";
 import { made, percent } from "./made.js";
 import { settingsForm } from "./settings.js";
@@ -24,7 +24,7 @@ export function compareView(about, tell) {
 
   async function ask(question) {
     if (running || !forms.every(form => form.isValid)) return;
-    if (!question.text && !question.images.length) return tell(new Error("Write a question, or add an image first."));
+    if (!question.text && !question.images.length) return tell(new Failed(0, "Write a question, or add an image first."));
     tell(null);
     const sides = { A: sideArticle("A"), B: sideArticle("B") };
     const vote = made("div", { className: "row votes", role: "group", "aria-label": "Your vote" });

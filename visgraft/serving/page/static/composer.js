@@ -1,4 +1,5 @@
 // Where a question is written: images dropped, pasted, chosen or photographed, and a text.
+import { Failed } from "./api.js";
 import { made } from "./made.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
@@ -27,10 +28,10 @@ export function composer({ placeholder, onAsk, onStop, tell, limits }) {
   async function add(files) {
     tell(null);
     for (const file of files) {
-      if (!KINDS.includes(file.type)) tell(new Error(`${file.name} is no image that is read here; take PNG, JPEG, WebP, GIF or BMP.`));
-      else if (images.length >= limits.images) tell(new Error(`One question takes ${limits.images} images at most; remove one first.`));
+      if (!KINDS.includes(file.type)) tell(new Failed(0, `${file.name} is no image that is read here; take PNG, JPEG, WebP, GIF or BMP.`));
+      else if (images.length >= limits.images) tell(new Failed(0, `One question takes ${limits.images} images at most; remove one first.`));
       else if (file.size * 4 / 3 > limits.body_bytes)
-        tell(new Error(`${file.name} is too large; all that is sent together may be ${Math.round(limits.body_bytes / 2 ** 20)} MiB. Make it smaller.`));
+        tell(new Failed(0, `${file.name} is too large; all that is sent together may be ${Math.round(limits.body_bytes / 2 ** 20)} MiB. Make it smaller.`));
       else images = [...images, { name: file.name || "image", url: await read(file) }];
     }
     draw();
@@ -56,14 +57,18 @@ export function composer({ placeholder, onAsk, onStop, tell, limits }) {
     if (send.hidden) return;
     onAsk({ text: text.value.trim(), images });
   });
-  form.addEventListener("dragover", event => { event.preventDefault(); form.classList.add("over"); });
-  form.addEventListener("dragleave", () => form.classList.remove("over"));
-  form.addEventListener("drop", event => {
+  // anywhere on the page, as long as this is the view that is shown
+  const hear = (name, act) => document.addEventListener(name, event => {
+    if (form.offsetParent !== null) act(event);
+  });
+  hear("dragover", event => { event.preventDefault(); form.classList.add("over"); });
+  hear("dragleave", event => { if (!event.relatedTarget) form.classList.remove("over"); });
+  hear("drop", event => {
     event.preventDefault();
     form.classList.remove("over");
     add(event.dataTransfer.files);
   });
-  form.addEventListener("paste", event => {
+  hear("paste", event => {
     if (event.clipboardData.files.length) {
       event.preventDefault();
       add(event.clipboardData.files);

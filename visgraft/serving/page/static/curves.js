@@ -6,14 +6,14 @@ const HEIGHT = 240, MARGIN = { left: 52, right: 12, top: 10, bottom: 26 };
 // lines: [{ name, kind, points: [[x, y], ...] }]; is_loss: the scale is logarithmic
 export function chart({ name, lines, is_loss }, width) {
   const points = lines.flatMap(line => line.points).filter(([, y]) => !is_loss || y > 0);
-  const last = lines.findLast(line => line.points.length)?.points.at(-1);
-  const said = lines.filter(line => line.kind !== "raw" && line.points.length).map(line => `${line.name} ${shown(line.points.at(-1)[1])}`);
+  const said = lines.filter(line => line.kind !== "raw" && line.points.length)
+    .map(line => `${line.name === name ? "" : line.name} ${shown(line.points.at(-1)[1])}`.trim());
   const figure = made("figure", { className: "card curve" }, made("figcaption", {}, made("b", {}, name), ` ${said.join(", ")}`));
   if (!points.length) return figure;
   const x = scale(points.map(point => point[0]), [MARGIN.left, width - MARGIN.right], { isLog: false, from: 0 });
   const y = scale(points.map(point => point[1]), [HEIGHT - MARGIN.bottom, MARGIN.top], { isLog: is_loss });
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img",
-    "aria-label": `${name} over steps, at step ${shown(last[0], 9)}: ${said.join(", ")}` });
+    "aria-label": `${name} over steps, at step ${shown(Math.max(...points.map(point => point[0])), 9)}: ${said.join(", ")}` });
   for (const tick of y.ticks) drawing.append(
     svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y.at(tick), y2: y.at(tick) }),
     svg("text", { x: MARGIN.left - 7, y: y.at(tick) + 4, "text-anchor": "end" }, shown(tick, 3)));
@@ -42,7 +42,7 @@ function scale(values, [start, end], { isLog, from }) {
 }
 
 function evenTicks(low, high) {
-  const raw = (high - low) / 4, size = 10 ** Math.floor(Math.log10(raw));
+  const raw = (high - low) / 5, size = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map(each => each * size).find(each => each >= raw);
   const ticks = [];
   for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) ticks.push(tick);

@@ -59,10 +59,12 @@ export function runsView(about, tell) {
   function drawRun() {
     const room = one.clientWidth || 600, columns = room > 820 && last.charts.length > 1 ? 2 : 1;
     const width = Math.max(260, Math.floor((room - 18 * (columns - 1)) / columns) - 42);
+    const focused = document.activeElement?.closest?.(".run details")?.dataset.key;
     const open = new Set([...one.querySelectorAll("details[open]")].map(details => details.dataset.key));
     const answers = last.prompts.map(prompt => promptCard(prompt, pictures[prompt.image], open));
     one.replaceChildren(made("div", { className: "curves" }, ...last.charts.map(each => chart(each, width))),
       ...(answers.length ? [made("div", { className: "card" }, made("h2", {}, "What it says"), made("div", { className: "prompts" }, ...answers))] : []));
+    if (focused) [...one.querySelectorAll("details")].find(details => details.dataset.key === focused)?.firstChild.focus();
   }
 
   new ResizeObserver(() => { if (last && !element.hidden) drawRun(); }).observe(element);

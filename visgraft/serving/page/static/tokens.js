@@ -43,7 +43,10 @@ export function tokenView() {
       const shade = STEPS.filter(step => probability < step).length;
       const button = made("button", { type: "button", className: `token shade-${shade}`, tabIndex: first ? 0 : -1,
         "aria-label": `${quoted(told.token)}, ${percent(probability)}` }, (first ? text.trimStart() : text).replaceAll("\n", "↵") || "·");
-      for (const kind of ["mouseenter", "focus", "click"]) button.addEventListener(kind, () => choose(button, told));
+      for (const kind of ["mouseenter", "focus", "click"]) button.addEventListener(kind, () => {
+        choose(button, told);
+        if (kind !== "mouseenter") detail.scrollIntoView({ block: "nearest" });
+      });
       tokens.append(button, ...(text.includes("\n") ? [made("br")] : []));
     },
   };

@@ -1,5 +1,5 @@
 // One conversation with one model: questions and images at any turn, answers as they are written, token by token.
-import { stream } from "./api.js";
+import { Failed, stream } from "./api.js";
 import { asCurl, asPython } from "./code.js";
 import { composer, questionArticle, userMessage } from "./composer.js";
 import { made } from "./made.js";
@@ -13,8 +13,8 @@ export function tryView(about, tell) {
   let running = null;
   const settings = settingsForm(about, { isTry: true });
   const log = made("div", { className: "log", role: "log", "aria-label": "Conversation" });
-  const again = made("button", { type: "button", className: "chip", hidden: true, onclick: begin }, "New conversation");
-  const input = composer({ placeholder: "Ask about the image, or leave this empty", onAsk: ask, onStop: () => running?.abort(), tell, limits: about.limits });
+  const again = made("button", { type: "button", className: "chip again", hidden: true, onclick: begin }, "New conversation");
+  const input = composer({ placeholder: "Ask about the image", onAsk: ask, onStop: () => running?.abort(), tell, limits: about.limits });
   const element = made("section", { className: "try bare", "aria-label": "Try" },
     made("div", { className: "talk" }, log, input.element),
     made("aside", { className: "card", "aria-label": "How to ask" }, settings.element, again));
@@ -38,7 +38,7 @@ export function tryView(about, tell) {
 
   async function ask(question) {
     if (running) return;
-    if (!question.text && !question.images.length) return tell(new Error("Write a question, or add an image first."));
+    if (!question.text && !question.images.length) return tell(new Failed(0, "Write a question, or add an image first."));
     if (!settings.isValid) return;
     tell(null);
     const turn = { question, answer: "" };
@@ -53,7 +53,11 @@ export function tryView(about, tell) {
     const own = running;
     try {
       const wanted = { ...body, stream: true, logprobs: true, top_logprobs: Math.min(5, about.limits.top_logprobs) };
-      for await (const event of stream("/v1/chat/completions", { body: wanted, signal: own.signal })) said.take(event);
+      for await (const event of stream("/v1/chat/completions", { body: wanted, signal: own.signal })) {
+        const isAtEnd = innerHeight + scrollY >= document.documentElement.scrollHeight - 60;
+        said.take(event);
+        if (isAtEnd) said.element.scrollIntoView({ block: "end" });
+      }
       turn.answer = said.end("", body, names);
     } catch (error) {
       turn.answer = said.end(error.name === "AbortError" ? "stopped" : "failed", body, names);
@@ -97,6 +101,7 @@ function answerArticle(model) {
     tokens.element.hidden = !isShown;
     live.hidden = isShown;
     event.target.setAttribute("aria-pressed", isShown);
+    element.scrollIntoView({ block: "nearest" });
   }
 
   return {
@@ -121,7 +126,7 @@ function answerArticle(model) {
         ...[["curl", asCurl], ["Python", asPython]].map(([name, spell]) =>
           made("button", { type: "button", className: "chip", "aria-label": `The request as ${name}`, onclick: () => showCode(name, spell(body, names)) }, name)),
         ...(end ? [made("span", { className: "soft" }, end)] : []));
-      return said || (how ? "" : " ");
+      return said;
     },
   };
 }
