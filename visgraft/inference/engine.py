@@ -27,8 +27,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, TypeVar
 from itertools import islice, takewhile
+from typing import Any, TypeVar
 
 from visgraft.data.prompt import encode_dialog
 from visgraft.errors import BusyError, ConfigError
