@@ -81,7 +81,7 @@ def test_texts_beyond_the_positions_of_the_language_model_are_said(
         (["data.train.0.path=/no/such"], "folder: there is no metadata.jsonl in /no/such"),
         (
             ["data.train=[]"],
-            "data.train: names no data; give it a source, such as [{source: folder, path: ~/pict",
+            "data.train: names no data; give it a source ({source: folder, path: ...}), or `visgraft init`",
         ),
         (["model.template=chat"], "this tokenizer has no chat template"),
     ],

@@ -96,7 +96,7 @@ def test_a_sample_without_an_id_is_called_by_its_number():
 
 
 def test_a_list_that_names_no_data_is_refused_with_a_way_to_name_some():
-    with pytest.raises(ConfigError, match=r"data\.validation: names no data; give it a source, .*visgraft init --data"):
+    with pytest.raises(ConfigError, match=r"data\.validation: names no data; give it a source .*visgraft init"):
         open_sources([], key="data.validation")
 
 

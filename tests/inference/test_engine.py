@@ -476,3 +476,19 @@ def test_training_s_draws_and_mode_are_left_alone(tmp_path: Any) -> None:
     answer(model, processor, [ask("Why?", images=(picture(0),))], max_new_tokens=3)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training and torch.is_grad_enabled()
+
+
+def test_something_else_is_done_with_the_model_between_steps(pair: Pair) -> None:
+    steps: list[int] = []
+    engine = Engine(*pair, after_step=lambda: steps.append(1))
+    assert engine.call(lambda: 5).result() == 5 and len(steps) == 1
+    assert isinstance(engine.call(lambda: 1 // 0).exception(), ZeroDivisionError)
+    with Engine(*pair) as running:
+        told: list[str] = []
+        reply = running.submit(
+            prompt(pair), Decoding.of(max_new_tokens=4), stream=True, on_change=lambda: told.append("")
+        )
+        assert running.call(lambda: 6).result(timeout=60) == 6
+        assert reply.answer().token_ids == tuple(reply.token_ids) and told
+    with pytest.raises(BusyError, match="the decoding loop is closed"):
+        running.call(lambda: 7).result()

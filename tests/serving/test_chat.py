@@ -171,6 +171,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "user", "content": []}]}, "messages.0.content", "at least 1 item"),
     ({"messages": [{**user("x"), "name": "me"}]}, "messages.0.name", "no such parameter"),
     ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages.0.content.0", "input_audio"),
+    ({"messages": [{"role": "user", "content": [1]}]}, "messages.0.content.0", "whose type is text or image_url"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.image_url", "missing"),
     ({"messages": [said("Hi")]}, "messages", "got the roles assistant; need user and assistant in turn"),
     ({"messages": [user("a"), user("b")]}, "messages", "got the roles user, user"),

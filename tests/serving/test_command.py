@@ -148,3 +148,16 @@ def test_a_run_is_called_by_its_folder(folder: Path, tmp_path: Path) -> None:
         "org/name": "org/name",
         "x": str(folder),
     }
+
+
+def test_the_address_that_it_listens_at_is_a_name_of_the_server() -> None:
+    from visgraft.cli.serve import _host_names
+
+    assert _host_names("127.0.0.5", ["Proxy.example"]) == (
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        "127.0.0.5",
+        "proxy.example",
+    )
+    assert _host_names("::1", []) == ("localhost", "127.0.0.1", "[::1]")

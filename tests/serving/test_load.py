@@ -76,10 +76,11 @@ def test_what_is_too_much_is_sent_away_with_a_time_to_come_back(
 
 def test_several_choices_take_several_places(serving_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(serving_pair, num_slots=1, max_waiting=4) as (url, service), slowed(monkeypatch):
-        begun(url, LONG)
+        first = begun(url, {**LONG, "max_tokens": 20})
         until(lambda: service.models["tiny"].engine.num_active == 1)
         assert post(url, {**LONG, "n": 5, "max_tokens": 1}).status_code == 429
         assert len(post(url, {**LONG, "n": 4, "max_tokens": 1}).json()["choices"]) == 4
+        first.close()
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -124,12 +124,23 @@ def test_every_limit_has_its_own_error(tight: str, messages: list[dict[str, Any]
     assert response.status_code == status and reason in error_of(response)["message"]
 
 
-def test_ten_thousand_turns_are_refused_at_once(url: str) -> None:
-    messages = [user("a"), {"role": "assistant", "content": "b"}] * 10_000 + [user("a")]
+MANY: list[tuple[dict[str, Any], str]] = [
+    ({"messages": [user("a"), {"role": "assistant", "content": "b"}] * 10_000 + [user("a")]}, "at most 2000 items"),
+    ({"messages": [1] * 1_000_000}, "messages.0"),
+    ({"messages": [{"role": "user", "content": [1] * 1_000_000}]}, "messages.0.content.0"),
+    ({f"name{number}": 1 for number in range(200_000)}, "names in one object, allowed are 64"),
+    ({"logit_bias": {str(number): "x" for number in range(200_000)}}, "got 200,000 tokens, allowed are 1000"),
+    ({"stop": [1] * 1_000_000}, "stop.0"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MANY, ids=range(len(MANY)))
+def test_a_million_wrong_things_are_refused_at_the_first(url: str, change: dict[str, Any], message: str) -> None:
+    body = json.dumps({"model": "tiny", "messages": [user("a")], **change}).encode()
     began = time.monotonic()
-    response = post(url, {"model": "tiny", "messages": messages})
-    assert response.status_code == 400 and "10,001 turns" in error_of(response)["message"]
-    assert time.monotonic() - began < 2
+    response = post(url, None, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400 and message in error_of(response)["message"]
+    assert time.monotonic() - began < 5
 
 
 def test_a_body_without_a_length_has_the_same_limit(tight: str) -> None:
@@ -397,3 +408,29 @@ def test_the_log_holds_texts_only_where_asked(
     assert ("a private question" in caplog.text) is (json.dumps(said)[1:-1] in caplog.text) is log_content
     assert "POST chat 200" in caplog.text and "model=tiny key=first" in caplog.text and "tokens=4" in caplog.text
     assert "iVBOR" not in caplog.text and "a-long-key" not in caplog.text and "x\ny" not in caplog.text
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_mistake_of_the_server(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = int(url.rpartition(":")[2])
+    with caplog.at_level(logging.INFO, logger="visgraft.serving"):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        end = time.monotonic() + 5
+        while "gone=True" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.01)
+    assert "gone=True" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_candidates_that_would_keep_others_waiting_are_refused(url: str) -> None:
+    body = {"model": "tiny", "messages": [user("Hello")], "candidates": ["a" * 5001, "b" * 5001]}
+    response = post(url, body, path="/v1/score")
+    assert response.status_code == 400 and "got 10,002 characters in all" in error_of(response)["message"]
+
+
+def test_positions_of_a_request_are_bounded(serving_pair: Pair) -> None:
+    with served(serving_pair, max_positions=40) as (url, _):
+        response = post(url, {"model": "tiny", "messages": [user("a long question " * 5)]})
+        assert response.status_code == 400 and "max_positions: 40 leaves no room" in error_of(response)["message"]

@@ -55,14 +55,13 @@ def serve(
         int, typer.Option(min=1, help="Longest answer that may be asked for.", rich_help_panel=LIMITS)
     ] = 1024,
     max_positions: Annotated[
-        int | None,
+        int,
         typer.Option(
             min=1,
-            help="Image tokens, prompt and answer together.",
-            show_default="as many as the language model has",
+            help="Image tokens, prompt and answer together; fewer where the language model has fewer.",
             rich_help_panel=LIMITS,
         ),
-    ] = None,
+    ] = 8192,
     max_images: Annotated[int, typer.Option(min=1, help="Images of one request.", rich_help_panel=LIMITS)] = 16,
     max_megapixels: Annotated[
         float, typer.Option(min=0.01, help="Of all images of a request together.", rich_help_panel=LIMITS)
@@ -169,7 +168,7 @@ def serve(
         api_keys=keys,
         image_hosts=tuple(allow_image_hosts or ()),
         cors_origins=tuple(map(_origin, cors_origin or ())),
-        host_names=() if keys else (*LOOPBACK_NAMES, *map(str.lower, allow_host or ())),
+        host_names=() if keys else _host_names(host, allow_host or ()),
         log_content=log_content,
         runs_folder=runs,
         evaluations_folder=evaluations or _beside(runs),
@@ -226,6 +225,12 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _host_names(host: str, others: Sequence[str]) -> tuple[str, ...]:
+    """List the names by which a server without keys may be asked, as the Host header has them."""
+    own = f"[{host}]" if ":" in host else host
+    return tuple(dict.fromkeys(name.lower() for name in (*LOOPBACK_NAMES, own, *others)))
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:

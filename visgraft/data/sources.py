@@ -60,10 +60,6 @@ READERS = {
     "webdataset": "visgraft.data.readers.webdataset:read",
 }
 
-NO_DATA = (
-    "give it a source, such as [{source: folder, path: ~/pictures}], or let `visgraft init --data FOLDER` write it"
-)
-
 
 def open_sources(
     entries: Sequence[SourceSettings], *, key: str = "data.train", settings: DataSettings | None = None
@@ -74,7 +70,7 @@ def open_sources(
     """
     settings = settings or DataSettings()
     if not entries:
-        raise ConfigError(f"{key}: names no data; {NO_DATA}")
+        raise ConfigError(f"{key}: names no data; give it a source ({{source: folder, path: ...}}), or `visgraft init`")
     readers = [reader_of(entry, key=f"{key}.{number}") for number, entry in enumerate(entries)]
     part = part_of(key)
     refuse_unfit_balance(entries, key=key, settings=settings)

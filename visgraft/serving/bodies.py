@@ -12,12 +12,24 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from visgraft.serving.failures import Failure, bad_request
 
 MAX_STOPS = 4
+MAX_BIASES = 1000
 MAX_TOP_LOGPROBS = 20
+# Bounds of the form alone, so that a body of many million wrong things is refused at the first of them.
+_MOST_NAMES, _MOST_MESSAGES, _MOST_PARTS, _MOST_CANDIDATES = 64, 2000, 1000, 2000
 # Parameters of OpenAI's that would change an answer and that this server does not follow.
 NOT_SUPPORTED = (
     *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "audio", "prediction", "metadata"),
@@ -35,6 +47,8 @@ class Strict(BaseModel):
     def _without_nulls(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
+        if len(values) > _MOST_NAMES:
+            raise ValueError(f"got {len(values):,} names in one object, allowed are {_MOST_NAMES}")
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -69,13 +83,11 @@ def _part_kind(value: Any) -> Any:
 
 
 Part = Annotated[Annotated[TextPart, Tag("text")] | Annotated[ImagePart, Tag("image_url")], Discriminator(_part_kind)]
-Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts"), Field(min_length=1)],
-    Discriminator(_content_kind),
-]
+Parts = Annotated[list[Part], Tag("parts"), Field(fail_fast=True, min_length=1, max_length=_MOST_PARTS)]
+Content = Annotated[Annotated[str, Tag("text")] | Parts, Discriminator(_content_kind)]
 Stop = Annotated[
     Annotated[str, Tag("text"), Field(min_length=1)]
-    | Annotated[list[Annotated[str, Field(min_length=1)]], Tag("parts"), Field(max_length=MAX_STOPS)],
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Tag("parts"), Field(fail_fast=True, max_length=MAX_STOPS)],
     Discriminator(_content_kind),
 ]
 
@@ -94,6 +106,15 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+def _few(values: Any) -> Any:
+    if isinstance(values, Mapping) and len(values) > MAX_BIASES:
+        raise ValueError(f"got {len(values):,} tokens, allowed are {MAX_BIASES}")
+    return values
+
+
+Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_few)]
+
+
 class ResponseFormat(Strict):
     """Text, and nothing else."""
 
@@ -104,7 +125,7 @@ class _Asking(Strict):
     """What every request names: a model, and a chat that the user ends."""
 
     model: Annotated[str, Field(description="One of those that /v1/models lists.")]
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES)]
 
 
 class ChatRequest(_Asking):
@@ -121,11 +142,11 @@ class ChatRequest(_Asking):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True, min_length=1, max_length=1)] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
     user: Annotated[str, Field(description="A label of the client's own.")] | None = None
@@ -136,7 +157,9 @@ class ChatRequest(_Asking):
 class ScoreRequest(_Asking):
     """The body of `POST /v1/score`."""
 
-    candidates: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    candidates: Annotated[
+        list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True, min_length=1, max_length=_MOST_CANDIDATES)
+    ]
     normalise: Literal["sum", "token", "character"] | None = None
 
 
@@ -167,7 +190,10 @@ def _failure(kind: type[BaseModel], error: ValidationError) -> Failure:
     if first["type"] == "missing":
         return bad_request(f"{param}: missing, and needed", param=param)
     got = _short(first.get("input"))
-    message = first["msg"][:1].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ").replace(" found using _part_kind()", "")
+    if first["type"] == "union_tag_not_found":
+        message = "need an object whose type is text or image_url"
+    message = message[:1].lower() + message[1:]
     return bad_request(f"{param or 'body'}: {got}{message}", param=param)
 
 

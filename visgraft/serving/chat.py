@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -34,6 +34,7 @@ from visgraft.serving.tokens import SaidTokens
 
 # Below, logits divided by it would leave float32; the likeliest token is then the only one with a share.
 _LEAST_TEMPERATURE = 1e-6
+_READING_S = 30.0  # that a client has to read the rest of a stream which is whole
 
 
 def make_chat_router(service: Service) -> APIRouter:
@@ -93,7 +94,6 @@ def decoding_of(asked: ChatRequest, *, limits: Limits, vocabulary: int) -> Decod
         presence_penalty=asked.presence_penalty,
         frequency_penalty=asked.frequency_penalty,
         log_probabilities=(asked.top_logprobs or 0) if asked.logprobs else None,
-        deadline_s=limits.timeout_s,
         **settings,
     )
 
@@ -209,9 +209,14 @@ async def begin(service: Service, asked: ChatRequest, *, record: Record) -> Talk
 
     def ask() -> tuple[Chat, Prompt, list[Reply]]:
         chat, prompt = prompt_for(service, asked, served, record=record, fetched=fetched, keep=num_answers == 1)
+        left_s = max(0.001, limits.timeout_s - (time.monotonic() - record.began_at))
         try:
             replies = served.submit(
-                prompt, decoding, num_answers=num_answers, stream=bool(asked.stream), on_change=wake
+                prompt,
+                replace(decoding, deadline_s=left_s),
+                num_answers=num_answers,
+                stream=bool(asked.stream),
+                on_change=wake,
             )
         except BusyError as error:
             service.metrics.refused.labels(reason="queue").inc()
@@ -292,7 +297,8 @@ class ChunkStream(Response):
         gone = asyncio.ensure_future(until_gone(receive))
         sending = asyncio.ensure_future(self._send(send))
         try:
-            await asyncio.wait([gone, sending], return_when=asyncio.FIRST_COMPLETED)
+            most_s = self.talk.service.settings.limits.timeout_s + _READING_S
+            await asyncio.wait([gone, sending], timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 self.talk.record.facts["gone"] = True
                 sending.cancel()

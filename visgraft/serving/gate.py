@@ -14,6 +14,7 @@ import secrets
 from time import monotonic
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from visgraft.serving.failures import Failure, busy, failure_of, internal_failure, overloaded
@@ -62,6 +63,8 @@ class Gate:
 
         try:
             await self._let_through(scope, receive, send_noting, record)
+        except ClientDisconnect:
+            record.facts["gone"] = True
         except Exception as error:
             failure = failure_of(error)
             if failure is None:

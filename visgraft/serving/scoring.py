@@ -42,9 +42,11 @@ def make_score_router(service: Service) -> APIRouter:
             raise bad_request(
                 f"candidates: got {len(asked.candidates)}, allowed are 1 to {limits.max_candidates}", param="candidates"
             )
-        if sum(map(len, asked.candidates)) > limits.max_characters:
+        num_letters = sum(map(len, asked.candidates))
+        if num_letters > limits.max_candidate_characters:
             raise bad_request(
-                f"candidates: all together are longer than {limits.max_characters:,} characters", param="candidates"
+                f"candidates: got {num_letters:,} characters in all, allowed are {limits.max_candidate_characters:,}",
+                param="candidates",
             )
         fetched = await fetched_images(service, asked)
         try:

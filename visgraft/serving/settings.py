@@ -31,6 +31,7 @@ class Limits:
         default_new_tokens: longest answer where the request does not say.
         max_choices: answers to one request (`n`).
         max_candidates: candidates of one `/v1/score`.
+        max_candidate_characters: of all candidates together; others wait while they are scored.
         timeout_s: from the request's arrival to the end of its answer.
         body_timeout_s: in which a body must have arrived.
         fetch_timeout_s: in which an image of the web must have arrived.
@@ -45,6 +46,7 @@ class Limits:
     default_new_tokens: int = 256
     max_choices: int = 8
     max_candidates: int = 128
+    max_candidate_characters: int = 10_000
     timeout_s: float = 300.0
     body_timeout_s: float = 30.0
     fetch_timeout_s: float = 10.0
@@ -67,7 +69,7 @@ class ServeSettings:
     Attributes:
         num_slots: requests of a model that decode at once.
         max_waiting: requests of a model that wait for a slot; more are sent away (429).
-        max_positions: of a row: image tokens, prompt and answer; None = as many as the language model has.
+        max_positions: of a row: image tokens, prompt and answer; where the language model has fewer, as many as it has.
         prefix_cache_bytes: what is kept of images, for each model.
         conversation_cache_bytes: what is kept of conversations, for each model.
         api_keys: whoever holds one of these may ask; empty: everybody who can reach the server.
@@ -83,7 +85,7 @@ class ServeSettings:
 
     num_slots: int = 16
     max_waiting: int = 64
-    max_positions: int | None = None
+    max_positions: int = 8192
     prefix_cache_bytes: int = 512 * MIB
     conversation_cache_bytes: int = 256 * MIB
     api_keys: tuple[ApiKey, ...] = ()
