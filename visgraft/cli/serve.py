@@ -25,6 +25,34 @@ MB = 2**20
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
+Runs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Show the runs of this folder as they train.", show_default="none", rich_help_panel=PAGE
+    ),
+]
+Evaluations = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="List the evaluations of this folder.",
+        show_default="evaluations beside --runs",
+        rich_help_panel=PAGE,
+    ),
+]
+VotesFile = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE",
+        help="Where votes on two answers go, with question and answers; made with the first vote.",
+        rich_help_panel=PAGE,
+    ),
+]
+NoVotes = Annotated[
+    bool, typer.Option("--no-votes", help="Compare no answers, and take no votes.", rich_help_panel=PAGE)
+]
+
+
 def serve(
     models: Annotated[
         list[str],
@@ -110,35 +138,10 @@ def serve(
     log_content: Annotated[
         bool, typer.Option("--log-content", help="Log texts of requests and answers too.", rich_help_panel=DOORS)
     ] = False,
-    runs: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Show the runs of this folder as they train.",
-            show_default="none",
-            rich_help_panel=PAGE,
-        ),
-    ] = None,
-    evaluations: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="List the evaluations of this folder.",
-            show_default="evaluations beside --runs",
-            rich_help_panel=PAGE,
-        ),
-    ] = None,
-    votes: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE",
-            help="Where votes on two answers go, with question and answers; made with the first vote.",
-            rich_help_panel=PAGE,
-        ),
-    ] = Path("votes.jsonl"),
-    no_votes: Annotated[
-        bool, typer.Option("--no-votes", help="Compare no answers, and take no votes.", rich_help_panel=PAGE)
-    ] = False,
+    runs: Runs = None,
+    evaluations: Evaluations = None,
+    votes: VotesFile = Path("votes.jsonl"),
+    no_votes: NoVotes = False,
     device: Device = None,
     precision: Precision = "auto",
 ) -> int:
