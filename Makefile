@@ -13,7 +13,7 @@
 #   make test-lmms-eval  lmms-eval, as it is, asks a model of ours and counts as many right answers as we do
 #   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
 #   make test-timm     encoders of timm, in an environment that has it
-#   make sweep         every vision class of transformers, joined or refused and why (about 15 minutes)
+#   make sweep         every language model and vision class of transformers: joined, or why not (docs/models.md; 20 minutes)
 #   make lint types    format and style; strict types
 #   make check         lint, types, test
 #   make map           write the file map of docs/architecture.md and the pages of docs/reference/ again
@@ -87,7 +87,9 @@ test-timm: $(TIMM)/.complete
 	$(TIMM)/bin/python -m pytest -q tests/timm_encoders
 
 sweep: $(STAMP)
-	$(BIN)/python -m tests.sweep_encoders
+	PYTHONPATH=. $(BIN)/python bench/sweep.py -o bench/results/sweep.json
+	$(BIN)/python -m tests.sweep_encoders --json bench/results/sweep_encoders.json
+	PYTHONPATH=. $(BIN)/python bench/models_page.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

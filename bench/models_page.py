@@ -1,7 +1,7 @@
 """Write docs/models.md: which models can be joined, from what the sweep over all of them found.
 
-In: bench/results/sweep.json (bench/sweep.py).
-Out: docs/models.md; its words are here, its tables and figures come from that file.
+In: bench/results/sweep.json (bench/sweep.py) and bench/results/sweep_encoders.json (tests/sweep_encoders.py).
+Out: docs/models.md; its words are here, its tables and figures come from those files. `make sweep` makes all three.
 
     python bench/models_page.py
 """
@@ -20,6 +20,7 @@ from harness import console
 
 HERE = Path(__file__).parent
 LANGUAGES = HERE / "results" / "sweep.json"
+ENCODERS = HERE / "results" / "sweep_encoders.json"
 PAGE = HERE.parent / "docs" / "models.md"
 LONGEST_REASON = 230  # characters
 
@@ -92,6 +93,14 @@ def reason(text: str) -> str:
     return said if len(said) <= LONGEST_REASON else said[:LONGEST_REASON].rsplit(" ", 1)[0] + " ..."
 
 
+def encoder_reason(found: Mapping[str, Any]) -> str:
+    """Give the reason why a vision model is not joined, as one cell of a table."""
+    prefix = {"refused": "", "skipped": "not tried: ", "wrong": "joined, but "}[found["what"]]
+    said = re.sub(r"^(UnsupportedModelError|ModelError): ", "", re.sub(r"\s+", " ", found["why"]))
+    said = said.partition(": choose another")[0].partition(". Choose another")[0].replace("|", "\\|")
+    return prefix + (said if len(said) <= LONGEST_REASON else said[:LONGEST_REASON].rsplit(" ", 1)[0] + " ...")
+
+
 def how(found: Mapping[str, Any]) -> str:
     """Say how a joined family reads images and texts, in three cells."""
     notes = [IMAGE[found["image_is_causal"]]]
@@ -102,8 +111,10 @@ def how(found: Mapping[str, Any]) -> str:
     return f"{SHARING[found['sharing']]} | {', '.join(notes)} | {BEHIND[found['behind_cache']]}"
 
 
-def page(languages: Mapping[str, Any]) -> str:
+def page(languages: Mapping[str, Any], encoders: Mapping[str, Any]) -> str:
     """Write the page."""
+    classes = encoders["classes"]
+    counted = Counter(found["what"] for found in classes.values())
     families = languages["families"]
     counts = Counter(found["result"] for found in families.values())
     joined = {name: found for name, found in families.items() if found["result"] == "right"}
@@ -112,12 +123,14 @@ def page(languages: Mapping[str, Any]) -> str:
         "",
         "<!-- bench/sweep.py -o bench/results/sweep.json, then bench/models_page.py write this page -->",
         "",
-        "Any causal language model that `transformers` loads, by name, where this can be exact. "
-        "`bench/sweep.py` tries all of them, tiny and random, each in a process of its own. "
+        "Any causal language model and any vision encoder that `transformers` loads, by name, where this can be exact. "
+        "`make sweep` tries all of them, small and random, each in a process of its own. "
         f"Of {len(families)} families of language models **{counts['right']} are joined and right**, "
-        f"{counts['refused']} are refused with the reason.",
+        f"{counts['refused']} are refused with the reason; of {len(classes)} classes of vision models "
+        f"**{counted['joined']} are joined and right**, {counted['refused']} are refused.",
         "",
-        f"Language models: transformers {languages['transformers']}, torch {languages['torch']}, {languages['date']}. "
+        f"Language models: transformers {languages['transformers']}, torch {languages['torch']}, {languages['date']}; "
+        f"encoders: transformers {encoders['transformers']}, torch {encoders['torch']}, {encoders['date']}. "
         "The examples "
         "on the Hub say what a family is known by; their weights were not downloaded for this page. What you name is "
         "tried in the same way when it is joined, so that a family that is not on this page is joined or refused by "
@@ -137,8 +150,19 @@ def page(languages: Mapping[str, Any]) -> str:
     lines += [f"| `{name}` | `{found['class']}` | {how(found)} |" for name, found in joined.items()]
     lines += ["", "## Language models that are refused", "", "| family | why |", "| --- | --- |"]
     lines += [f"| `{name}` | {reason(found['why'])} |" for name, found in families.items() if name not in joined]
-    lines += ["", "Vision encoders: [encoders.md](encoders.md) says what a sweep over all of them found.", ""]
+    names = [f"`{name}`" for name, found in classes.items() if found["what"] == "joined"]
+    lines += ["", "## Vision encoders that are joined", "", *ENCODER_WORDS, ", ".join(names) + ".", ""]
+    lines += ["## Vision models that are not", "", "| class | why |", "| --- | --- |"]
+    lines += [f"| `{name}` | {encoder_reason(found)} |" for name, found in classes.items() if found["what"] != "joined"]
     return "\n".join(lines) + "\n"
+
+
+ENCODER_WORDS = (
+    "By the `model_type` of their config; towers inside larger checkpoints stand under the name of the tower. "
+    "Encoders of `timm` are tried in `make test-timm`. What encoders are given, and how towers are found: "
+    "[encoders.md](encoders.md).",
+    "",
+)
 
 
 WORDS = (
@@ -174,11 +198,11 @@ LONG_TABLE = (
 
 
 def main() -> None:
-    """Write the page from that file."""
+    """Write the page from those files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=PAGE)
     arguments = parser.parse_args()
-    arguments.output.write_text(page(json.loads(LANGUAGES.read_text())), "utf-8")
+    arguments.output.write_text(page(json.loads(LANGUAGES.read_text()), json.loads(ENCODERS.read_text())), "utf-8")
     console.print(f"wrote {arguments.output}")
 
 

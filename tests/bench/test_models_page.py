@@ -17,8 +17,10 @@ def models_page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_page_is_what_the_sweep_found_and_nothing_was_wrong(models_page: ModuleType) -> None:
-    found = json.loads(models_page.LANGUAGES.read_text())
-    assert models_page.PAGE.read_text("utf-8") == models_page.page(found), "python bench/models_page.py writes it again"
+    found, encoders = (json.loads(path.read_text()) for path in (models_page.LANGUAGES, models_page.ENCODERS))
+    assert models_page.PAGE.read_text("utf-8") == models_page.page(found, encoders), (
+        "bench/models_page.py writes it again"
+    )
     assert {each["result"] for each in found["families"].values()} == {"right", "refused"}
 
 
