@@ -25,6 +25,86 @@ MB = 2**20
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL",
+        help="Run folders, model folders or Hub names; NAME=MODEL gives one another name.",
+        show_default=False,
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen at; another than this machine's own needs keys.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Whoever holds one of its keys may ask; one a line.", show_default="everybody here may"
+    ),
+]
+MaxConcurrent = Annotated[
+    int, typer.Option(min=1, help="Requests of a model that decode at once.", rich_help_panel=LIMITS)
+]
+MaxQueue = Annotated[
+    int,
+    typer.Option(min=1, help="Requests of a model that wait; more are sent away (429).", rich_help_panel=LIMITS),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer that may be asked for.", rich_help_panel=LIMITS)]
+MaxPositions = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Image tokens, prompt and answer together; fewer where the language model has fewer.",
+        rich_help_panel=LIMITS,
+    ),
+]
+MaxImages = Annotated[int, typer.Option(min=1, help="Images of one request.", rich_help_panel=LIMITS)]
+MaxMegapixels = Annotated[
+    float, typer.Option(min=0.01, help="Of all images of a request together.", rich_help_panel=LIMITS)
+]
+MaxBodyMb = Annotated[
+    float, typer.Option(min=0.01, help="Of one request, images in base64 among it.", rich_help_panel=LIMITS)
+]
+Timeout = Annotated[
+    float, typer.Option(min=0.1, help="Seconds in which an answer must be whole.", rich_help_panel=LIMITS)
+]
+ImageCacheMb = Annotated[
+    float,
+    typer.Option(min=0, help="Kept of images of each model, for further questions.", rich_help_panel=LIMITS),
+]
+ConversationCacheMb = Annotated[
+    float,
+    typer.Option(min=0, help="Kept of conversations of each model, for further turns.", rich_help_panel=LIMITS),
+]
+AllowImageHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HOST",
+        help="Fetch images from this host of the web, or below *.HOST; again for another one.",
+        show_default="none",
+        rich_help_panel=DOORS,
+    ),
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A name by which the server is asked, where it has no keys (behind a proxy, say).",
+        show_default="localhost, 127.0.0.1, ::1",
+        rich_help_panel=DOORS,
+    ),
+]
+CorsOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ORIGIN",
+        help="Let pages of this origin (https://example.org) ask from within a browser.",
+        show_default="none",
+        rich_help_panel=DOORS,
+    ),
+]
+LogContent = Annotated[
+    bool, typer.Option("--log-content", help="Log texts of requests and answers too.", rich_help_panel=DOORS)
+]
 Runs = Annotated[
     Path | None,
     typer.Option(
@@ -54,90 +134,24 @@ NoVotes = Annotated[
 
 
 def serve(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL",
-            help="Run folders, model folders or Hub names; NAME=MODEL gives one another name.",
-            show_default=False,
-        ),
-    ],
-    host: Annotated[str, typer.Option(help="Address to listen at; another than this machine's own needs keys.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Whoever holds one of its keys may ask; one a line.", show_default="everybody here may"
-        ),
-    ] = None,
-    max_concurrent: Annotated[
-        int, typer.Option(min=1, help="Requests of a model that decode at once.", rich_help_panel=LIMITS)
-    ] = 16,
-    max_queue: Annotated[
-        int,
-        typer.Option(min=1, help="Requests of a model that wait; more are sent away (429).", rich_help_panel=LIMITS),
-    ] = 64,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest answer that may be asked for.", rich_help_panel=LIMITS)
-    ] = 1024,
-    max_positions: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Image tokens, prompt and answer together; fewer where the language model has fewer.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 8192,
-    max_images: Annotated[int, typer.Option(min=1, help="Images of one request.", rich_help_panel=LIMITS)] = 16,
-    max_megapixels: Annotated[
-        float, typer.Option(min=0.01, help="Of all images of a request together.", rich_help_panel=LIMITS)
-    ] = 50.0,
-    max_body_mb: Annotated[
-        float, typer.Option(min=0.01, help="Of one request, images in base64 among it.", rich_help_panel=LIMITS)
-    ] = 20.0,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds in which an answer must be whole.", rich_help_panel=LIMITS)
-    ] = 300.0,
-    image_cache_mb: Annotated[
-        float,
-        typer.Option(min=0, help="Kept of images of each model, for further questions.", rich_help_panel=LIMITS),
-    ] = 512.0,
-    conversation_cache_mb: Annotated[
-        float,
-        typer.Option(min=0, help="Kept of conversations of each model, for further turns.", rich_help_panel=LIMITS),
-    ] = 256.0,
-    allow_image_hosts: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="HOST",
-            help="Fetch images from this host of the web, or below *.HOST; again for another one.",
-            show_default="none",
-            rich_help_panel=DOORS,
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A name by which the server is asked, where it has no keys (behind a proxy, say).",
-            show_default="localhost, 127.0.0.1, ::1",
-            rich_help_panel=DOORS,
-        ),
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ORIGIN",
-            help="Let pages of this origin (https://example.org) ask from within a browser.",
-            show_default="none",
-            rich_help_panel=DOORS,
-        ),
-    ] = None,
-    log_content: Annotated[
-        bool, typer.Option("--log-content", help="Log texts of requests and answers too.", rich_help_panel=DOORS)
-    ] = False,
+    models: Models,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: ApiKeyFile = None,
+    max_concurrent: MaxConcurrent = 16,
+    max_queue: MaxQueue = 64,
+    max_new_tokens: MaxNewTokens = 1024,
+    max_positions: MaxPositions = 8192,
+    max_images: MaxImages = 16,
+    max_megapixels: MaxMegapixels = 50.0,
+    max_body_mb: MaxBodyMb = 20.0,
+    timeout: Timeout = 300.0,
+    image_cache_mb: ImageCacheMb = 512.0,
+    conversation_cache_mb: ConversationCacheMb = 256.0,
+    allow_image_hosts: AllowImageHosts = None,
+    allow_host: AllowHost = None,
+    cors_origin: CorsOrigin = None,
+    log_content: LogContent = False,
     runs: Runs = None,
     evaluations: Evaluations = None,
     votes: VotesFile = Path("votes.jsonl"),
