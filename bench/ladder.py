@@ -2,6 +2,7 @@
 
     python bench/ladder.py                       # writes bench/results/ladder.json
     python bench/ladder.py --rounds 1 --tiny
+    python bench/ladder.py --hybrids lfm2 qwen3_5    # writes bench/results/ladder_hybrids.json
 
 Each rung is the one before with one thing changed; all see the same images and texts and train the same weights:
 
@@ -17,6 +18,10 @@ Each rung is the one before with one thing changed; all see the same images and 
 `cached` is reported apart: "in all" ends at `compile`, so that the vision part is computed in every step that counts.
 From `shared` on, where nothing is done twice, each rung's needed operations (bench/arithmetic.py) are given as a share
 of the machine's own matrix rate, which is measured in the same rounds.
+
+Hybrid language models (`--hybrids`) have two rungs of their own, as no mask governs their states: `rows`, each text
+with its image in a row, and `shared`, the image read once and its states copied to the texts. Their shapes are those of
+LFM2-350M and Qwen3.5-0.8B with 8 layers, behind the same encoder; LoRA on the mixers of every kind of layer.
 
 Two mixes: `captions`, 5 an image, 10 to 18 tokens; `vqa`, easy-VQA's own questions, 9.6 an image (their lengths:
 bench/lengths/vqa.json). The pair is that of train_step.py, and so is GIT-LLM.
@@ -37,6 +42,7 @@ from harness import interleave, machine, positive, ratio, write
 from train_step import (
     ANCESTOR_LENGTH,
     CAPTIONS,
+    MODES,
     PAD_ID,
     Data,
     Training,
@@ -47,17 +53,22 @@ from train_step import (
     make_data,
     prepared,
 )
+from transformers import AutoModelForCausalLM, CLIPVisionModel, Lfm2Config, PreTrainedConfig, Qwen3_5TextConfig
 
+from visgraft.config import LoraSettings
 from visgraft.data.batch import Batch, EncodedSample
+from visgraft.model.trainable import set_trainable
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.segments import PAD
 from visgraft.training.compiling import compile_blocks
 
 LENGTHS = Path(__file__).parent / "lengths"
+RESULTS = Path(__file__).parent / "results"
 RUNGS = ("ancestor", "bf16", "supervised", "unpadded", "shared", "filled", "compile", "cached")
 APART = "cached"
 COUNTED = RUNGS[4:]  # rungs that do nothing twice
 MIXES = ("captions", "vqa")
+HYBRIDS = ("lfm2", "qwen3_5")
 
 
 def make_mix(mix: str, num_images: int, *, side: int, vocabulary: int) -> Data:
@@ -92,6 +103,57 @@ def make_rung(rung: str, data: Data, *, tiny: bool) -> tuple[Training, Batch | N
     if rung in ("compile", "cached"):
         compile_blocks(model, backend="eager" if tiny else "inductor")
     return Training(model, lambda: model.loss(batch).loss), batch
+
+
+def hybrid_config(family: str, *, tiny: bool) -> PreTrainedConfig:
+    """Give the shapes of a hybrid language model; tiny ones only show that the script runs."""
+    layers = (["conv"] if family == "lfm2" else ["linear_attention"] * 3) + ["full_attention"]
+    sizes: dict[str, Any] = {
+        "vocab_size": 300 if tiny else 65536,
+        "hidden_size": 32 if tiny else 1024,
+        "layer_types": layers if tiny else layers * (8 // len(layers)),
+        "max_position_embeddings": 2048,
+        "pad_token_id": PAD_ID,
+    }
+    sizes["num_hidden_layers"] = len(sizes["layer_types"])
+    if family == "lfm2":
+        heads = {"num_attention_heads": 2 if tiny else 16, "num_key_value_heads": 2 if tiny else 8}
+        return Lfm2Config(**sizes, **heads, intermediate_size=64 if tiny else 4608, block_auto_adjust_ff_dim=False)
+    linear = {"linear_key_head_dim": 8 if tiny else 128, "linear_value_head_dim": 8 if tiny else 128}
+    number = {"linear_num_key_heads": 2 if tiny else 16, "linear_num_value_heads": 2 if tiny else 16}
+    heads = {"num_attention_heads": 2 if tiny else 8, "num_key_value_heads": 2, "head_dim": 16 if tiny else 256}
+    return Qwen3_5TextConfig(**sizes, **linear, **number, **heads, intermediate_size=64 if tiny else 3584)
+
+
+def make_hybrid(family: str, layout: str, data: Data, *, tiny: bool) -> Training:
+    """Make a training step of a hybrid language model in a layout."""
+    torch.manual_seed(0)
+    vision, _ = configs(tiny)
+    language = AutoModelForCausalLM.from_config(hybrid_config(family, tiny=tiny))
+    model = VisionLanguageModel.from_parts(CLIPVisionModel(vision), language)
+    if layout == "shared":
+        assert model.attention_spec.sharing == "state", f"{family} shares by {model.attention_spec.sharing}"
+    set_trainable(model, modes=MODES, lora={"language": LoraSettings(r=8)}, frozen_dtype=torch.bfloat16)
+    batch = lay_out(encode(data, num_tokens=model.projection.num_tokens), layout)
+    return Training(model, lambda: model.loss(batch).loss)
+
+
+def measure_hybrid(family: str, *, num_images: int, rounds: int, tiny: bool) -> dict[str, Any]:
+    """Time a hybrid language model's captions in both layouts."""
+    vision, _ = configs(tiny)
+    vocabulary = hybrid_config(family, tiny=tiny).vocab_size - 1
+    data = make_mix("captions", num_images, side=vision.image_size, vocabulary=vocabulary)
+    steps = {layout: make_hybrid(family, layout, data, tiny=tiny) for layout in ("rows", "shared")}
+    check_same_training(steps)
+    losses = {layout: float(step.loss().detach()) for layout, step in steps.items()}
+    assert abs(losses["shared"] - losses["rows"]) < 0.02 * losses["rows"], f"{family}: the losses are {losses}"
+    measured = interleave(steps, rounds=rounds, units=data.num_captions, unit="texts")
+    return {
+        "images": num_images,
+        "texts": data.num_captions,
+        "shared / rows": ratio(measured, slow="rows", fast="shared"),
+        "variants": measured,
+    }
 
 
 def with_features(samples: Sequence[EncodedSample], model: VisionLanguageModel) -> list[EncodedSample]:
@@ -179,9 +241,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS))
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
+    parser.add_argument("--hybrids", nargs="*", choices=HYBRIDS, default=[], help="measure these instead")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "ladder.json")
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    if arguments.hybrids:
+        settings = {"num_images": arguments.images, "rounds": arguments.rounds, "tiny": arguments.tiny}
+        found = {family: measure_hybrid(family, **settings) for family in arguments.hybrids}
+        result = {"what": "texts per second of hybrids", "families": found, "machine": machine()}
+        write(result, path=arguments.output or RESULTS / "ladder_hybrids.json")
+        return
     rungs = sorted(set(arguments.rungs), key=RUNGS.index)
     rate = MatrixRate(torch.device("cpu"), sizes=(64, 128) if arguments.tiny else SIZES)
     num_images = {"captions": arguments.images, "vqa": max(1, arguments.images // 2)}
@@ -197,7 +266,7 @@ def main() -> None:
         },
         "machine": machine(),
     }
-    write(result, path=arguments.output)
+    write(result, path=arguments.output or RESULTS / "ladder.json")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,15 @@ def test_the_ladder_is_climbed_with_both_mixes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_hybrids_are_measured_in_both_layouts(tmp_path: Path) -> None:
+    result = run_tiny("ladder", tmp_path, "--images", "2", "--hybrids", "lfm2", "qwen3_5")
+    assert list(result["families"]) == ["lfm2", "qwen3_5"]
+    for measured in result["families"].values():
+        assert list(measured["variants"]) == ["rows", "shared"] and measured["texts"] == 10
+        assert measured["shared / rows"] > 0
+
+
+@pytest.mark.slow
 def test_a_step_is_measured_six_ways(tmp_path: Path) -> None:
     result = run_tiny("train_step", tmp_path, "--images", "2")
     names = ["ancestor", "llava", "nano", "rows", "shared", "filled"]
