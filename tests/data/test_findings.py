@@ -52,6 +52,8 @@ def findings_of(
     data = DataSettings(max_text_tokens=100, **settings)
     reports = []
     for part, entries in (("train", train), ("validation", validation or [])):
+        if not entries:
+            continue
         sources = open_sources(entries, key=f"data.{part}", settings=data)
         reports += check_sources(sources, processor, with_images=with_images)
     found = find(reports, settings=data)

@@ -33,6 +33,7 @@ from visgraft.annotate.request import Request
 from visgraft.annotate.working import work_through
 from visgraft.errors import ConfigError, VisgraftError
 from visgraft.model.precision import pick_device
+from visgraft.parsing import parse_json
 
 MOST_DEATHS = 3  # of a process, one behind the other, without a unit done
 TELL_EVERY_S = 0.2
@@ -117,7 +118,7 @@ def _listen(number: int, process: subprocess.Popen[bytes], events: queue.Queue[t
     with process.stdout as lines:
         for line in lines:
             with suppress(ValueError):  # a line that a kill tore
-                events.put((number, json.loads(line)))
+                events.put((number, parse_json(line)))
     status = process.wait()
     with suppress(OSError):
         process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
@@ -181,7 +182,7 @@ def work_for_driver() -> None:
         if not piece:
             return
         line += piece
-    asked = json.loads(line)
+    asked = parse_json(line)
     threading.Thread(target=_end_with_driver, daemon=True).start()
     told = _Pipe(telling)
     try:
