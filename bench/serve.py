@@ -348,6 +348,7 @@ def main() -> None:
     parser.add_argument("--clients", type=positive, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--minutes", type=float, default=0.0, help="of mixed load")
+    parser.add_argument("--precision", default="auto", help="of the server; texts under load are equal in fp32")
     parser.add_argument("--no-transformers-serve", action="store_true", help="it takes as long as one client")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serve.json")
     args = parser.parse_args()
@@ -379,6 +380,7 @@ def measure(
     result: dict[str, Any] = {}
     port = free_port()
     command = [sys.executable, "-m", "visgraft", "serve", str(model), "--port", str(port)]
+    command += ["--precision", args.precision]
     with serving(command, port=port, log=folder / "serve.log") as pid:
         bodies = [body_of(model.name, urls[path], text, **settings) for path, text in pairs]
         asyncio.run(by_clients(port, bodies[:8], num_clients=4))
