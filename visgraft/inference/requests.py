@@ -244,6 +244,14 @@ class Reply:
         finally:
             self.cancel()
 
+    def take(self) -> tuple[str, bool]:
+        """Return, without waiting, what has come since the last time, and whether that was the last of it."""
+        is_done = self.is_done  # before its pieces are taken: none comes behind
+        text = ""
+        while self.pieces:
+            text += self.pieces.popleft()
+        return text, is_done
+
     def cancel(self) -> None:
         """Stop it, within a step; what was said so far is its answer."""
         if not self.is_done:

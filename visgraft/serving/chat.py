@@ -8,33 +8,30 @@ In: a request whose body may be read. Out: OpenAI's `chat.completion`, or a stre
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
 
 from visgraft.errors import BusyError
 from visgraft.inference.decoding import Decoding
 from visgraft.inference.requests import Answer, Prompt, Reply
 from visgraft.serving.asking import fetched_images, prompt_for, usage_of
 from visgraft.serving.bodies import ChatRequest, read_body
-from visgraft.serving.failures import Failure, bad_request, busy, failure_of, internal_failure, overloaded
+from visgraft.serving.events import EventStream, until_gone
+from visgraft.serving.failures import Failure, bad_request, busy, overloaded
 from visgraft.serving.messages import Chat
 from visgraft.serving.served import ServedModel
-from visgraft.serving.service import LOG, Record, Service
+from visgraft.serving.service import Record, Service
 from visgraft.serving.settings import Limits
 from visgraft.serving.tokens import SaidTokens
 
 # Below, logits divided by it would leave float32; the likeliest token is then the only one with a share.
 _LEAST_TEMPERATURE = 1e-6
-_READING_S = 30.0  # that a client has to read the rest of a stream which is whole
 
 
 def make_chat_router(service: Service) -> APIRouter:
@@ -223,20 +220,11 @@ async def begin(service: Service, asked: ChatRequest, *, record: Record) -> Talk
             raise busy(str(error), again_s=served.again_s) from None
         return chat, prompt, replies
 
-    try:
-        chat, prompt, replies = await service.in_thread(ask)
-    except Exception as error:
-        raise failure_of(error) or error from None
+    chat, prompt, replies = await service.in_thread(ask)
     return Talk(
         service, served, asked, record, chat, prompt, replies, changed,
         answer_id=f"chatcmpl-{record.request_id}", created=int(time.time()),
     )  # fmt: skip
-
-
-async def until_gone(receive: Receive) -> None:
-    """Wait until the client has gone away."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 # --- The whole answer
@@ -254,8 +242,6 @@ async def whole_answer(talk: Talk, request: Request) -> Response:
                 talk.record.facts["gone"] = True
                 return Response(status_code=499)
         answers = talk.answers()
-    except Exception as error:
-        raise failure_of(error) or error from None
     finally:
         gone.cancel()
         talk.close()
@@ -284,60 +270,28 @@ async def whole_answer(talk: Talk, request: Request) -> Response:
 # --- Piece by piece
 
 
-class ChunkStream(Response):
+class ChunkStream(EventStream):
     """An answer as it grows, in server-sent events. What goes wrong before the first piece has its own status."""
 
     def __init__(self, talk: Talk) -> None:
         """Make a response that is not begun."""
+        super().__init__(talk.service, talk.record)
         self.talk = talk
-        self.background = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        gone = asyncio.ensure_future(until_gone(receive))
-        sending = asyncio.ensure_future(self._send(send))
-        try:
-            most_s = self.talk.service.settings.limits.timeout_s + _READING_S
-            await asyncio.wait([gone, sending], timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                self.talk.record.facts["gone"] = True
-                sending.cancel()
-            with suppress(asyncio.CancelledError):
-                await sending
-        finally:
-            gone.cancel()
-            sending.cancel()
-            self.talk.close()
-
-    async def _send(self, send: Send) -> None:
+    async def ready(self) -> None:
+        """Wait for the first piece."""
         talk = self.talk
         while not any(reply.pieces or reply.is_done for reply in talk.replies):
             await talk.wait()
         if all(reply.is_done for reply in talk.replies):
-            try:
-                talk.answers()
-            except Exception as error:
-                raise failure_of(error) or error from None
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        try:
-            async for chunk in self._chunks():
-                await self._event(send, chunk)
-            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
-        except Exception as error:
-            failure = failure_of(error)
-            if failure is None:
-                LOG.exception("%s failed", talk.record.request_id)
-                failure = internal_failure(talk.record.request_id)
-            talk.record.facts["failed"] = failure.status
-            await self._event(send, failure.body)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            talk.answers()
 
-    async def _event(self, send: Send, value: dict[str, Any]) -> None:
-        data = b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+    def close(self) -> None:
+        """Let go of the answers."""
+        self.talk.close()
 
-    async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[dict[str, Any] | str]:
+        """Give the chunks, and OpenAI's word for the end."""
         talk = self.talk
         has_usage = bool(talk.asked.stream_options and talk.asked.stream_options.include_usage)
         for index in range(len(talk.replies)):
@@ -347,10 +301,7 @@ class ChunkStream(Response):
         said = {index: SaidTokens(talk.served.names) for index in open_ones}
         while open_ones:
             for index, reply in list(open_ones.items()):
-                is_done = reply.is_done  # before its pieces are taken: none comes behind
-                piece = ""
-                while reply.pieces:
-                    piece += reply.pieces.popleft()
+                piece, is_done = reply.take()
                 texts[index] += piece
                 finish = self._finish(reply) if is_done else None
                 if piece or is_done:
@@ -365,6 +316,7 @@ class ChunkStream(Response):
         talk.log([*texts.values()])
         if has_usage:
             yield {**self._head(), "choices": [], "usage": talk.usage()}
+        yield "[DONE]"
 
     def _finish(self, reply: Reply) -> str:
         answer = reply.answer()

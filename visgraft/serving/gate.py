@@ -17,8 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from visgraft.serving.failures import Failure, busy, failure_of, internal_failure, overloaded
-from visgraft.serving.service import LOG, Record, Service
+from visgraft.serving.failures import Failure, busy, overloaded
+from visgraft.serving.service import LOG, Record, Service, failure_told
 from visgraft.serving.settings import digest_of
 
 _OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")
@@ -66,10 +66,7 @@ class Gate:
         except ClientDisconnect:
             record.facts["gone"] = True
         except Exception as error:
-            failure = failure_of(error)
-            if failure is None:
-                LOG.exception("%s failed", record.request_id)
-                failure = internal_failure(record.request_id)
+            failure = failure_told(error, record)
             if status:
                 raise  # its response is begun, and breaks off
             await failure.response()(scope, receive, send_noting)

@@ -19,8 +19,8 @@ from visgraft.inference.candidates import Normalise
 from visgraft.inference.requests import Prompt
 from visgraft.serving.asking import fetched_images, prompt_for, usage_of
 from visgraft.serving.bodies import ScoreRequest, read_body
-from visgraft.serving.chat import until_gone
-from visgraft.serving.failures import Failure, bad_request, failure_of
+from visgraft.serving.events import until_gone
+from visgraft.serving.failures import Failure, bad_request
 from visgraft.serving.served import ServedModel
 from visgraft.serving.service import Record, Service
 
@@ -49,10 +49,7 @@ def make_score_router(service: Service) -> APIRouter:
                 param="candidates",
             )
         fetched = await fetched_images(service, asked)
-        try:
-            prompt, scores = await _scores(service, asked, served, request, record=record, fetched=fetched)
-        except Exception as error:
-            raise failure_of(error) or error from None
+        prompt, scores = await _scores(service, asked, served, request, record=record, fetched=fetched)
         record.facts["candidates"] = len(scores)
         service.note_prompt(prompt, served)
         service.log_content(record, asked.messages, {"candidates": asked.candidates, "scores": scores})

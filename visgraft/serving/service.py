@@ -23,7 +23,7 @@ from visgraft.inference.requests import Prompt
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.serving.bodies import Message
-from visgraft.serving.failures import Failure
+from visgraft.serving.failures import Failure, failure_of, internal_failure
 from visgraft.serving.messages import image_urls, texts_of
 from visgraft.serving.metrics import Metrics
 from visgraft.serving.served import ServedModel
@@ -52,6 +52,15 @@ class Record:
     endpoint: str = "other"
     model: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def failure_told(error: BaseException, record: Record) -> Failure:
+    """Say what a client is told of an error; one that was not meant goes into the log, and no further."""
+    failure = failure_of(error)
+    if failure is None:
+        LOG.error("%s failed", record.request_id, exc_info=error)
+        failure = internal_failure(record.request_id)
+    return failure
 
 
 class Service:

@@ -20,7 +20,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -30,13 +29,13 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from visgraft.serving.bodies import ChatRequest, ImagePart, Message, Stop, Strict, read_body
-from visgraft.serving.chat import Talk, begin, until_gone
-from visgraft.serving.failures import Failure, bad_request, failure_of, internal_failure
+from visgraft.serving.chat import Talk, begin
+from visgraft.serving.events import EventStream
+from visgraft.serving.failures import Failure, bad_request
 from visgraft.serving.page.votes import Votes
-from visgraft.serving.service import LOG, Record, Service
+from visgraft.serving.service import Record, Service
 
 Side = Literal["A", "B"]
 SIDES: tuple[Side, Side] = ("A", "B")
@@ -163,7 +162,7 @@ def make_blind_router(service: Service, votes_file: Path) -> APIRouter:
                 talk.close()
             raise
         names: dict[Side, str] = {"A": order[0].name, "B": order[1].name}
-        return BlindStream(talks, names, asked, owner=record.owner, waiting=waiting)
+        return BlindStream(service, record, talks, names, asked, waiting=waiting)
 
     @router.post("/page/votes")
     async def vote(request: Request) -> dict[str, Any]:
@@ -211,63 +210,38 @@ def _vote(question: Answered, vote: Side | Literal["tie", "both bad"]) -> dict[s
     }
 
 
-class BlindStream(Response):
+class BlindStream(EventStream):
     """Two answers as they grow; they may be voted on once both have ended."""
 
     def __init__(
         self,
+        service: Service,
+        record: Record,
         talks: Mapping[Side, Talk],
         names: Mapping[Side, str],
         asked: BlindRequest,
         *,
-        owner: str,
         waiting: OpenQuestions,
     ) -> None:
         """Make a response that is not begun."""
+        super().__init__(service, record)
         self._talks, self._names, self._asked = talks, names, asked
-        self._owner, self._waiting = owner, waiting
-        self.background = None
+        self._owner, self._waiting = record.owner, waiting
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; where the client goes away, both end."""
-        gone = asyncio.ensure_future(until_gone(receive))
-        sending = asyncio.ensure_future(self._send(send))
-        try:
-            await asyncio.wait([gone, sending], return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                sending.cancel()
-            with suppress(asyncio.CancelledError):
-                await sending
-        finally:
-            gone.cancel()
-            sending.cancel()
-            for talk in self._talks.values():
-                talk.close()
+    def close(self) -> None:
+        """Let go of both answers."""
+        for talk in self._talks.values():
+            talk.close()
 
-    async def _send(self, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        try:
-            texts: dict[Side, str] = {"A": "", "B": ""}
-            async for side, text in self._pieces():
-                texts[side] += text
-                await self._event(send, {"side": side, "text": text})
-            for side, talk in self._talks.items():
-                await self._event(send, {"side": side, "finish": talk.answers()[0].finish})
-            blind_id = self._waiting.add(Answered(self._owner, self._names, self._record(texts)))
-            await self._event(send, {"blind_id": blind_id})
-        except Exception as error:
-            failure = failure_of(error)
-            if failure is None:
-                request_id = self._talks["A"].record.request_id
-                LOG.exception("%s failed", request_id)
-                failure = internal_failure(request_id)
-            await self._event(send, failure.body)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _event(self, send: Send, value: Mapping[str, Any]) -> None:
-        data = b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Give the pieces by their sides, how each ended, and by which word it is voted on."""
+        texts: dict[Side, str] = {"A": "", "B": ""}
+        async for side, text in self._pieces():
+            texts[side] += text
+            yield {"side": side, "text": text}
+        for side, talk in self._talks.items():
+            yield {"side": side, "finish": talk.answers()[0].finish}
+        yield {"blind_id": self._waiting.add(Answered(self._owner, self._names, self._said(texts)))}
 
     async def _pieces(self) -> AsyncIterator[tuple[Side, str]]:
         """Give the pieces of both as they come."""
@@ -275,10 +249,7 @@ class BlindStream(Response):
         while open_ones:
             for side, talk in list(open_ones.items()):
                 [reply] = talk.replies
-                is_done = reply.is_done  # before its pieces are taken: none comes behind
-                text = ""
-                while reply.pieces:
-                    text += reply.pieces.popleft()
+                text, is_done = reply.take()
                 if text:
                     yield side, text
                 if is_done:
@@ -289,7 +260,7 @@ class BlindStream(Response):
                 for wait in waits:
                     wait.cancel()
 
-    def _record(self, texts: Mapping[Side, str]) -> dict[str, Any]:
+    def _said(self, texts: Mapping[Side, str]) -> dict[str, Any]:
         """Say what was asked and said; of images their sums, by which their files are found again."""
         messages = [message.model_dump(exclude_none=True) for message in self._asked.messages]
         for message, asked in zip(messages, self._asked.messages, strict=True):
