@@ -22,6 +22,7 @@ from starlette.responses import FileResponse, Response
 from visgraft.evaluation.running import REPORT, SCORES
 from visgraft.parsing import parse_json
 from visgraft.serving.failures import Failure
+from visgraft.serving.page.runs import name_below
 from visgraft.serving.service import Service
 
 _HEADERS = {
@@ -57,10 +58,7 @@ class EvaluationsView:
     def _find(self) -> dict[str, Path]:
         found = [path for pattern in ("", "*/", "*/*/") for path in self._folder.glob(f"{pattern}{SCORES}")]
         found.sort(key=lambda path: (-path.stat().st_mtime, path))
-        return {self._name(path.parent): path.parent for path in found}
-
-    def _name(self, folder: Path) -> str:
-        return folder.name if folder == self._folder else folder.relative_to(self._folder).as_posix()
+        return {name_below(self._folder, path.parent): path.parent for path in found}
 
     def _told(self, name: str, folder: Path) -> dict[str, Any]:
         told: dict[str, Any] = {"name": name, "models": [], "report": None}

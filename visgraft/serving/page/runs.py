@@ -87,12 +87,14 @@ class RunsView:
             folders = [found.folder for found in find_runs([self._folder]) if found.is_begun]
         except CheckpointError:  # none yet
             folders = []
-        names = {self._name(folder): folder for folder in folders}
+        names = {name_below(self._folder, folder): folder for folder in folders}
         self._seen = {name: self._seen.get(name) or _LiveRun(Run(folder)) for name, folder in names.items()}
         return self._seen
 
-    def _name(self, folder: Path) -> str:
-        return folder.name if folder == self._folder else folder.relative_to(self._folder).as_posix()
+
+def name_below(root: Path, folder: Path) -> str:
+    """Name a folder by its place below another, or by its own name where it is that one."""
+    return folder.name if folder == root else folder.relative_to(root).as_posix()
 
 
 def make_runs_router(service: Service, folder: Path) -> APIRouter:
