@@ -208,8 +208,9 @@ class FeatureCache:
 
     def _remove_left_over(self) -> None:
         for path in (*self.folder.glob("*.part"), *self.folder.glob(".*.new")):
-            if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process gave it its name meanwhile
+                if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                    path.unlink()
 
 
 class _Pair:
