@@ -80,7 +80,7 @@ def test_a_tarball_comes_from_the_registry_that_npm_is_set_to_once(registry: str
 def test_the_environment_stands_above_the_file(registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "npmrc").write_text("registry=http://127.0.0.1:9/nobody\n")
     monkeypatch.setenv("npm_config_registry", registry)
-    with pytest.raises(MissingAssetError, match="tiny 1.0.0 could not be downloaded: HTTP Error 404"):  # it was asked
+    with pytest.raises(MissingAssetError, match=r"tiny 1.0.0 could not be downloaded: HTTP Error 404"):
         fetch(TINY, cache=tmp_path / "cache")
 
 

