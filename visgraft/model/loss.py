@@ -30,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import ModelOutput
 
 from visgraft.errors import UnsupportedModelError
+from visgraft.model.cache import CACHE_NAME
 
 CHUNK_BYTES = {"cpu": 4 * 2**20}  # float32 logits of the cross-entropy at once: what a processor's cache holds
 OTHER_CHUNK_BYTES = 64 * 2**20  # and what keeps a GPU busy
@@ -46,7 +47,7 @@ class VisionLanguageOutput(ModelOutput):
         target_losses: [M] fp32, detached, one a supervised token.
         logits: [B, P + T, V].
         last_hidden_state: [B, T, D], what the head makes the text's logits of (trl reads it, to make its own).
-        past_key_values: the cache, filled.
+        past_key_values: the cache, filled; from transformers 5.24 on also, and first, named `cache`.
     """
 
     loss: Tensor | None = None
@@ -55,7 +56,10 @@ class VisionLanguageOutput(ModelOutput):
     target_losses: Tensor | None = None
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
-    past_key_values: Cache | None = None
+    if CACHE_NAME == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
 
 
 def supervised_losses(

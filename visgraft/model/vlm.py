@@ -36,6 +36,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
+from visgraft.model.cache import CACHE_NAME
 from visgraft.model.checks.compatibility import check_language
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
@@ -266,6 +267,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         image_embeds: Tensor | None = None,
         image_token_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         context: SegmentTable | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -287,6 +289,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             image_token_mask: see `image_embeds`.
             past_key_values: a cache, in which rows are packed as [pads][image][text]; later calls give the
                 `image_token_mask` again.
+            cache: the same, by the name that transformers gives it from 5.24 on.
             context: what the cache holds in front of the text, instead of an `image_token_mask`; see `read_text`.
             use_cache: make a cache where none is given.
             logits_to_keep: only the last n positions' logits (with a cache, of the packed rows); 0 = all.
@@ -301,13 +304,14 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         self._check_inputs(vision_inputs)
         if batch is not None:
             return self._batch_loss(batch)
+        cache = past_key_values if cache is None else cache
         if input_ids is None:
             raise ModelError("forward needs input_ids, or batch= from Processor.collate")
         if context is not None:
             return self.read_text(
                 input_ids,
                 context=context,
-                cache=past_key_values,
+                cache=cache,
                 attention_mask=attention_mask,
                 logits_to_keep=logits_to_keep,
             )
@@ -317,20 +321,21 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         if image_token_mask is None:
             num_image = 0 if image_embeds is None else image_embeds.shape[1]
             image_token_mask = torch.ones(input_ids.shape[0], num_image, dtype=torch.bool, device=input_ids.device)
-        if past_key_values is None and use_cache:
-            past_key_values = self.make_cache()
-        num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if cache is None and use_cache:
+            cache = self.make_cache()
+        num_cached = 0 if cache is None else int(cache.get_seq_length())
         embeds = self.get_input_embeddings()(input_ids)  # [B, T, D_lm]; with a cache [B, Q, D_lm]
-        table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
+        table, order = self._rows(input_ids, image_token_mask, attention_mask, cache, num_cached)
         if num_cached == 0:
             is_image = table.kind == IMAGE  # [B, S]
             embeds = self.prefix_injection.inject_prefix(image_embeds, embeds, is_image=is_image, order=order)
-        logits, states = self._decode(embeds, table, past_key_values, logits_to_keep)  # [B, S or n, V], [B, S, D]
+        logits, states = self._decode(embeds, table, cache, logits_to_keep)  # [B, S or n, V], [B, S, D]
         if order is not None and num_cached == 0 and not logits_to_keep:  # back to the order in which they were given
             logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
         result = VisionLanguageOutput() if labels is None else labels_loss(logits, labels)
-        result.logits, result.past_key_values = logits, past_key_values
-        if past_key_values is None:
+        result.logits = logits
+        setattr(result, CACHE_NAME, cache)
+        if cache is None:
             result.last_hidden_state = states[:, -input_ids.shape[1] :]  # [B, T, D]
         return result
 
