@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from visgraft.errors import names_needed_for
 from visgraft.model.cache import CACHE_NAME, as_argument
 
 MLP_MULTIPLE = 256  # the MLP's inner size is 8/3 of the hidden size, rounded up to a multiple of this
@@ -204,6 +204,8 @@ class JapaneseStableLMModel(JapaneseStableLMPreTrainedModel):
         if position_ids is None:
             num_cached = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None] + num_cached
+        with names_needed_for("japanese_stablelm_alpha"):
+            from transformers.masking_utils import create_causal_mask
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,

@@ -21,11 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_alibi
-from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
-from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_alibi
 
-from visgraft.errors import MaskSizeError, UnsupportedModelError
+from visgraft.errors import MaskSizeError, UnsupportedModelError, names_needed_for
 from visgraft.model.cache import CACHE_NAME, cache_argument
 from visgraft.model.sequence import SegmentTable, attention_mask, block_mask
 
@@ -346,29 +343,35 @@ class Quirk:
 
 
 def _install_bloom(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    with names_needed_for("bloom"):
+        from transformers.models.bloom.modeling_bloom import build_alibi_tensor
     if not isinstance(language.transformer.build_alibi_tensor, _BloomBias):
         language.transformer.build_alibi_tensor = _BloomBias(language.transformer)
-    slopes = bloom_alibi(torch.ones(1, 2, dtype=torch.long), language.config.n_head, torch.float32)[:, 0, 1]
+    slopes = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), language.config.n_head, torch.float32)[:, 0, 1]
     return replace(attention_spec, alibi=_Ramp(slopes))
 
 
 def _install_falcon(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    with names_needed_for("falcon with alibi"):
+        from transformers.models.falcon.modeling_falcon import build_alibi_tensor
     if _switch_falcon_alibi not in language.transformer._forward_pre_hooks.values():
         language.transformer.register_forward_pre_hook(_switch_falcon_alibi, with_kwargs=True)
     heads = language.config.num_attention_heads
-    slopes = falcon_alibi(torch.ones(1, 2, dtype=torch.long), heads, torch.bfloat16)[:, 0, 1]
+    slopes = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), heads, torch.bfloat16)[:, 0, 1]
     scale = (language.config.hidden_size // heads) ** -0.5  # positions are rounded to bfloat16 as the family does
     return replace(attention_spec, alibi=_Ramp(slopes, torch.bfloat16, scale), zero_positions=True)
 
 
 def _install_mpt(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    with names_needed_for("mpt"):
+        from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
     model = language.transformer
     if not isinstance(model.build_mpt_alibi_tensor, _MptBias):
         model.build_mpt_alibi_tensor = _MptBias(model)
         model.register_forward_pre_hook(_deliver_mpt_mask, with_kwargs=True)
         for block in model.blocks:
             block.attn.forward = _MptAttentionForward(block.attn)
-    slopes = mpt_alibi(language.config.n_heads, 2, alibi_bias_max=8)[:, 0].float().diff()[:, 0]
+    slopes = build_mpt_alibi_tensor(language.config.n_heads, 2, alibi_bias_max=8)[:, 0].float().diff()[:, 0]
     return replace(attention_spec, alibi=_Ramp(slopes))
 
 
