@@ -14,6 +14,7 @@ from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.config import load_recipe
+from visgraft.errors import names_needed_for
 
 GIB = 2**30
 TIGHT = 0.87  # of the memory: above it, an estimate that is 15 % off decides
@@ -57,7 +58,8 @@ def estimate(
     go_offline_without_network(names_of_recipe(loaded))
     note(f"reading {recipe}")
     quiet_libraries()
-    from visgraft.estimate.estimate import estimate as estimate_recipe
+    with names_needed_for("visgraft estimate"):
+        from visgraft.estimate.estimate import estimate as estimate_recipe
 
     found = estimate_recipe(loaded, gpu=gpu, measure=measure, say=note)
     values = {"recipe": str(recipe), **found.as_json()}
