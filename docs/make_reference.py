@@ -349,10 +349,10 @@ def recipes_page() -> str:
         "```sh\nvisgraft recipes                            # all of them, with what they are for\n"
         "visgraft recipes nanovlm -o recipe.yaml     # a copy to change\n"
         "visgraft train cpu --set data.train.0.path=pictures\n```",
-        "Every command that takes a recipe takes these names. What follows others' work says where it differs. Memory and "
-        "time are estimates of `visgraft estimate`, from the sizes of the parts alone, on the day "
-        f"{measured['machine']['date']} (`python bench/recipe_costs.py`), with one text an image of the length that the "
-        "recipe's own data has; several texts about an image share its prefix and take less. Hours are of one A100 at "
+        "Every command that takes a recipe takes these names. What follows others' work says where it differs. Memory "
+        "and time are estimates of `visgraft estimate`, from the sizes of the parts alone, on the day "
+        f"{measured['machine']['date']} (`python bench/recipe_costs.py`), with one text an image, as long as those of "
+        "the recipe's own data; several texts about an image share its prefix and take less. Hours are of one A100 at "
         "40 % of its rate.",
     ]
     experiments = []

@@ -44,14 +44,14 @@ def make_pages(folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     return {
         "compare": _comparison(folder),
-        "evaluate": write_evaluation(made_evaluation(folder / "drawn"), folder / "evaluate.html"),
+        "evaluate": write_evaluation(made_evaluation(folder / "drawn", num_images=8), folder / "evaluate.html"),
         "demo": _demo(folder),
         **_of_a_model(folder),
     }
 
 
 def _comparison(folder: Path) -> Path:
-    experiment = save_experiment(folder / "what-to-train")
+    experiment = save_experiment(folder / "what-to-train", num_variants=4)
     record = yaml.safe_load((experiment / "experiment.yaml").read_text())
     images = str(folder / "what-to-train-images")
     save_run(

@@ -72,7 +72,7 @@ def test_a_box_that_scrolls_says_so_and_one_that_does_not_is_left_alone(
     page.goto(pages["compare"].as_uri())
     results = page.locator("section", has=page.get_by_role("heading", name="Results"))
     results.get_by_text("scrolls sideways").wait_for()
-    results.get_by_role("region").focus()
+    results.locator("[tabindex='0']").focus()
     page.set_viewport_size({"width": 1280, "height": 844})
     results.get_by_text("scrolls sideways").wait_for(state="detached")
     assert results.locator("[tabindex]").count() == 0

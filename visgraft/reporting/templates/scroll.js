@@ -6,11 +6,13 @@
     if (isWide && !isSaid)
       box.insertAdjacentHTML("beforebegin", '<p class="scrolls" aria-hidden="true">scrolls sideways →</p>');
     if (!isWide && isSaid) said.remove();
-    if (isWide) Object.entries({ tabindex: 0, role: "region", "aria-label": "scrolls sideways" })
+    if (isWide) Object.entries({ tabindex: 0, role: "group", "aria-label": "scrolls sideways" })
       .forEach(([name, value]) => box.setAttribute(name, value));
     else ["tabindex", "role", "aria-label"].forEach(name => box.removeAttribute(name));
   };
-  const observer = new ResizeObserver(found => found.forEach(each => hint(each.target.closest(".scroll"))));
+  // in the next frame: what it adds changes the sizes that are being told
+  const observer = new ResizeObserver(found => requestAnimationFrame(() =>
+    new Set(found.map(each => each.target.closest(".scroll"))).forEach(hint)));
   for (const box of document.querySelectorAll(".scroll")) {
     observer.observe(box);
     for (const inside of box.children) observer.observe(inside);
