@@ -20,7 +20,7 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "notebook", "parsing", "segments"], 0),
+    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "segments"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
@@ -38,6 +38,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PI
 # what starts before torch is wanted
 LIGHT = (
     "errors",
+    "listing",
     "notebook",
     "parsing",
     "atomic",
