@@ -36,7 +36,7 @@ def test_a_gpu_holds_a_context() -> None:
 def test_time_is_arithmetic_over_the_rate_at_a_stated_share() -> None:
     estimate = estimated(samples())
     seconds = estimate.seconds_per_step(num_positions=1000, tflops=100)
-    assert seconds == 1000 * estimate.flops_per_position / (100e12 * UTILISATION)
+    assert seconds == 1000 * estimate.flops_per_position / (100e12 * UTILISATION["gpu"])
     assert estimate.seconds_per_step(num_positions=1000, tflops=200) == seconds / 2
 
 

@@ -14,6 +14,7 @@ from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.config import load_recipe
+from visgraft.wording import counted
 
 GIB = 2**30
 TIGHT = 0.87  # of the memory: above it, an estimate that is 15 % off decides
@@ -124,7 +125,7 @@ def _time_in_words(time: dict[str, Any]) -> str:
         return time["basis"]
     words = f"{time['seconds_per_step']:.3g} s a step"
     if time["seconds"] is not None:
-        words += f", {time['steps']:,} steps in {_duration(time['seconds'])}"
+        words += f", {counted(time['steps'], 'step')} in {_duration(time['seconds'])}"
     return f"{words} ({time['basis']})"
 
 

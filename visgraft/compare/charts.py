@@ -20,6 +20,7 @@ from visgraft.compare.differences import data_key, data_name
 from visgraft.compare.results_table import loss_unit
 from visgraft.compare.variants import RunData, Variant
 from visgraft.reporting.charts import LineStyles, Rows, loss_axis, loss_scale
+from visgraft.wording import counted
 
 Split = Literal["training", "validation"]
 MIN_LOSS = 1e-6  # what a logarithmic axis can show of a loss that is 0
@@ -92,9 +93,9 @@ def _length_notes(variants: Sequence[Variant]) -> list[str]:
             name = variant.name if len(variant.runs) == 1 else f"{variant.name}, seed {run.seed}"
             number = _num_texts(run)
             if run.status != "finished":
-                notes.append(f"{name} is {run.status}: it stopped after {number:,.0f} texts")
+                notes.append(f"{name} is {run.status}: it stopped after {counted(number, 'text')}")
             elif number < longest * (1 - MAX_LENGTH_DIFFERENCE):
-                notes.append(f"{name} is shorter: {number:,.0f} texts where the longest has {longest:,.0f}")
+                notes.append(f"{name} is shorter: {counted(number, 'text')} where the longest has {longest:,.0f}")
     return notes
 
 

@@ -25,6 +25,7 @@ from visgraft.compare.variants import Comparison, Variant
 from visgraft.reporting.charts import LineStyles, figure, write_png
 from visgraft.reporting.page import embed_image, write_page
 from visgraft.runs import read_experiment_record
+from visgraft.wording import counted
 
 TEXT_QUALITY_COLUMNS: tuple[tuple[str, str, Kind], ...] = (
     ("mean_words", "words an answer", "speed"),
@@ -162,7 +163,7 @@ def _title(comparison: Comparison, names: Sequence[str]) -> str:
 def _subtitle(variants: Sequence[Variant]) -> str:
     counts = {len(variant.runs) for variant in variants}
     seeds = f", {counts.pop()} seeds each" if len(counts) == 1 and counts != {1} else ""
-    return f"{len(variants)} variants, {sum(len(variant.runs) for variant in variants)} runs{seeds}"
+    return f"{counted(len(variants), 'variant')}, {counted(sum(len(v.runs) for v in variants), 'run')}{seeds}"
 
 
 def _legend(variants: Sequence[Variant], styles: LineStyles, shown: Sequence[str]) -> list[LegendEntry]:

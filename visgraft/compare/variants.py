@@ -18,6 +18,7 @@ from visgraft.compare.curves import Curve
 from visgraft.config import Recipe
 from visgraft.notebook import curves_html, table_html
 from visgraft.runs import Status
+from visgraft.wording import counted
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Comparison:
             best = [float(np.nanmin(run.validation.token)) for run in runs if len(run.validation)]
             lowest = f"{np.mean(best):.4f}" if best else "-"
             rows.append([variant.name, len(variant.runs), runs[0].status, f"{np.mean(losses):.4f}", lowest])
-        title = f"{len(self.variants)} variants, {len(self.runs)} runs"
+        title = f"{counted(len(self.variants), 'variant')}, {counted(len(self.runs), 'run')}"
         header = ["variant", "runs", "status", "training loss", "best validation loss"]
         curves = {variant.name: variant.counted[0].training.token.tolist() for variant in self.variants}
         return table_html(title, header, rows) + curves_html(curves)

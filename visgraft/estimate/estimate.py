@@ -24,6 +24,7 @@ from visgraft.estimate.outline import Outline, outline_run
 from visgraft.estimate.step_cost import UTILISATION, StepCost, estimate_step
 from visgraft.estimate.trial import Trial, has_weights, try_out
 from visgraft.model.precision import DTYPES
+from visgraft.wording import counted
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _outline_and_cost(recipe: Recipe, gpu: Gpu, *, say: Callable[[str], None]) -
 def _seconds_per_step(gpu: Gpu, outline: Outline, cost: StepCost, trial: Trial | None) -> tuple[float | None, str]:
     """Say how long a step takes, and by what that is known."""
     if trial is not None:
-        return median(trial.seconds), f"measured here, {len(trial.seconds)} steps on {trial.device}"
+        return median(trial.seconds), f"measured here, {counted(len(trial.seconds), 'step')} on {trial.device}"
     if gpu.tflops is None:
         return None, "unknown: name a GPU, such as --gpu rtx4090, or measure here with --measure"
     seconds = cost.seconds_per_step(num_positions=outline.num_positions, tflops=gpu.tflops, on_gpu=gpu.is_gpu)

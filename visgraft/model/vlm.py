@@ -61,6 +61,7 @@ from visgraft.model.vision_inputs import (
 )
 from visgraft.notebook import table_html
 from visgraft.segments import IMAGE
+from visgraft.wording import counted
 
 
 class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin):
@@ -412,7 +413,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             trained = sum(p.numel() for p in own.values() if p.requires_grad)
             kind = type(part_module(self, part)).__name__
             rows.append([part, kind, f"{sum(p.numel() for p in own.values()):,}", f"{trained:,}"])
-        title = f"{type(self).__name__}, {self.projection.num_tokens} image tokens a picture"
+        title = f"{type(self).__name__}, {counted(self.projection.num_tokens, 'image token')} a picture"
         return table_html(title, ["part", "class", "parameters", "trainable"], rows)
 
     def _check_length(self, table: SegmentTable) -> None:
