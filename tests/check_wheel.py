@@ -48,6 +48,7 @@ def missing_of(folder: Path) -> dict[str, set[str]]:
 def try_installed() -> None:
     """Run commands of the visgraft that is installed beside this Python, each in a process of its own."""
     program = Path(sys.executable).with_name("visgraft")
+    Path("visgraft").mkdir(exist_ok=True)  # as where a clone lies: the package is found all the same
     code = "import visgraft; print(visgraft.__file__)"
     place = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "site-packages" in place, f"not the installed one: {place}"

@@ -278,3 +278,10 @@ def test_issue_templates_have_what_the_forge_asks_of_them() -> None:
     for path in templates:
         head = yaml.safe_load(path.read_text(encoding="utf-8").split("---")[1])
         assert {"name", "about", "labels"} <= head.keys()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_begins_with_the_command_or_the_lines_that_do_it(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines, start=1) if line.startswith("```"))
+    assert first <= 14, f"{page.name}: the first lines to run stand at line {first}"

@@ -89,6 +89,13 @@ def file_of(dotted: str) -> Path:
     return next((path for path in found if path in TREES), target.parent / "__init__.py")
 
 
+def test_contributing_lists_the_groups_that_there_are() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d.]+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    told = {name.strip(): float(number) for number, names in rows for name in names.split(",")}
+    assert told == {name: float(number) for name, number in LAYERS.items() if not name.startswith("__")}
+
+
 def test_imports_point_down() -> None:
     assert {group_of(path) for path in TREES} == set(LAYERS), "LAYERS needs a number for every group, and no other"
     wrong = [
