@@ -45,6 +45,7 @@ from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
 from visgraft.model.language import embedding_scale
 from visgraft.model.layer_outputs import LayerOutputs, Selection
 from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, loss_output, supervised_losses
+from visgraft.model.parts import part_module, part_parameters
 from visgraft.model.passes import losses_in_passes, read
 from visgraft.model.piece_by_piece import PieceByPieceMixin
 from visgraft.model.precision import float32_under_autocast, let_layer_norms_take_float32
@@ -62,7 +63,9 @@ from visgraft.model.vision_inputs import (
     dummy_inputs,
     flatten_images,
 )
+from visgraft.notebook import table_html
 from visgraft.segments import IMAGE
+from visgraft.wording import counted
 
 
 class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin):
@@ -521,6 +524,16 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
+
+    def _repr_html_(self) -> str:
+        """Show the model in a notebook: its parts, their sizes, and what of each trains."""
+        rows = []
+        for part, own in part_parameters(self).items():
+            trained = sum(p.numel() for p in own.values() if p.requires_grad)
+            kind = type(part_module(self, part)).__name__
+            rows.append([part, kind, f"{sum(p.numel() for p in own.values()):,}", f"{trained:,}"])
+        title = f"{type(self).__name__}, {counted(self.projection.num_tokens, 'image token')} a picture"
+        return table_html(title, ["part", "class", "parameters", "trainable"], rows)
 
     def _check_length(self, table: SegmentTable) -> None:
         limit = self.attention_spec.max_positions
