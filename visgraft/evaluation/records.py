@@ -71,7 +71,7 @@ def read_answers(path: Path) -> dict[str, list[Answered]]:
         except ValueError as error:
             raise DataError(f"{where} is not JSON ({error}); mend or remove it") from error
         model = values.get("model", "") if isinstance(values, dict) else ""
-        by_model.setdefault(str(model), []).append(_answered(values, where=where))
+        by_model.setdefault(str(model), []).append(answered_of_record(values, where=where))
     if not by_model:
         raise DataError(f"{path}: holds no answers; a line needs `answer` and `references`")
     if len(by_model) == 1:
@@ -79,7 +79,8 @@ def read_answers(path: Path) -> dict[str, list[Answered]]:
     return by_model
 
 
-def _answered(values: Any, *, where: str) -> Answered:
+def answered_of_record(values: Any, *, where: str) -> Answered:
+    """Read what a line says; `where` it stands. Raises DataError: it is not what a line should be."""
     if not isinstance(values, Mapping):
         raise DataError(f"{where} is no JSON object; need one with `answer` and `references`")
     answer, references = values.get("answer"), values.get("references")
