@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.joined import JoinedModel
+from visgraft.model.layer_outputs import LayerOutputs
 from visgraft.model.loss import VisionLanguageOutput, gathered_head
 from visgraft.model.parts import input_embedding
 from visgraft.model.sequence import SegmentTable, append_segment, append_texts, rows_going_on
@@ -35,7 +36,12 @@ class PieceByPieceMixin(JoinedModel):
 
     @abc.abstractmethod
     def _decode(
-        self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
+        self,
+        embeds: Tensor,
+        table: SegmentTable,
+        cache: Cache | None,
+        logits_to_keep: int,
+        shown: LayerOutputs | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the language model on the last Q of the table's positions: logits and states."""
 
@@ -66,6 +72,11 @@ class PieceByPieceMixin(JoinedModel):
 
     # --- Reading
 
+    @property
+    def image_sees_before(self) -> bool:
+        """Whether an image sees what was read before it: where it was trained inside a text, as LLaVA's."""
+        return self.config.text_before_images is not None
+
     def read_image(
         self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
     ) -> SegmentTable:
@@ -83,7 +94,7 @@ class PieceByPieceMixin(JoinedModel):
         Raises:
             ModelError: a row becomes longer than the language model's positions.
         """
-        table = append_segment(context, image_token_mask, kind=IMAGE)
+        table = append_segment(context, image_token_mask, kind=IMAGE, image_sees_before=self.image_sees_before)
         self._check_length(table)
         embedding = input_embedding(self)  # [V, D_lm]
         embeds = embedding.new_zeros(*image_token_mask.shape, embedding.shape[1])  # [B, P, D_lm]
