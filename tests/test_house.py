@@ -31,6 +31,7 @@ LAYERS = {
     "builder": 3.5,
     **dict.fromkeys(["training", "compare", "inspection", "evaluation", "annotate"], 4),
     **dict.fromkeys(["estimate", "experiment", "serving", "demo"], 5),
+    "reproduce": 5.5,
     "cli": 6,
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
