@@ -55,6 +55,14 @@ def test_hybrids_are_measured_in_both_layouts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_dialogs_that_begin_alike_have_a_rung_of_their_own(tmp_path: Path) -> None:
+    result = run_tiny("ladder", tmp_path, "--images", "2", "--trees", "opt", "lfm2")
+    for measured in result["families"].values():
+        assert list(measured["variants"]) == ["rows", "shared", "trees"]
+        assert measured["trees / shared"] > 0
+
+
+@pytest.mark.slow
 def test_a_step_is_measured_six_ways(tmp_path: Path) -> None:
     result = run_tiny("train_step", tmp_path, "--images", "2")
     names = ["ancestor", "llava", "nano", "rows", "shared", "filled"]

@@ -217,21 +217,26 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        pairs = {"source": batch["source"], "target": batch["target"], "logits_bytes": self.logits_bytes}
+        pairs = {"source": batch["source"], "target": batch["target"]}
+        as_distinct = batch.get("as_distinct")  # a token that several dialogs share is computed once
+        if as_distinct is not None:
+            pairs = {name: tensor[batch["distinct"]] for name, tensor in pairs.items()}
         if self.attention_spec.sharing == "mask":
             arguments = self._mask_and_positions(embeds, table)
             run = functools.partial(self.attention_spec.call, self.language, embeds, arguments)
-            return loss_output(supervised_losses(self.language, run, **pairs))
-        losses = losses_in_passes(
-            self.language,
-            self.attention_spec,
-            embeds,
-            table,
-            by_state=batch["layout"] == "shared" and self._can_share_states(),
-            causal_image=self.config.image_attention == "causal",
-            **pairs,
-        )
-        return loss_output(losses)
+            losses = supervised_losses(self.language, run, **pairs, logits_bytes=self.logits_bytes)
+        else:
+            losses = losses_in_passes(
+                self.language,
+                self.attention_spec,
+                embeds,
+                table,
+                by_state=batch["layout"] == "shared" and self._can_share_states(),
+                causal_image=self.config.image_attention == "causal",
+                logits_bytes=self.logits_bytes,
+                **pairs,
+            )
+        return loss_output(losses if as_distinct is None else losses[as_distinct])  # and counts for each of them
 
     def _can_share_states(self) -> bool:
         """Say whether texts may read on from their image's states.
