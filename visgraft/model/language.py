@@ -21,9 +21,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_alibi
-from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
-from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_alibi
 
 from visgraft.errors import MaskSizeError, UnsupportedModelError
 from visgraft.model.sequence import SegmentTable, attention_mask, block_mask
@@ -345,6 +342,8 @@ class Quirk:
 
 
 def _install_bloom(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_alibi
+
     if not isinstance(language.transformer.build_alibi_tensor, _BloomBias):
         language.transformer.build_alibi_tensor = _BloomBias(language.transformer)
     slopes = bloom_alibi(torch.ones(1, 2, dtype=torch.long), language.config.n_head, torch.float32)[:, 0, 1]
@@ -352,6 +351,8 @@ def _install_bloom(language: Any, attention_spec: AttentionSpec) -> AttentionSpe
 
 
 def _install_falcon(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
+
     if _switch_falcon_alibi not in language.transformer._forward_pre_hooks.values():
         language.transformer.register_forward_pre_hook(_switch_falcon_alibi, with_kwargs=True)
     heads = language.config.num_attention_heads
@@ -361,6 +362,8 @@ def _install_falcon(language: Any, attention_spec: AttentionSpec) -> AttentionSp
 
 
 def _install_mpt(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_alibi
+
     model = language.transformer
     if not isinstance(model.build_mpt_alibi_tensor, _MptBias):
         model.build_mpt_alibi_tensor = _MptBias(model)

@@ -21,12 +21,12 @@ prefix_injection.py the LM's hidden size).
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -247,7 +247,13 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         drops = self.language.training and any(
             getattr(module, "gradient_checkpointing", False) for module in self.language.modules()
         )
-        return self.attention_spec.sharing == "state" and not drops and not isinstance(self, FSDPModule)
+        return self.attention_spec.sharing == "state" and not drops and not self._is_sharded
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether processes share the weights out; who does that has imported what takes long to import."""
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        return fsdp is not None and isinstance(self, fsdp.FSDPModule)
 
     def _needs_black_image(self, vision_inputs: Mapping[str, Tensor]) -> bool:
         """Say whether a batch runs the vision part for the other processes alone, which wait for it.
@@ -255,7 +261,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         They wait for its gradients, so a batch without images runs it in training. Processes that share the weights out
         wait for its weights too, whatever it is run for, so there a batch of ready features runs it as well.
         """
-        if isinstance(self, FSDPModule):
+        if self._is_sharded:
             return not vision_inputs or "features" in vision_inputs
         return not vision_inputs and self.training
 
