@@ -1,6 +1,6 @@
 """How a training step on all cores gets on beside another busy process, by how its threads wait for one another.
 
-    python bench/neighbour.py                    # 8 minutes on a machine that does nothing else; bench/results/neighbour.json
+    python bench/neighbour.py      # 8 minutes on a machine that does nothing else; writes bench/results/neighbour.json
     python bench/neighbour.py --tiny --rounds 1 --seconds 1
 
 Threads that are done with their part of a product wait for the others: they look again and again (spin), or sleep and
@@ -82,13 +82,13 @@ def work(*, tiny: bool) -> None:
     """Make steps for so many seconds at every line of standard input, and say how many samples a second that was."""
     step, num_samples = make_step(tiny=tiny)
     step()
-    print("ready", flush=True)  # noqa: T201 (what the other process reads)
+    print("ready", flush=True)
     for line in sys.stdin:
         start, done = time.perf_counter(), 0
         while (seconds := time.perf_counter() - start) < float(line):
             step()
             done += num_samples
-        print(done / seconds, flush=True)  # noqa: T201
+        print(done / seconds, flush=True)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ sample = Sample(images=[sys.argv[2]], dialogs=[[asked(sys.argv[3], num_images=1)
 list(stream(*loaded, sample, max_new_tokens=1))
 print(imported - start, there - imported, time.perf_counter() - there)
 """
+PROCESSES = ("nothing", "import", "help", "least", "ask", "stages")
 NAMES = {"least": ("imports", "weights"), "stages": ("imports", "model", "first_token")}
 
 
@@ -91,12 +93,12 @@ def parts_of(folder: Path) -> tuple[str, str, list[str]]:
     return vision, language, files
 
 
-def commands(model: Path, image: Path) -> dict[str, list[str]]:
-    """Give the processes to measure."""
-    vision, language, files = parts_of(model)
+def commands(model: Path, image: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Give the processes to measure, those of these names."""
+    vision, language, files = parts_of(model) if "least" in names else ("", "", [])
     question = "what colour is it?"
     python = [sys.executable]
-    return {
+    found = {
         "nothing": [*python, "-c", "pass"],
         "import": [*python, "-c", "import visgraft"],
         "help": [*python, "-m", "visgraft", "--help"],
@@ -104,6 +106,7 @@ def commands(model: Path, image: Path) -> dict[str, list[str]]:
         "ask": [*python, "-m", "visgraft", "ask", str(model), str(image), question, "--max-new-tokens", "1"],
         "stages": [*python, "-c", STAGES, str(model), str(image), question],
     }
+    return {name: command for name, command in found.items() if name in names}
 
 
 def timed(command: list[str]) -> tuple[float, float, list[float]]:
@@ -128,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a slim model folder; default: the starter pair, made here")
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--only", nargs="+", help="these processes alone")
+    parser.add_argument("--only", nargs="+", choices=PROCESSES, default=PROCESSES, help="these processes alone")
     parser.add_argument("--output", type=Path, default=RESULTS / "start.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -136,7 +139,7 @@ def main() -> None:
         if given.model is None:
             make_model(model)
         Image.new("RGB", (128, 128), (200, 30, 30)).save(image)
-        measured = {name: c for name, c in commands(model, image).items() if not given.only or name in given.only}
+        measured = commands(model, image, given.only)
         rounds: dict[str, list[tuple[float, float, list[float]]]] = {name: [] for name in measured}
         for command in measured.values():
             timed(command)  # files come into the system's memory
