@@ -17,42 +17,16 @@ from tests.tiny import (
     fresh,
     gradients,
     joined,
-    random_ids,
     sample,
+    tree,
 )
 from visgraft.config import LoraSettings
 from visgraft.data.batch import Batch, EncodedSample
-from visgraft.data.prompt import EncodedDialog
 from visgraft.model import passes
 from visgraft.model.checks.preflight import preflight
 from visgraft.model.loss import VisionLanguageOutput
 from visgraft.model.sequence import SegmentTable, attention_mask, block_mask
 from visgraft.model.trainable import set_trainable
-
-Turns = list[tuple[list[int], bool]]
-
-
-def dialog(*pieces: tuple[int, int]) -> EncodedDialog:
-    """Make a dialog of pieces (seed, length): a prompt and an answer by turns."""
-    ids, supervised = [], []
-    for index, (seed, length) in enumerate(pieces):
-        ids += random_ids(length, seed=seed).tolist()
-        supervised += [index % 2 == 1] * length
-    return EncodedDialog(tuple(ids), tuple(supervised), 3 * sum(supervised), False)
-
-
-def tree(images: int = 1) -> EncodedSample:
-    """Make a sample whose dialogs share a turn, or a turn and a question, or nothing; one is the turn alone."""
-    turn = [(1, 6), (2, 4)]
-    dialogs = (
-        dialog(*turn, (3, 9), (4, 3)),
-        dialog((5, 3), (6, 4)),
-        dialog(*turn, (3, 9), (7, 2)),
-        dialog(*turn),
-        dialog(*turn, (8, 2), (9, 3)),
-    )
-    return replace(sample(4, images=images), dialogs=dialogs, id=f"tree {images}")
-
 
 SAMPLES = [tree(), sample(4, 3), tree(images=0), replace(tree(images=2), id="two")]
 
