@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -269,21 +269,26 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        pairs = {"source": batch["source"], "target": batch["target"], "logits_bytes": self.logits_bytes}
+        pairs = {"source": batch["source"], "target": batch["target"]}
+        as_distinct = batch.get("as_distinct")  # a token that several dialogs share is computed once
+        if as_distinct is not None:
+            pairs = {name: tensor[batch["distinct"]] for name, tensor in pairs.items()}
         if self.attention_spec.sharing == "mask":
             arguments = self._mask_and_positions(embeds, table)
             run = functools.partial(self.attention_spec.call, self.language, embeds, arguments)
-            return loss_output(supervised_losses(self.language, run, **pairs))
-        losses = losses_in_passes(
-            self.language,
-            self.attention_spec,
-            embeds,
-            table,
-            by_state=batch["layout"] == "shared" and self._can_share_states(),
-            causal_image=self.config.image_attention == "causal",
-            **pairs,
-        )
-        return loss_output(losses)
+            losses = supervised_losses(self.language, run, **pairs, logits_bytes=self.logits_bytes)
+        else:
+            losses = losses_in_passes(
+                self.language,
+                self.attention_spec,
+                embeds,
+                table,
+                by_state=batch["layout"] == "shared" and self._can_share_states(),
+                causal_image=self.config.image_attention == "causal",
+                logits_bytes=self.logits_bytes,
+                **pairs,
+            )
+        return loss_output(losses if as_distinct is None else losses[as_distinct])  # and counts for each of them
 
     def _can_share_states(self) -> bool:
         """Say whether texts may read on from their image's states.
@@ -294,7 +299,13 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         drops = self.language.training and any(
             getattr(module, "gradient_checkpointing", False) for module in self.language.modules()
         )
-        return self.attention_spec.sharing == "state" and not drops and not isinstance(self, FSDPModule)
+        return self.attention_spec.sharing == "state" and not drops and not self._is_sharded
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether processes share the weights out; who does that has imported what takes long to import."""
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        return fsdp is not None and isinstance(self, fsdp.FSDPModule)
 
     def _needs_black_image(self, vision_inputs: Mapping[str, Tensor]) -> bool:
         """Say whether a batch runs the vision part for the other processes alone, which wait for it.
@@ -302,7 +313,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         They wait for its gradients, so a batch without images runs it in training. Processes that share the weights out
         wait for its weights too, whatever it is run for, so there a batch of ready features runs it as well.
         """
-        if isinstance(self, FSDPModule):
+        if self._is_sharded:
             return not vision_inputs or "features" in vision_inputs
         return not vision_inputs and self.training
 
