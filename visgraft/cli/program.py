@@ -32,6 +32,7 @@ from visgraft.cli.experiment import experiment
 from visgraft.cli.init import init
 from visgraft.cli.inspection import inspect_
 from visgraft.cli.recipes import recipes
+from visgraft.cli.reproduce import reproduce
 from visgraft.cli.serve import serve
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, logging_as, print_error
@@ -176,6 +177,13 @@ _add(
     experiment,
     "visgraft experiment experiments/modules --dry-run",
     "visgraft experiment modules.yaml --seeds 2 --only 'lora*' --set train.max_steps=100",
+)
+_add(
+    "Train",
+    reproduce,
+    "visgraft reproduce --scale smoke",
+    "visgraft reproduce --data ~/m3it --scale hour",
+    "visgraft reproduce --verify reproductions/hour",
 )
 _add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")
 _add(

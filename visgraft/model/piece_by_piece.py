@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from visgraft.branches import grow
-from visgraft.model.cache import PreallocatedCache
+from visgraft.model.cache import PreallocatedCache, as_argument
 from visgraft.model.joined import JoinedModel
+from visgraft.model.layer_outputs import LayerOutputs
 from visgraft.model.loss import VisionLanguageOutput, gathered_head
 from visgraft.model.parts import input_embedding
 from visgraft.model.sequence import SegmentTable, append_branches, append_segment, rows_going_on
@@ -37,7 +38,12 @@ class PieceByPieceMixin(JoinedModel):
 
     @abc.abstractmethod
     def _decode(
-        self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
+        self,
+        embeds: Tensor,
+        table: SegmentTable,
+        cache: Cache | None,
+        logits_to_keep: int,
+        shown: LayerOutputs | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the language model on the last Q of the table's positions: logits and states."""
 
@@ -68,6 +74,11 @@ class PieceByPieceMixin(JoinedModel):
 
     # --- Reading
 
+    @property
+    def image_sees_before(self) -> bool:
+        """Whether an image sees what was read before it: where it was trained inside a text, as LLaVA's."""
+        return self.config.text_before_images is not None
+
     def read_image(
         self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
     ) -> SegmentTable:
@@ -85,7 +96,7 @@ class PieceByPieceMixin(JoinedModel):
         Raises:
             ModelError: a row becomes longer than the language model's positions.
         """
-        table = append_segment(context, image_token_mask, kind=IMAGE)
+        table = append_segment(context, image_token_mask, kind=IMAGE, image_sees_before=self.image_sees_before)
         self._check_length(table)
         embedding = input_embedding(self)  # [V, D_lm]
         embeds = embedding.new_zeros(*image_token_mask.shape, embedding.shape[1])  # [B, P, D_lm]
@@ -124,7 +135,7 @@ class PieceByPieceMixin(JoinedModel):
         table = append_segment(context, attention_mask.bool(), kind=TEXT)  # [B, context + T]
         self._check_length(table)
         logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
-        return VisionLanguageOutput(logits=logits, past_key_values=cache)
+        return VisionLanguageOutput(logits=logits, **as_argument(cache))
 
     def read_branches(self, texts: Sequence[Sequence[int]], *, context: SegmentTable, cache: Cache) -> Tensor:
         """Read several texts behind the one row that a cache holds; each sees all of that, and none another.
@@ -198,6 +209,6 @@ class PieceByPieceMixin(JoinedModel):
             positions=table.position[:, -num_new:] - shift[:, None],
         )
         with gathered_head(self.language, (torch.arange(len(counts), device=device), counts - 1)):
-            output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **arguments)
+            output = self.attention_spec.call(self.language, embeds, arguments, cache=cache)
         row_logits: Tensor = output.logits[0]
         return row_logits
