@@ -20,7 +20,7 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["branches", "errors", "listing", "notebook", "parsing", "segments", "wording"], 0),
+    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "segments", "branches", "wording"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
@@ -39,13 +39,13 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PI
 # what starts before torch is wanted
 LIGHT = (
     "errors",
-    "branches",
     "listing",
     "notebook",
     "wording",
     "parsing",
     "atomic",
     "segments",
+    "branches",
     "folder_lock",
     "sealed",
     "config",
