@@ -144,7 +144,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	@mkdir -p build
-	sed $(if $(TORCH),'s/^torch==.*/torch==$(TORCH)/',p -n) constraints-oldest.txt > build/constraints-oldest.txt
+	sed $(if $(TORCH),'s/^torch==.*/torch==$(TORCH)/',-n p) constraints-oldest.txt > build/constraints-oldest.txt
 	$(call install,$(OLDEST),build/constraints-oldest.txt,-e '.[video]' pytest)
 
 $(NEWEST)/.installed: pyproject.toml

@@ -42,12 +42,13 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory that this process held: of its GPU, else resident in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ModuleNotFoundError:  # on Windows
         import psutil  # accelerate brings it
 
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
+        held = psutil.Process().memory_info()
+        return int(getattr(held, "peak_wset", held.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
