@@ -8,7 +8,10 @@
 #   make test-serve    ten minutes of made and damaged requests to the server (MINUTES=1: one): never a 500
 #   make test-kill-annotate   kill 100 calls of `visgraft annotate`: every row once (docs/annotate.md)
 #   make test-ray      actors on Ray label as one process does, and are killed too, in an environment that has Ray
-#   make test-oldest   the model and the data with the oldest releases that pyproject.toml allows
+#   make test-oldest   all but what needs tools of development, with the oldest releases that pyproject.toml allows
+#   make test-oldest-fast   the model and the data with them, in five minutes (TORCH=2.13.0: with this torch)
+#   make test-newest   all with the newest releases there are (TORCH=... as above)
+#   make test-elsewhere   without what Linux alone has: SIGUSR1, SIGHUP, fcntl, resource, /proc (docs/compatibility.md)
 #   make test-coco     captions' tokens and scores beside COCO's own programs (needs Java)
 #   make test-lmms-eval  lmms-eval, as it is, asks a model of ours and counts as many right answers as we do
 #   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
@@ -28,6 +31,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
+# of test-oldest, test-oldest-fast and test-newest; PyPI has builds of torch for Linux that bring gigabytes of CUDA along
+TORCH ?=
 COCO := .venv-coco
 LMMS := .venv-lmms-eval
 SCRIPTS := .venv-scripts
@@ -44,6 +50,7 @@ MINUTES ?= 10
 # the end the one that is done takes over what the other still has to do
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
+.PHONY: test-oldest-fast test-newest test-elsewhere
 .PHONY: demo test test-fast test-long test-kill test-serve test-oldest test-coco test-lmms-eval test-scripts test-timm
 .PHONY: gpu sweep lint types check map docs notebook wheel clean test-kill-annotate test-ray
 
@@ -78,9 +85,22 @@ test-ray: $(RAY)/.installed
 	PYTHONPATH=. $(RAY)/bin/python -m pytest -q tests/annotate
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(RAY)/bin/python -m tests.annotate.kill_many --kills 20 --only ray
 
-# the model and the data with the oldest releases that pyproject.toml allows, in an environment of their own
+# The oldest releases that pyproject.toml allows, in an environment of their own. What asks the server with clients, looks
+# at pages, or reads this repository alone does so with one release of each tool.
+OF_TOOLS := tests/serving tests/bench tests/timm_encoders tests/reporting tests/test_house.py tests/test_docs.py
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -q -m "not long" tests/model tests/data
+	$(OLDEST)/bin/python -m pytest -q -m "not long" tests $(addprefix --ignore=,$(OF_TOOLS))
+
+test-oldest-fast: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -q -m "not slow and not long" tests/model tests/data tests/test_processor.py
+
+# no constraints: what pip takes today, so that a release that breaks something is known before a user meets it
+test-newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not long"
+
+# a plugin takes them away before anything is imported (tests/elsewhere.py)
+test-elsewhere: $(STAMP)
+	$(BIN)/python -m pytest -q -p tests.elsewhere -m "not long" $(ELSEWHERE)
 
 # captions' tokens and scores beside COCO's own programs, in an environment of their own; no torch is needed
 test-coco: $(COCO)/.installed
@@ -151,7 +171,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(call install,$(VENV),constraints.txt,-e '.[dev]')
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
-	$(call install,$(OLDEST),constraints-oldest.txt,-e '.[video]' pytest)
+	@mkdir -p build
+	sed $(if $(TORCH),'s/^torch==.*/torch==$(TORCH)/',-n p) constraints-oldest.txt > build/constraints-oldest.txt
+	$(call install,$(OLDEST),build/constraints-oldest.txt,-e '.[video]' pytest)
+
+$(NEWEST)/.installed: pyproject.toml
+	@mkdir -p build
+	echo $(if $(TORCH),'torch==$(TORCH)') > build/constraints-newest.txt
+	$(call install,$(NEWEST),build/constraints-newest.txt,-e '.[dev]')
 
 $(COCO)/.installed: pyproject.toml constraints.txt
 	$(call install,$(COCO),constraints.txt,numpy 'pycocoevalcap>=1.2')
@@ -191,4 +218,4 @@ $(BUILD)/.installed:
 	$(call install,$(BUILD),constraints.txt,build)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(RAY) $(DOCS) $(NOTEBOOK) $(BUILD) $(WHEEL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(RAY) $(DOCS) $(NOTEBOOK) $(BUILD) $(WHEEL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -129,6 +129,8 @@ def become(arguments: list[str]) -> None:
     """Do what `python` does with these arguments."""
     import runpy
 
+    if os.environ.get("VISGRAFT_TESTS_ELSEWHERE"):
+        runpy.run_path(str(Path(__file__).with_name("elsewhere.py")))
     if arguments[0] == "-u":
         arguments = arguments[1:]
         for stream in (sys.stdout, sys.stderr):

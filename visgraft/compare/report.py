@@ -43,12 +43,14 @@ SHORT = {
     "wall_minutes": "wall time",
     "samples_per_second": "samples",
     "tokens_per_second": "tokens",
+    "energy": "energy",
     "peak_memory": "memory",
 }
 FIXED_UNITS = {"samples_per_second": "/s", "tokens_per_second": "/s"}
 UNITS: dict[Kind, tuple[tuple[float, str], ...]] = {
     "count": ((1e9, "B"), (1e6, "M"), (1e3, "k")),
     "minutes": ((60.0, "h"), (1.0, "min"), (1 / 60, "s")),
+    "energy": ((3.6e6, "kWh"), (3.6e3, "Wh"), (1.0, "J")),
     "memory": ((2.0**30, "GiB"), (2.0**20, "MiB")),
     "share": ((0.01, "%"),),
 }

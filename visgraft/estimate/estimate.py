@@ -74,7 +74,7 @@ class Estimate:
     def seconds(self) -> float | None:
         """Seconds of the whole run."""
         is_known = self.seconds_per_step is not None and self.num_steps is not None
-        return round(self.seconds_per_step * self.num_steps, 1) if is_known else None  # type: ignore[operator]
+        return float(f"{self.seconds_per_step * self.num_steps:.4g}") if is_known else None  # type: ignore[operator]
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values."""

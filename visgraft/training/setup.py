@@ -40,6 +40,7 @@ from visgraft.reporting.progress import Fitting
 from visgraft.runs import Run
 from visgraft.starter import resolve
 from visgraft.training.compiling import compile_blocks
+from visgraft.training.energy import EnergyMeter
 from visgraft.training.fingerprints import (
     Change,
     Fingerprints,
@@ -91,6 +92,7 @@ def open_session(
     # Check: what can be refused before anything is read. What is wrong from here on ends all processes, said once.
     accelerator = make_accelerator(recipe)
     is_main = accelerator.is_main_process
+    energy = EnergyMeter(accelerator.device, counts_processors=accelerator.is_local_main_process)
     if is_main:
         check_before_loading(recipe, resume=resume, folder=folder, allow_changed=allow_changed)
         if lock is not None and resume is not None:
@@ -155,7 +157,8 @@ def open_session(
         loader=loader.limited(state.micro_batch_positions), watch=data.watch, state=state, progress=progress,
         quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes), filler=data.filler,
         sample_prompts=data.sample_prompts, questions=data.questions, scored=data.scored,
-        counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
+        counted_until=started, energy=energy,
+        trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
 
 
