@@ -83,7 +83,7 @@ test-kill-annotate: $(STAMP)
 
 test-ray: $(RAY)/.installed
 	PYTHONPATH=. $(RAY)/bin/python -m pytest -q tests/annotate
-	PYTHONPATH=. OMP_NUM_THREADS=1 $(RAY)/bin/python -m tests.annotate.kill_many --kills 20 --only ray
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(RAY)/bin/python -m tests.annotate.kill_many --kills 20 --minutes 10 --only ray
 
 # The oldest releases that pyproject.toml allows, in an environment of their own. What asks the server with clients, looks
 # at pages, or reads this repository alone does so with one release of each tool.

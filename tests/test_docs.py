@@ -203,7 +203,7 @@ def check_command(root: Any, words: list[str]) -> None:
         known = script.read_text(encoding="utf-8")
         assert [word for word in rest if word.startswith("--") and f'"{word}"' not in known] == [], words
     else:
-        assert name in ("pip", "export", "trap", "wait", "curl", "python", "git", "cd"), f"what is {name}?"
+        assert name in ("pip", "export", "trap", "wait", "curl", "python", "git", "cd", "sbatch"), f"what is {name}?"
 
 
 @pytest.mark.parametrize("snippet", of("python"))

@@ -232,3 +232,16 @@ def test_labelling_is_timed_beside_plain_generate_and_its_memory_is_looked_at(tm
     assert result["share_of_answers_that_are_the_same"]["single"] >= 0.75
     assert result["memory"]["rows"] == 600
     assert result["memory"]["resident_mb_at_most"] > 0
+
+
+@pytest.mark.long
+def test_ranks_of_a_large_run_are_played(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    sizes = ["--shards", "4", "--ranks", "2", "--ranks-played", "1", "--steps", "2", "--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*warm_python(), "bench/scale.py", *sizes], check=True, cwd=ROOT, timeout=500, env=environment)
+    result = json.loads(output.read_text())
+    [played] = result["played"]
+    assert played["samples"] == played["groups_of_an_epoch"] == 4000
+    assert 0 < played["groups_of_this_rank"] < played["groups_of_a_step"]
+    assert played["imbalance"]["planned"] < played["imbalance"]["every n-th"] + 0.01

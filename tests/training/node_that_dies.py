@@ -17,7 +17,7 @@ from visgraft.training.loop import train
 from visgraft.training.progress import make_progress
 
 ELASTIC = ["--nnodes", "1:2", "--nproc_per_node", "1", "--max-restarts", "3"]
-QUICK = "join_timeout=120,last_call_timeout=6,keep_alive_interval=1,keep_alive_max_attempt=3"
+QUICK = "join_timeout=120,last_call_timeout=30,keep_alive_interval=1,keep_alive_max_attempt=3"
 
 
 def work(recipe: Path, folder: Path) -> None:

@@ -155,7 +155,7 @@ def shardings(
 
     def seconds(sending: float, hidden_share: float) -> float:
         assert compute is not None, "the rate is known"
-        return round(compute + max(0.0, sending - hidden_share * compute), 4)
+        return float(f"{compute + max(0.0, sending - hidden_share * compute):.4g}")
 
     found = []
     whole = replace(cost, sizes={**cost.sizes, "gradients": gradients, "sharing": gradients})
