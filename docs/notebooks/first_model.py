@@ -26,6 +26,7 @@ from visgraft.data.sources import open_sources
 from visgraft.inference import answer, load
 from visgraft.inspection import inspect_image, write_picture
 from visgraft.metrics.text_match import exact_match
+from visgraft.starter import resolve
 
 # %% [markdown]
 # ## The data
@@ -34,7 +35,7 @@ from visgraft.metrics.text_match import exact_match
 # each of one or more **turns**, a prompt and its answer.
 
 # %%
-held_out = open_sources([SourceSettings("easy_vqa", path="starter:easy_vqa", split="validation", limit=60)])
+held_out = open_sources([SourceSettings("easy_vqa", path=resolve("starter:easy_vqa"), split="validation", limit=40)])
 samples = [held_out[index] for index in range(len(held_out))]
 for dialog in samples[0].dialogs:
     print(dialog[0].prompt, "->", dialog[0].answer)
@@ -47,8 +48,10 @@ for dialog in samples[0].dialogs:
 
 # %%
 STEPS = 60
+changes = ["train.exact_match_samples=0", "data.validation.0.limit=20", "train.checkpoint_every_steps=1000"]
+every = max(1, STEPS // 3)
 recipe = visgraft.load_recipe(
-    "easy_vqa", overrides=[f"train.max_steps={STEPS}", f"train.validate_every_steps={max(1, STEPS // 3)}"]
+    "easy_vqa", overrides=[f"train.max_steps={STEPS}", f"train.validate_every_steps={every}", *changes]
 )
 folder = visgraft.train(recipe)
 

@@ -152,8 +152,9 @@ def _seconds_per_step(gpu: Gpu, outline: Outline, cost: StepCost, trial: Trial |
         return median(trial.seconds), f"measured here, {counted(len(trial.seconds), 'step')} on {trial.device}"
     if gpu.tflops is None:
         return None, "unknown: name a GPU, such as --gpu rtx4090, or measure here with --measure"
-    seconds = cost.seconds_per_step(num_positions=outline.num_positions, tflops=gpu.tflops, on_gpu=gpu.is_gpu)
+    exact = cost.seconds_per_step(num_positions=outline.num_positions, tflops=gpu.tflops, on_gpu=gpu.is_gpu)
+    seconds = float(f"{exact:.4g}")
     share = f"{UTILISATION['gpu' if gpu.is_gpu else 'cpu']:.0%} of {gpu.tflops:g} TFLOP/s"
     if gpu.is_gpu:
-        return round(seconds, 4), f"from its arithmetic, at {share}"
-    return round(seconds, 4), f"from its arithmetic, at {share}, its products' own; --measure trains a few steps"
+        return seconds, f"from its arithmetic, at {share}"
+    return seconds, f"from its arithmetic, at {share}, its products' own; --measure trains a few steps"
