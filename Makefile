@@ -13,8 +13,9 @@
 #   make test-lmms-eval  lmms-eval, as it is, asks a model of ours and counts as many right answers as we do
 #   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
 #   make test-timm     encoders of timm, in an environment that has it
+#   make gpu           on a machine with a GPU, 8 minutes: bench/gpu.py for two models, and the tests marked gpu
 #   make sweep         every language model and vision class of transformers: joined, or why not (docs/models.md; 20 minutes)
-#   make lint types    format and style; strict types
+#   make lint types    format and style, of shell scripts too; strict types
 #   make check         lint, types, test
 #   make map           write the file map of docs/architecture.md and the pages of docs/reference/ again
 #   make docs          the documentation as pages, in build/docs
@@ -44,7 +45,7 @@ MINUTES ?= 10
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-fast test-long test-kill test-serve test-oldest test-coco test-lmms-eval test-scripts test-timm
-.PHONY: sweep lint types check map docs notebook wheel clean test-kill-annotate test-ray
+.PHONY: gpu sweep lint types check map docs notebook wheel clean test-kill-annotate test-ray
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -57,6 +58,12 @@ test-fast: $(STAMP)
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -q -m long
+
+# TINY=1 rehearses every line of it on a CPU
+gpu: $(STAMP)
+	PYTHONPATH=. $(BIN)/python bench/gpu.py --models llama-2-7b opt-350m --mixes m3it \
+		--rungs unpadded shared blocks compile --rounds 2 --minutes 5 $(if $(TINY),--device cpu --tiny --images 4)
+	$(if $(TINY),VISGRAFT_REHEARSE=1) timeout 180 $(BIN)/python -m pytest -q -m gpu tests/gpu
 
 test-kill: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.kill_many --kills $(KILLS)
@@ -99,6 +106,7 @@ sweep: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck .ci/run .ci/chromium visgraft/recipes/launch/slurm.sh
 
 types: $(STAMP)
 	$(BIN)/mypy

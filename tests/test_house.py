@@ -20,7 +20,7 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "segments", "wording"], 0),
+    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "segments", "branches", "wording"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
@@ -31,6 +31,7 @@ LAYERS = {
     "builder": 3.5,
     **dict.fromkeys(["training", "compare", "inspection", "evaluation", "annotate"], 4),
     **dict.fromkeys(["estimate", "experiment", "serving", "demo"], 5),
+    "reproduce": 5.5,
     "cli": 6,
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
@@ -44,6 +45,7 @@ LIGHT = (
     "parsing",
     "atomic",
     "segments",
+    "branches",
     "folder_lock",
     "sealed",
     "config",

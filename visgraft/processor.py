@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from visgraft.data.images.pixels import (
 from visgraft.data.images.tiles import CutImage, cut_image, most_tokens
 from visgraft.data.images.video import is_frame, join_frames
 from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
-from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt
+from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt, text_before_images
 from visgraft.data.sample import ImageRef, Sample, Turn
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
@@ -206,7 +207,18 @@ class Processor(ProcessorMixin):
     @property
     def most_image_tokens(self) -> int:
         """Image tokens that one image becomes at most, where its size does not tell."""
-        return most_tokens(self.tile_settings, of_picture=self.num_image_tokens)
+        most_before = max(map(len, (self.text_before_images or {"": []}).values()))
+        return most_tokens(self.tile_settings, of_picture=self.num_image_tokens) + most_before
+
+    @cached_property
+    def text_before_images(self) -> dict[str, list[int]] | None:
+        """What stands in front of images, where the template holds {image}; the model's config says the same."""
+        return text_before_images(self.tokenizer, self.prompt_template)
+
+    def _before(self, index: int) -> int:
+        """Count the tokens of text in front of one of a sample's images."""
+        texts = self.text_before_images
+        return 0 if texts is None else len(texts["first" if index == 0 else "next"])
 
     def make_pixels(
         self, refs: Sequence[ImageRef], opened: Sequence[Image.Image], *, exact: bool = True, as_bytes: bool = False
@@ -247,7 +259,8 @@ class Processor(ProcessorMixin):
         if not vision_inputs:
             return ()
         counts = count_tokens(vision_inputs, self.num_image_tokens, extent_per_token=self.extent_per_token)
-        return tuple((counts + vision_inputs.get("ends_row", 0)).tolist())
+        counts = counts + vision_inputs.get("ends_row", 0)
+        return tuple(count + self._before(index) for index, count in enumerate(counts.tolist()))
 
     # --- Training
 
@@ -275,11 +288,17 @@ class Processor(ProcessorMixin):
     def encode_each(self, sample: Sample) -> tuple[EncodedDialog | str, ...]:
         """Encode each dialog of a sample by itself: its ids, or in words why it cannot be used."""
         num_image_tokens = len(sample.images) * self.num_image_tokens if self.image_size is not None else 0
+        num_image_tokens += sum(map(self._before, range(len(sample.images))))
+        image_turns = (0,) if sample.images else ()
         outcomes: list[EncodedDialog | str] = []
         for dialog in sample.dialogs:
             try:
                 encoded = encode_dialog(
-                    self.tokenizer, self.prompt_template, dialog, max_text_tokens=self.max_text_tokens
+                    self.tokenizer,
+                    self.prompt_template,
+                    dialog,
+                    max_text_tokens=self.max_text_tokens,
+                    image_turns=image_turns,
                 )
                 self._check_positions(encoded, num_image_tokens=num_image_tokens)
             except BadSampleError as error:
@@ -362,9 +381,13 @@ class Processor(ProcessorMixin):
 
     # --- Serving
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Encode what the model is given to answer the last turn; that turn's own answer is ignored."""
-        return encode_prompt(self.tokenizer, self.prompt_template, turns)
+    def prompt(self, turns: Sequence[Turn], *, has_images: bool = False) -> list[int]:
+        """Encode what the model is given to answer the last turn; that turn's own answer is ignored.
+
+        `has_images` says whether images stand in front; it matters where the template holds {image}.
+        """
+        image_turns = (0,) if has_images else ()
+        return encode_prompt(self.tokenizer, self.prompt_template, turns, image_turns=image_turns)
 
     def __call__(
         self,
@@ -393,7 +416,10 @@ class Processor(ProcessorMixin):
             ConfigError: the numbers of prompts and images differ, or another kind of output is asked for.
         """
         prompts, groups = pair_prompts(text, images=images)
-        ids = [self.prompt([Turn(prompt, "")]) for prompt in prompts]
+        ids = [
+            self.prompt([Turn(prompt, "")], has_images=bool(group))
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
         return self._inputs(ids, groups, padding=padding, return_tensors=return_tensors)
 
     def apply_chat_template(  # type: ignore[override]
@@ -429,18 +455,21 @@ class Processor(ProcessorMixin):
             )
         chats = [conversation] if isinstance(conversation[0], Mapping) else conversation
         read = [read_messages(chat) for chat in chats]  # type: ignore[arg-type]
-        ids = [self._chat_prompt(turns, is_begun=continue_final_message) for turns, _ in read]
+        ids = [
+            self._chat_prompt(turns, is_begun=continue_final_message, has_images=bool(images)) for turns, images in read
+        ]
         settings = {"padding": True, "return_tensors": return_tensors, **(processor_kwargs or {})}
         inputs = self._inputs(ids, [images for _, images in read], **settings)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _chat_prompt(self, turns: Sequence[Turn], *, is_begun: bool) -> list[int]:
+    def _chat_prompt(self, turns: Sequence[Turn], *, is_begun: bool, has_images: bool) -> list[int]:
         if is_begun != bool(turns[-1].answer.strip()):
             whose = "the user's, or with continue_final_message=True the assistant's"
             raise ConfigError(f"apply_chat_template: the last message must be {whose}")
         if not is_begun:
-            return self.prompt(turns)
-        encoded = encode_dialog(self.tokenizer, self.prompt_template, turns)
+            return self.prompt(turns, has_images=has_images)
+        image_turns = (0,) if has_images else ()
+        encoded = encode_dialog(self.tokenizer, self.prompt_template, turns, image_turns=image_turns)
         return list(encoded.input_ids[:-1])  # all but its end-of-text
 
     def _inputs(

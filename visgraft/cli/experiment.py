@@ -134,7 +134,7 @@ def _run(planned: "Experiment", *, gpus: str | None, allow_changed: bool, as_jso
     try:
         with ExperimentProgress(error_console()) as progress:
             launch = partial(launch_process, allow_changed=allow_changed)
-            outcomes = run_experiment(planned, devices=_devices(gpus), progress=progress, launch=launch)
+            outcomes = run_experiment(planned, devices=devices_of(gpus), progress=progress, launch=launch)
     except KeyboardInterrupt as error:
         return end_stopped(error)
     if as_json:
@@ -155,7 +155,7 @@ def _print_failures(outcomes: "list[Outcome]") -> None:
         print_line(f"failed: {outcome.run.folder_name}: {outcome.reason}")
 
 
-def _devices(gpus: str | None) -> list[str | None]:
+def devices_of(gpus: str | None) -> list[str | None]:
     """List the GPUs to use as CUDA_VISIBLE_DEVICES names them; [None] runs one by one on whatever is there."""
     if gpus is None:
         return [None]
