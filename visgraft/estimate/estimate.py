@@ -110,7 +110,7 @@ class Estimate:
             "fits": cost.fits(self.gpu),
             "parts": dict(cost.sizes),
             "seconds_per_step": step,
-            "seconds": None if step is None or self.num_steps is None else round(step * self.num_steps, 1),
+            "seconds": None if step is None or self.num_steps is None else float(f"{step * self.num_steps:.4g}"),
         }
 
 
@@ -255,5 +255,4 @@ def _seconds_per_step(
         return None, "unknown: name a GPU, such as --gpu rtx4090, or measure here with --measure"
     seconds = cost.seconds(outline.num_positions, tflops=gpu.tflops, utilisation=utilisation)
     basis = f"from its arithmetic, at {utilisation:.0%} of {gpu.tflops:g} TFLOP/s"
-    seconds = float(f"{seconds:.4g}")
-    return seconds, basis if gpu.is_gpu else f"{basis}, its products' own; --measure trains a few steps"
+    return float(f"{seconds:.4g}"), basis if gpu.is_gpu else f"{basis}, its products' own; --measure trains a few steps"
