@@ -26,6 +26,7 @@ from visgraft.data.sources import open_sources
 from visgraft.inference import answer, load
 from visgraft.inspection import inspect_image, write_picture
 from visgraft.metrics.text_match import exact_match
+from visgraft.starter import resolve
 
 # %% [markdown]
 # ## The data
@@ -34,10 +35,12 @@ from visgraft.metrics.text_match import exact_match
 # each of one or more **turns**, a prompt and its answer.
 
 # %%
-held_out = open_sources([SourceSettings("easy_vqa", path="starter:easy_vqa", split="validation", limit=60)])
+held_out = open_sources([SourceSettings("easy_vqa", path=resolve("starter:easy_vqa"), split="validation", limit=40)])
 samples = [held_out[index] for index in range(len(held_out))]
-for dialog in samples[0].dialogs:
-    print(dialog[0].prompt, "->", dialog[0].answer)
+questions = [visgraft.Sample(images=each.images, dialogs=[dialog]) for each in samples for dialog in each.dialogs]
+for question in questions[:4]:
+    turn = question.dialogs[0][0]
+    print(turn.prompt, "->", turn.answer)
 
 # %% [markdown]
 # ## Train
@@ -47,8 +50,10 @@ for dialog in samples[0].dialogs:
 
 # %%
 STEPS = 60
+changes = ["train.exact_match_samples=0", "data.validation.0.limit=20", "train.checkpoint_every_steps=1000"]
+every = max(1, STEPS // 3)
 recipe = visgraft.load_recipe(
-    "easy_vqa", overrides=[f"train.max_steps={STEPS}", f"train.validate_every_steps={max(1, STEPS // 3)}"]
+    "easy_vqa", overrides=[f"train.max_steps={STEPS}", f"train.validate_every_steps={every}", *changes]
 )
 folder = visgraft.train(recipe)
 
@@ -74,9 +79,9 @@ model
 # Answers are whole texts over the whole vocabulary, not a choice of a few.
 
 # %%
-first = samples[:5]
-for sample, said in zip(first, answer(model, processor, first, max_new_tokens=5), strict=True):
-    turn = sample.dialogs[0][0]
+first = questions[:5]
+for question, said in zip(first, answer(model, processor, first, max_new_tokens=5), strict=True):
+    turn = question.dialogs[0][0]
     print(f"{turn.prompt:45} {said:12} truth: {turn.answer}")
 
 # %% [markdown]
@@ -86,9 +91,10 @@ for sample, said in zip(first, answer(model, processor, first, max_new_tokens=5)
 # to see how much of a score is sight.
 
 # %%
-said = answer(model, processor, samples, max_new_tokens=5)
-score = exact_match(said, references=[[sample.dialogs[0][0].answer] for sample in samples]).value
-print(f"{score:.0%} of {len(samples)} right")
+asked = questions[:100]
+said = answer(model, processor, asked, max_new_tokens=5)
+score = exact_match(said, references=[[question.dialogs[0][0].answer] for question in asked]).value
+print(f"{score:.0%} of {len(asked)} right")
 
 # %% [markdown]
 # ## Look inside
@@ -96,7 +102,7 @@ print(f"{score:.0%} of {len(samples)} right")
 # Which words lie near each image token, and where the answer looks.
 
 # %%
-image = open_image(samples[0].images[0])
-look = inspect_image(model, processor, image, prompt=samples[0].dialogs[0][0].prompt, max_new_tokens=5)
+image = open_image(questions[0].images[0])
+look = inspect_image(model, processor, image, prompt=questions[0].dialogs[0][0].prompt, max_new_tokens=5)
 write_picture(Path("inside.png"), look)
 image.resize((128, 128))
