@@ -20,12 +20,13 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "parsing", "segments"], 0),
+    **dict.fromkeys(["errors", "parsing", "segments", "registration"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
     **dict.fromkeys(["data", "model"], 2),
+    "serving_inputs": 2.4,  # half of the processor
     "processor": 2.5,  # joins the two
     **dict.fromkeys(["inference", "convert"], 3),
     "builder": 3.5,
@@ -36,7 +37,19 @@ LAYERS = {
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PIL"}
 # what starts before torch is wanted
-LIGHT = ("errors", "parsing", "atomic", "segments", "folder_lock", "sealed", "config", "reporting", "runs", "cli")
+LIGHT = (
+    "errors",
+    "registration",
+    "parsing",
+    "atomic",
+    "segments",
+    "folder_lock",
+    "sealed",
+    "config",
+    "reporting",
+    "runs",
+    "cli",
+)
 FORBIDDEN_STEMS = ("util", "helper", "common", "misc", "base", "manager")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
