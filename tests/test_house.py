@@ -20,7 +20,7 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "parsing", "segments", "registration"], 0),
+    **dict.fromkeys(["errors", "listing", "parsing", "segments", "registration"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
@@ -39,6 +39,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PI
 # what starts before torch is wanted
 LIGHT = (
     "errors",
+    "listing",
     "registration",
     "parsing",
     "atomic",

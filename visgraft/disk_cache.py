@@ -27,8 +27,8 @@ _WORTH_KEEPING_S = 5.0
 # what is kept -> the folders of it below the cache's, and what to say of it; `visgraft cache` shows and clears it
 KINDS: dict[str, tuple[tuple[str, ...], str]] = {
     "starter": (
-        ("efficientnet-lite2", "smollm2-135m-instruct", "easy-vqa"),
-        "the starter pair and its data; fetched again when asked for",
+        ("efficientnet-lite2", "smollm2-135m-instruct", "easy-vqa", "noto-emoji"),
+        "the starter pair and data; fetched again when asked for",
     ),
     "downloads": (("downloads",), "images and packages as they were fetched"),
     "vision": (("vision",), "features of images (train.cache_vision)"),

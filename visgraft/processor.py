@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,7 @@ from visgraft.data.images.pixels import (
 )
 from visgraft.data.images.tiles import CutImage, cut_image, most_tokens
 from visgraft.data.images.video import is_frame, join_frames
-from visgraft.data.prompt import (
-    EncodedDialog,
-    PromptTemplate,
-    encode_dialog,
-)
+from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, text_before_images
 from visgraft.data.sample import ImageRef, Sample
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
@@ -207,7 +204,18 @@ class Processor(ServingInputs):
     @property
     def most_image_tokens(self) -> int:
         """Image tokens that one image becomes at most, where its size does not tell."""
-        return most_tokens(self.tile_settings, of_picture=self.num_image_tokens)
+        most_before = max(map(len, (self.text_before_images or {"": []}).values()))
+        return most_tokens(self.tile_settings, of_picture=self.num_image_tokens) + most_before
+
+    @cached_property
+    def text_before_images(self) -> dict[str, list[int]] | None:
+        """What stands in front of images, where the template holds {image}; the model's config says the same."""
+        return text_before_images(self.tokenizer, self.prompt_template)
+
+    def _before(self, index: int) -> int:
+        """Count the tokens of text in front of one of a sample's images."""
+        texts = self.text_before_images
+        return 0 if texts is None else len(texts["first" if index == 0 else "next"])
 
     def make_pixels(
         self, refs: Sequence[ImageRef], opened: Sequence[Image.Image], *, exact: bool = True, as_bytes: bool = False
@@ -248,7 +256,8 @@ class Processor(ServingInputs):
         if not vision_inputs:
             return ()
         counts = count_tokens(vision_inputs, self.num_image_tokens, extent_per_token=self.extent_per_token)
-        return tuple((counts + vision_inputs.get("ends_row", 0)).tolist())
+        counts = counts + vision_inputs.get("ends_row", 0)
+        return tuple(count + self._before(index) for index, count in enumerate(counts.tolist()))
 
     # --- Training
 
@@ -276,11 +285,17 @@ class Processor(ServingInputs):
     def encode_each(self, sample: Sample) -> tuple[EncodedDialog | str, ...]:
         """Encode each dialog of a sample by itself: its ids, or in words why it cannot be used."""
         num_image_tokens = len(sample.images) * self.num_image_tokens if self.image_size is not None else 0
+        num_image_tokens += sum(map(self._before, range(len(sample.images))))
+        image_turns = (0,) if sample.images else ()
         outcomes: list[EncodedDialog | str] = []
         for dialog in sample.dialogs:
             try:
                 encoded = encode_dialog(
-                    self.tokenizer, self.prompt_template, dialog, max_text_tokens=self.max_text_tokens
+                    self.tokenizer,
+                    self.prompt_template,
+                    dialog,
+                    max_text_tokens=self.max_text_tokens,
+                    image_turns=image_turns,
                 )
                 self._check_positions(encoded, num_image_tokens=num_image_tokens)
             except BadSampleError as error:

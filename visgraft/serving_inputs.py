@@ -40,9 +40,13 @@ class ServingInputs(ProcessorMixin):
     ) -> dict[str, Tensor]:
         """Make what the encoder takes of images."""
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Encode what the model is given to answer the last turn; that turn's own answer is ignored."""
-        return encode_prompt(self.tokenizer, self.prompt_template, turns)
+    def prompt(self, turns: Sequence[Turn], *, has_images: bool = False) -> list[int]:
+        """Encode what the model is given to answer the last turn; that turn's own answer is ignored.
+
+        `has_images` says whether images stand in front; it matters where the template holds {image}.
+        """
+        image_turns = _image_turns(has_images)
+        return encode_prompt(self.tokenizer, self.prompt_template, turns, image_turns=image_turns)
 
     def __call__(
         self,
@@ -83,7 +87,8 @@ class ServingInputs(ProcessorMixin):
         """
         if add_special_tokens or text is None:
             prompts, groups = pair_prompts(text, images=images)
-            ids = [self.prompt([Turn(prompt, "")]) for prompt in prompts]
+            pairs = zip(prompts, groups, strict=True)
+            ids = [self.prompt([Turn(prompt, "")], has_images=bool(group)) for prompt, group in pairs]
         else:
             texts, groups = pair_rendered(text, images=images)
             ids = [rendered_ids(self.tokenizer, each) for each in texts]
@@ -144,9 +149,16 @@ class ServingInputs(ProcessorMixin):
         for turns, _ in read:
             check_last(turns, add_generation_prompt=add_generation_prompt, is_begun=continue_final_message)
         if not tokenize:
-            texts = [render_dialog(tokenizer, template, turns, is_begun=continue_final_message) for turns, _ in read]
+            is_begun = continue_final_message
+            texts = [
+                render_dialog(tokenizer, template, turns, image_turns=_image_turns(bool(images)), is_begun=is_begun)
+                for turns, images in read
+            ]
             return texts[0] if is_single else texts
-        dialogs = [encode_any_dialog(tokenizer, template, turns) for turns, _ in read]
+        dialogs = [
+            encode_any_dialog(tokenizer, template, turns, image_turns=_image_turns(bool(images)))
+            for turns, images in read
+        ]
         cut = -1 if continue_final_message else None  # all but its end-of-text
         settings = dict(processor_kwargs or {})
         truncation = settings.pop("truncation", None)
@@ -200,3 +212,8 @@ class ServingInputs(ProcessorMixin):
     @property
     def _pad_token_id(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
+
+
+def _image_turns(has_images: bool) -> tuple[int, ...]:
+    """Name the turns that images stand in front of: all images are the prefix of the whole chat."""
+    return (0,) if has_images else ()

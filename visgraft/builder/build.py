@@ -99,7 +99,15 @@ def build_processor(recipe: Recipe) -> Processor:
         projection = asdict(settings.projection)
         processor = Processor.from_parts(*names, **_reading(recipe), projection=projection, tiles=_tiles(recipe))
         template = settings.template or "question"
-    return _with_settings(processor, template=template, max_text_tokens=recipe.data.max_text_tokens)
+    before = processor.text_before_images
+    made = _with_settings(processor, template=template, max_text_tokens=recipe.data.max_text_tokens)
+    if made.text_before_images != before:
+        own = "images in front of the text" if before is None else f"its images in {processor.template!r}"
+        raise ConfigError(
+            f"model.template: got {template!r}, but the model was made with {own}: leave template out, or give one "
+            "that has the same text in front of {image}"
+        )
+    return made
 
 
 def _reading(recipe: Recipe) -> dict[str, Any]:

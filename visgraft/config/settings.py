@@ -67,7 +67,8 @@ class LanguageSettings:
 class ProjectionSettings:
     """What turns patch features into image tokens."""
 
-    type: Literal["linear", "mlp"] = setting("result", "linear")  # linear + LayerNorm as GIT has it, or two layers
+    # linear + LayerNorm as GIT has it, two layers as LLaVA, or a linear layer alone as nanoVLM
+    type: Literal["linear", "mlp", "plain"] = setting("result", "linear")
     pool: PositiveInt = setting("result", 1)  # average each square of N x N patches into one image token
     # lay each square of N x N patches side by side into one wide image token
     pixel_shuffle: PositiveInt = setting("result", 1)

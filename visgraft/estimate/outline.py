@@ -162,7 +162,9 @@ def _images(recipe: Recipe, model: VisionLanguageModel, number: int) -> tuple[di
     if number == 0:
         return {}, ()
     separators: dict[str, Tensor] = {}
-    tokens = [model.projection.num_tokens] * number
+    texts = model.config.text_before_images
+    before = [0 if texts is None else len(texts["next" if index else "first"]) for index in range(number)]
+    tokens = [model.projection.num_tokens + length for length in before]
     if model.config.tiles is not None:  # each tile a row of its own: the most that an image can become
         ends = rows_end((model.config.tiles["max"], 1), TileSettings(**model.config.tiles)) * number
         number = len(ends)

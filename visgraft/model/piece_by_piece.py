@@ -72,6 +72,11 @@ class PieceByPieceMixin(JoinedModel):
 
     # --- Reading
 
+    @property
+    def image_sees_before(self) -> bool:
+        """Whether an image sees what was read before it: where it was trained inside a text, as LLaVA's."""
+        return self.config.text_before_images is not None
+
     def read_image(
         self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
     ) -> SegmentTable:
@@ -89,7 +94,7 @@ class PieceByPieceMixin(JoinedModel):
         Raises:
             ModelError: a row becomes longer than the language model's positions.
         """
-        table = append_segment(context, image_token_mask, kind=IMAGE)
+        table = append_segment(context, image_token_mask, kind=IMAGE, image_sees_before=self.image_sees_before)
         self._check_length(table)
         embedding = input_embedding(self)  # [V, D_lm]
         embeds = embedding.new_zeros(*image_token_mask.shape, embedding.shape[1])  # [B, P, D_lm]

@@ -266,7 +266,7 @@ def empty_table(num_rows: int, *, device: torch.device | None = None) -> Segment
     return SegmentTable(empty, empty, empty, empty, torch.zeros(num_rows, 0, 0, dtype=torch.bool, device=device))
 
 
-def append_segment(context: SegmentTable, mask: Tensor, *, kind: int) -> SegmentTable:
+def append_segment(context: SegmentTable, mask: Tensor, *, kind: int, image_sees_before: bool = False) -> SegmentTable:
     """Describe rows to which one more segment, an image or a text, is added.
 
     A text sees all that was read before it, and its own past. An image sees itself alone, as everywhere: its states
@@ -291,6 +291,7 @@ def append_segment(context: SegmentTable, mask: Tensor, *, kind: int) -> Segment
         context: rows as read so far, S positions; the rows may come in more copies than the context has (beams).
         mask: [B, Q] bool, True = a real token; B a multiple of the context's rows.
         kind: `IMAGE` or `TEXT`.
+        image_sees_before: an image sees all that was read before it, as a text does (LLaVA's), not itself alone.
 
     Returns:
         The table of B rows with S + Q positions; pads see themselves alone and are never seen.
@@ -299,7 +300,7 @@ def append_segment(context: SegmentTable, mask: Tensor, *, kind: int) -> Segment
     position = _next_position(context) + (mask.long().cumsum(1) - 1).clamp(min=0)  # [B, Q]
     num_segments = context.sees.shape[1]  # G
     sees = torch.nn.functional.pad(context.sees, (0, 1, 0, 1))  # [B, G + 1, G + 1]
-    sees[:, num_segments, :num_segments] = kind == TEXT
+    sees[:, num_segments, :num_segments] = kind == TEXT or image_sees_before
     return SegmentTable(
         kind=torch.cat([context.kind, mask.long() * kind], 1),
         group=torch.cat([context.group, torch.zeros_like(mask, dtype=torch.long)], 1),

@@ -39,7 +39,7 @@ from transformers.cache_utils import Cache
 from visgraft.errors import ModelError
 from visgraft.model.attention_kernel import showing_attention
 from visgraft.model.checks.compatibility import check_language
-from visgraft.model.configuration import VisionLanguageConfig
+from visgraft.model.configuration import Begins, VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
 from visgraft.model.language import embedding_scale
 from visgraft.model.layer_outputs import LayerOutputs, Selection
@@ -128,12 +128,33 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
 
     # --- Images
 
-    def encode_images(self, vision_inputs: Mapping[str, Tensor], *, frame_index: Tensor | None = None) -> Tensor:
-        """Make image tokens [N, P, width] of N images, or of their `features`, if those are given."""
+    def encode_images(
+        self, vision_inputs: Mapping[str, Tensor], *, frame_index: Tensor | None = None, begins: Begins = "first"
+    ) -> Tensor:
+        """Make image tokens [N, P, width] of N images, or of their `features`, if those are given.
+
+        Where the model has text in front of its images (`text_before_images`), P counts it; `begins` says which of it
+        stands before each sample's first image.
+        """
         features = vision_inputs.get("features")
         if features is None:
             features = self.image_features(vision_inputs)  # [N, P, D_vision]
-        return self.projection(features, frame_index=frame_index)
+        tokens: Tensor = self.projection(features, frame_index=frame_index)
+        texts = self._texts_before(len(tokens), frame_index, begins)
+        if texts is None:
+            return tokens
+        embed = functools.partial(self.prefix_injection.embed_tokens, self.language)
+        known = {text: embed(torch.tensor(text, dtype=torch.long, device=tokens.device)) for text in set(texts)}
+        rows = [torch.cat([known[text].to(row.dtype), row]) for text, row in zip(texts, tokens, strict=True)]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def _texts_before(self, number: int, frame_index: Tensor | None, begins: Begins) -> list[tuple[int, ...]] | None:
+        """Give the ids that stand in front of each of N images; None = this model has none."""
+        texts = self.config.text_before_images
+        if texts is None:
+            return None
+        frames = [0] * number if frame_index is None else frame_index.tolist()
+        return [tuple(texts[begins if frame <= 0 else "next"]) for frame in frames]
 
     def image_features(self, vision_inputs: Mapping[str, Tensor]) -> Tensor:
         """Run the encoder on N images: [N, P, D_vision], what the projection takes; frozen, it has no gradients."""
@@ -142,13 +163,20 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             return encode(self.vision, vision_inputs, settings=self.config.vision_settings)
 
     def image_prefix(
-        self, pixel_values: Tensor, *, image_mask: Tensor | None = None, **vision_inputs: Tensor
+        self,
+        pixel_values: Tensor,
+        *,
+        image_mask: Tensor | None = None,
+        begins: Begins = "first",
+        **vision_inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Make the prefix of each sample.
 
         Args:
             pixel_values: [B, 3, H, W], or [B, F, 3, H, W] float, normalised by the encoder's own mean and std.
             image_mask: [B, F] bool, True = a real image; default all.
+            begins: what the images stand behind, where the model has text in front of images: nothing (`first`), an
+                earlier turn (`later`), or another image (`next`).
             vision_inputs: what else the encoder takes, with the same leading axes.
 
         Returns:
@@ -163,24 +191,26 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         num_rows, num_images = mask.shape
         if image_mask is None:  # nothing here depends on what a tensor holds, so that it can be exported
             order = torch.arange(num_images, device=mask.device).repeat(num_rows)
-            tokens, real = self._encode_real(flat, order if num_images > 1 else torch.full_like(order, -1))
+            tokens, real = self._encode_real(flat, order if num_images > 1 else torch.full_like(order, -1), begins)
             return tokens.reshape(num_rows, -1, tokens.shape[-1]), real.reshape(num_rows, -1)
         if not mask.any():
             empty = torch.zeros(num_rows, 0, self.prefix_injection.width, device=mask.device)
             return empty, empty[..., 0].bool()
         order = (mask.long().cumsum(1) - 1)[mask]  # [N], which image of its sample each is
         is_single = (mask.sum(1) == 1).repeat_interleave(mask.sum(1))  # [N]
-        tokens, real = self._encode_real(flat, torch.where(is_single, -1, order))
+        tokens, real = self._encode_real(flat, torch.where(is_single, -1, order), begins)
         prefix = tokens.new_zeros(*mask.shape, *tokens.shape[1:])  # [B, F, p, width]
         prefix[mask] = tokens
         prefix_mask = torch.zeros(prefix.shape[:3], dtype=torch.bool, device=mask.device)  # [B, F, p]
         prefix_mask[mask] = real
         return prefix.flatten(1, 2), prefix_mask.flatten(1, 2)  # [B, F * p, width], [B, F * p]
 
-    def _encode_real(self, vision_inputs: Mapping[str, Tensor], frame_index: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_real(
+        self, vision_inputs: Mapping[str, Tensor], frame_index: Tensor, begins: Begins
+    ) -> tuple[Tensor, Tensor]:
         """Encode N real images: image tokens [N, p, width], and which of them are real, [N, p] bool."""
-        tokens = self.encode_images(vision_inputs, frame_index=frame_index)
-        counts = self._count_image_tokens(vision_inputs, tokens)  # [N]
+        tokens = self.encode_images(vision_inputs, frame_index=frame_index, begins=begins)
+        counts = self._count_image_tokens(vision_inputs, tokens, frame_index, begins)  # [N]
         return tokens, torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
 
     def _check_inputs(self, vision_inputs: Mapping[str, Tensor]) -> None:
@@ -190,14 +220,19 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             )
         check_inputs(self.vision, (name for name in vision_inputs if name != ENDS_ROW))
 
-    def _count_image_tokens(self, vision_inputs: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-        """Count the real image tokens of each image, [N] long; tokens: [N, P, width]."""
+    def _count_image_tokens(
+        self, vision_inputs: Mapping[str, Tensor], tokens: Tensor, frame_index: Tensor, begins: Begins = "first"
+    ) -> Tensor:
+        """Count the real image tokens of each image, text before it included, [N] long; tokens: [N, P, width]."""
         has_separator = self.projection.row_separator is not None
-        number = tokens.shape[1] - has_separator
+        texts = self._texts_before(len(tokens), frame_index, begins)
+        lengths = [0] * len(tokens) if texts is None else [*map(len, texts)]
+        before = torch.tensor(lengths, device=tokens.device)
+        number = tokens.shape[1] - has_separator - max(lengths, default=0)
         counts = torch.full((tokens.shape[0],), number, device=tokens.device)
         if self.projection.settings.pool * self.projection.settings.pixel_shuffle == 1:
             counts = count_tokens(vision_inputs, number, extent_per_token=self.projection.extent_per_token)
-        return counts + vision_inputs.get(ENDS_ROW, 0) if has_separator else counts
+        return (counts + vision_inputs.get(ENDS_ROW, 0) if has_separator else counts) + before
 
     # --- Loss
 
@@ -216,7 +251,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         if vision_inputs:
             tokens = self.encode_images(vision_inputs, frame_index=batch["frame_index"])  # [N, P, width]
             counts = batch["num_image_tokens"]  # [N]
-            if not torch.equal(counts, self._count_image_tokens(vision_inputs, tokens)):
+            if not torch.equal(counts, self._count_image_tokens(vision_inputs, tokens, batch["frame_index"])):
                 raise ModelError(
                     f"the batch counts {counts.unique().tolist()} image tokens an image, the model makes "
                     f"{tokens.shape[1]}: make the Processor with the model's image_size, feature_layer, "
@@ -342,7 +377,9 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
             check_rows(pixel_values if image_embeds is None else image_embeds, embeds)
             if image_embeds is None and pixel_values is not None:
-                image_embeds, image_token_mask = self.image_prefix(pixel_values, image_mask=image_mask, **given)
+                image_embeds, image_token_mask = self.image_prefix(
+                    pixel_values, image_mask=image_mask, begins="first", **given
+                )
             states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
             attentions = self.config.output_attentions if output_attentions is None else output_attentions
             result = self._read_rows_whole(

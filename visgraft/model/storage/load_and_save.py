@@ -74,7 +74,7 @@ class StorageMixin(JoinedModel):
             feature_layer: which hidden state of the encoder is read; -1 = the last.
             keep_class_token: keep the tokens in front of the patches.
             num_frames: frames with a learned temporal embedding.
-            projection: {"type": "linear" or "mlp", "pool": 1, "pixel_shuffle": 1}.
+            projection: {"type": "linear", "mlp" or "plain", "pool": 1, "pixel_shuffle": 1}.
             tiles: {"max": 6, "thumbnail": True, "separator": "learned"}: images are cut by the processor, which needs
                 the same; None = they stay whole.
             language_init: `pretrained`, or `random` for a language model that starts from nothing.
