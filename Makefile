@@ -15,6 +15,8 @@
 #   make test-coco     captions' tokens and scores beside COCO's own programs (needs Java)
 #   make test-lmms-eval  lmms-eval, as it is, asks a model of ours and counts as many right answers as we do
 #   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
+#   make test-libraries   trl's own data path for images, and all that stands around, with their newest releases
+#   make test-peer     transformers' own tests of models and processors, on ours (docs/compatibility.md)
 #   make test-timm     encoders of timm, in an environment that has it
 #   make gpu           on a machine with a GPU, 8 minutes: bench/gpu.py for two models, and the tests marked gpu
 #   make sweep         every language model and vision class of transformers: joined, or why not (docs/models.md; 20 minutes)
@@ -39,6 +41,8 @@ LMMS := .venv-lmms-eval
 SCRIPTS := .venv-scripts
 TIMM := .venv-timm
 RAY := .venv-ray
+LIBRARIES := .venv-libraries
+PEER := transformers-5.23.0
 DOCS := .venv-docs
 NOTEBOOK := .venv-notebook
 BUILD := .venv-build
@@ -53,6 +57,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 .PHONY: test-oldest-fast test-newest test-elsewhere
 .PHONY: demo test test-fast test-long test-kill test-serve test-oldest test-coco test-lmms-eval test-scripts test-timm
 .PHONY: gpu sweep lint types check map docs notebook wheel clean test-kill-annotate test-ray
+.PHONY: test-libraries test-peer
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -117,6 +122,15 @@ test-scripts: $(SCRIPTS)/.installed
 # timm imports torchvision, whose compiled part needs a PyTorch built for CUDA; the tests define its operators themselves
 test-timm: $(TIMM)/.complete
 	$(TIMM)/bin/python -m pytest -q tests/timm_encoders
+
+# the newest trl and peft, beside the torch and transformers that constraints.txt names
+test-libraries: $(LIBRARIES)/.complete
+	HF_HUB_OFFLINE=1 $(LIBRARIES)/bin/python -m pytest -q tests/convert/test_at_home.py tests/convert/test_libraries.py \
+		tests/test_registration.py
+
+# its source distribution is unpacked into build/, never copied
+test-peer: $(LIBRARIES)/.complete build/peer/$(PEER)
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(LIBRARIES)/bin/python -W ignore tests/peer/run_peer.py build/peer/$(PEER)
 
 sweep: $(STAMP)
 	PYTHONPATH=. $(BIN)/python bench/sweep.py -o bench/results/sweep.json
@@ -208,6 +222,18 @@ $(TIMM)/.complete: $(TIMM)/.installed
 $(RAY)/.installed: pyproject.toml constraints.txt
 	$(call install,$(RAY),constraints.txt,-e '.[ray]' pytest)
 
+$(LIBRARIES)/.installed: pyproject.toml constraints.txt
+	$(call install,$(LIBRARIES),constraints.txt,-e . pytest parameterized)
+
+$(LIBRARIES)/.complete: $(LIBRARIES)/.installed
+	$(LIBRARIES)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade trl peft
+	@touch $@
+
+build/peer/$(PEER):
+	mkdir -p build/peer
+	$(PYTHON) -m pip download --quiet --no-deps --no-binary transformers transformers==$(PEER:transformers-%=%) -d build/peer
+	tar -xzf build/peer/$(PEER).tar.gz -C build/peer
+
 $(DOCS)/.installed: pyproject.toml constraints.txt
 	$(call install,$(DOCS),constraints.txt,-e '.[docs$(COMMA)serve]')
 
@@ -218,4 +244,4 @@ $(BUILD)/.installed:
 	$(call install,$(BUILD),constraints.txt,build)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(RAY) $(DOCS) $(NOTEBOOK) $(BUILD) $(WHEEL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(RAY) $(LIBRARIES) $(DOCS) $(NOTEBOOK) $(BUILD) $(WHEEL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

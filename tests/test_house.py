@@ -20,12 +20,13 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "segments", "branches", "wording"], 0),
+    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "registration", "segments", "branches", "wording"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
     **dict.fromkeys(["data", "model"], 2),
+    "serving_inputs": 2.4,  # half of the processor
     "processor": 2.5,  # joins the two
     **dict.fromkeys(["inference", "convert"], 3),
     "builder": 3.5,
@@ -42,6 +43,7 @@ LIGHT = (
     "listing",
     "notebook",
     "wording",
+    "registration",
     "parsing",
     "atomic",
     "segments",

@@ -1,6 +1,7 @@
 """visgraft grafts sight onto a language model: join a vision encoder and a causal LM, train the join, ask it.
 
-In: nothing. Out: the public names below, each loaded when first touched, so that `import visgraft` needs no torch.
+In: nothing. Out: the public names below, each loaded when first touched, so that `import visgraft` needs no torch; and
+transformers' Auto classes know our models from then on (registration.py).
 Usage: `from visgraft import VisionLanguageModel, Processor, Sample, Turn`
 """
 
@@ -8,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from visgraft.errors import VisgraftError as VisgraftError
+from visgraft.registration import register_lazily
 
 if TYPE_CHECKING:
     from visgraft.config import Recipe as Recipe
@@ -62,3 +64,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+register_lazily()

@@ -171,3 +171,13 @@ def test_an_image_behind_a_cache_is_refused_instead_of_dropped() -> None:
     cache = model(input_ids=ids, use_cache=True).past_key_values
     with pytest.raises(ModelError, match="beside a cache that holds 6 positions"):
         model(input_ids=ids, pixel_values=random_pixels(1), past_key_values=cache)
+
+
+def test_gradients_reach_what_was_shown() -> None:
+    with torch.enable_grad():
+        shown = fresh()(input_ids=random_ids(2, 7), pixel_values=random_pixels(2), **SHOW)
+        kept = (shown.hidden_states[0], shown.attentions[0])
+        for tensor in kept:
+            tensor.retain_grad()
+        shown.logits.sum().backward()
+    assert all(tensor.grad is not None for tensor in kept)

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from visgraft.builder.build import apply_modes, build_processor, join_settings
+from visgraft.builder.build import apply_modes, build_processor, join_settings, num_rows_of
 from visgraft.builder.shapes import Stage, shapes_of, stages_of
 from visgraft.config import PARTS, Recipe, SourceSettings, recipe_to_dict
 from visgraft.data.prompt import NAMED_TEMPLATES
@@ -74,7 +74,7 @@ def describe_recipe(
     """
     local = resolve(recipe, say=say)
     processor = build_processor(local)
-    model = empty_model(local, image_size=processor.image_size)
+    model = empty_model(local, image_size=processor.image_size, processor=processor)
     dtype = computing_dtype(recipe.train.precision, device=pick_device(None))
     report = apply_modes(model, recipe.train, frozen_dtype=dtype)
     trained = [part for part in PARTS if recipe.train.mode_of(part) != "frozen"]
@@ -128,12 +128,13 @@ def describe_model(name: str) -> Description:
 # --- Models on the meta device: shapes without weights
 
 
-def empty_model(recipe: Recipe, *, image_size: int | None) -> VisionLanguageModel:
+def empty_model(recipe: Recipe, *, image_size: int | None, processor: Processor | None = None) -> VisionLanguageModel:
     """Make the model of a recipe (no `starter:` names) on the meta device: shapes without weights.
 
     Args:
         recipe: names the parts; only their configurations are read.
         image_size: side of the pixels, as the image processor makes them.
+        processor: whose tokens have rows, where the recipe names new ones.
 
     Raises:
         CheckpointError: a configuration cannot be read.
@@ -147,8 +148,14 @@ def empty_model(recipe: Recipe, *, image_size: int | None) -> VisionLanguageMode
     assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
     vision = vision_tower_config(load_config(settings.vision, revision=settings.vision_revision))
     language = load_config(settings.language.name, revision=settings.language_revision)
+    text_config, new_tokens = language.get_text_config(decoder=True), settings.language.new_tokens
+    if new_tokens and processor is not None:
+        text_config.vocab_size = num_rows_of(processor, at_least=text_config.vocab_size)
     joined = join_settings(recipe, image_size=image_size)
-    return VisionLanguageModel.from_parts(*_empty_parts(vision, language), **joined)
+    model = VisionLanguageModel.from_parts(*_empty_parts(vision, language), **joined)
+    if new_tokens and processor is not None:
+        model.new_token_ids = tuple(processor.tokenizer.convert_tokens_to_ids(list(new_tokens)))
+    return model
 
 
 def _model_of_folder(folder: Path, config: VisionLanguageConfig) -> VisionLanguageModel:

@@ -54,8 +54,12 @@ class LanguageSettings:
     init: Literal["pretrained", "random"] = setting("result", "pretrained")
     # keep its frozen linears so (bitsandbytes); null: do not
     quantization: Literal["8bit", "4bit"] | None = setting("result", None)
+    # tokens that its tokenizer lacks; their rows in the embeddings and the head train whatever else does
+    new_tokens: tuple[str, ...] = setting("result", ())
 
     def __post_init__(self) -> None:
+        if len(set(self.new_tokens)) < len(self.new_tokens) or not all(self.new_tokens):
+            raise ConfigError(f"model.language.new_tokens: got {list(self.new_tokens)}, need different texts")
         if self.quantization and self.init == "random":
             raise ConfigError(
                 f"model.language.quantization: got {self.quantization} with init: random, whose weights must all "

@@ -164,6 +164,22 @@ def encode_dialog(
     return EncodedDialog(tuple(ids), tuple(supervised), num_characters, truncated)
 
 
+def encode_any_dialog(
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    turns: Sequence[Turn],
+    *,
+    image_turns: Collection[int] = (),
+) -> EncodedDialog:
+    """Encode a dialog as `encode_dialog` does, or where its last answer is empty, up to where that begins."""
+    if turns[-1].answer.strip():
+        return encode_dialog(tokenizer, template, turns, image_turns=image_turns)
+    pairs = list(_encode_turns(tokenizer, template, turns, image_turns))
+    parts = [(ids, is_answer) for pair in pairs for is_answer, ids in enumerate(pair)][:-1]
+    marks = tuple(bool(is_answer) for ids, is_answer in parts for _ in ids)
+    return EncodedDialog(tuple(token for ids, _ in parts for token in ids), marks, 0, False)
+
+
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     template: PromptTemplate,
@@ -188,6 +204,49 @@ def encode_prompt_turns(
     """Encode the serving prompt as `encode_prompt` does, turn by turn, so that images may stand between."""
     pairs = list(_encode_turns(tokenizer, template, turns, image_turns))
     return [*(prompt_ids + answer_ids for prompt_ids, answer_ids in pairs[:-1]), pairs[-1][0]]
+
+
+def render_dialog(
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    turns: Sequence[Turn],
+    *,
+    image_turns: Collection[int] = (),
+    is_begun: bool = False,
+) -> str:
+    """Write a dialog as a text whose plain tokens are those that the model is trained on; see `encode_dialog`.
+
+    The last answer may be empty: the text then ends where it begins. A prompt and its answer are tokenised apart, so
+    whoever tokenises the text cuts it there.
+
+    Args:
+        tokenizer, template, turns, image_turns: as there.
+        is_begun: leave out the token that closes the last answer.
+
+    Raises:
+        ConfigError: no text has these tokens.
+    """
+    pairs = list(_encode_turns(tokenizer, template, turns, image_turns))
+    whole = [ids for pair in pairs for ids in pair]
+    text = _text_of(tokenizer, [token for ids in whole[:-1] for token in ids])
+    if not turns[-1].answer.strip():
+        return text
+    return text + _text_of(tokenizer, whole[-1][:-1] if is_begun else whole[-1])
+
+
+def _text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    if rendered_ids(tokenizer, text) != ids:
+        raise ConfigError(
+            f"apply_chat_template(tokenize=False): this tokenizer reads the text {text!r} as other tokens than the "
+            "model is trained on; tokenize at once (tokenize=True)"
+        )
+    return text
+
+
+def rendered_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encode a text that is framed already, as `render_dialog` writes it: nothing is added."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def text_before_images(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> dict[str, list[int]] | None:

@@ -91,7 +91,8 @@ def outline_run(
     local = resolve(recipe, say=say)
     processor, assumptions = _processor_or_reason(local)
     try:
-        model = empty_model(local, image_size=processor.image_size if processor else local.model.image_size)
+        size = processor.image_size if processor else local.model.image_size
+        model = empty_model(local, image_size=size, processor=processor)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; its config.json is enough here: put it into a folder and give --set model.vision=FOLDER or "

@@ -48,6 +48,10 @@ class VisionLanguageConfig(PreTrainedConfig):
     model_type = "visgraft"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012 (the base class's form)
     has_no_defaults_at_init = True
+    # what a trainer's evaluation leaves out of its predictions, which are the logits
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (the base class's form)
+        "past_key_values", "last_hidden_state", "loss_sum", "num_supervised", "target_losses",
+    ]  # fmt: skip
 
     def __init__(
         self,

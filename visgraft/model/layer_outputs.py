@@ -143,7 +143,9 @@ def _all_keys(weights: Tensor, length: int) -> Tensor:
     may stand behind all.
     """
     num_keys = weights.shape[-1]
-    if num_keys >= length:
+    if num_keys == length:
+        return weights  # itself, in the graph of what was made of it
+    if num_keys > length:
         return weights[..., :length]
     return torch.nn.functional.pad(weights, (length - num_keys, 0))
 

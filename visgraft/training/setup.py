@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from visgraft.builder.build import apply_modes, build_model, build_processor
+from visgraft.builder.build import add_token_rows, apply_modes, build_model, build_processor
 from visgraft.config import Recipe, TrainSettings
 from visgraft.data.batch import Batch
 from visgraft.data.prompt import end_token_id
@@ -56,7 +56,13 @@ from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
 from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
-from visgraft.training.sharding import check_sharing, check_strategy, current_parameters, launch_notes
+from visgraft.training.sharding import (
+    check_sharing,
+    check_strategy,
+    check_token_rows_train,
+    current_parameters,
+    launch_notes,
+)
 from visgraft.training.state import TrainState, find_damage, load_state, set_random_state
 from visgraft.training.trackers import Trackers, check_trackers
 from visgraft.training.training_data import TrainingData, open_training_data
@@ -108,6 +114,8 @@ def open_session(
     # Model: built, set to train, tried on a batch; what passes gets a run folder.
     set_seed(recipe.train.seed)  # new weights are drawn from it
     model = build_model(local, image_size=processor.image_size)
+    add_token_rows(model, local, processor)
+    check_token_rows_train(model, recipe, accelerator)
     now, changes = check_unchanged(recipe, data, processor, model, accelerator, resume=resume, allowed=allow_changed)
     model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)

@@ -77,6 +77,23 @@ def check_sharing(*, num_processes: int) -> None:
         )
 
 
+def check_token_rows_train(model: VisionLanguageModel, recipe: Recipe, accelerator: Accelerator) -> None:
+    """Refuse to train the rows of new tokens alone where tables are shared out, as their gradients are elsewhere then.
+
+    Raises:
+        ConfigError: with what to do.
+    """
+    if (
+        model.new_token_ids
+        and accelerator.distributed_type == DistributedType.FSDP
+        and recipe.train.mode_of("language") != "full"
+    ):
+        raise ConfigError(
+            "model.language.new_tokens: under FSDP their rows train with the whole language model alone; set "
+            "train.language: full, or launch with DDP"
+        )
+
+
 def launch_notes(accelerator: Accelerator) -> list[str]:
     """Say where the processes do something else than the config of `accelerate launch` asks for."""
     asks_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

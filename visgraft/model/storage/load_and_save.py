@@ -135,13 +135,15 @@ class StorageMixin(JoinedModel):
             torch_dtype: the older name of `dtype`.
             language_dtype: of the language model's own weights, where it is not `dtype`; its LoRA keeps `dtype`.
             kwargs: `revision`, `token` and so on, to fetch the folder itself; others are for the language model
-                (`device_map`, `quantization_config`, `attn_implementation`).
+                (`device_map`, `quantization_config`, `attn_implementation`). `output_loading_info` gives the model and
+                an empty account beside it.
 
         Raises:
             CheckpointError: no such folder, a frozen part that is not the one trained with, or a weight that is
                 unaccounted for.
         """
         wanted = _dtype(dtype if dtype is not None else torch_dtype)
+        wants_info = kwargs.pop("output_loading_info", False)
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         for name in AUTO_CLASS_ARGUMENTS:
             kwargs.pop(name, None)
@@ -158,6 +160,9 @@ class StorageMixin(JoinedModel):
                 model.loaded_checksums[part] = restored.checksums
         if (folder / GENERATION_CONFIG).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
+        if wants_info:  # whatever is missing or of no use was an error by now
+            empty = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+            return model.eval(), {name: set() for name in empty}  # type: ignore[return-value]
         return model.eval()
 
     def save_pretrained(  # type: ignore[override]

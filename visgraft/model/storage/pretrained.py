@@ -133,12 +133,13 @@ def read_part(
     dtype: torch.dtype,
     config: PreTrainedConfig,
     revision: str | None = None,
+    may_be_resized: bool = False,
     **kwargs: Any,
 ) -> LoadedPart:
     """Read a part and say which weights are unaccounted for.
 
     Weights of an encoder that no feature depends on (a pooler) may be missing; they are set to 0, so that every
-    loading gives the same.
+    loading gives the same. Where it `may_be_resized`, weights of another shape than the config says are missing, too.
 
     Raises:
         CheckpointError: it cannot be read, or its weights have other shapes than the config says.
@@ -159,10 +160,10 @@ def read_part(
         if weights is not None:
             auto, place, options["state_dict"] = model_class(config), None, weights
         module, info = auto.from_pretrained(place, revision=revision, dtype=first, config=config, **options)
-    if info["mismatched_keys"]:
-        wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+    if wrong and not may_be_resized:
         raise CheckpointError(f"{name}: weights of another shape than its config.json says: {_first_few(wrong)}")
-    missing = set(info["missing_keys"])
+    missing = {*info["missing_keys"], *wrong}
     if part == "vision" and missing:
         weights = module.state_dict()
         for unused in missing - _reached(module):
