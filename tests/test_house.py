@@ -20,11 +20,12 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "parsing", "segments"], 0),
+    **dict.fromkeys(["errors", "parsing", "segments", "telemetry"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
+    "licences": 1.6,  # reads what starter assets brought with them
     **dict.fromkeys(["data", "model"], 2),
     "processor": 2.5,  # joins the two
     **dict.fromkeys(["inference", "convert"], 3),
