@@ -46,9 +46,9 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 from visgraft import Processor
 from visgraft.config import SourceSettings
 from visgraft.data.batch import Batch
-from visgraft.data.sources import BadSample, Sources, open_sources
+from visgraft.data.sources import Sources, open_sources
 from visgraft.errors import BadSampleError
-from visgraft.training.plan import Planned, Planner, Position
+from visgraft.training.plan import Block, Planner, Position
 from visgraft.training.steps import LoaderSettings, load_steps
 
 BATCH, WIDTH, HEIGHT, QUALITY, SIDE = 32, 640, 480, 90, 224
@@ -159,14 +159,17 @@ def pillow_pass(folder: Path, *, num_workers: int) -> Callable[[], None]:
 class AsBefore(Planner):
     """A planner that encodes each text to see how long it is, and forgets it."""
 
-    def look_at(self, cursor: int, *, epoch: int) -> tuple[Planned | None, BadSample | None]:
+    def look(self, cursor: int, *, epoch: int) -> Block:
         """Encode the texts of a group."""
         group = self.group(cursor, epoch=epoch)
+        bad: dict[int, str] = {}
+        number = 0
         try:
-            dialogs = self.processor.encode_text(self.sample(group))
+            number = sum(len(dialog.input_ids) for dialog in self.processor.encode_text(self.sample(group)))
         except BadSampleError as error:
-            return None, self.bad_sample(group, str(error))
-        return Planned(group, sum(len(dialog.input_ids) for dialog in dialogs), None), None
+            bad[0] = str(error)
+        tokens = np.array([number], np.int64)
+        return Block(epoch, cursor, tokens, tokens, bad)
 
 
 def write_rows(path: Path, *, number: int) -> None:

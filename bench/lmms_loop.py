@@ -1,6 +1,8 @@
 """lmms-eval's own loop on a model of visgraft: run by bench/evaluate.py in an environment that holds lmms-eval 0.7.3.
 
-In: a model folder, a folder that `write_task` filled. Out: one line of JSON: for each round and way the seconds that
+`write_task` writes the local task that bench/evaluate.py and tests/evaluation/compare_lmms_eval.py ask.
+
+In: a model folder, a folder that it filled. Out: one line of JSON: for each round and way the seconds that
 `generate_until` took and those of the whole evaluation, and the answers. The model is loaded once, before.
 
     .venv-lmms-eval/bin/python bench/lmms_loop.py --model FOLDER --task FOLDER --rounds 3
@@ -21,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-NAME = "bench_questions"
+NAME = "asked_questions"
 TASK = """
 dataset_path: parquet
 dataset_kwargs: {{data_files: {{test: {file}}}}}
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--cpu-seconds", action="store_true")
     args = parser.parse_args()
+    sys.path.pop(0)  # this folder: lmms-eval imports a package whose name one of its files has
     with contextlib.redirect_stdout(sys.stderr):  # lmms-eval prints there
         found = measure(args)
     sys.stdout.write(json.dumps(found) + "\n")

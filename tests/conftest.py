@@ -3,6 +3,8 @@
 In: nothing. Out: fixtures; a list of the tests that should be marked slow. Usage: `def test_something(recipe_values)`
 """
 
+from __future__ import annotations
+
 import os
 import signal
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "parsing", "segments", "telemetry"], 0),
+    **dict.fromkeys(["errors", "listing", "parsing", "segments", "telemetry"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
@@ -37,7 +37,19 @@ LAYERS = {
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PIL"}
 # what starts before torch is wanted
-LIGHT = ("errors", "parsing", "atomic", "segments", "folder_lock", "sealed", "config", "reporting", "runs", "cli")
+LIGHT = (
+    "errors",
+    "listing",
+    "parsing",
+    "atomic",
+    "segments",
+    "folder_lock",
+    "sealed",
+    "config",
+    "reporting",
+    "runs",
+    "cli",
+)
 FORBIDDEN_STEMS = ("util", "helper", "common", "misc", "base", "manager")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 ARCHITECTURE = ROOT / "docs" / "architecture.md"

@@ -25,6 +25,7 @@ from typing import Any
 from uuid import uuid4
 
 from visgraft.errors import CheckpointError, DiskError
+from visgraft.listing import content_of
 from visgraft.parsing import parse_json
 
 #: what a disk says when it takes no more, and what helps
@@ -139,11 +140,12 @@ def restore_folder(target: Path) -> None:
 
 def remove_folder(target: Path) -> None:
     """Remove a folder, if it is there, so that no part of it is ever taken for the whole."""
+    outgoing = target.with_name(f".{target.name.strip('.')}.gone")
     if target.is_dir():
-        outgoing = target.with_name(f".{target.name.strip('.')}.gone")
         shutil.rmtree(outgoing, ignore_errors=True)
-        target.rename(outgoing)
-        shutil.rmtree(outgoing)
+        with suppress(FileNotFoundError):  # another process removes it too
+            target.rename(outgoing)
+            shutil.rmtree(outgoing)
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -170,11 +172,7 @@ def read_records(path: Path, *, start: int = 0) -> Iterator[tuple[int, dict[str,
     A torn last line is left out. `start` is a byte at which a record starts, and where reading does; the lines of an
     error are counted from there. Raises CheckpointError for any line but the last that is no record.
     """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        file.seek(start)
-        content = file.read()
+    content = content_of(path, start=start) or b""
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # what follows is empty or torn
         try:
             record = parse_json(line.decode("utf-8", errors="replace"))

@@ -51,6 +51,7 @@ from visgraft.atomic import (
 )
 from visgraft.errors import CheckpointError, DiskError
 from visgraft.folder_lock import LOCK_FILE
+from visgraft.listing import changed_at, content_of, listing
 from visgraft.parsing import parse_json, parse_yaml
 from visgraft.sealed import check_files, read_sealed
 
@@ -140,7 +141,8 @@ class Run:
         What a call left there that was killed before it wrote a recipe is no hindrance. Raises CheckpointError.
         """
         path = Path(folder).expanduser().absolute()
-        if path.exists() and not (path.is_dir() and all(_is_of_no_run_yet(inside.name) for inside in path.iterdir())):
+        is_free = path.is_dir() and all(_is_of_no_run_yet(inside.path.name) for inside in listing(path))
+        if path.exists() and not is_free:
             raise CheckpointError(
                 f"{path}: already there and not an empty folder; name another or remove it; a run that is there is "
                 "gone on with by --resume, or by --resume-or-start"
@@ -197,20 +199,20 @@ class Run:
     def last_changes(self) -> tuple[float, ...]:
         """Give the times at which what tells its state last changed, in seconds; 0 of what is not there."""
         told_by = (self.log_path("metrics"), self.summary_path, self.failure_path)
-        return tuple(path.stat().st_mtime if path.exists() else 0.0 for path in told_by)
+        return tuple(changed_at(path) for path in told_by)
 
     def read_failure(self) -> str | None:
         """Read why the run failed; None of one that did not."""
-        if not self.failure_path.is_file():
-            return None
-        return self.failure_path.read_text(encoding="utf-8", errors="replace").strip()
+        content = content_of(self.failure_path)
+        return None if content is None else content.decode(errors="replace").strip()
 
     def read_summary(self) -> dict[str, Any] | None:
         """Read what the run cost and how good its model is; None of a run that is not finished. See docs/runs.md."""
-        if not self.summary_path.is_file():
+        content = content_of(self.summary_path)
+        if content is None:
             return None
         try:
-            summary: dict[str, Any] = parse_json(self.summary_path.read_bytes())
+            summary: dict[str, Any] = parse_json(content)
         except ValueError as error:
             raise CheckpointError(
                 f"{self.summary_path}: is not JSON: {error}; remove it and resume the run, which writes it again"
@@ -296,11 +298,11 @@ class Run:
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed write, or a killed removal, left behind anywhere in the folder."""
-        for leftover in (*self.folder.rglob(".*.new"), *self.folder.rglob(".*.gone")):
-            if leftover.is_dir():
-                remove_folder(leftover)
+        for leftover in (*listing(self.folder, "**/.*.new"), *listing(self.folder, "**/.*.gone")):
+            if leftover.is_folder:
+                remove_folder(leftover.path)
             else:
-                leftover.unlink(missing_ok=True)  # one inside of a folder went with it
+                leftover.path.unlink(missing_ok=True)  # one inside of a folder went with it
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or will be."""
@@ -308,7 +310,8 @@ class Run:
 
     def checkpoints(self) -> dict[int, Path]:
         """List the checkpoints: step -> folder, oldest first. Whether one is whole, `check_checkpoint` finds out."""
-        named = (re.fullmatch(r"step-(\d+)|\.step-(\d+)\.old", path.name) for path in self._checkpoints_path.glob("*"))
+        names = (found.path.name for found in listing(self._checkpoints_path))
+        named = (re.fullmatch(r"step-(\d+)|\.step-(\d+)\.old", name) for name in names)
         steps = sorted({int(match[1] or match[2]) for match in named if match})
         found = {step: current_folder(self.checkpoint_path(step)) for step in steps}
         return {step: folder for step, folder in found.items() if folder is not None}
@@ -346,8 +349,8 @@ class Run:
         for step in sorted(found)[: max(0, len(found) - keep)]:
             if step not in protect:
                 remove_folder(found[step])
-        for aside in self._checkpoints_path.glob("step-*.damaged"):
-            remove_folder(aside)
+        for aside in listing(self._checkpoints_path, "step-*.damaged"):
+            remove_folder(aside.path)
 
     @property
     def _checkpoints_path(self) -> Path:

@@ -55,6 +55,16 @@ def test_the_list_names_metrics_and_where_they_are_from(visgraft: Visgraft) -> N
     [
         ([], "nothing to score: give models with --data RECIPE or BENCHMARK, or --answers FILE"),
         (["m", "--answers", "a"], "got models (m) and --answers; give one of the two"),
+        (
+            ["--answers", "a", "-o", "b"],
+            "--output: means nothing with --answers, which scores answers that exist; it",
+        ),
+        (["--answers", "a", "--limit", "5"], "--limit: means nothing with --answers"),
+        (["--answers", "a", "--text", "b"], "--text: means nothing with --answers"),
+        (
+            ["m", "--text", "a", "--data", "pope"],
+            "--data: means nothing with --text, which measures the loss of a",
+        ),
         (["--answers", "a", "--power", "0"], "--power: got 0, need a difference above 0"),
         (["--answers", "a", "--metrics", "cidr"], "metrics: got 'cidr', which is no metric; did you mean cider?"),
     ],

@@ -2,9 +2,10 @@
 
 import random
 
+import numpy as np
 import pytest
 
-from visgraft.data.packing import MAX_PADDING, fill_rows, split_by_positions
+from visgraft.data.packing import MAX_PADDING, fill_rows, share_out, split_by_positions
 from visgraft.errors import ConfigError
 
 
@@ -90,3 +91,33 @@ def test_a_plan_without_limits_is_one_batch_and_nothing_is_no_batch():
 def test_a_limit_below_one_is_refused(limits):
     with pytest.raises(ConfigError, match="got 0, must be at least 1"):
         split_by_positions([1], **limits)
+
+
+def test_processes_get_about_as_many_positions_each_and_each_sample_goes_to_one() -> None:
+    rng = np.random.default_rng(0)
+    for number in (2, 8, 64):
+        lengths = 197 + rng.integers(10, 150, size=30 * number)
+        owners = share_out(lengths, num_processes=number)
+        laden = np.bincount(owners, weights=lengths, minlength=number)
+        assert laden.max() < 1.01 * laden.mean()
+        in_turn = np.bincount(np.arange(len(lengths)) % number, weights=lengths)
+        assert laden.max() < in_turn.max()
+        assert owners.tolist() == share_out(lengths, num_processes=number).tolist()
+
+
+def test_one_process_takes_all_and_of_too_few_samples_the_first_processes_one_each() -> None:
+    assert share_out(np.array([3, 9, 1]), num_processes=1).tolist() == [0, 0, 0]
+    assert share_out(np.array([3, 9, 1]), num_processes=8).tolist() == [1, 0, 2]
+    assert share_out(np.zeros(0, np.int64), num_processes=4).tolist() == []
+
+
+def test_samples_are_shared_out_as_one_by_one_each_to_the_emptiest() -> None:
+    rng = np.random.default_rng(1)
+    for number in (2, 5, 33):
+        for lengths in (rng.integers(1, 9, 400), rng.integers(1, 2000, 400), np.array([10**6, *[3] * 300, *[1] * 40])):
+            laden = [0] * number
+            plain = {}
+            for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+                plain[index] = laden.index(min(laden))
+                laden[plain[index]] += int(lengths[index])
+            assert share_out(lengths, num_processes=number).tolist() == [plain[n] for n in range(len(lengths))]

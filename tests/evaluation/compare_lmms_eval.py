@@ -15,13 +15,15 @@ import tempfile
 import time
 import types
 from pathlib import Path
-
-import datasets
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT / "bench"))  # behind packages that have names of its files
 sys.modules["tests"] = types.ModuleType("tests")  # what lmms-eval brings along installs another package of this name
 sys.modules["tests"].__path__ = [str(ROOT / "tests")]
+
+from lmms_loop import NAME, write_task  # noqa: E402
 
 from tests.training.tiny import save_data, tiny_recipe  # noqa: E402
 from visgraft.evaluation.benchmarks import open_task  # noqa: E402
@@ -29,58 +31,30 @@ from visgraft.evaluation.running import Settings, evaluate_models  # noqa: E402
 from visgraft.training.loop import train  # noqa: E402
 from visgraft.training.progress import make_progress  # noqa: E402
 
-TASK = """
-dataset_path: parquet
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-task: squares
-test_split: test
-output_type: generate_until
-doc_to_visual: !function squares.visual
-doc_to_text: !function squares.text
-doc_to_target: answer
-generation_kwargs: {{max_new_tokens: 8, temperature: 0, do_sample: false}}
-metric_list:
-  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
-metadata: [{{version: 0.0}}]
-"""
-FUNCTIONS = """
-def visual(doc):
-    return [doc["image"].convert("RGB")]
-
-
-def text(doc, **kwargs):
-    return doc["question"]
-"""
-
 
 def say(text: str) -> None:
     """Print a line."""
     sys.stderr.write(f"{text}\n")
 
 
-def write_task(folder: Path, data: Path) -> int:
-    """Write a task of the questions of a folder of images; return how many they are."""
-    rows = []
-    for line in (data / "metadata.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        if "question" in values:
-            image = {"bytes": (data / values["file_name"]).read_bytes(), "path": None}
-            rows.append({"image": image, "question": values["question"], "answer": values["answer"]})
-    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(folder / "test.parquet")
-    (folder / "squares.yaml").write_text(TASK.format(file=folder / "test.parquet"))
-    (folder / "squares.py").write_text(FUNCTIONS)
-    return len(rows)
+def rows_of(data: Path) -> list[dict[str, Any]]:
+    """Read the questions of a folder of images, as `write_task` takes them."""
+    lines = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    return [
+        {"image": (data / line["file_name"]).read_bytes(), "question": line["question"], "answer": line["answer"]}
+        for line in lines
+    ]
 
 
 def ask_lmms_eval(run: Path, task: Path, *more: str) -> tuple[float, float]:
     """Let lmms-eval ask the model; return its exact match, and the seconds that it took."""
     output = task / f"out{len(more)}"
     arguments = ["--model", "visgraft", "--model_args", f"pretrained={run},precision=fp32,device=cpu"]
-    arguments += ["--tasks", "squares", "--include_path", str(task), "--output_path", str(output), "--batch_size", "8"]
+    arguments += ["--tasks", NAME, "--include_path", str(task), "--output_path", str(output), "--batch_size", "8"]
     begun = time.monotonic()
     subprocess.run([sys.executable, "-m", "lmms_eval", *arguments, *more], check=True, env={**os.environ})
     [path] = output.rglob("*results.json")
-    return json.loads(path.read_text())["results"]["squares"]["exact_match,none"], time.monotonic() - begun
+    return json.loads(path.read_text())["results"][NAME]["exact_match,none"], time.monotonic() - begun
 
 
 def main() -> int:
@@ -94,7 +68,8 @@ def main() -> int:
         lines = [line for line in (data / "metadata.jsonl").read_text().splitlines() if "question" in line]
         (data / "metadata.jsonl").write_text("\n".join(lines) + "\n")
         (folder / "task").mkdir()
-        number = write_task(folder / "task", data)
+        rows = rows_of(data)
+        write_task(folder / "task", rows, max_new_tokens=8)
         (folder / "test.yaml").write_text(f"data: {{test: [{{source: folder, path: {data}}}]}}")
         settings = Settings(metrics=["exact_match"], max_new_tokens=8, precision="fp32", device="cpu", control_limit=0)
         task = open_task(str(folder / "test.yaml"), say=say)
@@ -104,7 +79,7 @@ def main() -> int:
             "chat": ask_lmms_eval(run, folder / "task"),
             "simple": ask_lmms_eval(run, folder / "task", "--force_simple"),
         }
-    say(f"exact match of {number} answers: ours {value.value} ({value.n}), lmms-eval's {theirs}")
+    say(f"exact match of {len(rows)} answers: ours {value.value} ({value.n}), lmms-eval's {theirs}")
     if not 0 < value.value < 1:
         say("the model knows all answers or none, so this compares nothing")
         return 1

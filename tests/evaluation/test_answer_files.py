@@ -31,6 +31,11 @@ def test_lines_of_several_models_are_several_models(tmp_path: Path) -> None:
     assert list(read_answers(path)) == ["one", "two"]
 
 
+def test_a_mark_of_the_byte_order_in_front_is_no_part_of_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(line(1, "red")), encoding="utf-8-sig")
+    assert [each.answer for each in read_answers(tmp_path / "a.jsonl")["a.jsonl"]] == ["red"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -41,6 +46,12 @@ def test_lines_of_several_models_are_several_models(tmp_path: Path) -> None:
         ('{"answer": "a", "references": "a"}', "line 1: references: got 'a', need a list of at least one text"),
         ('\n{"answer": "a", "references": []}', r"line 2: references: got \[\], need a list of at least one text"),
         ('{"answer": "a", "references": ["a"], "image": [1]}', r"image: got \[1\], need a text or a number"),
+        ('{"answer": "a", "references": ["a"], "image": true}', "image: got True, need a text or a number"),
+        ('{"answer": "a", "references": ["a"], "model": 1}', "line 1: model: got 1, need a text"),
+        (
+            '{"answer": "a", "references": ["a"], "model": "m"}\n{"answer": "a", "references": ["a"]}',
+            "line 2: model: some lines name one and some do not; name it in all of them, or in none",
+        ),
     ],
 )
 def test_a_line_that_is_none_is_refused_by_its_number(tmp_path: Path, text: str, message: str) -> None:

@@ -3,16 +3,20 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from tests.data.in_threads import in_threads
 from tests.data.test_windows import tars, write_tars
 from tests.training.plain_plan import plain_plan, plain_stream_plan, told
 from tests.training.tiny import save_data
 from visgraft import disk_cache
 from visgraft.config import DataSettings, SourceSettings
+from visgraft.data.processes import Processes
 from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import OpenSource, Sources, open_sources
 from visgraft.data.windows import open_streams
@@ -22,7 +26,6 @@ from visgraft.training import text_counts
 from visgraft.training.plan import Planner, Position
 from visgraft.training.steps import LoaderSettings, load_steps
 from visgraft.training.stream_plan import StreamPlanner
-from visgraft.training.text_counts import Processes
 
 SIZES: dict[str, Any] = {"seed": 3, "max_dialogs": 2, "text_tokens_per_step": 60}
 START = Position(0, 0)
@@ -140,47 +143,84 @@ def test_a_process_encodes_its_own_share_alone_once_the_texts_are_counted(
     assert sum(encoded.values()) == sum(step.counts()["dialogs"] for step in steps)
 
 
-class TwoThreads(Processes):
-    """Stands for two processes."""
-
-    values: list[Any]
-    barrier: threading.Barrier
-
-    def gather(self, values: list[Any]) -> list[Any]:
-        type(self).values[self.index] = values
-        self.barrier.wait(timeout=60)
-        together = [value for own in type(self).values for value in own]
-        self.barrier.wait(timeout=60)
-        return together
-
-    def first(self, value: Any) -> Any:
-        return value
-
-
-def test_several_processes_plan_the_same_and_share_the_texts_out(
-    processor: Processor, encoded: Counter[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("max_dialogs", [2, 99])
+def test_several_processes_plan_the_same_and_each_reads_and_encodes_its_share_alone(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch, number: int, max_dialogs: int
 ) -> None:
     monkeypatch.setattr("visgraft.training.plan.READ_AHEAD", 3)
-    TwoThreads.values, TwoThreads.barrier = [None, None], threading.Barrier(2)
-    plain = plain_plan(mixed(), processor, epochs=2.0, **SIZES)
-    found: dict[int, Any] = {}
-    planners = [Planner(mixed(), processor, **SIZES, processes=TwoThreads(index, 2)) for index in range(2)]
-    encoded.clear()
+    sizes = {**SIZES, "max_dialogs": max_dialogs}
+    plain = plain_plan(mixed(), processor, epochs=2.0, **sizes)
+    encoded: Counter[tuple[int, str]] = Counter()
+    encode_each = Processor.encode_each
 
-    def plan(index: int) -> None:
-        found[index] = list(planners[index].steps(START, epochs=2.0))
+    def counted(self: Processor, sample: Sample) -> Any:
+        encoded.update((threading.get_ident(), f"{sample.id} {dialog[0].prompt}") for dialog in sample.dialogs)
+        return encode_each(self, sample)
 
-    threads = [threading.Thread(target=plan, args=(index,)) for index in range(2)]
-    [thread.start() for thread in threads]  # type: ignore[func-returns-value]
-    [thread.join() for thread in threads]  # type: ignore[func-returns-value]
-    assert found[0] == found[1]
-    assert [len(step.groups) for step in found[0]] == [len(groups) for groups, _, _ in plain]
-    assert [step.end for step in found[0]] == [end for _, _, end in plain]
-    is_good = {key: int(key.partition(":")[2].split()[0]) % 9 != 8 for key in encoded}
-    assert max(times for key, times in encoded.items() if is_good[key]) == 1  # by one of them
-    assert max(encoded.values()) <= 2  # beside a bad text, to see which it is
-    ready = [[text is not None for step in found[index] for text in step.texts] for index in range(2)]
-    assert ready[0] == ready[1] and any(ready[0])  # what one has read goes to the other
+    monkeypatch.setattr(Processor, "encode_each", counted)
+    idents: list[int] = [0] * number
+
+    def plan(processes: Processes) -> Any:
+        idents[processes.index] = threading.get_ident()
+        planner = Planner(mixed(), processor, **sizes, processes=processes)
+        first = list(planner.steps(START, epochs=2.0))
+        share = {"process_index": processes.index, "num_processes": number}
+        return first, list(planner.steps(START, epochs=2.0, **share)), planner
+
+    found = in_threads(number, plan)
+    wholes = [whole for whole, _, _ in found]
+    assert all(whole == wholes[0] for whole in wholes)
+    assert [step.num_groups for step in wholes[0]] == [len(groups) for groups, _, _ in plain]
+    assert [step.end for step in wholes[0]] == [end for _, _, end in plain]
+    texts = Counter(name for _, name in encoded.elements())
+    is_good = {name: int(name.partition(":")[2].split()[0]) % 9 != 8 for name in texts}
+    assert max(times for name, times in texts.items() if is_good[name]) == 1  # by one of them
+    of_each = [sum(times for (ident, _), times in encoded.items() if ident == own) for own in idents]
+    assert max(of_each) < 1.4 * sum(of_each) / number
+    ready = [[text is not None for step in whole for text in step.texts] for whole in wholes]
+    assert all(each == ready[0] for each in ready) and any(ready[0])  # what one has read goes to the others
+    for step, shares in zip(wholes[0], zip(*(own for _, own, _ in found), strict=True), strict=True):
+        assert sorted(group for share in shares for group in share.groups) == sorted(step.groups)
+        assert {share.num_groups for share in shares} == {step.num_groups}
+
+
+def test_which_process_takes_a_group_does_not_depend_on_who_counted_it_when(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visgraft.training.plan.READ_AHEAD", 3)
+    share = {"process_index": 1, "num_processes": 2}
+    planner = Planner(mixed(), processor, **SIZES)
+    now = list(planner.steps(START, epochs=2.0, **share))
+    assert list(planner.steps(START, epochs=2.0, **share)) == now  # all is counted by now
+    middle = now[len(now) // 2]
+    assert next(Planner(mixed(), processor, **SIZES).steps(middle.start, epochs=2.0, **share)) == middle
+    own = in_threads(2, lambda processes: next(
+        Planner(mixed(), processor, **SIZES, processes=processes).steps(START, epochs=2.0, **share)
+    ))  # fmt: skip
+    assert own == [now[0]] * 2
+
+
+class Illustrated(Texts):
+    """As many samples with an image as without."""
+
+    def __getitem__(self, index: int) -> Sample:
+        images = [Image.new("RGB", (8, 8))] * (index % 2)
+        return replace(super().__getitem__(index), images=images)
+
+
+@pytest.mark.parametrize("layout", ["shared", "rows"])
+def test_images_count_when_a_step_is_shared_out(processor: Processor, layout: Any) -> None:
+    samples = Illustrated(400)
+    sources = Sources([OpenSource(name="texts", samples=samples, length=len(samples))])
+    sizes = {**SIZES, "text_tokens_per_step": 1500, "layout": layout}
+    planner = Planner(sources, processor, **sizes)
+    for number in (2, 5):
+        settings = [LoaderSettings(layout, 10**6, process_index=n, num_processes=number) for n in range(number)]
+        shares = [next(load_steps(planner, START, epochs=1.0, settings=each)) for each in settings]
+        laden = [share.counts()["text_tokens"] + share.counts()["image_tokens"] for share in shares]
+        assert min(share.counts()["image_tokens"] for share in shares) > 0
+        assert max(laden) < 1.03 * sum(laden) / number, laden
 
 
 def data(folder: Path, processor: Processor) -> Callable[[], Planner]:

@@ -30,6 +30,7 @@ from visgraft.folder_lock import (
     take_over,
     this_process,
 )
+from visgraft.listing import listing
 
 
 class Claims:
@@ -102,7 +103,7 @@ class Claims:
 
 def is_anything_held(folder: Path) -> bool:
     """Say whether a process is still at work, as far as is known: one that tries rows with errors again, say."""
-    for path in folder.glob("*.json"):
+    for path, _ in listing(folder, "*.json"):
         there = LockState.of(path)
         if there is None or (there.holder is not None and there.holder.is_gone):
             continue

@@ -33,6 +33,7 @@ from visgraft.annotate.request import ROWS_PER_UNIT
 from visgraft.annotate.rows import COLUMNS
 from visgraft.atomic import put_in_place, refusals_told, write_json
 from visgraft.errors import CheckpointError, ConfigError, DataError
+from visgraft.listing import listing
 from visgraft.parsing import parse_json
 
 MANIFEST, PROGRESS, DATA, CLAIMS = "manifest.json", "progress.json", "data", "claims"
@@ -158,14 +159,14 @@ class Output:
 
     def parts(self) -> list[Path]:
         """List the parts that are there, in the order of their rows."""
-        return sorted(path for path in (self.folder / DATA).glob("train-*.parquet") if _PART.fullmatch(path.name))
+        return [part for part, _ in listing(self.folder / DATA, "train-*.parquet") if _PART.fullmatch(part.name)]
 
     def sweep(self) -> None:
         """Remove what killed processes left; for when nothing is left to do."""
-        for path in [*(self.folder / DATA).glob(".*.new"), *self.folder.glob(".*.new")]:
+        for path, _ in [*listing(self.folder / DATA, ".*.new"), *listing(self.folder, ".*.new")]:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # someone is there again
-            for path in [*(self.folder / CLAIMS).glob("*.json"), *(self.folder / CLAIMS).glob(".*.takeover")]:
+            for path, _ in [*listing(self.folder / CLAIMS, "*.json"), *listing(self.folder / CLAIMS, ".*.takeover")]:
                 path.unlink(missing_ok=True)
             (self.folder / CLAIMS).rmdir()
 
@@ -197,7 +198,8 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"{folder}: is a file; name a folder for the answers")
     if not folder.is_dir() or (folder / MANIFEST).is_file():
         return
-    strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name not in OURS)
+    names = [found.path.name for found in listing(folder)]
+    strange = [name for name in names if not name.startswith(".") and name not in OURS]
     if strange:
         raise ConfigError(
             f"{folder}: holds {strange[0]} and was not begun by `visgraft annotate`; name a new folder for the answers"

@@ -21,6 +21,7 @@ from visgraft.annotate.job import Job
 from visgraft.annotate.labelling import Labelled, Labeller
 from visgraft.errors import DataError, MissingAssetError
 from visgraft.inference import load
+from visgraft.listing import changed_at
 
 LOOK_EVERY_S = 1.0  # while others hold what is left
 MANY_TARS = 4  # a part of the work takes whole tars where there are so many for each
@@ -152,7 +153,8 @@ class Work:
             return True
         if not self.job.request.retry_errors or unit in self._finished:
             return False
-        return part.stat().st_mtime < self._started and num_errors(part) > 0
+        changed = changed_at(part)
+        return changed == 0 or (changed < self._started and num_errors(part) > 0)  # 0: a user removed it
 
     def _may_be_mine(self, shard: int) -> bool:
         """Say whether a tar that is not indexed yet may hold units of this part of the work."""

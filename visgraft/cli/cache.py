@@ -5,7 +5,6 @@ In: nothing, or the names of kinds to clear. Out: a line a kind. Usage: `visgraf
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +12,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from visgraft.atomic import remove_folder
 from visgraft.cli.options import AsJson
 from visgraft.cli.terminal import print_json, print_line, print_rich
 from visgraft.errors import ConfigError
+from visgraft.listing import listing
 
 EVERYTHING = "all"
 
@@ -64,13 +65,12 @@ def _clear(folder: Path, kind: str) -> None:
         if place.is_symlink():
             raise ConfigError(f"{place}: is a link to somewhere else, where nothing is removed; remove the link itself")
         if place.is_dir():
-            shutil.rmtree(place)
+            remove_folder(place)
 
 
 def _size(folders: Sequence[Path]) -> tuple[int, int]:
     """Return bytes and number of the files in folders that may not be there."""
-    there = [folder for folder in folders if folder.is_dir()]
-    sizes = [path.lstat().st_size for folder in there for path in folder.rglob("*") if not path.is_dir()]
+    sizes = [found.state.st_size for folder in folders for found in listing(folder, "**/*") if found.is_file]
     return sum(sizes), len(sizes)
 
 

@@ -5,6 +5,7 @@ Usage: `visgraft evaluate runs/my-run --data easy-vqa`
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,6 +87,7 @@ LongestAnswer = Annotated[
 
 
 def evaluate(
+    context: typer.Context,
     models: Models = None,
     data: DataOption = None,
     files: Files = None,
@@ -122,10 +124,12 @@ def evaluate(
         if models or data:
             got = f"models ({', '.join(models)})" if models else f"--data {data}"
             raise ConfigError(f"got {got} and --answers; give one of the two")
+        _refuse_others(context, "answers", {"metrics", "language", "power"}, why="scores answers that exist")
         settings = {"metrics": names, "language": language}
         _print_scored(_score_files(answers, names, language=language), settings, power=power, as_json=as_json)
         return
-    if models and text and not data:
+    if models and text:
+        _refuse_others(context, "text", {"models", "device", "precision"}, why="measures the loss of a text")
         _print_text(models, text, device=device, precision=precision, as_json=as_json)
         return
     if not models or not data:
@@ -143,6 +147,20 @@ def evaluate(
         },
     )  # fmt: skip
     _print_evaluation(found, power=power, as_json=as_json)
+
+
+def _refuse_others(context: typer.Context, name: str, follows: AbstractSet[str], *, why: str) -> None:
+    """Refuse options that an evaluation of another kind follows; `name` is the option that says which kind this is.
+
+    Raises:
+        ConfigError: one was given.
+    """
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        is_given = source is not None and source.name == "COMMANDLINE"
+        if is_given and option.name not in {name, "as_json", *follows}:
+            takes = ", ".join(f"--{each}" for each in (*sorted(follows - {"models"}), "json"))
+            raise ConfigError(f"{option.opts[-1]}: means nothing with --{name}, which {why}; it takes {takes}")
 
 
 def _evaluate(

@@ -20,6 +20,7 @@ from visgraft.compare.names import variant_names
 from visgraft.compare.variants import Comparison, RunData, Variant
 from visgraft.config import load_recipe
 from visgraft.errors import CheckpointError, ConfigError
+from visgraft.listing import listing
 from visgraft.runs import Run, read_experiment_record
 
 
@@ -124,7 +125,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[FoundRun]:
             inside = [run for run in listed if run.is_begun] or [
                 FoundRun(file.parent, is_named=False)
                 for depth in ("*", "*/*")
-                for file in sorted(folder.glob(f"{depth}/recipe.yaml"))
+                for file, _ in listing(folder, f"{depth}/recipe.yaml")
             ]
             if not inside and not listed:
                 raise CheckpointError(

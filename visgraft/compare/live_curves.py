@@ -20,6 +20,7 @@ from rich.text import Text
 from visgraft.compare.collect import find_runs, num_waiting, read_run
 from visgraft.compare.curves import Array, smooth
 from visgraft.compare.variants import RunData
+from visgraft.listing import changed_at
 from visgraft.runs import Run
 
 COLORS = ("bright_blue", "yellow", "green", "magenta", "cyan", "red", "bright_magenta", "bright_green")
@@ -91,7 +92,7 @@ def describe(run: RunData) -> str:
         text += f"  {training.samples[-1] / seconds:.1f} samples/s"
     if run.status != "unfinished":
         return f"{text}  {run.status}"
-    silent = time.time() - (run.folder / "metrics.jsonl").stat().st_mtime
+    silent = time.time() - changed_at(run.folder / "metrics.jsonl")
     return f"{text}  no news for {silent / 60:.0f} min" if silent > QUIET_AFTER_S else text
 
 

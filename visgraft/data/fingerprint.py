@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,26 +72,55 @@ def in_words(time_ns: int) -> str:
 
 
 class ImagePaths:
-    """Collect the paths of image files as rows name them; of very many every second, fourth, ... row's."""
+    """Collect the paths of image files as rows name them; of very many those of every second, fourth, ... row."""
 
     def __init__(self) -> None:
         self._kept: list[str] = []
+        self._rows: list[int] = []
         self._every = 1
-        self._count = 0
+        self._next = 0
 
-    def add(self, *paths: str | Path) -> None:
-        """Add those of one row; what no file can be called is left out, as opening it will say."""
-        for path in map(str, paths):
-            if self._count % self._every == 0 and is_file_name(path):
-                self._kept.append(path)
-            self._count += 1
-        if len(self._kept) > MOST_IMAGES:
-            self._kept = self._kept[::2]
-            self._every *= 2
+    def add(self, *paths: str | Path, row: int | None = None) -> None:
+        """Add those of a row (None: the next one); what no file can be called is left out, as opening it will say."""
+        row = self._next if row is None else row
+        self._next = row + 1
+        if row % self._every == 0:
+            named = [path for path in map(str, paths) if is_file_name(path)]
+            self._kept += named
+            self._rows += [row] * len(named)
+            self._thin()
 
     def packed(self) -> NDArray[np.uint8]:
         """Return the distinct ones as one array of bytes, which `unpack` takes apart."""
-        return np.frombuffer(b"\0".join(map(os.fsencode, dict.fromkeys(self._kept))), dtype=np.uint8)
+        return _pack(dict.fromkeys(self._kept))
+
+    def part(self) -> dict[str, NDArray[Any]]:
+        """Return them as arrays, from which `joined` makes those of several stretches of rows together."""
+        rows = np.array(self._rows, np.int64)
+        return {"images": _pack(self._kept), "image_rows": rows, "image_every": np.array([self._every])}
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, NDArray[Any]]]) -> ImagePaths:
+        """Put stretches of rows together, in their order: they are those that one would have collected."""
+        together = cls()
+        together._every = max((int(part["image_every"][0]) for part in parts), default=1)
+        for part in parts:
+            for row, path in zip(part["image_rows"].tolist(), unpack(part["images"]), strict=True):
+                if row % together._every == 0:
+                    together._kept.append(path)
+                    together._rows.append(row)
+        together._thin()
+        return together
+
+    def _thin(self) -> None:
+        while len(self._kept) > MOST_IMAGES and self._every <= self._rows[-1]:
+            self._every *= 2
+            keep = [row % self._every == 0 for row in self._rows]
+            self._kept, self._rows = list(compress(self._kept, keep)), list(compress(self._rows, keep))
+
+
+def _pack(paths: Iterable[str]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"\0".join(map(os.fsencode, paths)), dtype=np.uint8)
 
 
 def is_file_name(name: str) -> bool:

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from visgraft.data.fingerprint import Fingerprint, ImagePaths, unpack
 from visgraft.data.images.opening import KEY_BYTES, image_key, image_refs
+from visgraft.data.processes import ALONE, Processes
 from visgraft.data.readers.row_formats import Content, content_of_row
 from visgraft.data.readers.rows import Row, Rows
 from visgraft.data.sample import Sample, Source
-from visgraft.disk_cache import keep_arrays
+from visgraft.disk_cache import Arrays
 from visgraft.errors import BadSampleError
 
 ReadRow = Callable[[Row], Content]
@@ -71,30 +72,39 @@ class Grouped:
     """Gather the samples of a source that have the same images; see Source.
 
     by_content: files are compared by what they hold, not by their path. alone: nothing is gathered, a sample is a row.
+    processes: share the scan out among them.
     """
 
-    def __init__(self, source: Source, *, by_content: bool, alone: bool = False) -> None:
+    def __init__(self, source: Source, *, by_content: bool, alone: bool = False, processes: Processes = ALONE) -> None:
         self.source = source
         fingerprint = None
         if isinstance(source, RowSource) and not by_content:
-            fingerprint = f"rows and their images {source.reading}"
-        scan = keep_arrays(partial(_scan, source, by_content=by_content), fingerprint=fingerprint)
+            fingerprint = f"rows and their images, 2 {source.reading}"
+        scan = processes.make_arrays(
+            partial(_scan, source, by_content=by_content), length=len(source), join=_join, fingerprint=fingerprint
+        )
         keys, num_dialogs, self._images = scan["keys"], scan["num_dialogs"], scan["images"]
+        self.keys: NDArray[np.bytes_] | None = None
+        if alone:
+            self._members = np.arange(len(keys), dtype=np.int32)
+            self._starts = np.arange(len(keys) + 1, dtype=np.int32)
+            self.num_dialogs: NDArray[Any] = num_dialogs
+            return
         # The label of a row is the first row with the same images; bad rows and those without an image stand alone.
         labels = np.arange(len(keys))
-        shared = np.flatnonzero((keys != b"") & (not alone))
+        shared = np.flatnonzero(keys != b"")
         _, first, inverse = np.unique(keys[shared], return_index=True, return_inverse=True)
         labels[shared] = shared[first[inverse.reshape(-1)]]
-        self._members = np.argsort(labels, kind="stable")
+        self._members = np.argsort(labels, kind="stable").astype(np.int32)
         ordered = labels[self._members]
-        self._starts = np.flatnonzero(np.diff(ordered, prepend=-1, append=len(keys)))
-        self.keys = None if alone else keys[self._members[self._starts[:-1]]]  # empty of what stands alone
-        self.num_dialogs: NDArray[np.int64] = np.add.reduceat(num_dialogs[self._members], self._starts[:-1])
+        self._starts = np.flatnonzero(np.diff(ordered, prepend=-1, append=len(keys))).astype(np.int32)
+        self.keys = keys[self._members[self._starts[:-1]]]  # empty of what stands alone
+        self.num_dialogs = np.add.reduceat(num_dialogs[self._members], self._starts[:-1])
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def members(self, index: int) -> NDArray[np.int64]:
+    def members(self, index: int) -> NDArray[np.int32]:
         """Return the numbers of the rows that a sample is made of."""
         return self._members[self._starts[index] : self._starts[index + 1]]
 
@@ -115,22 +125,28 @@ class Grouped:
         return unpack(self._images)
 
 
-def _scan(source: Source, *, by_content: bool) -> dict[str, NDArray[Any]]:
-    """Read every row once: its key (empty where it stands alone), its dialogs (0: it is bad) and its image files."""
+def _scan(source: Source, rows: range, *, by_content: bool) -> Arrays:
+    """Read rows once: their keys (empty where one stands alone), dialogs (0: it is bad) and image files."""
     images = ImagePaths()
-    keys = np.zeros(len(source), dtype=f"S{KEY_BYTES + 1}")
-    num_dialogs = np.zeros(len(source), dtype=np.int64)
-    for index in range(len(source)):
+    keys = np.zeros(len(rows), dtype=f"S{KEY_BYTES + 1}")
+    num_dialogs = np.zeros(len(rows), dtype=np.int32)
+    for place, index in enumerate(rows):
         try:
             sample = source[index]
-            num_dialogs[index] = len(sample.dialogs)
-            images.add(*(image for image in sample.images if isinstance(image, Path)))
+            num_dialogs[place] = len(sample.dialogs)
+            images.add(*(image for image in sample.images if isinstance(image, Path)), row=index)
             key = sample_key(sample, by_content=by_content)
         except BadSampleError:
             continue  # asking for it, or opening its image, gives the reason
         if key is not None:
-            keys[index] = key + b"."  # numpy cuts zeros off the end of bytes
-    return {"keys": keys, "num_dialogs": num_dialogs, "images": images.packed()}
+            keys[place] = key + b"."  # numpy cuts zeros off the end of bytes
+    return {"keys": keys, "num_dialogs": num_dialogs, **images.part()}
+
+
+def _join(parts: Sequence[Arrays]) -> Arrays:
+    """Put what was found in stretches of rows together."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in ("keys", "num_dialogs")}
+    return {**joined, "images": ImagePaths.joined(parts).packed()}
 
 
 def sample_key(sample: Sample, *, by_content: bool) -> bytes | None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from visgraft.data.grouping import Grouped
 from visgraft.data.images.opening import KEY_BYTES, image_key
-from visgraft.data.sources import OpenSource, Sources, Subset, layers
+from visgraft.data.sources import OpenSource, Sources, layers
+from visgraft.data.subsets import Subset
 
 Keys = NDArray[np.bytes_]
 

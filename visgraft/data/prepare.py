@@ -31,6 +31,7 @@ from visgraft.data.readers.tables import write_parquet
 from visgraft.data.sample import Sample, Turn
 from visgraft.data.sources import OpenSource, Sources
 from visgraft.errors import BadSampleError, ConfigError
+from visgraft.listing import listing
 from visgraft.parsing import parse_json
 
 SAMPLES_PER_SHARD = 2048
@@ -96,14 +97,15 @@ def prepare(
 
 def _begin(folder: Path, *, split: str, fingerprint: str) -> None:
     state_file = folder / _STATE
-    unfinished = [*folder.glob(".*.new"), *(folder / "data").glob(".*.new")]  # of a call that was killed
+    hidden = [*listing(folder, ".*.new"), *listing(folder / "data", ".*.new")]
+    unfinished = [found.path for found in hidden]  # of a call that was killed
     state: dict[str, str] = {}
     if state_file.is_file():
         try:
             state = parse_json(state_file.read_bytes())
         except ValueError as error:
             raise ConfigError(f"{state_file}: is not JSON ({error}); name a new folder") from error
-    elif folder.is_dir() and any(path not in unfinished for path in folder.iterdir()):
+    elif any(found.path not in unfinished for found in listing(folder)):
         raise ConfigError(f"{folder}: is not empty and was not begun by `data prepare`; name a new folder")
     if state.get(split, fingerprint) != fingerprint:
         raise ConfigError(
@@ -111,7 +113,7 @@ def _begin(folder: Path, *, split: str, fingerprint: str) -> None:
             "name a new folder, or remove this one"
         )
     for path in unfinished:
-        path.unlink()
+        path.unlink(missing_ok=True)
     write_json(state_file, {**state, split: fingerprint})
 
 

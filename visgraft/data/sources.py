@@ -34,11 +34,13 @@ from visgraft.data.images.remote import RemoteImage
 from visgraft.data.images.video import frames_of
 from visgraft.data.mixing import epoch_order as epoch_order
 from visgraft.data.mixing import is_held_out, mixed_order, temper
+from visgraft.data.processes import ALONE, Processes
 from visgraft.data.quarantine import BadSample as BadSample
 from visgraft.data.quarantine import Part as Part
 from visgraft.data.quarantine import Quarantine as Quarantine
 from visgraft.data.row_streams import SampleStream
 from visgraft.data.sample import ImageRef, Sample, Source, Turn
+from visgraft.data.subsets import Subset, Ungrouped, known_counts
 from visgraft.errors import BadSampleError, ConfigError, DataError
 
 DialogMode = Literal["as_given", "independent", "conversation"]
@@ -62,27 +64,33 @@ READERS = {
 
 
 def open_sources(
-    entries: Sequence[SourceSettings], *, key: str = "data.train", settings: DataSettings | None = None
+    entries: Sequence[SourceSettings],
+    *,
+    key: str = "data.train",
+    settings: DataSettings | None = None,
+    processes: Processes = ALONE,
 ) -> Sources:
     """Open every source of a list; key is what messages call the list, settings are what holds for all of them.
+
+    With several processes, all of them open the list at the same moment, and each reads its part of what must be read.
 
     Raises ConfigError for an empty list, a source or an option that does not exist, and what the readers raise.
     """
     settings = settings or DataSettings()
     if not entries:
         raise ConfigError(f"{key}: names no data; give it a source ({{source: folder, path: ...}}), or `visgraft init`")
-    readers = [reader_of(entry, key=f"{key}.{number}") for number, entry in enumerate(entries)]
+    readers = [reader_of(entry, key=f"{key}.{number}", processes=processes) for number, entry in enumerate(entries)]
     part = part_of(key)
     refuse_unfit_balance(entries, key=key, settings=settings)
     opened: list[OpenSource] = []
     for name, entry, read in zip(name_sources(entries), entries, readers, strict=True):
-        samples, notes = _open(entry, read, settings=settings, is_training=part == "train")
+        samples, notes = _open(entry, read, settings=settings, is_training=part == "train", processes=processes)
         length = len(samples) if entry.limit is None else min(entry.limit, len(samples))
         opened.append(OpenSource(name, samples, length=length, weight=entry.weight, notes=notes, entry=entry))
     temperature = settings.mixing_temperature if part == "train" else 1.0
     if settings.group_across_sources and len(opened) > 1:
-        opened = [_gather_all(opened, temperature=temperature)]
-    return Sources(opened, settings=settings, part=part)
+        opened = [_gather_all(opened, temperature=temperature, processes=processes)]
+    return Sources(opened, settings=settings, part=part, processes=processes)
 
 
 def part_of(key: str) -> Part:
@@ -101,7 +109,12 @@ def name_sources(entries: Sequence[SourceSettings]) -> list[str]:
 
 
 def _open(
-    entry: SourceSettings, read: Callable[..., Source], *, settings: DataSettings, is_training: bool
+    entry: SourceSettings,
+    read: Callable[..., Source],
+    *,
+    settings: DataSettings,
+    is_training: bool,
+    processes: Processes,
 ) -> tuple[Source, Sequence[str]]:
     """Open one source: read, gather by image, divide, adapt; return it and what its reader has to say."""
     path = None if entry.path is None else Path(entry.path).expanduser()
@@ -113,9 +126,9 @@ def _open(
         )
     notes: Sequence[str] = getattr(samples, "notes", ())
     if entry.group in ("path", "content") or (entry.group == "auto" and isinstance(samples, RowSource)):
-        samples = Grouped(samples, by_content=entry.group == "content")
+        samples = Grouped(samples, by_content=entry.group == "content", processes=processes)
     elif entry.group == "none" and isinstance(samples, RowSource):
-        samples = Grouped(samples, by_content=False, alone=True)
+        samples = Grouped(samples, by_content=False, alone=True, processes=processes)
     elif entry.group == "none" and (counts := known_counts(samples)) is not None:
         samples = Ungrouped(samples, counts)
     if entry.held_out:
@@ -128,17 +141,17 @@ def _open(
     return adapt(samples, entry=entry, settings=settings), notes
 
 
-def _gather_all(opened: list[OpenSource], *, temperature: float) -> OpenSource:
+def _gather_all(opened: list[OpenSource], *, temperature: float, processes: Processes) -> OpenSource:
     if any(entry.weight != 1.0 for entry in opened) or temperature != 1.0:
         raise ConfigError(
             "data.group_across_sources: is true, but sources have weights or mixing_temperature is set; texts that "
             "share an image come equally often, so leave weights and mixing_temperature at 1"
         )
-    samples = Grouped(Sources(opened), by_content=False)
+    samples = Grouped(Sources(opened), by_content=False, processes=processes)
     return OpenSource(name="all", samples=samples, length=len(samples))
 
 
-def reader_of(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
+def reader_of(entry: SourceSettings, *, key: str, processes: Processes = ALONE) -> Callable[..., Source]:
     """Return the entry's reader with its options, once every one of them is known to exist and fit."""
     if entry.source not in READERS:
         near = get_close_matches(entry.source, READERS, n=1)
@@ -147,23 +160,18 @@ def reader_of(entry: SourceSettings, *, key: str) -> Callable[..., Source]:
     read = pkgutil.resolve_name(READERS[entry.source])
     hints = get_type_hints(read, include_extras=True)
     parameters = inspect.signature(read).parameters
-    options = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in ("split", "reader")]
+    ours = {"split": None, "reader": entry.source, "processes": processes}  # not the recipe's
+    options = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in ours]
     for name in entry.options:
         if name not in options:
             settings = [field.name for field in fields(SourceSettings) if field.name != "options"]
             raise unknown_key(name, allowed=[*options, *settings], path=key)
     strict = Strict(SourceSettings)
     given = {name: strict.convert(value, hints[name], f"{key}.{name}") for name, value in entry.options.items()}
-    return partial(read, **given, **({"reader": entry.source} if "reader" in parameters else {}))
+    return partial(read, **given, **{name: ours[name] for name in ("reader", "processes") if name in parameters})
 
 
 # --- One source, seen as its entry says
-
-
-def known_counts(source: Source) -> NDArray[np.int64] | None:
-    """Return the dialogs of each sample where the source knows them (0: a bad sample); None: it must be read."""
-    counts: NDArray[np.int64] | None = getattr(source, "num_dialogs", None)
-    return counts
 
 
 class Adapted:
@@ -230,53 +238,6 @@ def _arrange(dialogs: Sequence[Sequence[Turn]], *, mode: DialogMode) -> list[Seq
     if mode == "independent":
         return [[turn] for dialog in dialogs for turn in dialog]
     return list(dialogs)
-
-
-class Ungrouped:
-    """Give every dialog of a source that comes gathered by image a sample of its own; see Source."""
-
-    def __init__(self, source: Source, counts: NDArray[np.int64]) -> None:
-        self.source = source
-        times = np.maximum(counts, 1)  # a bad sample stays one
-        self._samples = np.repeat(np.arange(len(counts)), times)
-        self._dialogs = np.arange(len(self._samples)) - np.repeat(np.cumsum(times) - times, times)
-        self.num_dialogs = np.minimum(counts, 1)[self._samples]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample, number = self.source[int(self._samples[index])], int(self._dialogs[index])
-        name = sample.id if sample.id is None or len(sample.dialogs) < 2 else f"{sample.id}#{number}"
-        return replace(sample, dialogs=sample.dialogs[number : number + 1], id=name)
-
-    def where(self, index: int) -> str:
-        """Say what the source says of all the rows about the image."""
-        return self.source.where(int(self._samples[index]))
-
-
-class Subset:
-    """Hold some samples of a source; see Source."""
-
-    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
-        self.source = source
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.source[int(self.indices[index])]
-
-    def where(self, index: int) -> str:
-        """Say what the source says."""
-        return self.source.where(int(self.indices[index]))
-
-    @property
-    def num_dialogs(self) -> NDArray[np.int64] | None:
-        """The dialogs of each sample; None where they are not known without reading."""
-        counts = known_counts(self.source)
-        return None if counts is None else counts[self.indices]
 
 
 def _hold_out(source: Source, *, share: float, held_out: bool) -> Subset:
@@ -349,15 +310,21 @@ class Sources:
     """Hold several sources one behind the other: sources[i] is a sample whose id is `source:id`."""
 
     def __init__(
-        self, opened: Sequence[OpenSource], *, settings: DataSettings | None = None, part: Part = "train"
+        self,
+        opened: Sequence[OpenSource],
+        *,
+        settings: DataSettings | None = None,
+        part: Part = "train",
+        processes: Processes = ALONE,
     ) -> None:
         self.opened = tuple(opened)
         self.settings = settings or DataSettings()
         self.part = part
+        self._processes = processes
         self.augment = self.settings.augment if part == "train" else AugmentSettings()
         self._temperature = self.settings.mixing_temperature if part == "train" else 1.0
         self._starts = list(accumulate((entry.length for entry in opened), initial=0))
-        self._counts: list[NDArray[np.int64] | None] = [None] * len(self.opened)
+        self._counts: list[NDArray[Any] | None] = [None] * len(self.opened)
         self._balances: dict[int, AnswerBalance] = {}
 
     def __len__(self) -> int:
@@ -476,11 +443,11 @@ class Sources:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_balances": {}}  # workers get their samples planned
 
-    def _count(self, number: int) -> NDArray[np.int64]:
+    def _count(self, number: int) -> NDArray[Any]:
         entry, counts = self.opened[number], self._counts[number]
         if counts is None:
             known = known_counts(entry.samples)
-            counts = _count_by_reading(entry) if known is None else known[: entry.length]
+            counts = _count_by_reading(entry, self._processes) if known is None else known[: entry.length]
             self._counts[number] = counts
         return counts
 
@@ -490,11 +457,12 @@ def is_balanced(entry: OpenSource) -> bool:
     return entry.entry is not None and entry.entry.balance is not None
 
 
-def _count_by_reading(entry: OpenSource) -> NDArray[np.int64]:
-    counts = np.zeros(entry.length, np.int64)
-    for index in range(entry.length):
+def _count_by_reading(entry: OpenSource, processes: Processes) -> NDArray[np.int32]:
+    own = processes.share(entry.length)
+    counts = np.zeros(len(own), np.int32)
+    for place, index in enumerate(own):
         try:
-            counts[index] = len(entry.samples[index].dialogs)
+            counts[place] = len(entry.samples[index].dialogs)
         except BadSampleError:
             continue  # asking for it gives the reason
-    return counts
+    return np.concatenate(processes.gather([counts]))

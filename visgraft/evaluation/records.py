@@ -55,9 +55,9 @@ def read_answers(path: Path) -> dict[str, list[Answered]]:
     Raises:
         DataError: it cannot be read, holds no line, or a line is not what it should be.
     """
-    by_model: dict[str, list[Answered]] = {}
+    by_model: dict[str | None, list[Answered]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold U+2028
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a text may hold U+2028
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -70,13 +70,15 @@ def read_answers(path: Path) -> dict[str, list[Answered]]:
             values = parse_json(line)
         except ValueError as error:
             raise DataError(f"{where} is not JSON ({error}); mend or remove it") from error
-        model = values.get("model", "") if isinstance(values, dict) else ""
-        by_model.setdefault(str(model), []).append(_answered(values, where=where))
+        answered = _answered(values, where=where)
+        by_model.setdefault(values.get("model"), []).append(answered)
+        if len(by_model) > 1 and None in by_model:
+            raise DataError(f"{where}: model: some lines name one and some do not; name it in all of them, or in none")
     if not by_model:
         raise DataError(f"{path}: holds no answers; a line needs `answer` and `references`")
     if len(by_model) == 1:
         return {path.name: next(iter(by_model.values()))}
-    return by_model
+    return {str(model): answered for model, answered in by_model.items()}
 
 
 def _answered(values: Any, *, where: str) -> Answered:
@@ -89,8 +91,10 @@ def _answered(values: Any, *, where: str) -> Answered:
         raise DataError(f"{where}: references: got {_short(references)}, need a list of at least one text")
     image, name, prompt, kind = (values.get(key) for key in ("image", "id", "prompt", "kind"))
     for key, value in (("image", image), ("id", name)):
-        if value is not None and not isinstance(value, (str, int)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int))):
             raise DataError(f"{where}: {key}: got {_short(value)}, need a text or a number")
+    if not isinstance(values.get("model"), str | None):
+        raise DataError(f"{where}: model: got {_short(values['model'])}, need a text")
     stopped, tokens, no_answer = (values.get(key) for key in ("stopped", "tokens", "no_answer"))
     return Answered(
         id="" if name is None else str(name),

@@ -33,6 +33,7 @@ from visgraft.evaluation.seeds import seed_groups
 from visgraft.evaluation.task import Task
 from visgraft.folder_lock import LOCK_FILE, FolderLock
 from visgraft.inference.identity import tag_of
+from visgraft.listing import listing
 from visgraft.metrics import Scores
 from visgraft.metrics.intervals import DRAWS
 from visgraft.model.precision import Precision
@@ -344,7 +345,7 @@ def check_folder(folder: Path) -> None:
     """
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; give a folder with -o")
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    held = {found.path.name for found in listing(folder)}
     strange = sorted(name for name in held - OURS if not name.startswith("."))
     if strange:
         raise ConfigError(f"{folder}: holds {strange[0]}, which is no part of an evaluation; give a new folder with -o")
@@ -360,12 +361,12 @@ def folder_of(models: Sequence[str], task: Task, settings: Settings) -> Path:
 
 def choose_folder(request: Mapping[str, Any], *, parent: Path, name: str) -> Path:
     """Find the folder of the same evaluation that was stopped; else name a new one by date."""
-    for path in sorted(parent.glob(f"*-{name}*"), reverse=True) if parent.is_dir() else ():
-        if (path / SCORES).exists() or not (path / REQUEST).is_file():
+    for path, _ in reversed(listing(parent, f"*-{name}*")):
+        if (path / SCORES).exists():
             continue
         try:
             before = parse_json((path / REQUEST).read_bytes())
-        except ValueError:
+        except (OSError, ValueError):  # none, or one that is being written or removed
             continue
         if before == parse_json(json.dumps(request)):
             return path

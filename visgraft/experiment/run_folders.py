@@ -19,6 +19,7 @@ from visgraft.config import Recipe, effect_of, flatten, load_recipe, recipe_to_d
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.experiment.planned import Experiment, PlannedRun
 from visgraft.folder_lock import find_holder
+from visgraft.listing import listing
 from visgraft.runs import EXPERIMENT_FILE, OF_NO_RUN_YET, Run, read_experiment_record
 
 Action = Literal["skip", "resume", "start"]
@@ -56,7 +57,7 @@ def check_folder(experiment: Experiment) -> None:
 def _is_something_else(path: Path) -> bool:
     if not path.exists() or (path / "recipe.yaml").is_file():
         return False
-    return not path.is_dir() or bool({inside.name for inside in path.iterdir()} - OF_A_FAILED_RUN)
+    return not path.is_dir() or bool({inside.path.name for inside in listing(path)} - OF_A_FAILED_RUN)
 
 
 def _check_same(run: PlannedRun, folder: Path) -> None:

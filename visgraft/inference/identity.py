@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from visgraft.data.fingerprint import stamp
+from visgraft.errors import CheckpointError
+from visgraft.listing import listing
 from visgraft.model.storage.restoring import read_config
 
 _PIECE_BYTES = 2**22
@@ -26,18 +28,18 @@ def model_checksum(folder: Path) -> str:
     """Sum up a model folder: what its files hold, and of parts that lie elsewhere what is named and when it changed.
 
     Raises:
-        CheckpointError: it is no model folder of visgraft.
+        CheckpointError: it is no model folder of visgraft, or another process is replacing it.
     """
     digest = blake2b(digest_size=12)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in _OF_NO_EFFECT and not path.name.startswith("."):
+    for path, _ in (found for found in listing(folder, "**/*") if found.is_file):
+        if path.name not in _OF_NO_EFFECT and not path.name.startswith("."):
             digest.update(f"{path.relative_to(folder).as_posix()} {_crc32(path)}\n".encode())
     for part, described in sorted(read_config(folder).parts.items()):
         name = described.get("name")
         if name is None or described.get("stored") == "all":
             continue
         elsewhere = Path(name).expanduser()
-        files = sorted({path for kind in _WEIGHTS for path in elsewhere.glob(kind)}) if elsewhere.is_dir() else []
+        files = sorted({found.path for kind in _WEIGHTS for found in listing(elsewhere, kind)})
         stamps = [(Path(file.path).name, file.size, file.time_ns) for file in stamp(files).files]
         digest.update(f"{part} {name} {described.get('revision')} {stamps}\n".encode())
     return digest.hexdigest()
@@ -54,7 +56,13 @@ def _plain(value: Any) -> Any:
 
 def _crc32(path: Path) -> int:
     total = 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            total = zlib.crc32(piece, total)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                total = zlib.crc32(piece, total)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: went away while the model was read: another process puts a model in its place; wait until it is "
+            "done, and start again"
+        ) from error
     return total

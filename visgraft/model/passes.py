@@ -33,6 +33,7 @@ from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
 from visgraft.model.language import AttentionSpec
+from visgraft.model.layer_outputs import LayerOutputs
 from visgraft.model.loss import gathered_head, supervised_losses
 from visgraft.model.sequence import SegmentTable
 from visgraft.model.state_cache import POSITIONAL, StateCache
@@ -242,6 +243,7 @@ def read(
     cache: Cache | None = None,
     causal_image: bool = False,
     logits_to_keep: int = 0,
+    shown: LayerOutputs | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the last Q of a table's positions, pads left out, rows with like pads together.
 
@@ -253,6 +255,7 @@ def read(
         cache: a `StateCache`, which holds the S - Q positions before, then all of them, zeros in the places of pads.
         causal_image: see `losses_in_passes`.
         logits_to_keep: only the logits of each row's last n real positions; 0 = all.
+        shown: takes in what the layers are to show; 0 at pads.
 
     Returns:
         Logits [B, Q or n, V], and what comes to the head, [B, Q, D]; 0 at pads.
@@ -266,7 +269,7 @@ def read(
             "(visgraft.model.state_cache), or leave it out"
         )
     if cache is not None and attention_spec.behind_cache == "nothing":
-        return _read_anew(language, attention_spec, embeds, table, cache, causal_image, logits_to_keep)
+        return _read_anew(language, attention_spec, embeds, table, cache, causal_image, logits_to_keep, shown)
     num_queries = embeds.shape[1]
     num_kept = logits_to_keep or num_queries
     is_real = table.kind[:, -num_queries:] != PAD  # [B, Q]
@@ -281,7 +284,7 @@ def read(
         own = None if cache is None else cache.select(rows)
         some = embeds[rows[:, None], columns[None]]  # [n, q, D_lm]
         part_logits, part_states = _read_alike(
-            language, attention_spec, some, table, rows, columns, own, causal_image, logits_to_keep
+            language, attention_spec, some, table, rows, columns, own, causal_image, logits_to_keep, shown
         )
         if logits is None or states is None:
             logits = part_logits.new_zeros(len(embeds), num_kept, part_logits.shape[-1])
@@ -306,14 +309,17 @@ def _read_anew(
     cache: StateCache,
     causal_image: bool,
     logits_to_keep: int,
+    shown: LayerOutputs | None,
 ) -> tuple[Tensor, Tensor]:
     """Read everything again, for a family that reads nothing rightly behind a cache: it holds what was put in."""
     place = ("inputs", 0, 0)
     before = cache.base.get(place)
     whole = embeds if before is None else torch.cat([before.to(embeds.dtype), embeds], 1)  # [B, S, D_lm]
     logits, states = read(
-        language, attention_spec, whole, table, causal_image=causal_image, logits_to_keep=logits_to_keep
+        language, attention_spec, whole, table, causal_image=causal_image, logits_to_keep=logits_to_keep, shown=shown
     )
+    if shown is not None:
+        shown.keep_last(embeds.shape[1])
     cache.written = {place: whole}
     cache.advance(embeds.shape[1])
     return logits if logits_to_keep else logits[:, -embeds.shape[1] :], states[:, -embeds.shape[1] :]
@@ -329,6 +335,7 @@ def _read_alike(
     cache: StateCache | None,
     causal_image: bool,
     logits_to_keep: int,
+    shown: LayerOutputs | None,
 ) -> tuple[Tensor, Tensor]:
     """Run columns [q] of rows [n] in one pass or, behind a cache where the family needs it so, one by one.
 
@@ -338,17 +345,30 @@ def _read_alike(
     num_before = 0 if cache is None else cache.num_positions
     is_stepwise = num_before > 0 and attention_spec.behind_cache == "single"
     before = torch.arange(num_before, device=columns.device)
+    asked = {} if shown is None else shown.arguments
     logits, states = [], []
     start = 0
     for some in columns.split(1) if is_stepwise else [columns]:
         end = start + len(some)
-        part = table.pick(rows, torch.cat([before, columns[:end] + num_before]))
+        keys = torch.cat([before, columns[:end] + num_before])
+        part = table.pick(rows, keys)
         arguments = attention_spec.arguments(
             part, dtype=embeds.dtype, num_queries=len(some), cache=cache, causal_image=causal_image
         )
         with gathered_head(language, slice(-logits_to_keep, None) if logits_to_keep else None) as seen:
-            logits.append(attention_spec.call(language, embeds[:, start:end], arguments, cache=cache).logits)
+            output = attention_spec.call(language, embeds[:, start:end], {**arguments, **asked}, cache=cache)
+        logits.append(output.logits)
         states.append(seen[-1])
+        if shown is not None:
+            shown.take_part(
+                output,
+                rows=rows,
+                columns=some,
+                keys=keys,
+                num_rows=table.kind.shape[0],
+                num_queries=table.length - num_before,
+                length=table.length,
+            )
         if cache is not None:
             cache.advance(len(some))
         start = end

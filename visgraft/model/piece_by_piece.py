@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from visgraft.model.cache import PreallocatedCache
 from visgraft.model.joined import JoinedModel
+from visgraft.model.layer_outputs import LayerOutputs
 from visgraft.model.loss import VisionLanguageOutput, gathered_head
 from visgraft.model.parts import input_embedding
 from visgraft.model.sequence import SegmentTable, append_segment, append_texts, rows_going_on
@@ -35,7 +36,12 @@ class PieceByPieceMixin(JoinedModel):
 
     @abc.abstractmethod
     def _decode(
-        self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
+        self,
+        embeds: Tensor,
+        table: SegmentTable,
+        cache: Cache | None,
+        logits_to_keep: int,
+        shown: LayerOutputs | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the language model on the last Q of the table's positions: logits and states."""
 

@@ -20,6 +20,7 @@ prefix_injection.py the LM's hidden size).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -36,10 +37,12 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
+from visgraft.model.attention_kernel import showing_attention
 from visgraft.model.checks.compatibility import check_language
 from visgraft.model.configuration import Begins, VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
 from visgraft.model.language import embedding_scale
+from visgraft.model.layer_outputs import LayerOutputs, Selection
 from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, loss_output, supervised_losses
 from visgraft.model.passes import losses_in_passes, read
 from visgraft.model.piece_by_piece import PieceByPieceMixin
@@ -98,6 +101,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         self.loaded_checksums = {}
         self.generation_config = language.generation_config
         self.logits_bytes = 256 * 2**20  # beyond this, logits are made and forgotten in checkpointed chunks
+        self.loss_type = "ForCausalLM"  # by which the library's trainer knows that the first label is never a target
         self.post_init()
 
     def init_weights(self) -> None:
@@ -184,20 +188,30 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         self._check_inputs(vision_inputs)
         inputs = {"pixel_values": pixel_values, **vision_inputs}
         flat, mask = flatten_images(inputs, image_mask=image_mask)  # each [N, ...], [B, F]
+        num_rows, num_images = mask.shape
+        if image_mask is None:  # nothing here depends on what a tensor holds, so that it can be exported
+            order = torch.arange(num_images, device=mask.device).repeat(num_rows)
+            tokens, real = self._encode_real(flat, order if num_images > 1 else torch.full_like(order, -1), begins)
+            return tokens.reshape(num_rows, -1, tokens.shape[-1]), real.reshape(num_rows, -1)
         if not mask.any():
-            empty = torch.zeros(mask.shape[0], 0, self.prefix_injection.width, device=mask.device)
+            empty = torch.zeros(num_rows, 0, self.prefix_injection.width, device=mask.device)
             return empty, empty[..., 0].bool()
         order = (mask.long().cumsum(1) - 1)[mask]  # [N], which image of its sample each is
         is_single = (mask.sum(1) == 1).repeat_interleave(mask.sum(1))  # [N]
-        frame_index = torch.where(is_single, -1, order)
-        tokens = self.encode_images(flat, frame_index=frame_index, begins=begins)  # [N, p, width]
-        counts = self._count_image_tokens(flat, tokens, frame_index, begins)  # [N]
-        real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]  # [N, p]
+        tokens, real = self._encode_real(flat, torch.where(is_single, -1, order), begins)
         prefix = tokens.new_zeros(*mask.shape, *tokens.shape[1:])  # [B, F, p, width]
         prefix[mask] = tokens
         prefix_mask = torch.zeros(prefix.shape[:3], dtype=torch.bool, device=mask.device)  # [B, F, p]
         prefix_mask[mask] = real
         return prefix.flatten(1, 2), prefix_mask.flatten(1, 2)  # [B, F * p, width], [B, F * p]
+
+    def _encode_real(
+        self, vision_inputs: Mapping[str, Tensor], frame_index: Tensor, begins: Begins
+    ) -> tuple[Tensor, Tensor]:
+        """Encode N real images: image tokens [N, p, width], and which of them are real, [N, p] bool."""
+        tokens = self.encode_images(vision_inputs, frame_index=frame_index, begins=begins)
+        counts = self._count_image_tokens(vision_inputs, tokens, frame_index, begins)  # [N]
+        return tokens, torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
 
     def _check_inputs(self, vision_inputs: Mapping[str, Tensor]) -> None:
         if ENDS_ROW in vision_inputs and self.projection.row_separator is None:
@@ -223,7 +237,8 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
 
     def loss(self, batch: Mapping[str, Any]) -> VisionLanguageOutput:
         """Compute the loss over a batch's supervised tokens; see `forward`, which it calls so that hooks run."""
-        return self(batch=batch)
+        output: VisionLanguageOutput = self(batch=batch, return_dict=True)
+        return output
 
     def _batch_loss(self, batch: Mapping[str, Any]) -> VisionLanguageOutput:
         """Run whole rows of a batch [B, S] and give the loss of its supervised tokens."""
@@ -303,9 +318,13 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         batch: Mapping[str, Any] | None = None,
+        inputs_embeds: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: Selection = None,
         return_dict: bool | None = None,
-        **vision_inputs: Tensor,
-    ) -> VisionLanguageOutput:
+        **vision_inputs: Tensor | None,
+    ) -> VisionLanguageOutput | tuple[Any, ...]:
         """Run the model on a batch (for its loss) or on ids and pixels (for logits).
 
         Args:
@@ -324,53 +343,109 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             use_cache: make a cache where none is given.
             logits_to_keep: only the last n positions' logits (with a cache, of the packed rows); 0 = all.
             batch: from `Processor.collate`; everything else is then ignored and only the loss fields are filled.
-            return_dict: what Hugging Face's `generate` says; the output is an object whatever it says.
+            inputs_embeds: [B, T, D_lm], as the token embeddings make them, instead of `input_ids`.
+            num_items_in_batch: what the sum of the losses is divided by, instead of the targets that are here: those of
+                the whole step, as Hugging Face's trainer counts them.
+            output_attentions: give `attentions`, computed with the plain kernel (eager); default as the config says.
+            output_hidden_states: give `hidden_states`; default as the config says.
+            return_dict: False = a tuple of the fields that are there, in their order; default as the config says.
             vision_inputs: what else the encoder takes.
 
         Raises:
-            ModelError: neither ids nor a batch is given, an argument is unknown, the row is longer than the language
-                model's positions, or pads stand behind what is in the cache.
+            ModelError: not just one of ids, embeddings and a batch is given, an argument is unknown, the row is longer
+                than the language model's positions, an image is given behind a cache that holds something, pads stand
+                behind what is in the cache, or the language model does not show what is asked for.
         """
-        self._check_inputs(vision_inputs)
+        given = {name: value for name, value in vision_inputs.items() if value is not None}
+        self._check_inputs(given)
+        if batch is None and (input_ids is None) == (inputs_embeds is None):
+            raise ModelError(
+                "forward needs input_ids, or inputs_embeds in their place, or batch= from Processor.collate"
+            )
         if batch is not None:
-            return self._batch_loss(batch)
-        if input_ids is None:
-            raise ModelError("forward needs input_ids, or batch= from Processor.collate")
-        if context is not None:
-            return self.read_text(
+            result = self._batch_loss(batch)
+        elif context is not None and input_ids is not None:
+            result = self.read_text(
                 input_ids,
                 context=context,
                 cache=past_key_values,
                 attention_mask=attention_mask,
                 logits_to_keep=logits_to_keep,
             )
-        check_rows(pixel_values if image_embeds is None else image_embeds, input_ids)
-        if image_embeds is None and pixel_values is not None:
-            image_embeds, image_token_mask = self.image_prefix(
-                pixel_values, image_mask=image_mask, begins="first", **vision_inputs
+        else:
+            embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            check_rows(pixel_values if image_embeds is None else image_embeds, embeds)
+            if image_embeds is None and pixel_values is not None:
+                image_embeds, image_token_mask = self.image_prefix(
+                    pixel_values, image_mask=image_mask, begins="first", **given
+                )
+            states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            attentions = self.config.output_attentions if output_attentions is None else output_attentions
+            result = self._read_rows_whole(
+                embeds,
+                image_embeds,
+                image_token_mask,
+                attention_mask,
+                cache=self.make_cache() if past_key_values is None and use_cache else past_key_values,
+                logits_to_keep=logits_to_keep,
+                shown=LayerOutputs(hidden_states=states, attentions=attentions),
             )
+            if labels is not None:
+                assert result.logits is not None
+                losses = labels_loss(result.logits, labels, num_items_in_batch=num_items_in_batch)
+                result = VisionLanguageOutput(
+                    **losses, **result
+                )  # in the order of the fields, as a tuple is made of them
+        wants_object = self.config.return_dict if return_dict is None else return_dict
+        return result if wants_object else result.to_tuple()
+
+    def _read_rows_whole(
+        self,
+        embeds: Tensor,
+        image_embeds: Tensor | None,
+        image_token_mask: Tensor | None,
+        attention_mask: Tensor | None,
+        *,
+        cache: Cache | None,
+        logits_to_keep: int,
+        shown: LayerOutputs,
+    ) -> VisionLanguageOutput:
+        """Run texts [B, T, D_lm] behind their images, or [B, Q, D_lm] behind what is in the cache; see `forward`."""
+        num_rows, num_text = embeds.shape[:2]
         if image_token_mask is None:
             num_image = 0 if image_embeds is None else image_embeds.shape[1]
-            image_token_mask = torch.ones(input_ids.shape[0], num_image, dtype=torch.bool, device=input_ids.device)
-        if past_key_values is None and use_cache:
-            past_key_values = self.make_cache()
-        num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        embeds = self.get_input_embeddings()(input_ids)  # [B, T, D_lm]; with a cache [B, Q, D_lm]
-        table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
+            image_token_mask = torch.ones(num_rows, num_image, dtype=torch.bool, device=embeds.device)
+        num_cached = 0 if cache is None else int(cache.get_seq_length())
+        if num_cached and image_embeds is not None:
+            raise ModelError(
+                f"an image was given beside a cache that holds {num_cached} positions, behind which it cannot stand: "
+                "give the image with an empty cache, or read_image (peft's prefix tuning fills the cache first: take "
+                "prompt tuning or LoRA)"
+            )
+        table, order = self._rows(embeds, image_token_mask, attention_mask, cache, num_cached)
         if num_cached == 0:
             is_image = table.kind == IMAGE  # [B, S]
             embeds = self.prefix_injection.inject_prefix(image_embeds, embeds, is_image=is_image, order=order)
-        logits, states = self._decode(embeds, table, past_key_values, logits_to_keep)  # [B, S or n, V], [B, S, D]
+        with showing_attention(self) if "output_attentions" in shown.arguments else contextlib.nullcontext():
+            logits, states = self._decode(embeds, table, cache, logits_to_keep, shown)  # [B, S or n, V], [B, S, D]
+        shown.give_back(order, length=table.length, num_cached=num_cached)
         if order is not None and num_cached == 0 and not logits_to_keep:  # back to the order in which they were given
             logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
-        result = VisionLanguageOutput() if labels is None else labels_loss(logits, labels)
-        result.logits, result.past_key_values = logits, past_key_values
-        if past_key_values is None:
-            result.last_hidden_state = states[:, -input_ids.shape[1] :]  # [B, T, D]
-        return result
+        return VisionLanguageOutput(
+            logits=logits,
+            past_key_values=cache,
+            hidden_states=shown.hidden_states,
+            attentions=shown.attentions,
+            last_hidden_state=states[:, -num_text:] if cache is None else None,  # [B, T, D]
+        )
 
     def _decode(
-        self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
+        self,
+        embeds: Tensor,
+        table: SegmentTable,
+        cache: Cache | None,
+        logits_to_keep: int,
+        shown: LayerOutputs | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the language model on the last Q of the table's positions.
 
@@ -379,6 +454,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             table: the rows, S positions with the cached ones.
             cache: holds the S - Q positions before; it is written to.
             logits_to_keep: only the last n positions' logits; 0 = all.
+            shown: takes in what the layers are to show.
 
         Returns:
             Logits [B, Q or n, V], and what comes to the head, [B, Q, D].
@@ -393,10 +469,14 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
                 cache=cache,
                 causal_image=is_causal,
                 logits_to_keep=logits_to_keep,
+                shown=shown,
             )
         arguments = self._mask_and_positions(embeds, table, cache)
+        asked = {} if shown is None else shown.arguments
         with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
-            output = self.attention_spec.call(self.language, embeds, arguments, cache=cache)
+            output = self.attention_spec.call(self.language, embeds, {**arguments, **asked}, cache=cache)
+        if shown is not None:
+            shown.take(output)
         return output.logits, states[-1]
 
     def _mask_and_positions(self, embeds: Tensor, table: SegmentTable, cache: Cache | None = None) -> dict[str, Any]:
@@ -412,7 +492,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
 
     def _rows(
         self,
-        input_ids: Tensor,
+        embeds: Tensor,
         image_token_mask: Tensor,
         attention_mask: Tensor | None,
         cache: Cache | None,
@@ -424,15 +504,15 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             The table of S positions, and [B, S] long, the old column of each new one (None = as they were).
         """
         num_image = image_token_mask.shape[1]
-        num_text = input_ids.shape[1] if num_cached == 0 else num_cached - num_image + input_ids.shape[1]
+        num_text = embeds.shape[1] if num_cached == 0 else num_cached - num_image + embeds.shape[1]
         if attention_mask is None:  # `generate` drops a mask that is all ones
-            attention_mask = torch.ones(input_ids.shape[0], num_text, dtype=torch.bool, device=input_ids.device)
+            attention_mask = torch.ones(embeds.shape[0], num_text, dtype=torch.bool, device=embeds.device)
         if attention_mask.shape[1] != num_text:
             raise ModelError(
                 f"attention_mask covers {attention_mask.shape[1]} text tokens, there are {num_text} "
                 "(cached ones included, image tokens not)"
             )
-        if num_cached and not attention_mask[:, -input_ids.shape[1] :].all():
+        if num_cached and not attention_mask[:, -embeds.shape[1] :].all():
             raise ModelError(PADS_BEHIND_CACHE)
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)

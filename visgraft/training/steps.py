@@ -66,7 +66,7 @@ class Step:
     """One step as this process sees it.
 
     Attributes:
-        plan: which groups form it, over all processes.
+        plan: which groups form this process's share of it.
         batches: this process's share, pixels as bytes (see `Processor.finish`); empty where all its samples were bad,
             or there were none for it.
         samples: what each batch was made of, in its order, without the pixels, which the batch has.
@@ -105,7 +105,8 @@ class Steps(Iterator[Step]):
 
     def __init__(self, planner: Planner, position: Position, *, epochs: float, settings: LoaderSettings) -> None:
         # Apart from self, as a circle would keep the workers waiting until somebody collects the garbage.
-        self._orders = _Orders(planner.steps(position, epochs=epochs), settings)
+        share = {"process_index": settings.process_index, "num_processes": settings.num_processes}
+        self._orders = _Orders(planner.steps(position, epochs=epochs, **share), settings)
         loader = DataLoader(  # its own generator: making one leaves the random state of the run alone
             _Worker(planner),
             sampler=self._orders,
@@ -151,9 +152,7 @@ class _Orders(Iterator[_Order]):
     settings: LoaderSettings
 
     def __next__(self) -> _Order:
-        settings = self.settings
-        plan = next(self.plans).holding(settings.process_index, num_processes=settings.num_processes)
-        return _Order(plan, settings)
+        return _Order(next(self.plans), self.settings)
 
 
 class _Worker(Dataset[Bundle]):
@@ -181,7 +180,7 @@ class StepDataset(Dataset[Step]):
         num_texts: Counter[str] = Counter()
         for sample in encoded:
             num_texts[sample.source or ""] += len(sample.dialogs)
-        plan = plan.holding(0, num_processes=0)  # the samples need not travel back
+        plan = plan.without_samples()  # they need not travel back
         step = Step(
             plan, batches=(), samples=(), parts=(), limit=self.settings.micro_batch_positions,
             num_samples=len(encoded), num_texts=num_texts, bad=tuple(bad),
@@ -193,12 +192,11 @@ class StepDataset(Dataset[Step]):
 
     def encode(self, plan: StepPlan) -> tuple[list[EncodedSample], list[BadSample]]:
         """Encode the samples of this process, and say which of them cannot be used."""
-        processor, settings = self.planner.processor, self.settings
+        processor = self.planner.processor
         encoded: list[EncodedSample] = []
         bad: list[BadSample] = []
         texts = plan.texts or (None,) * len(plan.groups)
-        share = slice(settings.process_index, None, settings.num_processes)
-        for group, text in zip(plan.groups[share], texts[share], strict=True):
+        for group, text in zip(plan.groups, texts, strict=True):
             try:
                 sample = self.planner.sample(group) if text is None or text.sample is None else text.sample
                 # of several dialogs those that are good; the plan has named the others

@@ -12,16 +12,18 @@ opens the images of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from visgraft.data.sample import Sample
 from visgraft.data.sources import BadSample
 from visgraft.data.windows import Streams, Window
 from visgraft.processor import Processor
-from visgraft.training.plan import Group, Held, Planned, Planner, Position
+from visgraft.training.plan import Group, Held, Planner, Position, Stretch
+from visgraft.training.text_counts import CountedText
 
 
 class _Planned(NamedTuple):
@@ -70,28 +72,34 @@ class StreamPlanner(Planner):
     def _check_not_empty(self) -> None:
         """Leave it to the first step: only the end of a stream shows that nothing is in it."""
 
-    def _take(self, position: Position) -> tuple[Planned | None, Sequence[BadSample], Position]:
+    def _take(self, position: Position, *, room: int, epochs: float) -> Stretch:
         window, planner = self._plan(position)
-        met = list(planner.unreadable) if position.cursor == 0 else []
-        planned, num_groups = None, planner.num_groups(0)
-        if position.cursor < num_groups:
-            found, bad = planner.look_at(position.cursor, epoch=0)
-            if bad is not None:
-                met.append(bad)
-            if found is not None:
-                index, chunk = found.group[:2]
-                text = found.text
-                sample = planner.sample(found.group) if text is None or text.sample is None else text.sample
-                held = Held(sample, planner.sources.bad_sample(index, ""))
-                planned = found._replace(group=Group(index, chunk, position.epoch, held))
-        in_last = (position.place or [0, 0])[1]
-        if position.cursor + 1 < num_groups:
-            end = position._replace(cursor=position.cursor + 1)
-        elif window.after is not None:
-            end = Position(position.epoch, 0, [window.num_read, in_last, window.after])
-        else:
-            end = Position(position.epoch + 1, 0, [0, window.num_read, None])
-        return planned, met, end
+        cursor, num_groups = position.cursor, planner.num_groups(0)
+        met = [(0, bad) for bad in planner.unreadable] if cursor == 0 else []
+        nothing = np.zeros(0, np.int64)
+        inner: Stretch | None = None
+        if cursor < num_groups:
+            inner = planner._take(Position(0, cursor), room=room, epochs=1.0)
+            met += inner.bad
+
+        def group(n: int) -> tuple[Group, CountedText | None]:
+            assert inner is not None, "there is a group"
+            found, text = inner.group(n)
+            sample = planner.sample(found) if text is None or text.sample is None else text.sample
+            held = Held(sample, planner.sources.bad_sample(found.sample_index, ""))
+            return Group(found.sample_index, found.chunk, position.epoch, held), text
+
+        def behind(n: int) -> Position:
+            in_last = (position.place or [0, 0])[1]
+            if cursor + n + 1 < num_groups:
+                return position._replace(cursor=cursor + n + 1)
+            if window.after is not None:
+                return Position(position.epoch, 0, [window.num_read, in_last, window.after])
+            return Position(position.epoch + 1, 0, [0, window.num_read, None])
+
+        if inner is None:
+            return Stretch(nothing, nothing, met, group, behind)
+        return replace(inner, bad=met, group=group, behind=behind)
 
     def _plan(self, position: Position) -> _Planned:
         """Read the window of a position, or take it from the last two."""
@@ -107,4 +115,4 @@ class StreamPlanner(Planner):
         return self._planned[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_planned": {}}  # workers get their samples with the plan
+        return {**super().__getstate__(), "_planned": {}}  # workers get their samples with the plan

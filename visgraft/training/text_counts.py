@@ -4,11 +4,12 @@ In: sources, a processor, and which of the processes this is. Out: the tokens of
 and encoded when a plan gets there, by one process for all of them.
 
     counts = TextCounts(sources, processor)
-    counts.look_up(17, [0, 1])               # 24 tokens, and a reason if one of them is bad; None: nobody has read them
-    counts.note(17, [0, 1], text)            # now somebody has
+    found = counts.look_up(places, sizes=sizes)      # of many groups at once: tokens, whether known, whether one is bad
+    counts.note(told)                                # what a process has read of some groups
 
-Counts are kept in the cache on disk under a name of all they depend on: files and options of the sources, tokenizer,
-template, longest text. Of sources that do not tell whether they changed they are kept for the run.
+A place is that of a dialog among the dialogs of all samples. Counts are kept in the cache on disk under a name of all
+they depend on: files and options of the sources, tokenizer, template, longest text. Of sources that do not tell whether
+they changed they are kept for the run.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 import transformers
-from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
+from visgraft.data.processes import Processes
 from visgraft.data.prompt import EncodedDialog
 from visgraft.data.sample import Sample
 from visgraft.data.sources import Sources
@@ -34,8 +35,10 @@ from visgraft.errors import DiskError
 from visgraft.processor import Processor
 
 UNKNOWN = -1  # below it: -2 - n is a bad text, for the n-th of the reasons
-_VERSION = 3  # of what is counted; another one wherever prompts are put together in another way
+_VERSION = 4  # of what is counted; another one wherever prompts are put together in another way
 _LARGEST_SHARE = 0.05  # of the time, that writing down what was counted takes
+
+Indices = NDArray[np.int64]
 
 
 class CountedText(NamedTuple):
@@ -67,35 +70,79 @@ class CountedText(NamedTuple):
         return sum(len(dialog.input_ids) for dialog in self.dialogs)
 
 
-class Known(NamedTuple):
-    """The tokens of those dialogs that are good, together, and why the first bad one is bad (None: all are good)."""
+class Lengths(NamedTuple):
+    """What is known of some groups of dialogs.
 
-    num_tokens: int
-    reason: str | None
+    Attributes:
+        tokens: [G], of those dialogs that are good, together.
+        is_known: [G], of all its dialogs.
+        is_bad: [G], one of its dialogs is.
+    """
+
+    tokens: Indices
+    is_known: NDArray[np.bool_]
+    is_bad: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Processes:
-    """Which of the processes of a run this is; all of them plan the same, at the same moments."""
+@dataclass
+class Told:
+    """What one process tells the others of the groups that it has read.
 
-    index: int = 0
-    number: int = 1
+    Attributes:
+        places: of their dialogs, one group behind the other; none of a group that could not be read.
+        codes: of each of these: its tokens, or -2 - n for the n-th of `reasons`.
+        reasons: why texts are bad.
+        samples: of each group.
+        tokens: of each group, those of its good dialogs.
+        num_images: of each group's sample; UNKNOWN where it was not read.
+        bad: group -> why it is bad, or could not be read this time.
+        texts: group -> what was read of it, as bytes.
+    """
 
-    def gather(self, values: list[Any]) -> list[Any]:
-        """Return the values of all, one process behind the other."""
-        return list(gather_object(values)) if self.number > 1 else values
+    places: list[int] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    num_images: list[int] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
+    texts: dict[int, bytes] = field(default_factory=dict)
 
-    def first(self, value: Any) -> Any:
-        """Return the value of the first one."""
-        values = [value]
-        if self.number > 1:
-            broadcast_object_list(values)
-        return values[0]
+    def add_known(self, sample: int, *, tokens: int, reason: str | None) -> None:
+        """Add a group whose dialogs were counted before."""
+        self._add(sample, tokens, UNKNOWN, reason)
+
+    def add_read(self, sample: int, text: CountedText, *, places: Sequence[int]) -> None:
+        """Add a group that was read; what could not be read may be there the next time."""
+        self._add(sample, text.num_tokens, UNKNOWN if text.sample is None else len(text.sample.images), text.reason)
+        if text.unread is None:
+            self.places += places
+            self.codes += [len(o.input_ids) if isinstance(o, EncodedDialog) else self._code(o) for o in text.outcomes]
+
+    def packed(self) -> Told:
+        """Return it with arrays in the place of long lists, which travel faster."""
+        arrays: dict[str, Any] = {
+            name: np.array(getattr(self, name), np.int64)
+            for name in ("places", "codes", "samples", "tokens", "num_images")
+        }
+        return Told(reasons=self.reasons, bad=self.bad, texts=self.texts, **arrays)
+
+    def _add(self, sample: int, tokens: int, num_images: int, reason: str | None) -> None:
+        if reason is not None:
+            self.bad[len(self.samples)] = reason
+        self.samples.append(sample)
+        self.tokens.append(tokens)
+        self.num_images.append(num_images)
+
+    def _code(self, reason: str) -> int:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return -2 - self.reasons.index(reason)
 
 
 @dataclass
 class TextCounts:
-    """The tokens of the dialogs of every sample of some sources."""
+    """The tokens of the dialogs of every sample of some sources, and the images of each sample."""
 
     sources: Sources
     processor: Processor
@@ -103,9 +150,11 @@ class TextCounts:
 
     def __post_init__(self) -> None:
         """Make room; what is known is looked up when it is first asked for."""
-        ends = np.cumsum(self.sources.num_dialogs)
-        self._starts = np.concatenate([np.zeros(1, np.int64), ends])
+        # of each sample, the place of its first dialog
+        self.starts: Indices = np.zeros(len(self.sources) + 1, np.int64)
+        np.cumsum(self.sources.num_dialogs, out=self.starts[1:])
         self._counts: NDArray[np.int32] | None = None
+        self._images = np.full(0, UNKNOWN, np.int16)
         self._reasons: list[str] = []
         self._fingerprint: str | None = None
         self._unsaved_s, self._save_at_s = 0.0, 0.0
@@ -113,28 +162,46 @@ class TextCounts:
 
     def num_dialogs(self, index: int) -> int:
         """Count the dialogs of a sample, as they were when the sources were opened."""
-        return int(self._starts[index + 1] - self._starts[index])
+        return int(self.starts[index + 1] - self.starts[index])
 
-    def look_up(self, index: int, numbers: Sequence[int] | None = None) -> Known | None:
-        """Return what is known of some dialogs of a sample, of all without `numbers`; None: one is not known."""
-        found = self._of(index, numbers)
-        bad = found[found < 0]
-        if (bad == UNKNOWN).any():
-            return None
-        return Known(int(found[found >= 0].sum()), self._reasons[-2 - int(bad[0])] if len(bad) else None)
+    def look_up(self, places: Indices, *, sizes: Indices) -> Lengths:
+        """Return what is known of some groups.
 
-    def note(self, index: int, numbers: Sequence[int] | None, text: CountedText) -> None:
-        """Note what came of reading dialogs of a sample; what could not be read may be there the next time."""
-        if text.unread is not None:
-            return
-        start, end = self._starts[index : index + 2]
-        found = [len(o.input_ids) if isinstance(o, EncodedDialog) else self._code(o) for o in text.outcomes]
-        self._known()[start:end][slice(None) if numbers is None else list(numbers)] = found
+        Args:
+            places: of their dialogs, one group behind the other.
+            sizes: [G], how many dialogs each group has.
+        """
+        found = self._known()[places]
+        ends = np.cumsum(sizes)
 
-    def _code(self, reason: str) -> int:
-        if reason not in self._reasons:
-            self._reasons.append(reason)
-        return -2 - self._reasons.index(reason)
+        def total(values: NDArray[Any]) -> Indices:
+            sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
+            return sums[ends] - sums[ends - sizes]
+
+        return Lengths(total(np.maximum(found, 0)), total(found == UNKNOWN) == 0, total(found < UNKNOWN) > 0)
+
+    def reason(self, places: Indices) -> str | None:
+        """Say why the first dialog that is bad is bad; None: none of them is."""
+        bad = [code for code in self._known()[places].tolist() if code < UNKNOWN]
+        return self._reasons[-2 - bad[0]] if bad else None
+
+    def num_images(self, samples: NDArray[Any]) -> NDArray[np.int16]:
+        """Return how many images each sample has; UNKNOWN of one that was never read."""
+        self._known()
+        return self._images[samples]
+
+    def note(self, told: Told) -> None:
+        """Note what a process has read; all must note the same in the same order."""
+        counts = self._known()
+        codes = np.asarray(told.codes, np.int64)
+        for number, reason in enumerate(told.reasons):
+            if reason not in self._reasons:
+                self._reasons.append(reason)
+            codes = np.where(np.asarray(told.codes) == -2 - number, -2 - self._reasons.index(reason), codes)
+        counts[np.asarray(told.places, np.int64)] = codes
+        num_images = np.asarray(told.num_images, np.int64)
+        is_read = num_images != UNKNOWN
+        self._images[np.asarray(told.samples, np.int64)[is_read]] = np.minimum(num_images, 32_767)[is_read]
 
     def remarks(self) -> dict[str, str]:
         """Return what was said of these texts when they were read; all processes must ask for it at the same moment."""
@@ -155,29 +222,26 @@ class TextCounts:
         started = monotonic()
         try:
             self._remarks |= remarks()
-            arrays = {"counts": counts, "reasons": np.array(self._reasons, np.str_)}
+            arrays: Arrays = {"counts": counts, "images": self._images, "reasons": np.array(self._reasons, np.str_)}
             arrays["remarks"] = np.array([*self._remarks.items()], np.str_).reshape(-1, 2)
             write_arrays(arrays, fingerprint=self._fingerprint)
         except (OSError, DiskError):  # a full disk, say: it is counted again in the next run
             self._fingerprint = None
         self._unsaved_s, self._save_at_s = 0.0, (monotonic() - started) / _LARGEST_SHARE
 
-    def _of(self, index: int, numbers: Sequence[int] | None) -> NDArray[np.int32]:
-        start, end = self._starts[index : index + 2]
-        counts = self._known()[start:end]
-        return counts if numbers is None else counts[list(numbers)]
-
     def _known(self) -> NDArray[np.int32]:
         """Return the counts; the first time, take what the first process finds in its cache."""
         if self._counts is None:
-            self._counts = np.full(self._starts[-1], UNKNOWN, np.int32)
+            self._counts = np.full(self.starts[-1], UNKNOWN, np.int32)
+            self._images = np.full(len(self.starts) - 1, UNKNOWN, np.int16)
             self._fingerprint = self._name()
             kept: Arrays | None = None
             if self.processes.index == 0 and self._fingerprint is not None:
                 kept = read_arrays(self._fingerprint)
             kept = self.processes.first(kept) if self._fingerprint is not None else None
             if kept is not None and kept["counts"].shape == self._counts.shape:
-                self._counts, self._reasons = kept["counts"], kept["reasons"].tolist()
+                self._counts, self._images = kept["counts"], kept["images"]
+                self._reasons = kept["reasons"].tolist()
                 self._remarks = dict(kept["remarks"].tolist())
         return self._counts
 
@@ -201,4 +265,4 @@ class TextCounts:
         return repr(("tokens of texts", versions, processor.prompt_template, limits, sums))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_counts": None}  # workers get their samples planned
+        return {**self.__dict__, "_counts": None, "_images": None}  # workers get their samples planned

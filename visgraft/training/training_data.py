@@ -22,6 +22,7 @@ from visgraft.data.first_look import check_every_source, unused_image_columns
 from visgraft.data.images.opening import open_image
 from visgraft.data.messages import asked
 from visgraft.data.overlap import image_overlap
+from visgraft.data.processes import ALONE, Processes
 from visgraft.data.sample import Sample, references_of
 from visgraft.data.sources import BadSample, Quarantine, Sources, epoch_order, open_sources
 from visgraft.data.windows import open_streams
@@ -30,7 +31,6 @@ from visgraft.processor import Processor
 from visgraft.training.plan import Planner, Position
 from visgraft.training.steps import LoaderSettings, StepDataset
 from visgraft.training.stream_plan import StreamPlanner
-from visgraft.training.text_counts import Processes
 from visgraft.training.text_watch import TextWatch
 
 NUM_SAMPLE_PROMPTS = 8  # questions answered on the way, each about another sample
@@ -153,13 +153,15 @@ def open_planner(
         "max_dialogs": recipe.data.max_dialogs_per_prefix,
         "text_tokens_per_step": recipe.train.text_tokens_per_step,
         "shuffle": shuffle,
+        "layout": recipe.train.layout,
         "processes": processes,
     }
     entries = recipe.data.train if part == "train" else recipe.data.validation
     streams = open_streams(entries, key=f"data.{part}", settings=recipe.data)
     if streams is not None:
         return StreamPlanner(streams, processor, **settings)
-    return Planner(open_sources(entries, key=f"data.{part}", settings=recipe.data), processor, **settings)
+    sources = open_sources(entries, key=f"data.{part}", settings=recipe.data, processes=processes or ALONE)
+    return Planner(sources, processor, **settings)
 
 
 def loader_settings(recipe: Recipe, *, device: str, process_index: int = 0, num_processes: int = 1) -> LoaderSettings:

@@ -40,6 +40,7 @@ from visgraft.data.images.opening import (
 from visgraft.data.images.tiles import all_grids, rows_end
 from visgraft.data.sample import ImageRef, StoredImage
 from visgraft.errors import DiskError
+from visgraft.listing import content_of, listing
 
 FILE_BYTES = 2**30  # a pair is closed at this size, and is there for others from then on
 _LEFT_OVER_S = 86_400.0  # files that a killed process never closed are removed after a day
@@ -99,20 +100,20 @@ class FeatureCache:
     @property
     def size_bytes(self) -> int:
         """The size of everything in the folder."""
-        return sum(path.stat().st_size for path in self.folder.glob("*.features"))
+        return sum(found.state.st_size for found in listing(self.folder, "*.features"))
 
     def refresh(self) -> None:
         """Take in what was written since, by any process."""
-        for path in sorted(self.folder.glob("*.index"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
-            features = path.with_suffix(".features")
-            if not features.is_file():
-                continue
-            data = path.read_bytes()
+        indices = listing(self.folder, "*.index")  # first, as each is written behind its features
+        features = {found.path.name: found.state.st_size for found in listing(self.folder, "*.features")}
+        for path, _ in sorted(indices, key=lambda found: (found.state.st_mtime_ns, found.path.name)):
+            name = path.with_suffix(".features").name
+            data = content_of(path) or b""
             entries = np.frombuffer(data[: len(data) // _INDEX.itemsize * _INDEX.itemsize], _INDEX)
-            num_whole = features.stat().st_size // self.record_bytes
+            num_whole = features.get(name, 0) // self.record_bytes
             for number, (version, checksum, own) in enumerate(entries[:num_whole].tolist()):
                 if zlib.crc32(version, checksum) == own:
-                    self._records[version] = (features.name, number, checksum)
+                    self._records[version] = (name, number, checksum)
 
     def has(self, version: bytes) -> bool:
         """Say whether there is a record of an image, whole or damaged."""
@@ -124,7 +125,10 @@ class FeatureCache:
         if found is None:
             return None
         name, number, checksum = found
-        record = np.array(self._file(name)[number])
+        try:
+            record = np.array(self._file(name)[number])
+        except FileNotFoundError:  # the cache was cleared meanwhile
+            return None
         if zlib.crc32(record.data) != checksum:
             return None
         return torch.from_numpy(record).view(self.dtype).view(self.shape)
@@ -207,10 +211,9 @@ class FeatureCache:
         return self._files[name]
 
     def _remove_left_over(self) -> None:
-        for path in (*self.folder.glob("*.part"), *self.folder.glob(".*.new")):
-            with suppress(FileNotFoundError):  # another process gave it its name meanwhile
-                if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
-                    path.unlink()
+        for path, state in (*listing(self.folder, "*.part"), *listing(self.folder, ".*.new")):
+            if time.time() - state.st_mtime > _LEFT_OVER_S:
+                path.unlink(missing_ok=True)
 
 
 class _Pair:

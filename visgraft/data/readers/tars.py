@@ -22,11 +22,12 @@ import numpy as np
 from visgraft.data.fingerprint import Fingerprint, stamp
 from visgraft.data.images.opening import FilePart
 from visgraft.data.mixing import epoch_order
+from visgraft.data.processes import ALONE, Processes
 from visgraft.data.readers.rows import Row, parse_object
 from visgraft.data.readers.splits import is_usual, not_there, synonyms, told_by, usual_name
 from visgraft.data.readers.text_files import check_encoding, decode_text
 from visgraft.data.row_streams import StreamedRow
-from visgraft.disk_cache import Arrays, keep_arrays
+from visgraft.disk_cache import Arrays
 from visgraft.errors import BadSampleError, DataError, MissingAssetError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -116,36 +117,45 @@ def _braces(text: str) -> Iterator[str]:
 class TarRows:
     """Hold where the members of every sample of some tars lie. See Rows."""
 
-    def __init__(self, paths: Sequence[Path], *, encoding: str | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], *, encoding: str | None = None, processes: Processes = ALONE) -> None:
         self._paths = list(paths)
         self._encoding = check_encoding(encoding)
-        index = keep_arrays(partial(_index, self._paths), fingerprint=f"tars {stamp(self._paths)}")
+        index = processes.make_arrays(
+            partial(_index, self._paths),
+            length=len(self._paths),
+            join=_join_indices,
+            fingerprint=f"members of tars {stamp(self._paths)}",
+        )
         self._suffixes: list[str] = index["suffixes"].tolist()
-        self._keys, self._shards = index["keys"], index["shards"]
-        self._starts, self._members = index["starts"], index["members"]
+        self._keys, self._shards, self._starts = index["keys"], index["shards"], index["starts"]
+        self._kinds, self._places = index["kinds"], index["places"]
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Row:
-        members = self._members[self._starts[index] : self._starts[index + 1]].tolist()
-        path = self._paths[self._shards[index]]
-        parts = [(self._suffixes[number], FilePart(path, offset, size)) for number, offset, size in members]
-        return row_of_parts(str(self._keys[index]), parts, encoding=self._encoding)
+        members = slice(self._starts[index], self._starts[index + 1])
+        path, places = self._paths[self._shards[index]], self._places[members].tolist()
+        kinds = [self._suffixes[number] for number in self._kinds[members].tolist()]
+        parts = [(suffix, FilePart(path, *place)) for suffix, place in zip(kinds, places, strict=True)]
+        return row_of_parts(self._key(index), parts, encoding=self._encoding)
+
+    def _key(self, index: int) -> str:
+        return bytes(self._keys[index]).decode("utf-8", "surrogateescape")
 
     def suffixes_together(self, wanted: Callable[[str], bool]) -> list[str]:
         """Return the suffixes that are wanted, where some sample has several of them; else none."""
         chosen = [number for number, suffix in enumerate(self._suffixes) if wanted(suffix)]
         if len(chosen) < 2 or not len(self):
             return []
-        counts = np.add.reduceat(np.isin(self._members[:, 0], chosen).astype(np.int64), self._starts[:-1])
+        counts = np.add.reduceat(np.isin(self._kinds, chosen).astype(np.int32), self._starts[:-1])
         several = np.repeat(counts > 1, np.diff(self._starts))
-        there = set(np.unique(self._members[several, 0]).tolist())
+        there = set(np.unique(self._kinds[several]).tolist())
         return [self._suffixes[number] for number in chosen if number in there]
 
     def where(self, index: int) -> str:
         """Say which sample of which tar it is."""
-        return f"{self._paths[self._shards[index]].name} sample {self._keys[index]}"
+        return f"{self._paths[self._shards[index]].name} sample {self._key(index)}"
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -248,29 +258,42 @@ class TarStream:
             return str(error)
 
 
-def _index(paths: Sequence[Path]) -> Arrays:
-    """Go through the headers of all tars: which members each sample has, and where they lie."""
+def _index(paths: Sequence[Path], tars: range) -> Arrays:
+    """Go through the headers of some of the tars: which members each sample has, and where they lie."""
     suffixes: dict[str, int] = {}
-    members = array("q")  # suffix, offset, size; three numbers a member
-    starts, shards = array("q"), array("q")  # of each sample, its first member and its tar
-    keys: list[str] = []
-    for number, path in enumerate(paths):
+    kinds, places = array("i"), array("q")  # of each member, its suffix; its offset and its size
+    shards, counts = array("i"), array("i")  # of each sample, its tar and how many members it has
+    keys: list[bytes] = []
+    for number in tars:
+        path = paths[number]
         try:
             for key, parts in samples_of_tar(path):
-                keys.append(key)
+                keys.append(key.encode("utf-8", "surrogateescape"))
                 shards.append(number)
-                starts.append(len(members) // 3)
+                counts.append(len(parts))
                 for suffix, part in parts:
-                    members.extend((suffixes.setdefault(suffix, len(suffixes)), part.offset, part.size_bytes))
+                    kinds.append(suffixes.setdefault(suffix, len(suffixes)))
+                    places.extend((part.offset, part.size_bytes))
         except (tarfile.TarError, OSError) as error:
             raise DataError(
                 f"webdataset: {path} is no whole, plain tar ({error}); fetch it again, or unpack a compressed one"
             ) from error
-    starts.append(len(members) // 3)
     return {
         "suffixes": np.array(list(suffixes), dtype=np.str_),
-        "members": np.array(members, dtype=np.int64).reshape(-1, 3),
-        "starts": np.array(starts, dtype=np.int64),
-        "shards": np.array(shards, dtype=np.int64),
-        "keys": np.array(keys, dtype=np.str_),
+        "kinds": np.array(kinds, dtype=np.int16),
+        "places": np.array(places, dtype=np.int64).reshape(-1, 2),
+        "counts": np.array(counts, dtype=np.int32),
+        "shards": np.array(shards, dtype=np.int32),
+        "keys": np.array(keys, dtype=np.bytes_),
     }
+
+
+def _join_indices(parts: Sequence[Arrays]) -> Arrays:
+    """Put the indices of stretches of tars together, in their order."""
+    suffixes = list(dict.fromkeys(suffix for part in parts for suffix in part["suffixes"].tolist()))
+    numbered = [np.array([suffixes.index(suffix) for suffix in part["suffixes"]], np.int16) for part in parts]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in ("places", "shards", "keys")}
+    starts = np.zeros(len(joined["shards"]) + 1, np.int64)
+    np.cumsum(np.concatenate([part["counts"] for part in parts]), out=starts[1:])
+    kinds = np.concatenate([new[part["kinds"]] for new, part in zip(numbered, parts, strict=True)])
+    return {**joined, "suffixes": np.array(suffixes, dtype=np.str_), "kinds": kinds, "starts": starts}

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from visgraft.data.grouping import RowSource
 from visgraft.data.images.opening import FilePart
+from visgraft.data.processes import ALONE, Processes
 from visgraft.data.readers.row_formats import Content, content_of_row
 from visgraft.data.readers.rows import Row
 from visgraft.data.readers.splits import parse_split, rows_of_split
@@ -41,12 +42,13 @@ def read(
     members: list[str] | None = None,
     streaming: bool = False,
     encoding: str | None = None,
+    processes: Processes = ALONE,
 ) -> Source | SampleStream:
     """Return the samples of all shards; a path that holds {split} gets the split's name in its place.
 
     prompt: the text in front of a caption. columns: {key of a format: key of the json}. members: the image members of
     a sample, [jpg, mask.png], say; None: one, and that by its plainest suffix. streaming: no index. encoding: of texts
-    that are not UTF-8.
+    that are not UTF-8. processes: index the tars together.
     Raises MissingAssetError without shards, DataError where one is no tar or the split cannot be told, ConfigError for
     a slice of a stream.
     """
@@ -67,7 +69,7 @@ def read(
         return SampleStream(TarStream(tars, encoding=encoding), read_row=read_row, notes=notes)
 
     def open_named(name: str) -> TarRows:
-        rows = TarRows(tars_of_split(str(path), split=name), encoding=encoding)
+        rows = TarRows(tars_of_split(str(path), split=name), encoding=encoding, processes=processes)
         if not len(rows):
             raise DataError(f"webdataset: {path} holds no samples")
         together.extend(rows.suffixes_together(_is_image))

@@ -20,6 +20,7 @@ from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
 
 from visgraft.evaluation.running import REPORT, SCORES
+from visgraft.listing import listing
 from visgraft.parsing import parse_json
 from visgraft.serving.failures import Failure
 from visgraft.serving.page.runs import name_below
@@ -56,9 +57,9 @@ class EvaluationsView:
         return None
 
     def _find(self) -> dict[str, Path]:
-        found = [path for pattern in ("", "*/", "*/*/") for path in self._folder.glob(f"{pattern}{SCORES}")]
-        found.sort(key=lambda path: (-path.stat().st_mtime, path))
-        return {name_below(self._folder, path.parent): path.parent for path in found}
+        found = [each for pattern in ("", "*/", "*/*/") for each in listing(self._folder, f"{pattern}{SCORES}")]
+        found.sort(key=lambda each: (-each.state.st_mtime, each.path))
+        return {name_below(self._folder, each.path.parent): each.path.parent for each in found}
 
     def _told(self, name: str, folder: Path) -> dict[str, Any]:
         told: dict[str, Any] = {"name": name, "models": [], "report": None}
@@ -74,7 +75,7 @@ class EvaluationsView:
                 }
                 for each in models
             ]  # fmt: skip
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             told["problem"] = f"{SCORES} cannot be read ({error}); give the `visgraft evaluate` of it again"
         return told
 

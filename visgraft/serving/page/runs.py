@@ -25,6 +25,7 @@ from visgraft.compare.collect import find_runs
 from visgraft.compare.curves import Array, Curve, smooth, thin, training_curve, validation_curve
 from visgraft.errors import CheckpointError
 from visgraft.folder_lock import find_holder
+from visgraft.listing import changed_at, content_of, listing
 from visgraft.runs import Log, Run, counted_records
 from visgraft.serving.failures import Failure
 from visgraft.serving.service import Service
@@ -70,10 +71,11 @@ class RunsView:
         """
         with self._lock:
             folder = self._run(name).run.folder
-        return {
-            f"{path.parent.name}/{path.name}": f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
-            for path in sorted((folder / "sample_prompts").glob("*.jpg"))
-        }
+        pictures = {}
+        for path, _ in listing(folder / "sample_prompts", "*.jpg"):
+            content = base64.b64encode(content_of(path) or b"").decode()
+            pictures[f"{path.parent.name}/{path.name}"] = f"data:image/jpeg;base64,{content}"
+        return pictures
 
     def _run(self, name: str) -> _LiveRun:
         found = self._find()
@@ -131,14 +133,14 @@ class _LiveRun:
     def stamp(self) -> str:
         """Give a word that changes with anything that is shown."""
         samples = self.run.log_path("samples")
-        times = (*self.run.last_changes(), samples.stat().st_mtime if samples.exists() else 0.0)
+        times = (*self.run.last_changes(), changed_at(samples))
         return f"{self._state()}-{'-'.join(f'{each:.6f}' for each in times)}"
 
     def standing(self) -> dict[str, Any]:
         """Say where the run stands."""
         told: dict[str, Any] = {"state": self._state(), "changed": max(self.run.last_changes())}
         if told["changed"] == 0:  # nothing was logged yet
-            told["changed"] = self.run.recipe_path.stat().st_mtime
+            told["changed"] = changed_at(self.run.recipe_path)
         told["silent_s"] = max(0.0, time.time() - told["changed"])
         try:
             training, validation, _ = self._curves()
