@@ -14,7 +14,7 @@
 #   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
 #   make test-timm     encoders of timm, in an environment that has it
 #   make sweep         every language model and vision class of transformers: joined, or why not (docs/models.md; 20 minutes)
-#   make lint types    format and style; strict types
+#   make lint types    format and style, of shell scripts too; strict types
 #   make check         lint, types, test
 #   make map           write the file map of docs/architecture.md and the pages of docs/reference/ again
 #   make docs          the documentation as pages, in build/docs
@@ -94,6 +94,7 @@ sweep: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck .ci/run .ci/chromium visgraft/recipes/launch/slurm.sh
 
 types: $(STAMP)
 	$(BIN)/mypy

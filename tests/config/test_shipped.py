@@ -21,7 +21,8 @@ def test_every_shipped_file_has_a_name_and_a_first_line_that_says_what_it_is_for
     found = shipped_recipes()
     assert {"easy_vqa", "demo", "experiments/modules", "launch/ddp"} <= found.keys()
     assert next(iter(found)) == "coco_opt" and list(found)[-1].startswith("launch/")
-    assert [name for name, path in found.items() if not path.read_text().startswith("# ")] == []
+    assert [name for name, path in found.items() if not path.read_text().startswith(("# ", "#!/bin/bash\n# "))] == []
+    assert first_line(found["launch/slurm"]).startswith("A Slurm job")
     assert [name for name, path in found.items() if len(first_line(path)) < 20] == []
 
 
@@ -89,7 +90,7 @@ def test_what_is_said_about_launchers_lets_them_pass_on_every_signal_that_saves(
     option, variable = "--signals-to-handle=", "PET_SIGNALS_TO_HANDLE="
     named = {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"}
     found: dict[str, int] = {option: 0, variable: 0}
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *FOLDER.rglob("*.yaml")):
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *shipped_recipes().values()):
         is_set = False
         for line in path.read_text().splitlines():
             words = [word for word in line.split() if word.startswith((option, variable))]

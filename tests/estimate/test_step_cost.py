@@ -35,9 +35,9 @@ def test_a_gpu_holds_a_context() -> None:
 
 def test_time_is_arithmetic_over_the_rate_at_a_stated_share() -> None:
     estimate = estimated(samples())
-    seconds = estimate.seconds_per_step(num_positions=1000, tflops=100)
+    seconds = estimate.seconds(1000, tflops=100)
     assert seconds == 1000 * estimate.flops_per_position / (100e12 * UTILISATION)
-    assert estimate.seconds_per_step(num_positions=1000, tflops=200) == seconds / 2
+    assert estimate.seconds(1000, tflops=200) == seconds / 2
 
 
 def test_weights_are_read_in_fp32() -> None:

@@ -32,7 +32,7 @@ class StepCost:
 
     Attributes:
         sizes: bytes at the fullest instant of a step by what they hold: weights, gradients, optimizer, activations,
-            logits, batch, framework.
+            logits, batch, framework; of several GPUs also sharing: what is gathered from and sent to the others.
         weights: bytes of weights by part.
         loading_bytes: of the computer's memory while the weights are read, which is in fp32.
         num_positions: of the largest micro-batch, pads included.
@@ -54,9 +54,9 @@ class StepCost:
         """Say whether a GPU holds it; on the computer itself the weights have to be read, too."""
         return max(self.total_bytes, 0 if gpu.is_gpu else self.loading_bytes) <= gpu.memory_bytes
 
-    def seconds_per_step(self, *, num_positions: int, tflops: float) -> float:
-        """Estimate how long a step of so many positions takes at `UTILISATION` of a rate in TFLOP/s."""
-        return self.flops_per_position * num_positions / (UTILISATION * tflops * 1e12)
+    def seconds(self, num_positions: int, *, tflops: float, utilisation: float = UTILISATION) -> float:
+        """Estimate how long the arithmetic of so many positions takes at a share of a rate in TFLOP/s."""
+        return self.flops_per_position * num_positions / (utilisation * tflops * 1e12)
 
 
 def estimate_step(

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
+from visgraft.model.cache import CACHE_NAME
 from visgraft.model.language import AttentionSpec
 from visgraft.model.layer_outputs import LayerOutputs
 from visgraft.model.loss import gathered_head, supervised_losses
@@ -265,7 +266,7 @@ def read(
     """
     if cache is not None and not isinstance(cache, StateCache):
         raise ModelError(
-            f"past_key_values: got {type(cache).__name__}, but {attention_spec.name} carries states: give a StateCache "
+            f"{CACHE_NAME}: got {type(cache).__name__}, but {attention_spec.name} carries states: give a StateCache "
             "(visgraft.model.state_cache), or leave it out"
         )
     if cache is not None and attention_spec.behind_cache == "nothing":

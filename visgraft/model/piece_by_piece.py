@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from visgraft.model.cache import PreallocatedCache
+from visgraft.model.cache import PreallocatedCache, as_argument
 from visgraft.model.joined import JoinedModel
 from visgraft.model.layer_outputs import LayerOutputs
 from visgraft.model.loss import VisionLanguageOutput, gathered_head
@@ -133,7 +133,7 @@ class PieceByPieceMixin(JoinedModel):
         table = append_segment(context, attention_mask.bool(), kind=TEXT)  # [B, context + T]
         self._check_length(table)
         logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
-        return VisionLanguageOutput(logits=logits, past_key_values=cache)
+        return VisionLanguageOutput(logits=logits, **as_argument(cache))
 
     def read_branches(
         self, input_ids: Tensor, *, lengths: Sequence[int], context: SegmentTable, cache: Cache
@@ -203,6 +203,6 @@ class PieceByPieceMixin(JoinedModel):
             positions=table.position[:, -num_new:] - shift[:, None],
         )
         with gathered_head(self.language, (torch.arange(len(counts), device=device), counts - 1)):
-            output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **arguments)
+            output = self.attention_spec.call(self.language, embeds, arguments, cache=cache)
         row_logits: Tensor = output.logits[0]
         return row_logits

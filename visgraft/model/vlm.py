@@ -38,6 +38,7 @@ from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
 from visgraft.model.attention_kernel import showing_attention
+from visgraft.model.cache import as_argument
 from visgraft.model.checks.compatibility import check_language
 from visgraft.model.configuration import Begins, VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
@@ -314,6 +315,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         image_embeds: Tensor | None = None,
         image_token_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         context: SegmentTable | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -339,6 +341,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             image_token_mask: see `image_embeds`.
             past_key_values: a cache, in which rows are packed as [pads][image][text]; later calls give the
                 `image_token_mask` again.
+            cache: the same, by the name that transformers gives it from 5.24 on.
             context: what the cache holds in front of the text, instead of an `image_token_mask`; see `read_text`.
             use_cache: make a cache where none is given.
             logits_to_keep: only the last n positions' logits (with a cache, of the packed rows); 0 = all.
@@ -362,13 +365,14 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             raise ModelError(
                 "forward needs input_ids, or inputs_embeds in their place, or batch= from Processor.collate"
             )
+        cache = past_key_values if cache is None else cache
         if batch is not None:
             result = self._batch_loss(batch)
         elif context is not None and input_ids is not None:
             result = self.read_text(
                 input_ids,
                 context=context,
-                cache=past_key_values,
+                cache=cache,
                 attention_mask=attention_mask,
                 logits_to_keep=logits_to_keep,
             )
@@ -386,7 +390,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
                 image_embeds,
                 image_token_mask,
                 attention_mask,
-                cache=self.make_cache() if past_key_values is None and use_cache else past_key_values,
+                cache=self.make_cache() if cache is None and use_cache else cache,
                 logits_to_keep=logits_to_keep,
                 shown=LayerOutputs(hidden_states=states, attentions=attentions),
             )
@@ -433,7 +437,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
         return VisionLanguageOutput(
             logits=logits,
-            past_key_values=cache,
+            **as_argument(cache),
             hidden_states=shown.hidden_states,
             attentions=shown.attentions,
             last_hidden_state=states[:, -num_text:] if cache is None else None,  # [B, T, D]

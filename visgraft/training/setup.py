@@ -53,7 +53,7 @@ from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
 from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
-from visgraft.training.sharding import check_strategy, current_parameters, launch_notes
+from visgraft.training.sharding import check_sharing, check_strategy, current_parameters, launch_notes
 from visgraft.training.state import TrainState, find_damage, load_state, set_random_state
 from visgraft.training.trackers import Trackers, check_trackers
 from visgraft.training.training_data import TrainingData, open_training_data
@@ -210,6 +210,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     words = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
     if AcceleratorState._shared_state:  # one program may train one run in bf16 and the next in fp32
         AcceleratorState._reset_state()
+    check_sharing(num_processes=PartialState().num_processes)
     accelerator = Accelerator(cpu=cpu, mixed_precision=words[dtype])
     check_strategy(accelerator)
     return accelerator
