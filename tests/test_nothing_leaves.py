@@ -75,11 +75,12 @@ for command in commands:
 def test_with_sockets_blocked_every_command_works_on_local_folders(tmp_path: Path) -> None:
     save_llava(tmp_path / "llava")
     data = save_data(tmp_path / "data", num_images=4)
+    others = save_data(tmp_path / "others", num_images=2, first=100)
     Image.new("RGB", (32, 32), (200, 30, 30)).save(tmp_path / "red.png")
     recipe = {
         "model": {"start_from": str(tmp_path / "model")},
         "train": {"max_steps": 1, "text_tokens_per_step": 100, "precision": "fp32"},
-        "data": {"train": [{"source": "folder", "path": data}], "validation": [{"source": "folder", "path": data}]},
+        "data": {"train": [{"source": "folder", "path": data}], "test": [{"source": "folder", "path": others}]},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with socket.socket() as taken:
