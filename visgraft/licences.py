@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from visgraft.config import Recipe, SourceSettings
 from visgraft.parsing import parse_json, parse_yaml
-from visgraft.starter.assets import ASSETS, MARKER, PREFIX
 
 UNKNOWN = "unknown"
+_STARTER, _MARKER = "starter:", "starter.json"  # as visgraft.starter has them, which is not imported for help alone
 Kind = Literal["open", "conditions", "non-commercial", "unknown"]
 IMPORT_REPORT = "import.json"  # beside the weights of an imported model: where they came from
 _LICENCE_FILES = ("LICENSE", "LICENCE", "LICENSE.txt", "LICENSE.md", "COPYING")
@@ -174,7 +176,7 @@ def licence_of(
         is_dataset: it is a data set on the Hub, no model.
         reader: of data.
     """
-    if name.startswith(PREFIX):
+    if name.startswith(_STARTER):
         return _of_starter(what, name)
     folder = Path(name).expanduser()
     if folder.exists():
@@ -184,7 +186,7 @@ def licence_of(
     else:
         found = None
     if found is None and reader == "easy_vqa":
-        return _of_starter(what, f"{PREFIX}easy_vqa", shown=name)
+        return _of_starter(what, f"{_STARTER}easy_vqa", shown=name)
     if found is None and reader in _OF_READER:
         licence, terms = _OF_READER[reader]
         return Licence(what, name, licence, revision, terms, f"what is published of {reader}")
@@ -192,7 +194,9 @@ def licence_of(
 
 
 def _of_starter(what: str, name: str, *, shown: str | None = None) -> Licence:
-    asset = ASSETS.get(name.removeprefix(PREFIX).partition("/")[0])
+    from visgraft.starter.assets import ASSETS
+
+    asset = ASSETS.get(name.removeprefix(_STARTER).partition("/")[0])
     if asset is None:
         return Licence(what, name)
     licences = ", ".join(dict.fromkeys(package.license for package in asset.packages))
@@ -203,11 +207,11 @@ def _of_starter(what: str, name: str, *, shown: str | None = None) -> Licence:
 def _of_folder(what: str, name: str, folder: Path) -> Licence | None:
     """Read the card, the starter's marker or the licence file of a folder, or of the one above it; None = no such."""
     for place in (folder, folder.parent):
-        marker = _json(place / MARKER)
+        marker = _json(place / _MARKER)
         if marker and isinstance(marker.get("sources"), list):
             licences = ", ".join(dict.fromkeys(str(each.get("license", UNKNOWN)) for each in marker["sources"]))
             versions = ", ".join(f"{each.get('package')} {each.get('version')}" for each in marker["sources"])
-            return Licence(what, name, licences, versions, "", str(place / MARKER))
+            return Licence(what, name, licences, versions, "", str(place / _MARKER))
     card = folder / "README.md"
     if card.is_file() and (found := _of_card(what, name, card, revision=_commit_of(folder))) is not None:
         return found
@@ -239,7 +243,7 @@ def _of_card(what: str, name: str, card: Path, *, revision: str | None) -> Licen
     found = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     values: Any = {}
     if found:
-        with suppress(ValueError):
+        with suppress(ValueError, yaml.YAMLError):
             values = parse_yaml(found[1].encode())
     licence = values.get("license") if isinstance(values, dict) else None
     if isinstance(licence, list):

@@ -51,8 +51,8 @@ from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, e
 from visgraft.data.sample import ImageRef, Sample, Turn
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
-from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image, positions_of
-from visgraft.model.storage.pretrained import load_config
+from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image
+from visgraft.model.storage.pretrained import known_positions, load_config
 from visgraft.model.vision import measure
 from visgraft.model.vision_inputs import count_tokens
 
@@ -165,7 +165,7 @@ class Processor(ProcessorMixin):
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
-            max_positions=max_positions or _positions(language, revision=language_revision)[0],
+            max_positions=max_positions or known_positions(language, revision=language_revision)[0],
             num_image_tokens=num_image_tokens,
             image_size=image_size,
             template=template,
@@ -196,7 +196,7 @@ class Processor(ProcessorMixin):
                 "make one with Processor.from_parts and save it there"
             )
         if "max_positions" not in settings:  # it was saved before that was known
-            known = _positions(name, revision=hub.get("revision"))
+            known = known_positions(name, revision=hub.get("revision"))
             settings = {**settings, **dict(zip(("max_positions", "images_take_positions"), known, strict=True))}
         return cls(
             load_image_processor(name, **hub),
@@ -293,13 +293,8 @@ class Processor(ProcessorMixin):
         outcomes: list[EncodedDialog | str] = []
         for dialog in sample.dialogs:
             try:
-                encoded = encode_dialog(
-                    self.tokenizer,
-                    self.prompt_template,
-                    dialog,
-                    max_text_tokens=self.max_text_tokens,
-                    image_turns=image_turns,
-                )
+                limits: dict[str, Any] = {"max_text_tokens": self.max_text_tokens, "image_turns": image_turns}
+                encoded = encode_dialog(self.tokenizer, self.prompt_template, dialog, **limits)
                 self._check_positions(encoded, num_image_tokens=num_image_tokens)
             except BadSampleError as error:
                 outcomes.append(str(error))
@@ -416,10 +411,8 @@ class Processor(ProcessorMixin):
             ConfigError: the numbers of prompts and images differ, or another kind of output is asked for.
         """
         prompts, groups = pair_prompts(text, images=images)
-        ids = [
-            self.prompt([Turn(prompt, "")], has_images=bool(group))
-            for prompt, group in zip(prompts, groups, strict=True)
-        ]
+        asked = zip(prompts, groups, strict=True)
+        ids = [self.prompt([Turn(prompt, "")], has_images=bool(group)) for prompt, group in asked]
         return self._inputs(ids, groups, padding=padding, return_tensors=return_tensors)
 
     def apply_chat_template(  # type: ignore[override]
@@ -499,19 +492,6 @@ def _load_vision(
         return vision, None
     config = vision.config if isinstance(vision, PreTrainedModel) else load_config(vision, revision=revision)
     return load_image_processor(vision, revision=revision), config
-
-
-def _positions(
-    language: str | Path | PreTrainedModel | PreTrainedTokenizerBase, *, revision: str | None
-) -> tuple[int | None, bool]:
-    """Return what `positions_of` says of a language model; nothing is known of a tokenizer alone."""
-    if isinstance(language, PreTrainedTokenizerBase):
-        return None, True
-    try:
-        config = language.config if isinstance(language, PreTrainedModel) else load_config(language, revision=revision)
-    except CheckpointError:
-        return None, True
-    return positions_of(config)
 
 
 AutoProcessor.register(VisionLanguageConfig, Processor, exist_ok=True)

@@ -142,3 +142,9 @@ def test_with_several_gpus_it_says_which_launch_config_to_take(visgraft: Visgraf
     assert "let train.text_tokens_per_step grow" in " ".join(out)
     refused = visgraft("estimate", recipe, "--gpu", "h100", "--gpus", "3", "--nodes", "2")
     assert (refused.status, refused.out) == (2, "") and "--nodes: got 2 machines for 3 GPUs" in refused.err
+
+
+def test_the_time_on_this_computer_is_known_without_training(visgraft: Visgraft, recipe: Path) -> None:
+    values = json.loads(visgraft("estimate", recipe, "--json", "--set", "train.precision=fp32").out)
+    assert values["time"]["seconds_per_step"] > 0 and values["time"]["seconds"] > 0
+    assert values["time"]["basis"].startswith("from its arithmetic, at 55% of ")

@@ -1,5 +1,6 @@
 """What is shipped is found by its name, and an installed wheel has all of it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,14 @@ def test_an_installed_wheel_reads_the_recipes_from_itself(tmp_path: Path) -> Non
         [sys.executable, "-P", "-c", code, site], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert result.stdout.split() == list(shipped_recipes())
+    # in the folder that holds a clone the folder `visgraft` comes first, and yet the package is found
+    (tmp_path / "visgraft").mkdir()
+    code = "import visgraft; print(visgraft.__file__, visgraft.load_recipe('cpu').title)"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert result.stdout.split() == [str(site / "visgraft" / "__init__.py"), "cpu"]
 
 
 def test_what_is_said_about_launchers_lets_them_pass_on_every_signal_that_saves() -> None:

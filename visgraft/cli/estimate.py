@@ -15,6 +15,7 @@ from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.config import load_recipe
 from visgraft.errors import names_needed_for
+from visgraft.wording import counted
 
 GIB = 2**30
 TIGHT = 0.87  # of the memory: above it, an estimate that is 15 % off decides
@@ -42,8 +43,13 @@ def estimate(
         float, typer.Option(metavar="GBIT", help="Gbit/s that a machine sends to the others: an assumption.")
     ] = 400.0,
     utilisation: Annotated[
-        float, typer.Option(metavar="SHARE", help="Of the GPU's dense rate, over a step: an assumption.")
-    ] = 0.4,
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of the dense rate, over a step: an assumption.",
+            show_default="0.4 of a GPU's, 0.55 of this computer's",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe.")
     ] = None,
@@ -168,7 +174,7 @@ def _time_in_words(time: dict[str, Any]) -> str:
         return time["basis"]
     words = f"{time['seconds_per_step']:.3g} s a step"
     if time["seconds"] is not None:
-        words += f", {time['steps']:,} steps in {_duration(time['seconds'])}"
+        words += f", {counted(time['steps'], 'step')} in {_duration(time['seconds'])}"
     return f"{words} ({time['basis']})"
 
 

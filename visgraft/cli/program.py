@@ -5,6 +5,7 @@ Usage: `visgraft ask runs/my-run cat.jpg "What is it?"`
 """
 
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -32,9 +33,11 @@ from visgraft.cli.init import init
 from visgraft.cli.inspection import inspect_
 from visgraft.cli.licences import licences
 from visgraft.cli.recipes import recipes
+from visgraft.cli.reproduce import reproduce
 from visgraft.cli.serve import serve
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, logging_as, print_error
+from visgraft.cli.threads import share_cores
 from visgraft.cli.train import train
 from visgraft.cli.watch import watch
 from visgraft.config.renamed import COMMANDS
@@ -62,6 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Errors that a user can act on become one line; anything else is a mistake of ours and keeps its traceback.
     """
+    share_cores(os.environ)
     flags, rest = _split_flags(list(sys.argv[1:] if args is None else args))
     is_debug = "--debug" in flags
     with debugging(is_debug), logging_as(next((form for flag, form in LOG_FORMS.items() if flag in flags), None)):
@@ -174,6 +178,13 @@ _add(
     experiment,
     "visgraft experiment experiments/modules --dry-run",
     "visgraft experiment modules.yaml --seeds 2 --only 'lora*' --set train.max_steps=100",
+)
+_add(
+    "Train",
+    reproduce,
+    "visgraft reproduce --scale smoke",
+    "visgraft reproduce --data ~/m3it --scale hour",
+    "visgraft reproduce --verify reproductions/hour",
 )
 _add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")
 _add("Look", licences, "visgraft licences recipe.yaml", "visgraft licences runs/my-run --json")

@@ -26,6 +26,7 @@ from visgraft.estimate.sharing import ALONE, NETWORK_GBIT, Machines, Sharding, b
 from visgraft.estimate.step_cost import UTILISATION, StepCost, estimate_step
 from visgraft.estimate.trial import Trial, has_weights, try_out
 from visgraft.model.precision import DTYPES
+from visgraft.wording import counted
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Estimate:
             "fits": cost.fits(self.gpu),
             "parts": dict(cost.sizes),
             "seconds_per_step": step,
-            "seconds": None if step is None or self.num_steps is None else round(step * self.num_steps, 1),
+            "seconds": None if step is None or self.num_steps is None else float(f"{step * self.num_steps:.4g}"),
         }
 
 
@@ -120,7 +121,7 @@ def estimate(
     gpus: int = 1,
     nodes: int | None = None,
     network_gbit: float = NETWORK_GBIT,
-    utilisation: float = UTILISATION,
+    utilisation: float | None = None,
     measure: bool | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Estimate:
@@ -132,7 +133,7 @@ def estimate(
         gpus: how many of them.
         nodes: in how many machines; None: eight in each.
         network_gbit: 10^9 bits a second that a machine sends to the others.
-        utilisation: of the GPU's dense rate, over the arithmetic of a step.
+        utilisation: of the dense rate, over the arithmetic of a step; None: 40 % of a GPU's, 55 % of this computer's.
         measure: train a few steps on this machine; None does so where no GPU was named, one is here, the recipe fits
             it, and weights and data are here.
         say: called with a line before each piece of long work.
@@ -144,6 +145,7 @@ def estimate(
     """
     wanted = local_gpu() if gpu is None else find_gpu(gpu) if isinstance(gpu, str) else gpu
     machines = Machines.of(gpus, nodes, network_gbit=network_gbit)
+    utilisation = UTILISATION["gpu" if wanted.is_gpu else "cpu"] if utilisation is None else utilisation
     _check_options(wanted, machines, measure=measure, utilisation=utilisation)
     recipe = load_recipe(recipe)
 
@@ -248,8 +250,9 @@ def _seconds_per_step(
 ) -> tuple[float | None, str]:
     """Say how long a step takes, and by what that is known."""
     if trial is not None:
-        return median(trial.seconds), f"measured here, {len(trial.seconds)} steps on {trial.device}"
+        return median(trial.seconds), f"measured here, {counted(len(trial.seconds), 'step')} on {trial.device}"
     if gpu.tflops is None:
         return None, "unknown: name a GPU, such as --gpu rtx4090, or measure here with --measure"
     seconds = cost.seconds(outline.num_positions, tflops=gpu.tflops, utilisation=utilisation)
-    return round(seconds, 4), f"from its arithmetic, at {utilisation:.0%} of {gpu.tflops:g} TFLOP/s"
+    basis = f"from its arithmetic, at {utilisation:.0%} of {gpu.tflops:g} TFLOP/s"
+    return float(f"{seconds:.4g}"), basis if gpu.is_gpu else f"{basis}, its products' own; --measure trains a few steps"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -105,7 +106,18 @@ def local_gpu() -> Gpu:
         known = [gpu for key, gpu in GPUS.items() if _plain(key.partition("-")[0]) in _plain(properties.name)]
         here = Gpu(properties.name, int(properties.total_memory), dtype=dtype)
         return replace(here, tflops=known[0].tflops, link_gb_s=known[0].link_gb_s) if known else here
-    return replace(this_computer(), dtype=dtype)
+    return replace(this_computer(), tflops=matrix_rate(dtype or torch.float32, device=device), dtype=dtype)
+
+
+def matrix_rate(dtype: torch.dtype, *, device: torch.device, size: int = 1024) -> float:
+    """Measure how fast this machine multiplies matrices, in TFLOP/s: the best of a few products, in a blink."""
+    left = torch.ones(size, size, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(4):  # the first is a warm-up
+        start = time.perf_counter()
+        (left @ left).sum().item()
+        seconds.append(time.perf_counter() - start)
+    return round(2 * size**3 / min(seconds) / 1e12, 3)
 
 
 def this_computer() -> Gpu:

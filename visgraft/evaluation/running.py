@@ -202,6 +202,7 @@ def evaluate_models(models: Sequence[str], task: Task, *, settings: Settings, fo
         evaluated = [each.run(folder, say=say) for each in asking]
         found = Evaluation(folder, asked, settings, evaluated, compare_models([each.scored for each in evaluated]))
         write_answers(found, tags=[each.main.tag for each in asking])
+        write_controls(found, asked=[each.controls for each in asking])
         write_json(folder / SCORES, found.as_json())
     return found
 
@@ -335,6 +336,24 @@ def write_answers(evaluation: Evaluation, *, tags: Sequence[str]) -> None:
             record |= {"tokens": said.tokens, "stopped": said.stopped, "model": each.name, TAG: tag}
             records.append(record)
     write_lines(evaluation.folder / ANSWERS, records)
+
+
+def write_controls(evaluation: Evaluation, *, asked: Sequence[Mapping[ControlKind, Asking]]) -> None:
+    """Write `controls.jsonl` whole, the answers that the cache knew too; `control` names the way of asking."""
+    questions = {question.id: question for question in evaluation.task.questions.all}
+    records = [
+        {
+            **{**described(questions[said.id]), "answer": said.answer, "tokens": said.tokens, "stopped": said.stopped},
+            **({"no_answer": said.no_answer} if said.no_answer else {}),
+            **{"model": each.name, "control": control.kind, "shown": of_model[control.kind].shown},
+            TAG: of_model[control.kind].tag,
+        }
+        for each, of_model in zip(evaluation.models, asked, strict=True)
+        for control in each.controls
+        for said in control.scored.answered
+    ]
+    if records:
+        write_lines(evaluation.folder / CONTROLS, records)
 
 
 def check_folder(folder: Path) -> None:

@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,11 +40,13 @@ from visgraft.errors import ModelError
 from visgraft.model.attention_kernel import showing_attention
 from visgraft.model.cache import as_argument
 from visgraft.model.checks.compatibility import check_language
-from visgraft.model.configuration import Begins, VisionLanguageConfig
+from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
+from visgraft.model.image_tokens import ImageTokensMixin
 from visgraft.model.language import embedding_scale
 from visgraft.model.layer_outputs import LayerOutputs, Selection
 from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, loss_output, supervised_losses
+from visgraft.model.parts import part_module, part_parameters
 from visgraft.model.passes import losses_in_passes, read
 from visgraft.model.piece_by_piece import PieceByPieceMixin
 from visgraft.model.precision import float32_under_autocast, let_layer_norms_take_float32
@@ -53,19 +55,17 @@ from visgraft.model.projection import Projection
 from visgraft.model.sequence import SegmentTable, image_then_text, pads_first
 from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.tower import build_tower
-from visgraft.model.vision import encode, measure
+from visgraft.model.vision import measure
 from visgraft.model.vision_inputs import (
-    ENDS_ROW,
-    check_inputs,
     check_rows,
-    count_tokens,
     dummy_inputs,
-    flatten_images,
 )
+from visgraft.notebook import table_html
 from visgraft.segments import IMAGE
+from visgraft.wording import counted
 
 
-class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin):
+class VisionLanguageModel(StorageMixin, ImageTokensMixin, PieceByPieceMixin, PrefixGenerationMixin):
     """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
 
     main_input_name = "input_ids"
@@ -127,113 +127,6 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
                 module.eval()
         return self
 
-    # --- Images
-
-    def encode_images(
-        self, vision_inputs: Mapping[str, Tensor], *, frame_index: Tensor | None = None, begins: Begins = "first"
-    ) -> Tensor:
-        """Make image tokens [N, P, width] of N images, or of their `features`, if those are given.
-
-        Where the model has text in front of its images (`text_before_images`), P counts it; `begins` says which of it
-        stands before each sample's first image.
-        """
-        features = vision_inputs.get("features")
-        if features is None:
-            features = self.image_features(vision_inputs)  # [N, P, D_vision]
-        tokens: Tensor = self.projection(features, frame_index=frame_index)
-        texts = self._texts_before(len(tokens), frame_index, begins)
-        if texts is None:
-            return tokens
-        embed = functools.partial(self.prefix_injection.embed_tokens, self.language)
-        known = {text: embed(torch.tensor(text, dtype=torch.long, device=tokens.device)) for text in set(texts)}
-        rows = [torch.cat([known[text].to(row.dtype), row]) for text, row in zip(texts, tokens, strict=True)]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-    def _texts_before(self, number: int, frame_index: Tensor | None, begins: Begins) -> list[tuple[int, ...]] | None:
-        """Give the ids that stand in front of each of N images; None = this model has none."""
-        texts = self.config.text_before_images
-        if texts is None:
-            return None
-        frames = [0] * number if frame_index is None else frame_index.tolist()
-        return [tuple(texts[begins if frame <= 0 else "next"]) for frame in frames]
-
-    def image_features(self, vision_inputs: Mapping[str, Tensor]) -> Tensor:
-        """Run the encoder on N images: [N, P, D_vision], what the projection takes; frozen, it has no gradients."""
-        is_trained = any(parameter.requires_grad for parameter in self.vision.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
-            return encode(self.vision, vision_inputs, settings=self.config.vision_settings)
-
-    def image_prefix(
-        self,
-        pixel_values: Tensor,
-        *,
-        image_mask: Tensor | None = None,
-        begins: Begins = "first",
-        **vision_inputs: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Make the prefix of each sample.
-
-        Args:
-            pixel_values: [B, 3, H, W], or [B, F, 3, H, W] float, normalised by the encoder's own mean and std.
-            image_mask: [B, F] bool, True = a real image; default all.
-            begins: what the images stand behind, where the model has text in front of images: nothing (`first`), an
-                earlier turn (`later`), or another image (`next`).
-            vision_inputs: what else the encoder takes, with the same leading axes.
-
-        Returns:
-            Image tokens [B, P, width] and [B, P] bool, True = real; P of all F images.
-
-        Raises:
-            ModelError: the encoder does not take an input, or the mask has another shape.
-        """
-        self._check_inputs(vision_inputs)
-        inputs = {"pixel_values": pixel_values, **vision_inputs}
-        flat, mask = flatten_images(inputs, image_mask=image_mask)  # each [N, ...], [B, F]
-        num_rows, num_images = mask.shape
-        if image_mask is None:  # nothing here depends on what a tensor holds, so that it can be exported
-            order = torch.arange(num_images, device=mask.device).repeat(num_rows)
-            tokens, real = self._encode_real(flat, order if num_images > 1 else torch.full_like(order, -1), begins)
-            return tokens.reshape(num_rows, -1, tokens.shape[-1]), real.reshape(num_rows, -1)
-        if not mask.any():
-            empty = torch.zeros(num_rows, 0, self.prefix_injection.width, device=mask.device)
-            return empty, empty[..., 0].bool()
-        order = (mask.long().cumsum(1) - 1)[mask]  # [N], which image of its sample each is
-        is_single = (mask.sum(1) == 1).repeat_interleave(mask.sum(1))  # [N]
-        tokens, real = self._encode_real(flat, torch.where(is_single, -1, order), begins)
-        prefix = tokens.new_zeros(*mask.shape, *tokens.shape[1:])  # [B, F, p, width]
-        prefix[mask] = tokens
-        prefix_mask = torch.zeros(prefix.shape[:3], dtype=torch.bool, device=mask.device)  # [B, F, p]
-        prefix_mask[mask] = real
-        return prefix.flatten(1, 2), prefix_mask.flatten(1, 2)  # [B, F * p, width], [B, F * p]
-
-    def _encode_real(
-        self, vision_inputs: Mapping[str, Tensor], frame_index: Tensor, begins: Begins
-    ) -> tuple[Tensor, Tensor]:
-        """Encode N real images: image tokens [N, p, width], and which of them are real, [N, p] bool."""
-        tokens = self.encode_images(vision_inputs, frame_index=frame_index, begins=begins)
-        counts = self._count_image_tokens(vision_inputs, tokens, frame_index, begins)  # [N]
-        return tokens, torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
-
-    def _check_inputs(self, vision_inputs: Mapping[str, Tensor]) -> None:
-        if ENDS_ROW in vision_inputs and self.projection.row_separator is None:
-            raise ModelError(
-                "got row separators between tiles, which the model was not joined with: give it tiles=, too"
-            )
-        check_inputs(self.vision, (name for name in vision_inputs if name != ENDS_ROW))
-
-    def _count_image_tokens(
-        self, vision_inputs: Mapping[str, Tensor], tokens: Tensor, frame_index: Tensor, begins: Begins = "first"
-    ) -> Tensor:
-        """Count the real image tokens of each image, text before it included, [N] long; tokens: [N, P, width]."""
-        has_separator = self.projection.row_separator is not None
-        texts = self._texts_before(len(tokens), frame_index, begins)
-        before = torch.tensor([0] * len(tokens) if texts is None else [*map(len, texts)], device=tokens.device)
-        number = tokens.shape[1] - has_separator - int(before.max())
-        counts = torch.full((tokens.shape[0],), number, device=tokens.device)
-        if self.projection.settings.pool * self.projection.settings.pixel_shuffle == 1:
-            counts = count_tokens(vision_inputs, number, extent_per_token=self.projection.extent_per_token)
-        return (counts + vision_inputs.get(ENDS_ROW, 0) if has_separator else counts) + before
-
     # --- Loss
 
     def loss(self, batch: Mapping[str, Any]) -> VisionLanguageOutput:
@@ -266,21 +159,26 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        pairs = {"source": batch["source"], "target": batch["target"], "logits_bytes": self.logits_bytes}
+        pairs = {"source": batch["source"], "target": batch["target"]}
+        as_distinct = batch.get("as_distinct")  # a token that several dialogs share is computed once
+        if as_distinct is not None:
+            pairs = {name: tensor[batch["distinct"]] for name, tensor in pairs.items()}
         if self.attention_spec.sharing == "mask":
             arguments = self._mask_and_positions(embeds, table)
             run = functools.partial(self.attention_spec.call, self.language, embeds, arguments)
-            return loss_output(supervised_losses(self.language, run, **pairs))
-        losses = losses_in_passes(
-            self.language,
-            self.attention_spec,
-            embeds,
-            table,
-            by_state=batch["layout"] == "shared" and self._can_share_states(),
-            causal_image=self.config.image_attention == "causal",
-            **pairs,
-        )
-        return loss_output(losses)
+            losses = supervised_losses(self.language, run, **pairs, logits_bytes=self.logits_bytes)
+        else:
+            losses = losses_in_passes(
+                self.language,
+                self.attention_spec,
+                embeds,
+                table,
+                by_state=batch["layout"] == "shared" and self._can_share_states(),
+                causal_image=self.config.image_attention == "causal",
+                logits_bytes=self.logits_bytes,
+                **pairs,
+            )
+        return loss_output(losses if as_distinct is None else losses[as_distinct])  # and counts for each of them
 
     def _can_share_states(self) -> bool:
         """Say whether texts may read on from their image's states.
@@ -291,7 +189,13 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         drops = self.language.training and any(
             getattr(module, "gradient_checkpointing", False) for module in self.language.modules()
         )
-        return self.attention_spec.sharing == "state" and not drops and not isinstance(self, FSDPModule)
+        return self.attention_spec.sharing == "state" and not drops and not self._is_sharded
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether processes share the weights out; who does that has imported what takes long to import."""
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        return fsdp is not None and isinstance(self, fsdp.FSDPModule)
 
     def _needs_black_image(self, vision_inputs: Mapping[str, Tensor]) -> bool:
         """Say whether a batch runs the vision part for the other processes alone, which wait for it.
@@ -299,7 +203,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         They wait for its gradients, so a batch without images runs it in training. Processes that share the weights out
         wait for its weights too, whatever it is run for, so there a batch of ready features runs it as well.
         """
-        if isinstance(self, FSDPModule):
+        if self._is_sharded:
             return not vision_inputs or "features" in vision_inputs
         return not vision_inputs and self.training
 
@@ -521,6 +425,16 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
+
+    def _repr_html_(self) -> str:
+        """Show the model in a notebook: its parts, their sizes, and what of each trains."""
+        rows = []
+        for part, own in part_parameters(self).items():
+            trained = sum(p.numel() for p in own.values() if p.requires_grad)
+            kind = type(part_module(self, part)).__name__
+            rows.append([part, kind, f"{sum(p.numel() for p in own.values()):,}", f"{trained:,}"])
+        title = f"{type(self).__name__}, {counted(self.projection.num_tokens, 'image token')} a picture"
+        return table_html(title, ["part", "class", "parameters", "trainable"], rows)
 
     def _check_length(self, table: SegmentTable) -> None:
         limit = self.attention_spec.max_positions

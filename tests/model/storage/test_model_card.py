@@ -12,7 +12,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tests.tiny import fresh
-from tests.training.tiny import tiny_recipe
+from tests.training.tiny import save_parts, tiny_recipe
+from visgraft import VisionLanguageModel
 from visgraft.config import load_recipe
 from visgraft.errors import CheckpointError
 from visgraft.model.storage.model_card import model_card
@@ -52,14 +53,12 @@ def test_a_run_tells_data_and_scores_and_no_path_of_this_machine(tmp_path: Path)
 
 
 def test_a_licence_is_read_from_the_parts_own_card(tmp_path: Path) -> None:
-    model = fresh("llama", "clip")
-    (tmp_path / "clip").mkdir()
-    (tmp_path / "clip" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\nA model.\n")
-    model.config.parts["vision"]["name"] = str(tmp_path / "clip")
-    model.save_pretrained(tmp_path / "model", full=True)
+    vision, language = save_parts(tmp_path)
+    (Path(vision) / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\nA model.\n")
+    VisionLanguageModel.from_parts(vision, language).save_pretrained(tmp_path / "model")
     text = model_card(tmp_path / "model", repo_id="me/cats")
     assert "| vision | clip_vision_model | weights in this folder | cc-by-nc-4.0 |" in text
-    assert "- vision clip: cc-by-nc-4.0, not for commercial use" in text
+    assert "- vision tiny-clip: cc-by-nc-4.0, not for commercial use" in text
     assert str(tmp_path) not in text
 
 
