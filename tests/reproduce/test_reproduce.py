@@ -248,7 +248,7 @@ def test_a_run_that_fails_is_named_and_the_next_call_runs_it_again(
     assert found.failed == {"language/mpt-seed0": "out of memory"}
     assert found.record["changed"] == changed
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "mpt-seed0 failed: out of memory" in page and "Not as written: train.max_steps=1" in page
+    assert "mpt-seed0 failed: out of memory" in page and "Changed: train.max_steps=1" in page
     assert verify(tmp_path / "out").differences == ()
     assert reproduce(data=None, scale="smoke", say=quiet, **settings).failed == {}
     assert asked == [2, 3]

@@ -208,7 +208,7 @@ def _control_table(models: Sequence[EvaluatedModel], names: Sequence[str]) -> Ta
                 gain = control.gain[score]
                 own = control.seeing.intervals[score].value
                 rows.append(
-                    [name, _way(control), score, f"{interval.value:.4f}", f"{own:.4f}", f"{gain.value:+.4f}",
+                    [name, _way(control), score, f"{interval.value:.4f}", f"{own:.4f}", f"{gain.value:+z.4f}",
                      _between(gain.low, gain.high, "+.4f"), f"{control.share_same:.0%}", interval.n]
                 )  # fmt: skip
     header = ["model", "asked", "score", "value", "with its image", "gain", "95 % interval", "same answer", "questions"]

@@ -180,15 +180,17 @@ def evaluate_models(models: Sequence[str], task: Task, *, settings: Settings, fo
     Raises:
         ConfigError: a model is named twice; an unknown metric; the folder holds something else.
         CheckpointError: there is no such model.
-        DataError: no question can be asked.
+        DataError: no question can be asked, or a metric cannot score such references.
     """
     settings = _settled(settings, task)
-    check_metrics(settings.metrics)
+    metrics = check_metrics(settings.metrics)
     check_folder(folder)
     if len(set(models)) < len(models):
         twice = next(name for name in models if list(models).count(name) > 1)
         raise ConfigError(f"{twice}: is named twice; name each model once")
     asked = replace(task, questions=task.questions.limited(settings.limit))
+    for metric in metrics.values():  # before anything is asked
+        metric.check_references([question.references for question in asked.questions.all])
     lazy = [Lazy(name, device=settings.device, precision=settings.precision) for name in models]
     asking = [AskingModel(each, asked.questions, settings) for each in lazy]
     folder.mkdir(parents=True, exist_ok=True)

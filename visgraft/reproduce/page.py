@@ -72,7 +72,7 @@ def _warnings(record: Mapping[str, Any]) -> list[str]:
         said.append("A rehearsal on tiny random models: that everything runs, and nothing else, is what it shows.")
     elif record["scale"] != "full":
         said.append("Much shorter than what the author ran, so no figure here is one of the article.")
-    said += [f"Not as written: {change}" for change in record["changed"]]
+    said += [f"Changed: {change}" for change in record["changed"]]
     missing = [name for name in ARTICLE if name not in record["experiments"]]
     return said + ([f"Left out: {', '.join(missing)}"] if missing else [])
 

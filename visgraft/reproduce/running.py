@@ -24,7 +24,7 @@ from typing import Any
 from visgraft.compare.answers import gather
 from visgraft.compare.collect import collect
 from visgraft.compare.report import write_report as write_comparison
-from visgraft.config import DataSettings, SourceSettings
+from visgraft.config import DataSettings, Recipe, SourceSettings, effect_of
 from visgraft.errors import ConfigError
 from visgraft.estimate.gpus import Gpu, local_gpu, this_computer
 from visgraft.evaluation.report import write_report as write_evaluation
@@ -247,12 +247,16 @@ def _facts(
     """Say what no kept file can prove: on what it was run, and with which data."""
     return {
         "scale": scale,
-        "as_written": scale == "full" and not overrides,
+        "as_written": scale == "full" and not any(map(_changes_the_result, overrides)),
         "changed": list(overrides),
         "environment": environment(),
         "data": {"path": str(data), "revision": revision_of(data), "rows": counts},
         "estimated": list(estimates),
     }
+
+
+def _changes_the_result(override: str) -> bool:
+    return effect_of(Recipe, override.partition("=")[0].strip()).affects == "result"
 
 
 def _revisions(outcomes: Sequence[Outcome]) -> dict[str, str | None]:
