@@ -45,6 +45,7 @@ EXAMPLES: dict[str, Any] = {
     "model.language_revision": "main",
     "model.attention": "sdpa",
     "model.language.quantization": "4bit",
+    "model.language.new_tokens": ["<loc>", "</loc>"],
     "model.projection.pixel_shuffle": 2,
     "train.projection": "frozen",
     "train.learning_rate": {"projection": 1e-3, "language": 2e-4},
@@ -118,7 +119,7 @@ def groups_of_settings() -> Iterator[tuple[str, str, list[Setting]]]:
     used = [
         leaf
         for path in shipped_recipes().values()
-        if path.suffix == ".yaml"
+        if path.suffix == ".yaml"  # a launch file may be a script
         for leaf in _leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
     ]
     for key, kind in _groups(Recipe, ""):

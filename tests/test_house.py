@@ -20,11 +20,13 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "registration", "segments", "branches", "wording"], 0),
+    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "registration"], 0),
+    **dict.fromkeys(["segments", "branches", "wording", "telemetry"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
+    "licences": 1.6,  # reads what starter assets brought with them
     **dict.fromkeys(["data", "model"], 2),
     "serving_inputs": 2.4,  # half of the processor
     "processor": 2.5,  # joins the two

@@ -38,6 +38,12 @@ WHERE_USED = {
     ("transformers.models.mpt.modeling_mpt", "build_mpt_alibi_tensor"): ("model/language.py", "MPT: its slopes"),
     ("transformers.masking_utils", "create_causal_mask"): (
         "model/japanese_stablelm.py", "Japanese StableLM Alpha alone: takes a 4-D mask as it is"),
+    ("transformers.models.auto.modeling_auto", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"): (
+        "convert/placeholder_model.py", "`transformers serve` of an exported folder: it looks its class up there"),
+    ("transformers.models.auto.modeling_auto", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"): (
+        "convert/placeholder_model.py", "the same"),
+    ("transformers.processing_utils", "MultiModalData"): (
+        "convert/placeholder_model.py", "what servers on top of transformers ask an exported processor for"),
     ("transformers.core_model_loading", "revert_weight_conversion"): (
         "model/storage/weights.py", "saving: names on disk are stable, those in memory are not"),
     ("peft.utils.integrations", "dequantize_module_weight"): (

@@ -47,8 +47,8 @@ from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, t
 from visgraft.data.sample import ImageRef, Sample
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
-from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image, positions_of
-from visgraft.model.storage.pretrained import load_config
+from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image
+from visgraft.model.storage.pretrained import known_positions, load_config
 from visgraft.model.vision import measure
 from visgraft.model.vision_inputs import count_tokens
 from visgraft.serving_inputs import ServingInputs
@@ -162,7 +162,7 @@ class Processor(ServingInputs):
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
-            max_positions=max_positions or _positions(language, revision=language_revision)[0],
+            max_positions=max_positions or known_positions(language, revision=language_revision)[0],
             num_image_tokens=num_image_tokens,
             image_size=image_size,
             template=template,
@@ -193,7 +193,7 @@ class Processor(ServingInputs):
                 "make one with Processor.from_parts and save it there"
             )
         if "max_positions" not in settings:  # it was saved before that was known
-            known = _positions(name, revision=hub.get("revision"))
+            known = known_positions(name, revision=hub.get("revision"))
             settings = {**settings, **dict(zip(("max_positions", "images_take_positions"), known, strict=True))}
         return cls(
             load_image_processor(name, **hub),
@@ -290,13 +290,8 @@ class Processor(ServingInputs):
         outcomes: list[EncodedDialog | str] = []
         for dialog in sample.dialogs:
             try:
-                encoded = encode_dialog(
-                    self.tokenizer,
-                    self.prompt_template,
-                    dialog,
-                    max_text_tokens=self.max_text_tokens,
-                    image_turns=image_turns,
-                )
+                limits: dict[str, Any] = {"max_text_tokens": self.max_text_tokens, "image_turns": image_turns}
+                encoded = encode_dialog(self.tokenizer, self.prompt_template, dialog, **limits)
                 self._check_positions(encoded, num_image_tokens=num_image_tokens)
             except BadSampleError as error:
                 outcomes.append(str(error))
@@ -384,19 +379,6 @@ def _load_vision(
         return vision, None
     config = vision.config if isinstance(vision, PreTrainedModel) else load_config(vision, revision=revision)
     return load_image_processor(vision, revision=revision), config
-
-
-def _positions(
-    language: str | Path | PreTrainedModel | PreTrainedTokenizerBase, *, revision: str | None
-) -> tuple[int | None, bool]:
-    """Return what `positions_of` says of a language model; nothing is known of a tokenizer alone."""
-    if isinstance(language, PreTrainedTokenizerBase):
-        return None, True
-    try:
-        config = language.config if isinstance(language, PreTrainedModel) else load_config(language, revision=revision)
-    except CheckpointError:
-        return None, True
-    return positions_of(config)
 
 
 AutoProcessor.register(VisionLanguageConfig, Processor, exist_ok=True)

@@ -22,7 +22,8 @@ SETTINGS: dict[str, Any] = {
     "vit_hidden_dim": 24, "vit_inter_dim": 40, "vit_patch_size": 8, "vit_img_size": 32, "vit_n_heads": 3,
     "vit_dropout": 0.0, "vit_n_blocks": 2, "vit_ln_eps": 1e-6, "vit_cls_flag": False,
     "vit_model_type": "google/siglip-base-patch16-224",
-    "lm_hidden_dim": 32, "lm_inter_dim": 48, "lm_rms_eps": 1e-5, "lm_re_base": 100000, "lm_max_position_embeddings": 128,
+    "lm_hidden_dim": 32, "lm_inter_dim": 48, "lm_rms_eps": 1e-5, "lm_re_base": 100000,
+    "lm_max_position_embeddings": 128,
     "lm_n_heads": 4, "lm_n_kv_heads": 2, "lm_dropout": 0.0, "lm_n_blocks": 2, "lm_attn_scaling": 1.0,
     "lm_use_tokens": False, "lm_tie_weights": True, "mp_pixel_shuffle_factor": 2,
 }  # fmt: skip

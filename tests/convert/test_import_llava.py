@@ -14,6 +14,7 @@ from transformers import MistralConfig
 from tests.convert.made_llava import CHAT_TEMPLATE, save_llava
 from tests.training.tiny import save_data
 from visgraft import Processor, Sample, Turn, VisionLanguageModel, train
+from visgraft.builder.describe import describe_model
 from visgraft.convert.import_llava import PUBLISHED_TEMPLATE, import_llava
 from visgraft.convert.importing import NOT_JOINED, import_model
 from visgraft.data.prompt import PromptTemplate
@@ -68,6 +69,10 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(imported: Any) -> No
     assert (
         model.generate(**ours, **settings)[0, behind:].tolist()
         == llava.generate(**given, **settings)[0, given["input_ids"].shape[1] :].tolist()
+    )
+    before = len(model.config.text_before_images["first"])
+    assert (
+        f"4 image tokens, causal attention, behind {before} tokens of text" in describe_model(report.folder).facts[0][1]
     )
     assert report.num_image_tokens == 4 and report.image_attention == "causal"
 
@@ -185,6 +190,25 @@ def test_a_tensor_too_many_is_refused(tmp_path: Path) -> None:
     llava.save_pretrained(tmp_path / "llava", state_dict=state)
     with pytest.raises(CheckpointError, match="1 tensors are too many: image_newline"):
         import_llava(tmp_path / "llava", tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model_type": "visgraft"}, "is a model folder of visgraft already"),
+        ({"model_type": "llama"}, "got model_type 'llama'; allowed are llava, nanoVLM's"),
+        ({}, "got model_type None"),
+        ([], "holds no settings"),
+        ({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}, "convert it first"),
+    ],
+)
+def test_what_is_no_checkpoint_of_these_is_refused(values: Any, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=said):
+        import_model(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        import_model(tmp_path, tmp_path / "out")
 
 
 def test_settings_of_other_projects_are_refused(tmp_path: Path) -> None:

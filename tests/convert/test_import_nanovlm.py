@@ -1,4 +1,4 @@
-"""A nanoVLM folder becomes a model folder that says what a plain implementation says; one that cuts images is refused."""
+"""A nanoVLM folder becomes a model folder that says what a plain implementation says; others are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from visgraft.inference import answer
 
 IMAGE = Image.new("RGB", (32, 32), (200, 30, 30))
 CHAT = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 INSIDE = {"vlm_extra_tokens": {"image_token": "<|image|>"}, "mp_image_token_length": 4, "lm_chat_template": CHAT}
@@ -100,7 +100,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"1 tensors of Projection are missing: linear\.weight"):
         import_model(folder, tmp_path / "model")
     save_file({**tensors, "MP.proj.weight": torch.zeros(32, 5)}, path)
-    with pytest.raises(CheckpointError, match=r"linear.weight of Projection is \[32, 5\]"):
+    with pytest.raises(CheckpointError, match=r"linear.weight of the Projection is \[32, 5\]"):
         import_model(folder, tmp_path / "model")
     path.write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -167,7 +167,10 @@ def test_numbers_of_images_and_placeholders_must_agree(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_have_placeholders_is_refused(family: str, settings: dict[str, Any], said: str) -> None:
+    settings = dict(settings)
+    place = {key: settings.pop(key) for key in list(settings) if key == "prefix_at"}
     model = fresh(family, "clip", **settings)
+    model.config.update(place)
     assert any(said in reason for reason in why_no_placeholders(model))
 
 

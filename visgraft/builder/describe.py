@@ -227,6 +227,8 @@ def _facts(model: VisionLanguageModel, processor: Processor) -> tuple[dict[str, 
     size, limit, positions = processor.image_size, processor.max_text_tokens, model.attention_spec.max_positions
     pixels = "images in their own size become at most" if size is None else f"{size} x {size} pixels become"
     image = f"{pixels} {counted(processor.num_image_tokens, 'image token')}, {model.config.image_attention} attention"
+    before = (model.config.text_before_images or {}).get("first")
+    image += f", behind {len(before)} tokens of text of their own" if before else ""
     text = "of any length" if limit is None else f"at most {limit} tokens"
     text += f"; the language model has {positions or 'no limit of'} positions"
     template = processor.template

@@ -31,6 +31,7 @@ from visgraft.cli.evaluate import evaluate
 from visgraft.cli.experiment import experiment
 from visgraft.cli.init import init
 from visgraft.cli.inspection import inspect_
+from visgraft.cli.licences import licences
 from visgraft.cli.recipes import recipes
 from visgraft.cli.reproduce import reproduce
 from visgraft.cli.serve import serve
@@ -186,6 +187,7 @@ _add(
     "visgraft reproduce --verify reproductions/hour",
 )
 _add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")
+_add("Look", licences, "visgraft licences recipe.yaml", "visgraft licences runs/my-run --json")
 _add(
     "Look",
     compare,
@@ -222,10 +224,20 @@ _add(
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")
 _add("Use", serve, "visgraft serve runs/my-run", "visgraft serve runs/a runs/b --port 0 --api-key-file keys.txt")
-_add("Bring", import_, "visgraft import GIT-Llama-2-7B imported", "visgraft import --recipe exp001.yml recipe.yaml")
+_add(
+    "Bring",
+    import_,
+    "visgraft import llava-hf/llava-1.5-7b-hf imported",
+    "visgraft import GIT-Llama-2-7B imported",
+    "visgraft import --recipe exp001.yml recipe.yaml",
+)
 _add("Bring", merge, "visgraft merge runs/my-run merged")
 _add(
-    "Bring", export, "visgraft export runs/my-run whole --portable", "visgraft export runs/my-run plain --format llava"
+    "Bring",
+    export,
+    "visgraft export runs/my-run whole --portable",
+    "visgraft export runs/my-run plain --format llava",
+    "visgraft export runs/my-run for-servers --layout placeholders",
 )
 _add("Keep", cache, "visgraft cache", "visgraft cache --clear vision --clear answers")
 _add("Keep", env, "visgraft env", "visgraft env --json")

@@ -93,6 +93,7 @@ def import_llava(
             num_image_tokens=model.projection.num_tokens,
             num_frames=0,
             notes=tuple(notes),
+            source=str(src),
         )
         write_json(building / REPORT_FILE, asdict(report))
     return report

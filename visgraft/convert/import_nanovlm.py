@@ -26,7 +26,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
-    SiglipImageProcessor,
+    SiglipImageProcessorPil,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -116,6 +116,7 @@ def import_nanovlm(
             num_image_tokens=model.projection.num_tokens,
             num_frames=0,
             notes=tuple(notes),
+            source=str(src),
         )
         write_json(building / REPORT_FILE, asdict(report))
     return report
@@ -313,7 +314,7 @@ def _template_of(values: Mapping[str, Any], source: Path, tokenizer: PreTrainedT
     return text.replace(_MARK, PROMPT_FIELD)
 
 
-def _image_processor(values: Mapping[str, Any]) -> SiglipImageProcessor:
+def _image_processor(values: Mapping[str, Any]) -> SiglipImageProcessorPil:
     """Make what nanoVLM does to an image: resized to a square, values from 0 to 1, not normalised."""
     side = int(values["vit_img_size"])
-    return SiglipImageProcessor(size={"height": side, "width": side}, resample=_BILINEAR, do_normalize=False)
+    return SiglipImageProcessorPil(size={"height": side, "width": side}, resample=_BILINEAR, do_normalize=False)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from visgraft.convert.architectures import ARCHITECTURES
 from visgraft.convert.import_git_llm import ImportReport, import_git_llm
 from visgraft.convert.import_llava import import_llava
 from visgraft.convert.import_nanovlm import import_nanovlm, is_nanovlm
 from visgraft.errors import CheckpointError, ConfigError
+from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.storage.restoring import find_folder
 from visgraft.parsing import parse_json
 
@@ -63,7 +65,15 @@ def import_model(
         kind = "llava_llama"
     if kind in NOT_JOINED:
         raise CheckpointError(f"{src}: model_type {kind} {NOT_JOINED[kind]}; not imported")
+    if kind == VisionLanguageConfig.model_type:
+        raise CheckpointError(f"{src}: is a model folder of visgraft already; use it as it is, or `visgraft export` it")
     if kind != "llava" and not is_nanovlm(values):
+        if kind not in ARCHITECTURES:
+            raise CheckpointError(
+                f"{src}: config.json: got model_type {kind!r}; allowed are llava, nanoVLM's (which has none), and of "
+                f"GIT-LLM and heron {', '.join(ARCHITECTURES)}. Two models that are not yet joined are joined by a "
+                "recipe (`visgraft init`)"
+            )
         return import_git_llm(
             src,
             dst,

@@ -14,6 +14,7 @@ ask of a vision model: nested configs, `get_image_features`, a processor that co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -31,10 +32,8 @@ from transformers import (
 )
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.models.auto import modeling_auto
-from transformers.processing_utils import MultiModalData
 
-from visgraft.errors import ConfigError, ModelError
+from visgraft.errors import ConfigError, MissingNameError, ModelError, names_needed_for
 from visgraft.model.language import AttentionSpec, read_attention_spec
 from visgraft.model.projection import Projection, ProjectionSettings
 from visgraft.model.sequence import SegmentTable
@@ -390,10 +389,10 @@ class PlaceholderProcessor(ProcessorMixin):
             data.update(self.image_processor(pictures, return_tensors=return_tensors))
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _get_num_multimodal_tokens(
-        self, image_sizes: Sequence[Sequence[int]] | None = None, **_: Any
-    ) -> MultiModalData:
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence[Sequence[int]] | None = None, **_: Any) -> Any:
         """Count the placeholders of images, [(height, width), ...]; each has as many, whatever its size."""
+        with names_needed_for("counting placeholders without images"):
+            from transformers.processing_utils import MultiModalData
         if image_sizes is None:
             return MultiModalData()
         number = len(image_sizes)
@@ -413,10 +412,14 @@ def _flat(images: Any) -> list[Any]:
     return [picture for each in images for picture in _flat(each)]
 
 
-# `transformers serve` asks these tables, by the name of the class, whether a model sees; code beside weights is not
-# entered there by itself.
-for _table in (
-    modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-):
-    _table.setdefault(PlaceholderConfig.model_type, PlaceholderForConditionalGeneration.__name__)
+def _enter_tables() -> None:
+    """Let `transformers serve` know that the class sees: it asks these tables, which know no code in folders."""
+    with names_needed_for("`transformers serve`"):
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as SEEING_OR_HEARING
+    for table in (SEEING, SEEING_OR_HEARING):
+        table.setdefault(PlaceholderConfig.model_type, PlaceholderForConditionalGeneration.__name__)
+
+
+with suppress(MissingNameError):  # everything else does without
+    _enter_tables()

@@ -16,6 +16,7 @@ import contextlib
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -198,8 +199,9 @@ def measure(config: PreTrainedConfig, *, settings: VisionSettings) -> VisionShap
 
 def _what_measures() -> str:
     """Name all but an encoder's config that measuring depends on."""
-    here = [Path(__file__).with_name(f"{name}.py") for name in ("vision", "tower", "vision_inputs")]
-    return f"{torch.__version__} {transformers.__version__} {[path.stat().st_mtime_ns for path in here]}"
+    here = [sys.modules[each.__module__].__file__ for each in (measure, build_tower, arguments_of)]  # by any name
+    changed = [Path(str(path)).stat().st_mtime_ns for path in here]
+    return f"{torch.__version__} {transformers.__version__} {changed}"
 
 
 def measured_shape(vision: nn.Module, *, settings: VisionSettings) -> VisionShape:

@@ -214,6 +214,7 @@ class StorageMixin(JoinedModel):
         commit_message: str = "Upload model",
         max_shard_size: int | str | None = None,
         run: str | Path | None = None,
+        evaluation: str | Path | None = None,
     ) -> str:
         """Upload a model folder to the Hugging Face Hub, with a model card.
 
@@ -226,6 +227,7 @@ class StorageMixin(JoinedModel):
             commit_message: of the upload.
             max_shard_size: of one file of a part, as "5GB".
             run: the run folder that trained it, whose data and scores the card reports.
+            evaluation: folder of `visgraft evaluate`, from which the card tells its limitations.
 
         Returns:
             The address of the commit.
@@ -238,7 +240,7 @@ class StorageMixin(JoinedModel):
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, full=full, max_shard_size=max_shard_size)
-            card = model_card(folder, repo_id=repo, run=run)
+            card = model_card(folder, repo_id=repo, run=run, evaluation=evaluation)
             write_whole(Path(folder) / "README.md", card)
             commit = api.upload_folder(
                 folder_path=folder, repo_id=repo, revision=revision, commit_message=commit_message

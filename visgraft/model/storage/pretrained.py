@@ -20,10 +20,17 @@ import torch
 from huggingface_hub import constants as hub_constants
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.hub import cached_file
 
 from visgraft.errors import CheckpointError, ConfigError
+from visgraft.model.configuration import positions_of
 from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.quantization import prepare_4bit_for_cpu
 from visgraft.model.storage.tower_weights import read_tower
@@ -259,3 +266,16 @@ def _reached(vision: PreTrainedModel) -> set[str]:
         grads = torch.autograd.grad(features.float().sum(), list(parameters.values()), allow_unused=True)
     reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
     return reached | {name for name, _ in vision.named_buffers()}
+
+
+def known_positions(
+    language: str | Path | PreTrainedModel | PreTrainedTokenizerBase, *, revision: str | None
+) -> tuple[int | None, bool]:
+    """Return what `positions_of` says of a language model; nothing is known of a tokenizer alone."""
+    if isinstance(language, PreTrainedTokenizerBase):
+        return None, True
+    try:
+        config = language.config if isinstance(language, PreTrainedModel) else load_config(language, revision=revision)
+    except CheckpointError:
+        return None, True
+    return positions_of(config)
