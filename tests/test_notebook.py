@@ -88,7 +88,7 @@ def test_the_notebook_explains_each_step_before_it_takes_it() -> None:
     assert sum(STEPS in text for _, text in cells()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.starter
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
