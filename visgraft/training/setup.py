@@ -134,8 +134,7 @@ def open_session(
     if recipe.train.compile:
         compile_blocks(model)
     network, prepared = accelerator.prepare(model, optimizer)
-    names = [name for inside in by_part.values() for name in inside]
-    trained = current_parameters(model, names)
+    trained = current_parameters(model, [name for inside in by_part.values() for name in inside])
 
     # Restore: where a stopped run was, or the start of a new one.
     set_seed(recipe.train.seed, device_specific=True)  # dropout
@@ -161,12 +160,11 @@ def open_session(
             accept(run, recipe, now=now, changes=changes, step=state.step)
     return Session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
-        optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation,
-        loader=loader.limited(state.micro_batch_positions), watch=data.watch, state=state, progress=progress,
-        quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes), filler=data.filler,
-        sample_prompts=data.sample_prompts, questions=data.questions, scored=data.scored,
-        counted_until=started, energy=energy,
-        trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
+        optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation, watch=data.watch,
+        loader=loader.limited(state.micro_batch_positions), state=state, progress=progress, filler=data.filler,
+        quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes),
+        sample_prompts=data.sample_prompts, questions=data.questions, scored=data.scored, counted_until=started,
+        energy=energy, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
 
 
