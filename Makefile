@@ -13,11 +13,14 @@
 #   make test-lmms-eval  lmms-eval, as it is, asks a model of ours and counts as many right answers as we do
 #   make test-scripts  scores of short answers beside copies of the field's scripts that lmms-eval carries
 #   make test-timm     encoders of timm, in an environment that has it
+#   make gpu           on a machine with a GPU, 8 minutes: bench/gpu.py for two models, and the tests marked gpu
 #   make sweep         every language model and vision class of transformers: joined, or why not (docs/models.md; 20 minutes)
-#   make lint types    format and style; strict types
+#   make lint types    format and style, of shell scripts too; strict types
 #   make check         lint, types, test
 #   make map           write the file map of docs/architecture.md and the pages of docs/reference/ again
 #   make docs          the documentation as pages, in build/docs
+#   make notebook      run docs/notebooks from top to bottom in a kernel; build/notebooks holds them with their outputs
+#   make wheel         build the package, install it into an empty environment and try it there
 
 PYTHON ?= python3
 COMMA := ,
@@ -31,6 +34,9 @@ SCRIPTS := .venv-scripts
 TIMM := .venv-timm
 RAY := .venv-ray
 DOCS := .venv-docs
+NOTEBOOK := .venv-notebook
+BUILD := .venv-build
+WHEEL := .venv-wheel
 WORKERS ?= 2
 KILLS ?= 300
 MINUTES ?= 10
@@ -39,7 +45,7 @@ MINUTES ?= 10
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-fast test-long test-kill test-serve test-oldest test-coco test-lmms-eval test-scripts test-timm
-.PHONY: sweep lint types check map docs clean test-kill-annotate test-ray
+.PHONY: gpu sweep lint types check map docs notebook wheel clean test-kill-annotate test-ray
 
 demo: $(STAMP)
 	$(BIN)/visgraft demo
@@ -52,6 +58,12 @@ test-fast: $(STAMP)
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -q -m long
+
+# TINY=1 rehearses every line of it on a CPU
+gpu: $(STAMP)
+	PYTHONPATH=. $(BIN)/python bench/gpu.py --models llama-2-7b opt-350m --mixes m3it \
+		--rungs unpadded shared blocks compile --rounds 2 --minutes 5 $(if $(TINY),--device cpu --tiny --images 4)
+	$(if $(TINY),VISGRAFT_REHEARSE=1) timeout 180 $(BIN)/python -m pytest -q -m gpu tests/gpu
 
 test-kill: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.kill_many --kills $(KILLS)
@@ -94,6 +106,7 @@ sweep: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck .ci/run .ci/chromium visgraft/recipes/launch/slurm.sh
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -109,6 +122,21 @@ map: $(STAMP)
 docs: $(DOCS)/.installed
 	$(DOCS)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo build/docs/index.html
+
+notebook: $(NOTEBOOK)/.installed
+	mkdir -p build/notebooks
+	$(NOTEBOOK)/bin/jupytext --to ipynb -o build/notebooks/first_model.ipynb docs/notebooks/first_model.py
+	cd build/notebooks && ../../$(NOTEBOOK)/bin/jupyter execute --inplace first_model.ipynb
+	@echo build/notebooks/first_model.ipynb
+
+# what users get: built from the sources alone, installed into an environment that has nothing else, tried elsewhere
+wheel: $(BUILD)/.installed
+	rm -rf dist $(WHEEL) build/elsewhere && mkdir -p build/elsewhere
+	$(BUILD)/bin/python -m build --outdir dist .
+	$(BUILD)/bin/python tests/check_wheel.py dist
+	$(call install,$(WHEEL),constraints.txt,dist/*.whl)
+	cd build/elsewhere && ../../$(WHEEL)/bin/python ../../tests/check_wheel.py --installed
+	@ls dist/*
 
 # install(environment, constraints, what)
 define install
@@ -156,5 +184,11 @@ $(RAY)/.installed: pyproject.toml constraints.txt
 $(DOCS)/.installed: pyproject.toml constraints.txt
 	$(call install,$(DOCS),constraints.txt,-e '.[docs$(COMMA)serve]')
 
+$(NOTEBOOK)/.installed: pyproject.toml constraints.txt
+	$(call install,$(NOTEBOOK),constraints.txt,-e '.[notebook]')
+
+$(BUILD)/.installed:
+	$(call install,$(BUILD),constraints.txt,build)
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(RAY) $(DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(COCO) $(LMMS) $(SCRIPTS) $(TIMM) $(RAY) $(DOCS) $(NOTEBOOK) $(BUILD) $(WHEEL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

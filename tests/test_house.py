@@ -20,7 +20,7 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "listing", "parsing", "segments"], 0),
+    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "segments", "branches", "wording"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
@@ -40,9 +40,12 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PI
 LIGHT = (
     "errors",
     "listing",
+    "notebook",
+    "wording",
     "parsing",
     "atomic",
     "segments",
+    "branches",
     "folder_lock",
     "sealed",
     "config",
@@ -86,6 +89,13 @@ def file_of(dotted: str) -> Path:
     target = ROOT.joinpath(*dotted.split("."))
     found = (target.with_suffix(".py"), target / "__init__.py", target.parent.with_suffix(".py"))
     return next((path for path in found if path in TREES), target.parent / "__init__.py")
+
+
+def test_contributing_lists_the_groups_that_there_are() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d.]+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    told = {name.strip(): float(number) for number, names in rows for name in names.split(",")}
+    assert told == {name: float(number) for name, number in LAYERS.items() if not name.startswith("__")}
 
 
 def test_imports_point_down() -> None:

@@ -22,7 +22,7 @@ LIBRARIES = (
     "torch.distributed.fsdp", "transformers.generation.utils", "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto", "transformers.trainer_utils",
 )  # fmt: skip
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def warm_python() -> list[str]:

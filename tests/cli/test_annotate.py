@@ -30,7 +30,7 @@ def test_rows_with_errors_are_said_with_what_to_do(visgraft: Visgraft, folder: P
     (tmp_path / "photos" / "a.png").write_bytes(b"not an image")
     outcome = visgraft("annotate", folder / "run", tmp_path / "photos", tmp_path / "out", "--prompt", "", *SHORT)
     assert outcome.status == 0
-    assert "1 rows have an error; --retry-errors tries them again" in outcome.err
+    assert "1 row with an error; --retry-errors tries them again" in outcome.err
 
 
 @pytest.mark.parametrize(

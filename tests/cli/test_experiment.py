@@ -150,7 +150,7 @@ def test_a_dry_run_without_network_or_data_tells_what_trains(visgraft: Visgraft,
     assert lines[1].split() == ["lora", "projection", "full,", "language", "lora", "r4", *["unknown"] * 5, "0,", "1"]
     assert lines[2].startswith("all      vision full, projection full, language full, head last_layers 1")
     assert "unknown: nobody/no-" in outcome.out
-    assert "4 runs; they would be in" in lines[-1]
+    assert "4 runs, which would be in" in lines[-1]
     values = json.loads(visgraft("experiment", path, "--dry-run", "--json").out)
     assert [(value["variant"], value["parameters"], value["length"]) for value in values] == [
         ("lora", None, None),

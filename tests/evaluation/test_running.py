@@ -258,7 +258,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_it_never_was(made: Path, tmp
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "answers are known" in done.stderr
+    assert " known, " in done.stderr
     assert path.read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())["models"][0]["scores"]
     assert scores["cider"]["value"] == whole.models[0].scored.intervals["cider"].value

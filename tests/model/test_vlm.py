@@ -454,7 +454,9 @@ def test_a_shared_row_may_be_longer_than_the_positions_as_long_as_no_text_is() -
 
 
 def test_forward_without_ids_or_batch_is_an_error() -> None:
-    with pytest.raises(ModelError, match=r"forward needs input_ids, or inputs_embeds in their place, or batch= from Processor\.collate"):
+    with pytest.raises(
+        ModelError, match=r"forward needs input_ids, or inputs_embeds in their place, or batch= from Processor\.collate"
+    ):
         joined()(pixel_values=random_pixels(1))
 
 

@@ -37,6 +37,7 @@ from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, find_model
 from visgraft.starter import resolve
+from visgraft.wording import counted
 
 SOURCED_PARTS = ("vision", "language")  # those that come from somewhere
 
@@ -218,7 +219,7 @@ def _facts(model: VisionLanguageModel, processor: Processor) -> tuple[dict[str, 
     }
     size, limit, positions = processor.image_size, processor.max_text_tokens, model.attention_spec.max_positions
     pixels = "images in their own size become at most" if size is None else f"{size} x {size} pixels become"
-    image = f"{pixels} {processor.num_image_tokens} image tokens, {model.config.image_attention} attention"
+    image = f"{pixels} {counted(processor.num_image_tokens, 'image token')}, {model.config.image_attention} attention"
     text = "of any length" if limit is None else f"at most {limit} tokens"
     text += f"; the language model has {positions or 'no limit of'} positions"
     template = processor.template
@@ -267,10 +268,10 @@ def _progress_of_run(run: Run) -> dict[str, Any]:
 
 
 def _progress_in_words(values: Mapping[str, Any]) -> str:
-    words = [f"{values['steps']:,} steps in {values['seconds'] / 60:.1f} minutes"]
+    words = [f"{counted(values['steps'], 'step')} in {values['seconds'] / 60:.1f} minutes"]
     for key, label in (("loss", "loss"), ("best_validation_loss", "best validation loss")):
         words += [f"{label} {values[key]:.4f}"] if values[key] is not None else []
     words += [f"{values['exact_match']:.1%} of answers right"] if values["exact_match"] is not None else []
-    words += [f"{values['bad_samples']} bad samples"] if values["bad_samples"] else []
+    words += [counted(values["bad_samples"], "bad sample")] if values["bad_samples"] else []
     words.append("its model is written" if values["has_model"] else "no model yet")
     return ", ".join(words)

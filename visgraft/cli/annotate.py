@@ -12,6 +12,7 @@ import typer
 from visgraft.cli.hub import go_offline_without_network, names_of_model
 from visgraft.cli.options import AsJson, Device, MaxNewTokens, Model, Precision
 from visgraft.cli.terminal import note, print_json, print_line, quiet_libraries, tell
+from visgraft.wording import counted
 
 Data = Annotated[
     str,
@@ -116,7 +117,7 @@ def annotate(
         tell(f"stopped; the finished parts are in {out}, and the same command goes on from there")
         raise
     if standing.errors:
-        tell(f"{standing.errors:,} rows have an error; --retry-errors tries them again")
+        tell(f"{counted(standing.errors, 'row')} with an error; --retry-errors tries them again")
     if as_json:
         print_json({"output": str(out), **standing.as_json()})
     else:

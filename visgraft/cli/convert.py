@@ -17,6 +17,7 @@ from visgraft.cli.hub import go_offline_without_network, names_of_model
 from visgraft.cli.options import AsJson, Force, Model
 from visgraft.cli.terminal import note, print_error, print_json, print_line, quiet_libraries
 from visgraft.errors import ConfigError
+from visgraft.wording import counted
 
 REFUSED = 1  # exit status: the answer is no
 
@@ -86,11 +87,9 @@ def import_(
 
 
 def _print_report(report: Any) -> None:
-    frames = f", {report.num_frames} frames" if report.num_frames else ""
-    print_line(
-        f"{report.folder}: {report.model_type}, {report.num_image_tokens} image tokens{frames}, image attention "
-        f"{report.image_attention}"
-    )
+    frames = f", {counted(report.num_frames, 'frame')}" if report.num_frames else ""
+    tokens = counted(report.num_image_tokens, "image token")
+    print_line(f"{report.folder}: {report.model_type}, {tokens}{frames}, image attention {report.image_attention}")
     for part, lora in report.lora.items():
         print_line(f"LoRA on {lora['modules']} linears of the {part} part: r {lora['r']}, alpha {lora['lora_alpha']:g}")
     if report.dead:

@@ -18,6 +18,7 @@ from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import end_stopped, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.errors import ConfigError
 from visgraft.reporting.progress import error_console
+from visgraft.wording import counted
 
 if TYPE_CHECKING:
     from visgraft.experiment import Experiment, Outcome
@@ -95,7 +96,7 @@ def _preview(planned: "Experiment", *, as_json: bool) -> None:
         for reason in reasons:
             print_line(f"unknown: {reason}")
     print_line()
-    print_line(f"{len(planned.runs)} runs; they would be in {planned.folder}")
+    print_line(f"{counted(len(planned.runs), 'run')}, which would be in {planned.folder}")
 
 
 def _preview_table(previews: "list[Preview]") -> Table:

@@ -5,6 +5,7 @@ Usage: `visgraft ask runs/my-run cat.jpg "What is it?"`
 """
 
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from visgraft.cli.reproduce import reproduce
 from visgraft.cli.serve import serve
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, logging_as, print_error
+from visgraft.cli.threads import share_cores
 from visgraft.cli.train import train
 from visgraft.cli.watch import watch
 from visgraft.config.renamed import COMMANDS
@@ -62,6 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Errors that a user can act on become one line; anything else is a mistake of ours and keeps its traceback.
     """
+    share_cores(os.environ)
     flags, rest = _split_flags(list(sys.argv[1:] if args is None else args))
     is_debug = "--debug" in flags
     with debugging(is_debug), logging_as(next((form for flag, form in LOG_FORMS.items() if flag in flags), None)):

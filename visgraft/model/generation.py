@@ -18,6 +18,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
+from visgraft.model.cache import CACHE_NAME, NAMES
 from visgraft.model.joined import JoinedModel
 from visgraft.model.layer_outputs import Selection
 from visgraft.model.sequence import SegmentTable
@@ -67,11 +68,15 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             num_rows = 1 if pixel_values is None else pixel_values.shape[0]
             input_ids = self._start_tokens(num_rows)
             attention_mask = None
+        for name in NAMES:  # whatever it is called, it goes on by the name that `generate` knows
+            if (cache := kwargs.pop(name, None)) is not None:
+                kwargs[CACHE_NAME] = cache
+                break
         given = input_ids
         if attention_mask is not None:
             order = attention_mask.bool().long().argsort(dim=1, stable=True)  # pads first, whatever side they were on
             if (
-                kwargs.get("past_key_values") is not None
+                kwargs.get(CACHE_NAME) is not None
                 and (order != torch.arange(order.shape[1], device=order.device)).any()
             ):
                 raise ModelError(PADS_BEHIND_CACHE)
@@ -134,6 +139,7 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         image_embeds: Tensor | None = None,
         image_token_mask: Tensor | None = None,
@@ -146,7 +152,8 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
         **_: Any,
     ) -> dict[str, Any]:
         """Choose what one step of `generate` runs: everything at first, then only what is not in the cache."""
-        num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        cache = past_key_values if cache is None else cache
+        num_cached = 0 if cache is None else int(cache.get_seq_length())
         num_before = 0 if image_token_mask is None else image_token_mask.shape[1]
         num_before = num_before if context is None else context.length
         num_read = max(0, num_cached - num_before)  # tokens that no id stands for, as of a prompt tuning, come on top
@@ -158,7 +165,7 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             **text,
             "output_attentions": output_attentions,
             "output_hidden_states": output_hidden_states,
-            "past_key_values": past_key_values,
+            CACHE_NAME: cache,
             "attention_mask": attention_mask,
             "image_embeds": image_embeds if num_cached == 0 else None,
             "image_token_mask": image_token_mask,
@@ -176,14 +183,14 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             ModelError: another kind of cache is asked for than the one that holds this language model's states.
         """
         spec = self.attention_spec
-        if spec.sharing != "mask" and model_kwargs.get("past_key_values") is None:
+        if spec.sharing != "mask" and model_kwargs.get(CACHE_NAME) is None:
             if generation_config.cache_implementation is not None:
                 raise ModelError(
                     f"cache_implementation: got {generation_config.cache_implementation!r}, but {spec.name} carries "
                     "states, which visgraft's own cache holds; leave it out"
                 )
             if generation_config.use_cache:
-                model_kwargs["past_key_values"] = StateCache()
+                model_kwargs[CACHE_NAME] = StateCache()
             return None
         mask = model_kwargs.get("image_token_mask")
         length += 0 if mask is None else mask.shape[1]

@@ -30,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import ModelOutput
 
 from visgraft.errors import ModelError, UnsupportedModelError
+from visgraft.model.cache import CACHE_NAME
 
 CHUNK_BYTES = {"cpu": 4 * 2**20}  # float32 logits of the cross-entropy at once: what a processor's cache holds
 OTHER_CHUNK_BYTES = 64 * 2**20  # and what keeps a GPU busy
@@ -44,7 +45,7 @@ class VisionLanguageOutput(ModelOutput):
     Attributes:
         loss: mean over the supervised tokens, fp32 scalar.
         logits: [B, P + T, V].
-        past_key_values: the cache, filled.
+        past_key_values: the cache, filled; from transformers 5.24 on also, and first, named `cache`.
         hidden_states: whole rows as they were given, [image][text]: [B, P + T, D] in front of every layer, and behind
             the last one and its norm. Behind a cache those of the new positions, [B, Q, D].
         attentions: of every layer that attends, [B, heads, P + T, P + T]: row looks at column, in the same order.
@@ -57,7 +58,10 @@ class VisionLanguageOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: Cache | None = None
+    if CACHE_NAME == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
     hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor | None, ...] | None = None
     last_hidden_state: Tensor | None = None

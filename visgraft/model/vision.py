@@ -17,14 +17,17 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, pytorch_utils
 
+from visgraft.disk_cache import keep_facts
 from visgraft.errors import ConfigError, ModelError, UnsupportedModelError
 from visgraft.model.tower import FAILURES, build_tower, shallow, vision_tower_config
 from visgraft.model.vision_inputs import (
@@ -187,8 +190,16 @@ def measure(config: PreTrainedConfig, *, settings: VisionSettings) -> VisionShap
         config.mask_ratio = 0.0
     key = json.dumps([config.to_dict(), str(settings)], sort_keys=True, default=str)
     if key not in _measured:
-        _measured[key] = _measure(config, settings)
+        # Without numbers, but torch first gets ready to compute so: half a second of every start.
+        found = keep_facts(lambda: asdict(_measure(config, settings)), fingerprint=f"{_what_measures()} {key}")
+        _measured[key] = VisionShape(**{**found, "grid": tuple(found["grid"])})
     return _measured[key]
+
+
+def _what_measures() -> str:
+    """Name all but an encoder's config that measuring depends on."""
+    here = [Path(__file__).with_name(f"{name}.py") for name in ("vision", "tower", "vision_inputs")]
+    return f"{torch.__version__} {transformers.__version__} {[path.stat().st_mtime_ns for path in here]}"
 
 
 def measured_shape(vision: nn.Module, *, settings: VisionSettings) -> VisionShape:

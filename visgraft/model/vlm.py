@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -38,12 +38,14 @@ from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
 from visgraft.model.attention_kernel import showing_attention
+from visgraft.model.cache import as_argument
 from visgraft.model.checks.compatibility import check_language
 from visgraft.model.configuration import Begins, VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
 from visgraft.model.language import embedding_scale
 from visgraft.model.layer_outputs import LayerOutputs, Selection
 from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, loss_output, supervised_losses
+from visgraft.model.parts import part_module, part_parameters
 from visgraft.model.passes import losses_in_passes, read
 from visgraft.model.piece_by_piece import PieceByPieceMixin
 from visgraft.model.precision import float32_under_autocast, let_layer_norms_take_float32
@@ -61,7 +63,9 @@ from visgraft.model.vision_inputs import (
     dummy_inputs,
     flatten_images,
 )
+from visgraft.notebook import table_html
 from visgraft.segments import IMAGE
+from visgraft.wording import counted
 
 
 class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin):
@@ -265,21 +269,26 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        pairs = {"source": batch["source"], "target": batch["target"], "logits_bytes": self.logits_bytes}
+        pairs = {"source": batch["source"], "target": batch["target"]}
+        as_distinct = batch.get("as_distinct")  # a token that several dialogs share is computed once
+        if as_distinct is not None:
+            pairs = {name: tensor[batch["distinct"]] for name, tensor in pairs.items()}
         if self.attention_spec.sharing == "mask":
             arguments = self._mask_and_positions(embeds, table)
             run = functools.partial(self.attention_spec.call, self.language, embeds, arguments)
-            return loss_output(supervised_losses(self.language, run, **pairs))
-        losses = losses_in_passes(
-            self.language,
-            self.attention_spec,
-            embeds,
-            table,
-            by_state=batch["layout"] == "shared" and self._can_share_states(),
-            causal_image=self.config.image_attention == "causal",
-            **pairs,
-        )
-        return loss_output(losses)
+            losses = supervised_losses(self.language, run, **pairs, logits_bytes=self.logits_bytes)
+        else:
+            losses = losses_in_passes(
+                self.language,
+                self.attention_spec,
+                embeds,
+                table,
+                by_state=batch["layout"] == "shared" and self._can_share_states(),
+                causal_image=self.config.image_attention == "causal",
+                logits_bytes=self.logits_bytes,
+                **pairs,
+            )
+        return loss_output(losses if as_distinct is None else losses[as_distinct])  # and counts for each of them
 
     def _can_share_states(self) -> bool:
         """Say whether texts may read on from their image's states.
@@ -290,7 +299,13 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         drops = self.language.training and any(
             getattr(module, "gradient_checkpointing", False) for module in self.language.modules()
         )
-        return self.attention_spec.sharing == "state" and not drops and not isinstance(self, FSDPModule)
+        return self.attention_spec.sharing == "state" and not drops and not self._is_sharded
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether processes share the weights out; who does that has imported what takes long to import."""
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        return fsdp is not None and isinstance(self, fsdp.FSDPModule)
 
     def _needs_black_image(self, vision_inputs: Mapping[str, Tensor]) -> bool:
         """Say whether a batch runs the vision part for the other processes alone, which wait for it.
@@ -298,7 +313,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         They wait for its gradients, so a batch without images runs it in training. Processes that share the weights out
         wait for its weights too, whatever it is run for, so there a batch of ready features runs it as well.
         """
-        if isinstance(self, FSDPModule):
+        if self._is_sharded:
             return not vision_inputs or "features" in vision_inputs
         return not vision_inputs and self.training
 
@@ -314,6 +329,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         image_embeds: Tensor | None = None,
         image_token_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         context: SegmentTable | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -339,6 +355,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             image_token_mask: see `image_embeds`.
             past_key_values: a cache, in which rows are packed as [pads][image][text]; later calls give the
                 `image_token_mask` again.
+            cache: the same, by the name that transformers gives it from 5.24 on.
             context: what the cache holds in front of the text, instead of an `image_token_mask`; see `read_text`.
             use_cache: make a cache where none is given.
             logits_to_keep: only the last n positions' logits (with a cache, of the packed rows); 0 = all.
@@ -362,13 +379,14 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             raise ModelError(
                 "forward needs input_ids, or inputs_embeds in their place, or batch= from Processor.collate"
             )
+        cache = past_key_values if cache is None else cache
         if batch is not None:
             result = self._batch_loss(batch)
         elif context is not None and input_ids is not None:
             result = self.read_text(
                 input_ids,
                 context=context,
-                cache=past_key_values,
+                cache=cache,
                 attention_mask=attention_mask,
                 logits_to_keep=logits_to_keep,
             )
@@ -386,7 +404,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
                 image_embeds,
                 image_token_mask,
                 attention_mask,
-                cache=self.make_cache() if past_key_values is None and use_cache else past_key_values,
+                cache=self.make_cache() if cache is None and use_cache else cache,
                 logits_to_keep=logits_to_keep,
                 shown=LayerOutputs(hidden_states=states, attentions=attentions),
             )
@@ -433,7 +451,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
         return VisionLanguageOutput(
             logits=logits,
-            past_key_values=cache,
+            **as_argument(cache),
             hidden_states=shown.hidden_states,
             attentions=shown.attentions,
             last_hidden_state=states[:, -num_text:] if cache is None else None,  # [B, T, D]
@@ -517,6 +535,16 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
+
+    def _repr_html_(self) -> str:
+        """Show the model in a notebook: its parts, their sizes, and what of each trains."""
+        rows = []
+        for part, own in part_parameters(self).items():
+            trained = sum(p.numel() for p in own.values() if p.requires_grad)
+            kind = type(part_module(self, part)).__name__
+            rows.append([part, kind, f"{sum(p.numel() for p in own.values()):,}", f"{trained:,}"])
+        title = f"{type(self).__name__}, {counted(self.projection.num_tokens, 'image token')} a picture"
+        return table_html(title, ["part", "class", "parameters", "trainable"], rows)
 
     def _check_length(self, table: SegmentTable) -> None:
         limit = self.attention_spec.max_positions

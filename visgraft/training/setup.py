@@ -18,6 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from visgraft.builder.build import apply_modes, build_model, build_processor
@@ -35,6 +36,7 @@ from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import PartRow, freeze_unused, parts_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.reporting.progress import Fitting
 from visgraft.runs import Run
 from visgraft.starter import resolve
 from visgraft.training.compiling import compile_blocks
@@ -53,7 +55,7 @@ from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
 from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
-from visgraft.training.sharding import check_strategy, current_parameters, launch_notes
+from visgraft.training.sharding import check_sharing, check_strategy, current_parameters, launch_notes
 from visgraft.training.state import TrainState, find_damage, load_state, set_random_state
 from visgraft.training.trackers import Trackers, check_trackers
 from visgraft.training.training_data import TrainingData, open_training_data
@@ -210,6 +212,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     words = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
     if AcceleratorState._shared_state:  # one program may train one run in bf16 and the next in fp32
         AcceleratorState._reset_state()
+    check_sharing(num_processes=PartialState().num_processes)
     accelerator = Accelerator(cpu=cpu, mixed_precision=words[dtype])
     check_strategy(accelerator)
     return accelerator
@@ -281,9 +284,9 @@ def _loss(model: VisionLanguageModel, batch: Batch) -> Tensor:
     return loss
 
 
-def parts_as_table(rows: Sequence[PartRow]) -> Table:
-    """Draw the table of parts."""
-    table = Table(box=None, pad_edge=False)
+def parts_as_table(rows: Sequence[PartRow]) -> Fitting:
+    """Draw the table of parts; in words where it is too narrow for it."""
+    table, lines = Table(box=None, pad_edge=False), Table.grid(padding=(0, 2))
     for name, justify in [("part", "left"), ("trains", "left"), ("parameters", "right"), ("trained", "right"),
                           ("dtype", "left"), ("learning rate", "right"), ("notes", "left")]:  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -291,7 +294,10 @@ def parts_as_table(rows: Sequence[PartRow]) -> Table:
         rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
         counts = (f"{row.num_parameters:,}", f"{row.num_trainable:,}")
         table.add_row(row.part, row.mode, *counts, row.dtype, rate, "\n".join(row.notes))
-    return table
+        words = f"{row.mode}: {counts[0]} parameters, {counts[1]} trained, {row.dtype}"
+        said = [words + (f", learning rate {rate}" if rate else ""), *row.notes]
+        lines.add_row(row.part, Text("; ".join(said), overflow="fold"))
+    return Fitting(table, lines)
 
 
 # --- Run folder, and what it remembers
