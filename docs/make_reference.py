@@ -118,6 +118,7 @@ def groups_of_settings() -> Iterator[tuple[str, str, list[Setting]]]:
     used = [
         leaf
         for path in shipped_recipes().values()
+        if path.suffix == ".yaml"
         for leaf in _leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
     ]
     for key, kind in _groups(Recipe, ""):
