@@ -1,6 +1,7 @@
 """`visgraft reproduce` from the command line: the whole rehearsal, its check, and what is refused."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.cli.conftest import Visgraft
 from visgraft.cli import reproduce as command
 from visgraft.experiment import running
+from visgraft.experiment.running import ExperimentInterrupted
 
 
 @pytest.mark.long
@@ -66,3 +68,15 @@ def test_without_a_gpu_nothing_is_begun_or_downloaded(
     assert outcome.err.startswith("error: --scale full: got a machine without a GPU that PyTorch sees")
     assert "meta-llama/Llama-2-7b-chat-hf" in asked
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_call_that_is_stopped_says_how_it_goes_on(
+    visgraft: Visgraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(**_: object) -> None:
+        raise ExperimentInterrupted(number=signal.SIGTERM)
+
+    monkeypatch.setattr("visgraft.reproduce.running.reproduce", stop)
+    outcome = visgraft("reproduce", "--scale", "smoke", "-o", tmp_path)
+    assert outcome.status == 128 + signal.SIGTERM
+    assert outcome.err.endswith("stopped; what was done is kept, and the same command goes on\n")

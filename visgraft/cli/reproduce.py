@@ -15,8 +15,9 @@ from rich.text import Text
 from visgraft.cli.experiment import devices_of
 from visgraft.cli.hub import go_offline_without_network
 from visgraft.cli.options import AsJson
-from visgraft.cli.terminal import end_stopped, note, print_json, print_line, print_rich, quiet_libraries, tell
+from visgraft.cli.terminal import note, print_json, print_line, print_rich, quiet_libraries, tell
 from visgraft.errors import ConfigError
+from visgraft.training.interrupt import exit_status
 
 if TYPE_CHECKING:
     from visgraft.reproduce.running import Reproduction
@@ -89,7 +90,8 @@ def reproduce(
             say=tell,
         )
     except KeyboardInterrupt as error:
-        return end_stopped(error)
+        tell("stopped; what was done is kept, and the same command goes on")
+        return exit_status(error)
     _print(found, as_json=as_json)
     return FAILED if found.failed else 0
 
