@@ -42,6 +42,7 @@ EXAMPLES: dict[str, Any] = {
     "model.language_revision": "main",
     "model.attention": "sdpa",
     "model.language.quantization": "4bit",
+    "model.language.new_tokens": ["<loc1>", "<loc2>"],
     "model.projection.pixel_shuffle": 2,
     "train.projection": "frozen",
     "train.learning_rate": {"projection": 1e-3, "language": 2e-4},
