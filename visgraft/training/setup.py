@@ -103,8 +103,7 @@ def open_session(
 
     # Model: built, set to train, tried on a batch; what passes gets a run folder.
     set_seed(recipe.train.seed)  # new weights are drawn from it
-    model = build_model(local, image_size=processor.image_size)
-    add_token_rows(model, local, processor)
+    model = add_token_rows(build_model(local, image_size=processor.image_size), local, processor)
     now, changes = check_unchanged(recipe, data, processor, model, accelerator, resume=resume, allowed=allow_changed)
     model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
