@@ -31,13 +31,12 @@ from visgraft.runs import find_model
 def build(recipe: Recipe) -> tuple[VisionLanguageModel, Processor]:
     """Load or make what `recipe.model` names, part by part; answers end as the template's do."""
     processor = build_processor(recipe)
-    model = build_model(recipe, image_size=processor.image_size)
-    add_token_rows(model, recipe, processor)
+    model = add_token_rows(build_model(recipe, image_size=processor.image_size), recipe, processor)
     model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     return model, processor
 
 
-def add_token_rows(model: VisionLanguageModel, recipe: Recipe, processor: Processor) -> None:
+def add_token_rows(model: VisionLanguageModel, recipe: Recipe, processor: Processor) -> VisionLanguageModel:
     """Give the model a row for each of `model.language.new_tokens`, to be trained; see `num_rows_of`."""
     new_tokens = recipe.model.language.new_tokens if recipe.model.language else ()
     if new_tokens:
@@ -45,6 +44,7 @@ def add_token_rows(model: VisionLanguageModel, recipe: Recipe, processor: Proces
         if num_rows > input_embedding(model).shape[0]:
             model.resize_token_embeddings(num_rows)
         model.new_token_ids = tuple(sorted(processor.tokenizer.convert_tokens_to_ids(list(new_tokens))))
+    return model
 
 
 def num_rows_of(processor: Processor, *, at_least: int) -> int:

@@ -113,9 +113,7 @@ def open_session(
 
     # Model: built, set to train, tried on a batch; what passes gets a run folder.
     set_seed(recipe.train.seed)  # new weights are drawn from it
-    model = build_model(local, image_size=processor.image_size)
-    add_token_rows(model, local, processor)
-    check_token_rows_train(model, recipe, accelerator)
+    model = add_token_rows(build_model(local, image_size=processor.image_size), local, processor)
     now, changes = check_unchanged(recipe, data, processor, model, accelerator, resume=resume, allowed=allow_changed)
     model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
@@ -273,6 +271,7 @@ def prepare_model(
         ConfigError: nothing trains, or a setting that the parts cannot take.
         PreflightError: the model does not compute what it should.
     """
+    check_token_rows_train(model, recipe, accelerator)
     frozen_dtype = computing_dtype(recipe.train.precision, device=accelerator.device)
     report = apply_modes(model, recipe.train, frozen_dtype=frozen_dtype)
     model.to(accelerator.device)
