@@ -3,6 +3,7 @@
     python bench/gpu.py                                             # all; writes bench/results/gpu.json
     python bench/gpu.py --models llama-2-7b --mixes m3it --images 64
     python bench/gpu.py --device cpu --tiny --rounds 1              # only shows that it runs
+    make gpu                                                        # 8 minutes: two models, and the tests marked gpu
 
 OPT-350m, OPT-6.7b, Llama-2-7b and MPT-7b behind ViT-B/16 (224 pixels, 197 image tokens), random weights made on the
 device; projection and LoRA r 8 on q, v train (MPT: its one matrix for q, k, v). Each rung is the one before with one
@@ -28,9 +29,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +151,9 @@ def measure(name: str, mix: str, *, given: argparse.Namespace, rate: MatrixRate)
     num_positions = sum(sample.num_positions for sample in samples)
     variants: dict[str, Any] = {}
     for rung in given.rungs:
+        if time.monotonic() > given.until:
+            variants[rung] = {"left_out": f"{given.minutes:g} minutes were over (--minutes)"}
+            continue
         console.print(f"[bold]{name}, {mix}, {rung}[/]")
         set_rung(model, rung, own_kernel=own_kernel, backend="eager" if given.tiny else "inductor")
         seen = with_features(samples, model) if rung == "cached" else samples
@@ -202,12 +208,14 @@ def main() -> None:
     parser.add_argument("--images", type=positive, default=64, help="images a step")
     parser.add_argument("--micro-batch-positions", type=positive, default=MICRO_BATCH_POSITIONS["cuda"])
     parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--minutes", type=float, default=inf, help="begin no rung after so long")
     parser.add_argument("--device", type=device_here, default=pick_device(None))
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     given = parser.parse_args()
     if given.device.type == "cpu" and not given.tiny:
         parser.error("--device: got cpu, and the real shapes are for a GPU; name one, or add --tiny to see it run")
+    given.until = time.monotonic() + 60 * given.minutes
     given.rungs = sorted(set(given.rungs), key=RUNGS.index)
     card = local_gpu() if given.device.type == "cuda" else None
     given.peak = card.tflops * 1e12 if card is not None and card.tflops else None

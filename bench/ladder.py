@@ -3,6 +3,7 @@
     python bench/ladder.py                       # writes bench/results/ladder.json
     python bench/ladder.py --rounds 1 --tiny
     python bench/ladder.py --hybrids lfm2 qwen3_5    # writes bench/results/ladder_hybrids.json
+    python bench/ladder.py --trees opt lfm2          # writes bench/results/ladder_trees.json
 
 Each rung is the one before with one thing changed; all see the same images and texts and train the same weights:
 
@@ -23,6 +24,10 @@ Hybrid language models (`--hybrids`) have two rungs of their own, as no mask gov
 with its image in a row, and `shared`, the image read once and its states copied to the texts. Their shapes are those of
 LFM2-350M and Qwen3.5-0.8B with 8 layers, behind the same encoder; LoRA on the mixers of every kind of layer.
 
+Dialogs that begin with the same turn (`--trees`) have one rung more, `trees`: what they begin with stands once behind
+the image, too; `shared` is without that. Each image has 5 dialogs of a turn of 40 tokens that all have, and 10 to 18
+tokens of their own.
+
 Two mixes: `captions`, 5 an image, 10 to 18 tokens; `vqa`, easy-VQA's own questions, 9.6 an image (their lengths:
 bench/lengths/vqa.json). The pair is that of train_step.py, and so is GIT-LLM.
 """
@@ -33,6 +38,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +61,7 @@ from train_step import (
 )
 from transformers import AutoModelForCausalLM, CLIPVisionModel, Lfm2Config, PreTrainedConfig, Qwen3_5TextConfig
 
+from visgraft.branches import grow
 from visgraft.config import LoraSettings
 from visgraft.data.batch import Batch, EncodedSample
 from visgraft.model.trainable import set_trainable
@@ -69,12 +76,19 @@ APART = "cached"
 COUNTED = RUNGS[4:]  # rungs that do nothing twice
 MIXES = ("captions", "vqa")
 HYBRIDS = ("lfm2", "qwen3_5")
+FAMILIES = ("opt", *HYBRIDS)
+TURN = 40  # tokens with which all dialogs of an image begin, in the mix `dialogs`
 
 
 def make_mix(mix: str, num_images: int, *, side: int, vocabulary: int) -> Data:
-    """Make random images and texts of a mix's lengths: `captions`, or a file of bench/lengths/."""
-    if mix == "captions":
-        return make_data(num_images, captions=CAPTIONS, side=side, vocabulary=vocabulary)
+    """Make random images and texts of a mix's lengths: `captions`, `dialogs`, or a file of bench/lengths/."""
+    if mix in ("captions", "dialogs"):
+        data = make_data(num_images, captions=CAPTIONS, side=side, vocabulary=vocabulary)
+        if mix == "captions":
+            return data
+        turns = torch.randint(4, vocabulary, (num_images, TURN), generator=torch.Generator().manual_seed(1)).tolist()
+        dialogs = [[turn + text[1:] for text in texts] for turn, texts in zip(turns, data.captions, strict=True)]
+        return Data(data.pixels, dialogs, num_prompt=[[TURN // 4] * CAPTIONS] * num_images)
     generator = torch.Generator().manual_seed(0)
     lengths = json.loads((LENGTHS / f"{mix}.json").read_text())["images"][:num_images]
 
@@ -125,33 +139,43 @@ def hybrid_config(family: str, *, tiny: bool) -> PreTrainedConfig:
     return Qwen3_5TextConfig(**sizes, **linear, **number, **heads, intermediate_size=64 if tiny else 3584)
 
 
-def make_hybrid(family: str, layout: str, data: Data, *, tiny: bool) -> Training:
-    """Make a training step of a hybrid language model in a layout."""
-    torch.manual_seed(0)
-    vision, _ = configs(tiny)
-    language = AutoModelForCausalLM.from_config(hybrid_config(family, tiny=tiny))
-    model = VisionLanguageModel.from_parts(CLIPVisionModel(vision), language)
-    if layout == "shared":
+def make_layout(family: str, layout: str, data: Data, *, tiny: bool) -> Training:
+    """Make a training step of a language model's family in a layout: `rows`, `shared` or `trees`."""
+    if family == "opt":
+        model = prepared(tiny, attention="sdpa")
+    else:
+        torch.manual_seed(0)
+        language = AutoModelForCausalLM.from_config(hybrid_config(family, tiny=tiny))
+        model = VisionLanguageModel.from_parts(CLIPVisionModel(configs(tiny)[0]), language)
         assert model.attention_spec.sharing == "state", f"{family} shares by {model.attention_spec.sharing}"
-    set_trainable(model, modes=MODES, lora={"language": LoraSettings(r=8)}, frozen_dtype=torch.bfloat16)
-    batch = lay_out(encode(data, num_tokens=model.projection.num_tokens), layout)
+        set_trainable(model, modes=MODES, lora={"language": LoraSettings(r=8)}, frozen_dtype=torch.bfloat16)
+    samples = encode(data, num_tokens=model.projection.num_tokens)
+    if layout == "shared":
+        for sample in samples:  # as if no two texts were alike
+            texts = [dialog.input_ids for dialog in sample.dialogs]
+            sample.__dict__["grown"] = grow(texts, min_saved=sum(map(len, texts)))
+    batch = lay_out(samples, "rows" if layout == "rows" else "shared")
     return Training(model, lambda: model.loss(batch).loss)
 
 
-def measure_hybrid(family: str, *, num_images: int, rounds: int, tiny: bool) -> dict[str, Any]:
-    """Time a hybrid language model's captions in both layouts."""
-    vision, _ = configs(tiny)
-    vocabulary = hybrid_config(family, tiny=tiny).vocab_size - 1
-    data = make_mix("captions", num_images, side=vision.image_size, vocabulary=vocabulary)
-    steps = {layout: make_hybrid(family, layout, data, tiny=tiny) for layout in ("rows", "shared")}
+def measure_layouts(
+    family: str, mix: str, *, layouts: Sequence[str], num_images: int, rounds: int, tiny: bool
+) -> dict[str, Any]:
+    """Time a language model's texts in several layouts, which all have one loss."""
+    vision, language = configs(tiny)
+    own = language if family == "opt" else hybrid_config(family, tiny=tiny)
+    data = make_mix(mix, num_images, side=vision.image_size, vocabulary=own.vocab_size - 1)
+    steps = {layout: make_layout(family, layout, data, tiny=tiny) for layout in layouts}
     check_same_training(steps)
     losses = {layout: float(step.loss().detach()) for layout, step in steps.items()}
-    assert abs(losses["shared"] - losses["rows"]) < 0.02 * losses["rows"], f"{family}: the losses are {losses}"
+    first, *others = layouts
+    for layout in others:
+        assert abs(losses[layout] - losses[first]) < 0.02 * losses[first], f"{family}: the losses are {losses}"
     measured = interleave(steps, rounds=rounds, units=data.num_captions, unit="texts")
     return {
         "images": num_images,
         "texts": data.num_captions,
-        "shared / rows": ratio(measured, slow="rows", fast="shared"),
+        **{f"{fast} / {slow}": ratio(measured, slow=slow, fast=fast) for slow, fast in pairwise(layouts)},
         "variants": measured,
     }
 
@@ -242,15 +266,20 @@ def main() -> None:
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS))
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
     parser.add_argument("--hybrids", nargs="*", choices=HYBRIDS, default=[], help="measure these instead")
+    parser.add_argument("--trees", nargs="*", choices=FAMILIES, default=[], help="or these, dialogs that begin alike")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: only shows that the script runs")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    if arguments.hybrids:
-        settings = {"num_images": arguments.images, "rounds": arguments.rounds, "tiny": arguments.tiny}
-        found = {family: measure_hybrid(family, **settings) for family in arguments.hybrids}
-        result = {"what": "texts per second of hybrids", "families": found, "machine": machine()}
-        write(result, path=arguments.output or RESULTS / "ladder_hybrids.json")
-        return
+    settings = {"num_images": arguments.images, "rounds": arguments.rounds, "tiny": arguments.tiny}
+    for name, families, mix, layouts in (
+        ("hybrids", arguments.hybrids, "captions", ("rows", "shared")),
+        ("trees", arguments.trees, "dialogs", ("rows", "shared", "trees")),
+    ):
+        if families:
+            found = {family: measure_layouts(family, mix, layouts=layouts, **settings) for family in families}
+            result = {"what": f"texts per second of {name}, {mix}", "families": found, "machine": machine()}
+            write(result, path=arguments.output or RESULTS / f"ladder_{name}.json")
+            return
     rungs = sorted(set(arguments.rungs), key=RUNGS.index)
     rate = MatrixRate(torch.device("cpu"), sizes=(64, 128) if arguments.tiny else SIZES)
     num_images = {"captions": arguments.images, "vqa": max(1, arguments.images // 2)}

@@ -123,6 +123,10 @@ def page(languages: Mapping[str, Any], encoders: Mapping[str, Any]) -> str:
         "",
         "<!-- bench/sweep.py -o bench/results/sweep.json, then bench/models_page.py write this page -->",
         "",
+        "```sh",
+        "visgraft show recipe.yaml --set model.language=Qwen/Qwen3-0.6B     # joined, or refused; nothing trains",
+        "```",
+        "",
         "Any causal language model and any vision encoder that `transformers` loads, by name, where this can be exact. "
         "`make sweep` tries all of them, small and random, each in a process of its own. "
         f"Of {len(families)} families of language models **{counts['right']} are joined and right**, "

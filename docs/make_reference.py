@@ -1,4 +1,4 @@
-"""Write the reference: every setting, every command, every public name, from the code that decides them.
+"""Write the reference: settings, commands, public names, shipped recipes, from the code and files that decide them.
 
 In: visgraft itself. Out: the pages in docs/reference/, which a test keeps equal to what this writes.
 Usage: `python docs/make_reference.py` (`make map` calls it)
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
@@ -24,9 +25,11 @@ from visgraft.config.effects import Effect, effect_of, settings_in
 from visgraft.config.hints import describe
 from visgraft.config.plain_values import to_plain
 from visgraft.config.settings import Recipe
-from visgraft.config.shipped import shipped_recipes
+from visgraft.config.shipped import first_line, shipped_recipes
 
+ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "reference"
+ON_CPU = ("cpu", "mac")  # recipes for no CUDA GPU
 AFFECTS = {"result": "results", "speed": "speed or memory", "disk": "what is kept on disk"}
 MARK = "<!-- written by docs/make_reference.py: change the code it reads, then say `make map` -->"
 # of settings that no shipped recipe sets and whose type does not show a sensible value
@@ -42,6 +45,7 @@ EXAMPLES: dict[str, Any] = {
     "model.language_revision": "main",
     "model.attention": "sdpa",
     "model.language.quantization": "4bit",
+    "model.language.new_tokens": ["<loc>", "</loc>"],
     "model.projection.pixel_shuffle": 2,
     "train.projection": "frozen",
     "train.learning_rate": {"projection": 1e-3, "language": 2e-4},
@@ -115,6 +119,7 @@ def groups_of_settings() -> Iterator[tuple[str, str, list[Setting]]]:
     used = [
         leaf
         for path in shipped_recipes().values()
+        if path.suffix == ".yaml"  # a launch file may be a script
         for leaf in _leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
     ]
     for key, kind in _groups(Recipe, ""):
@@ -334,7 +339,54 @@ def public_names(package: Any) -> list[str]:
     return sorted(getattr(package, "__all__", [name for name in own if not name.startswith("_")]))
 
 
-PAGES = {"settings.md": settings_page, "commands.md": commands_page, "python.md": python_page}
+# --- Recipes
+
+
+def recipes_page() -> str:
+    """Write the page of the shipped recipes, each with what it takes (bench/recipe_costs.py)."""
+    measured = json.loads((ROOT / "bench" / "results" / "recipe_costs.json").read_text(encoding="utf-8"))
+    parts = [
+        "# Recipes",
+        MARK,
+        "```sh\nvisgraft recipes                            # all of them, with what they are for\n"
+        "visgraft recipes nanovlm -o recipe.yaml     # a copy to change\n"
+        "visgraft train cpu --set data.train.0.path=pictures\n```",
+        "Every command that takes a recipe takes these names. What follows others' work says where it differs. Memory "
+        "and time are estimates of `visgraft estimate`, from the sizes of the parts alone, on the day "
+        f"{measured['machine']['date']} (`python bench/recipe_costs.py`), with one text an image, as long as those of "
+        "the recipe's own data; several texts about an image share its prefix and take less. Hours are of one A100 at "
+        "40 % of its rate.",
+    ]
+    experiments = []
+    for name, path in shipped_recipes().items():
+        if "/" in name:
+            experiments.append(f"- `{name}`: {first_line(path)}")
+            continue
+        takes = _takes(measured["recipes"].get(name), name)
+        text = path.read_text(encoding="utf-8").strip()
+        parts.append(f"## {name}\n\n{first_line(path)}\n\n{takes}\n\n```yaml\n{text}\n```")
+    parts.append("## Experiments and launch files\n\n" + "\n".join(experiments))
+    return "\n\n".join(parts) + "\n"
+
+
+def _takes(found: dict[str, Any] | None, name: str) -> str:
+    if found is None:
+        return "**Takes** minutes on two CPU cores, measured: [the demo](../demo.md)."
+    if name in ON_CPU:
+        return f"**Takes** {found['memory_gib']} GiB of memory."
+    takes = f"**Takes** {found['memory_gib']} GiB of a GPU"
+    if found["seconds_per_step_a100"] is not None:
+        takes += f", {found['seconds_per_step_a100']:.2g} s a step of {found['texts_per_step']} texts on an A100"
+    hours = found["hours_a100"]
+    return f"{takes}; {hours:.3g} hours for {found['steps']:,} steps, its whole data." if hours else f"{takes}."
+
+
+PAGES = {
+    "settings.md": settings_page,
+    "commands.md": commands_page,
+    "python.md": python_page,
+    "recipes.md": recipes_page,
+}
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)

@@ -14,7 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: on tiny tensors a second thread only waits, and sums differ with it
 
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, signal.SIGINT)  # `-p tests.elsewhere` takes some away
     if signal.getsignal(number) is signal.SIG_IGN:  # in the background, under nohup; what tests start inherits it
         signal.signal(number, handler)
 

@@ -82,8 +82,34 @@ def test_the_report_marks_wrong_answers_and_needs_no_network(data, tmp_path):
     assert "1.5 min of training" in page.one("div", "numbers").text
     [chart] = page.charts
     points = chart["data"]["values"]
-    assert [(point["samples"], point["loss"], point["smooth"]) for point in points] == [(8, 2.0, 2.0), (16, 1.0, 1.5)]
+    each, smooth = ([(p["samples"], p["loss"]) for p in points if p["line"] == line] for line in demo.LINES)
+    assert each == smooth == [(8, 2.0), (16, 1.0)]
+    assert not page.all("code")
     assert page.addresses == []
+
+
+def test_the_smooth_curve_lies_among_the_steps_wherever_they_fall():
+    losses = [6.0 * 0.9**step for step in range(60)]
+    values = demo.loss_chart([{"samples": 1, "loss": loss} for loss in losses]).to_dict()["data"]["values"]
+    smooth = [point["loss"] for point in values if point["line"] == demo.LINES[1]]
+    assert smooth == pytest.approx(losses)  # a straight line on the logarithmic axis stays where it is
+    noisy = [loss * (2.0 if step % 2 else 0.5) for step, loss in enumerate(losses)]
+    values = demo.loss_chart([{"samples": 1, "loss": loss} for loss in noisy]).to_dict()["data"]["values"]
+    smooth = [point["loss"] for point in values if point["line"] == demo.LINES[1]]
+    assert smooth[5:-5] == pytest.approx(losses[5:-5], rel=0.2)
+
+
+def test_the_report_of_a_quick_run_says_that_it_is_one(data, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "environment.json").write_text(json.dumps({"date": "2026-01-02"}))
+    scores = {"all": 0.5, "what": 0.5, "yes/no": 0.5}
+    result = DemoResult(run, scores, baseline=scores, counts=dict.fromkeys(scores, 1), train_seconds=1.0)
+    steps = [{"step": 1, "loss": 2.0, "samples": 8}]
+    questions = demo.pick_questions(data, number=None)
+    page = read_page(demo.write_report(result, questions=questions, steps=steps, is_quick=True))
+    assert page.one("h1").text == "A quick run, which shows that it runs"
+    assert "This was a quick run of 1 training step : it shows that everything works" in page.text
 
 
 def test_the_demo_trains_as_the_shipped_recipe_does():

@@ -25,7 +25,8 @@ from visgraft.evaluation.benchmarks import read_benchmark
 from visgraft.experiment.experiment_file import read_experiment
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+ABOVE = ("README.md", "README.ja.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+PAGES = sorted([*(ROOT / name for name in ABOVE), *(ROOT / "docs").rglob("*.md")])
 # a mark in front of a snippet that no test runs: <!-- not run: why -->
 MARK = re.compile(r"<!-- not run: (.+?) -->\n\Z")
 NUM_MARKED = 0
@@ -202,7 +203,7 @@ def check_command(root: Any, words: list[str]) -> None:
         known = script.read_text(encoding="utf-8")
         assert [word for word in rest if word.startswith("--") and f'"{word}"' not in known] == [], words
     else:
-        assert name in ("pip", "export", "trap", "wait", "curl", "python", "git", "cd"), f"what is {name}?"
+        assert name in ("pip", "export", "trap", "wait", "curl", "python", "git", "cd", "sbatch"), f"what is {name}?"
 
 
 @pytest.mark.parametrize("snippet", of("python"))
@@ -242,3 +243,45 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     listed = {line for block in re.findall(r"```{toctree}\n(.*?)```", index, flags=re.DOTALL) for line in block.split()}
     pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in (ROOT / "docs").rglob("*.md")}
     assert pages - {"index"} <= listed
+
+
+def without_comments(text: str) -> list[str]:
+    return [line.partition("  #")[0].rstrip() for line in text.splitlines()]
+
+
+def test_the_japanese_readme_has_the_same_commands_links_and_pictures() -> None:
+    def code(name: str) -> list[tuple[str, list[str]]]:
+        found = [each for each in SNIPPETS if each.page.name == name]
+        return [(each.language, without_comments(each.text)) for each in found if each.language != "text"]
+
+    def named(name: str) -> set[str]:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        spoken = {word for word in re.findall(r"`([^`\n]+)`", text) if not re.search(r"[^\x00-\x7f]", word)}
+        return spoken | set(re.findall(r"\]\(([^)\s]+)\)", text)) - {"README.md", "README.ja.md"}
+
+    assert code("README.ja.md") == code("README.md")
+    assert named("README.ja.md") == named("README.md")
+
+
+def test_version_and_date_are_the_same_wherever_they_are_told() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    [(version, day), *_] = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", log, flags=re.MULTILINE)
+    assert (cited["version"], str(cited["date-released"])) == (version, day)
+    assert version == visgraft.__version__
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+
+
+def test_issue_templates_have_what_the_forge_asks_of_them() -> None:
+    templates = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.md"))
+    assert len(templates) == 3
+    for path in templates:
+        head = yaml.safe_load(path.read_text(encoding="utf-8").split("---")[1])
+        assert {"name", "about", "labels"} <= head.keys()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_begins_with_the_command_or_the_lines_that_do_it(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines, start=1) if line.startswith("```"))
+    assert first <= 14, f"{page.name}: the first lines to run stand at line {first}"

@@ -20,17 +20,21 @@ PACKAGE = ROOT / "visgraft"
 
 #: a module imports its own group and lower numbers only; groups of one number never import each other
 LAYERS = {
-    **dict.fromkeys(["errors", "listing", "parsing", "segments"], 0),
+    **dict.fromkeys(["errors", "listing", "notebook", "parsing", "registration"], 0),
+    **dict.fromkeys(["segments", "branches", "wording", "telemetry"], 0),
     "atomic": 0.2,  # names its errors
     **dict.fromkeys(["disk_cache", "folder_lock", "sealed"], 0.5),  # write through atomic
     **dict.fromkeys(["config", "reporting", "runs", "metrics"], 1),
     "starter": 1.5,
+    "licences": 1.6,  # reads what starter assets brought with them
     **dict.fromkeys(["data", "model"], 2),
+    "serving_inputs": 2.4,  # half of the processor
     "processor": 2.5,  # joins the two
     **dict.fromkeys(["inference", "convert"], 3),
     "builder": 3.5,
     **dict.fromkeys(["training", "compare", "inspection", "evaluation", "annotate"], 4),
     **dict.fromkeys(["estimate", "experiment", "serving", "demo"], 5),
+    "reproduce": 5.5,
     "cli": 6,
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
@@ -39,9 +43,13 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "PI
 LIGHT = (
     "errors",
     "listing",
+    "notebook",
+    "wording",
+    "registration",
     "parsing",
     "atomic",
     "segments",
+    "branches",
     "folder_lock",
     "sealed",
     "config",
@@ -85,6 +93,13 @@ def file_of(dotted: str) -> Path:
     target = ROOT.joinpath(*dotted.split("."))
     found = (target.with_suffix(".py"), target / "__init__.py", target.parent.with_suffix(".py"))
     return next((path for path in found if path in TREES), target.parent / "__init__.py")
+
+
+def test_contributing_lists_the_groups_that_there_are() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d.]+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    told = {name.strip(): float(number) for number, names in rows for name in names.split(",")}
+    assert told == {name: float(number) for name, number in LAYERS.items() if not name.startswith("__")}
 
 
 def test_imports_point_down() -> None:

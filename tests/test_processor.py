@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from tests.data.made_tokenizers import TOKENIZERS, answers_of
+from visgraft.data.prompt import encode_dialog
 from visgraft.data.sample import Sample, Turn
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
 from visgraft.model.vlm import VisionLanguageModel
@@ -292,7 +293,7 @@ def test_samples_with_unlike_numbers_of_images_get_an_image_mask(processor):
 
 @pytest.mark.parametrize("settings", [{"return_tensors": "np"}, {"padding": "max_length"}])
 def test_other_forms_of_output_are_refused(settings, processor):
-    with pytest.raises(ConfigError, match="allowed are 'pt', and True or 'longest'"):
+    with pytest.raises(ConfigError, match="allowed are 'pt', True or 'longest', and left or right"):
         processor(text="a", **settings)
 
 
@@ -319,14 +320,61 @@ def test_a_begun_answer_is_continued(processor):
 
 @pytest.mark.parametrize("messages, is_begun", [(["user", "assistant"], False), (["user"], True)])
 def test_who_spoke_last_must_fit_what_is_asked(messages, is_begun, processor):
+    chat = [message(role, "a") for role in messages]
     with pytest.raises(ConfigError, match="the last message must be the user's, or with continue_final"):
-        processor.apply_chat_template([message(role, "a") for role in messages], continue_final_message=is_begun)
+        processor.apply_chat_template(chat, continue_final_message=is_begun, add_generation_prompt=True)
 
 
-@pytest.mark.parametrize("settings", [{"tokenize": False}, {"add_generation_prompt": False}])
-def test_a_chat_as_text_is_refused(settings, processor):
-    with pytest.raises(ConfigError, match="need tokenize=True and a prompt that ends where the answer begins"):
+def test_a_prompt_that_does_not_end_where_the_answer_begins_is_refused(processor):
+    with pytest.raises(ConfigError, match="got add_generation_prompt=False and a chat that ends with the user's"):
+        processor.apply_chat_template([message("user", "a")], add_generation_prompt=False)
+
+
+@pytest.mark.parametrize(
+    "settings, what", [({"tools": [{"name": "a"}]}, "tools"), ({"load_audio_from_video": True}, "load_audio")]
+)
+def test_what_prompts_have_no_place_for_is_refused(settings, what, processor):
+    with pytest.raises(ConfigError, match=f"got {what}.* which the prompts of these models have no place for"):
         processor.apply_chat_template([message("user", "a")], **settings)
+
+
+def test_a_chat_that_ends_with_an_answer_is_the_dialog_of_training(processor):
+    chat = [message("user", "What is it?", RED), message("assistant", "A cat.")]
+    dialog = encode_dialog(processor.tokenizer, processor.prompt_template, [Turn("What is it?", "A cat.")])
+    inputs = processor.apply_chat_template(
+        [chat, chat[:1]], return_assistant_tokens_mask=True, processor_kwargs={"padding_side": "right", "padding": True}
+    )
+    assert tuple(inputs["input_ids"][0].tolist()) == dialog.input_ids
+    assert inputs["assistant_masks"][0].bool().tolist() == list(dialog.supervised)
+    assert not inputs["assistant_masks"][1].any()
+    assert inputs["attention_mask"][1].diff().max() <= 0, "padded on the right"
+
+
+def test_a_chat_as_text_has_the_tokens_of_training(processor):
+    chat = [message("user", "What is it?", RED), message("assistant", "A cat.")]
+    dialog = encode_dialog(processor.tokenizer, processor.prompt_template, [Turn("What is it?", "A cat.")])
+    prompt, whole = (processor.apply_chat_template(c, tokenize=False) for c in (chat[:1], chat))
+    assert whole.startswith(prompt)
+    parts = [
+        processor(text=text, add_special_tokens=False)["input_ids"][0].tolist()
+        for text in (prompt, whole[len(prompt) :])
+    ]
+    assert tuple(parts[0] + parts[1]) == dialog.input_ids
+    begun = processor.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    assert whole.startswith(begun) and len(begun) < len(whole)
+
+
+def test_another_chat_template_may_be_given(processor):
+    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}<assistant>"
+    text = processor.apply_chat_template([message("user", "a")], template, tokenize=False)
+    assert text == "<user>a</s><assistant>"
+
+
+def test_rows_are_cut_and_padded_as_asked(processor):
+    inputs = processor(text=["a b c", "a"], add_special_tokens=False, padding_side="right", pad_to_multiple_of=4)
+    assert inputs["input_ids"].shape[1] % 4 == 0
+    assert inputs["attention_mask"][:, 0].tolist() == [1, 1]
+    assert processor(text="a b c", truncation=True, max_length=2)["input_ids"].shape == (1, 2)
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own, about its pipelines

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -236,6 +237,28 @@ def sample(*lengths: int, images: int = 1, vision: str = "clip", num_tokens: int
     pixels = {"pixel_values": random_pixels(images, vision=vision, seed=seed)} if images else {}
     dialogs = tuple(dialog(length, prompt=1 + index % 2, seed=seed + index) for index, length in enumerate(lengths))
     return EncodedSample(dialogs, pixels, (count,) * images, id=str((lengths, images)))
+
+
+def dialog_of(*pieces: tuple[int, int]) -> EncodedDialog:
+    """Make a dialog of pieces (seed, length): a prompt and an answer by turns."""
+    ids, supervised = [], []
+    for index, (seed, length) in enumerate(pieces):
+        ids += random_ids(length, seed=seed).tolist()
+        supervised += [index % 2 == 1] * length
+    return EncodedDialog(tuple(ids), tuple(supervised), 3 * sum(supervised), False)
+
+
+def tree(images: int = 1) -> EncodedSample:
+    """Make a sample whose dialogs share a turn, or a turn and a question, or nothing; one is the turn alone."""
+    turn = [(1, 6), (2, 4)]
+    dialogs = (
+        dialog_of(*turn, (3, 9), (4, 3)),
+        dialog_of((5, 3), (6, 4)),
+        dialog_of(*turn, (3, 9), (7, 2)),
+        dialog_of(*turn),
+        dialog_of(*turn, (8, 2), (9, 3)),
+    )
+    return replace(sample(4, images=images), dialogs=dialogs, id=f"tree {images}")
 
 
 def samples(vision: str = "clip", *, images: Sequence[int] = (1, 1, 0)) -> list[EncodedSample]:

@@ -22,7 +22,7 @@ LIBRARIES = (
     "torch.distributed.fsdp", "transformers.generation.utils", "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto", "transformers.trainer_utils",
 )  # fmt: skip
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def warm_python() -> list[str]:
@@ -129,6 +129,8 @@ def become(arguments: list[str]) -> None:
     """Do what `python` does with these arguments."""
     import runpy
 
+    if os.environ.get("VISGRAFT_TESTS_ELSEWHERE"):
+        runpy.run_path(str(Path(__file__).with_name("elsewhere.py")))
     if arguments[0] == "-u":
         arguments = arguments[1:]
         for stream in (sys.stdout, sys.stderr):

@@ -1,6 +1,7 @@
 """visgraft grafts sight onto a language model: join a vision encoder and a causal LM, train the join, ask it.
 
-In: nothing. Out: the public names below, each loaded when first touched, so that `import visgraft` needs no torch.
+In: nothing. Out: the public names below, each loaded when first touched, so that `import visgraft` needs no torch; and
+transformers' Auto classes know our models from then on (registration.py).
 Usage: `from visgraft import VisionLanguageModel, Processor, Sample, Turn`
 """
 
@@ -8,12 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from visgraft.errors import VisgraftError as VisgraftError
+from visgraft.registration import register_lazily
+from visgraft.telemetry import switch_off as _switch_off_telemetry
 
 if TYPE_CHECKING:
     from visgraft.config import Recipe as Recipe
     from visgraft.config import load_recipe as load_recipe
     from visgraft.config import recipe_to_yaml as recipe_to_yaml
     from visgraft.convert.import_git_llm import import_git_llm as import_git_llm
+    from visgraft.convert.importing import import_model as import_model
     from visgraft.data.batch import Batch as Batch
     from visgraft.data.prompt import PromptTemplate as PromptTemplate
     from visgraft.data.sample import Sample as Sample
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_switch_off_telemetry()
+
 _MODULE_OF = {
     "Batch": "visgraft.data.batch",
     "Processor": "visgraft.processor",
@@ -35,6 +41,7 @@ _MODULE_OF = {
     "Turn": "visgraft.data.sample",
     "VisionLanguageModel": "visgraft.model.vlm",
     "import_git_llm": "visgraft.convert.import_git_llm",
+    "import_model": "visgraft.convert.importing",
     "load_recipe": "visgraft.config",
     "recipe_to_yaml": "visgraft.config",
     "train": "visgraft.training.loop",
@@ -62,3 +69,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+register_lazily()

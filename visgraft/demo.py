@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
+from statistics import geometric_mean
 from typing import Any
 
 import altair
@@ -44,8 +45,10 @@ from visgraft.training.progress import TrainProgress
 
 NUM_QUESTIONS = 2_000  # of the 9,673 official test questions
 NUM_SHOWN = 24
+LEAST_LOSS = 1e-6  # that a logarithmic axis can show
 CHUNK = 250  # questions between two lines of progress
-SMOOTHED_STEPS = 20
+SMOOTHED_STEPS = 9  # around each
+LINES = ("each step", f"mean of the {SMOOTHED_STEPS} steps around it")
 QUICK = ("train.max_steps=4", "train.exact_match_samples=0")
 
 
@@ -130,7 +133,7 @@ def run_demo(
         counts={kind: len(chosen) for kind, chosen in by_kind(questions).items()},
         train_seconds=sum(step["seconds"] for step in steps),
     )
-    write_report(result, questions=questions, steps=steps)
+    write_report(result, questions=questions, steps=steps, is_quick=quick)
     lines = [
         json.dumps({**vars(question), "image": question.image.name, "right": question.is_right}) + "\n"
         for question in questions
@@ -194,8 +197,10 @@ def score(questions: Sequence[DemoQuestion]) -> dict[str, float]:
     }
 
 
-def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], steps: Sequence[dict[str, Any]]) -> Path:
-    """Write `report.html` into the run folder."""
+def write_report(
+    result: DemoResult, *, questions: Sequence[DemoQuestion], steps: Sequence[dict[str, Any]], is_quick: bool = False
+) -> Path:
+    """Write `report.html` into the run folder; that of a quick run says that it is one."""
     environment = parse_json((result.folder / "environment.json").read_bytes())
     rows = [
         [kind, result.counts[kind], f"{result.scores[kind]:.1%}", f"{result.baseline[kind]:.1%}"]
@@ -205,7 +210,7 @@ def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], steps
     return write_page(
         result.folder / "report.html",
         "demo.html",
-        title="A language model that learned to see",
+        title="A quick run, which shows that it runs" if is_quick else "A language model that learned to see",
         subtitle=f"SmolLM2-135M + EfficientNet-Lite2, joined and trained on easy-VQA, {environment['date'][:10]}",
         large_numbers={
             f"of {result.counts['all']:,} test questions right": f"{result.scores['all']:.1%}",
@@ -213,6 +218,7 @@ def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], steps
             "of the “what” questions right": f"{result.scores['what']:.1%}",
             "of training": f"{result.train_seconds / 60:.1f} min",
         },
+        quick=f"{len(steps)} training {'step' if len(steps) == 1 else 'steps'}" if is_quick else None,
         loss=figure(loss_chart(steps), alt="training loss over samples"),
         scores=make_table(["questions", "number", "right", "right without looking"], rows),
         cards=[{"question": question, "image": _picture(question)} for question in shown],
@@ -221,19 +227,21 @@ def write_report(result: DemoResult, *, questions: Sequence[DemoQuestion], steps
 
 
 def loss_chart(steps: Sequence[dict[str, Any]]) -> altair.LayerChart:
-    """Draw the training loss over samples, raw and smoothed."""
-    points: list[dict[str, float]] = []
+    """Draw the training loss over samples, of each step and smoothed as it is drawn: its logarithm."""
+    points: list[dict[str, float | str]] = []
     samples = 0
     for index, line in enumerate(steps):
         samples += line["samples"]
-        recent = [step["loss"] for step in steps[max(0, index - SMOOTHED_STEPS + 1) : index + 1]]
-        points.append({"samples": samples, "loss": line["loss"], "smooth": sum(recent) / len(recent)})
+        reach = min(SMOOTHED_STEPS // 2, index, len(steps) - 1 - index)  # to both sides alike, so that it does not lag
+        around = [max(step["loss"], LEAST_LOSS) for step in steps[index - reach : index + reach + 1]]
+        for name, value in zip(LINES, (around[reach], geometric_mean(around)), strict=True):
+            points.append({"samples": samples, "loss": value, "line": name})
     base = altair.Chart(altair.Data(values=points)).encode(
         x=altair.X(
             "samples:Q",
             title="groups of questions seen, each about one image",
             scale=altair.Scale(nice=False),
-            axis=altair.Axis(tickCount=6),
+            axis=altair.Axis(tickCount=6, tickMinStep=1),
         ),
         y=altair.Y(
             "loss:Q",
@@ -242,9 +250,12 @@ def loss_chart(steps: Sequence[dict[str, Any]]) -> altair.LayerChart:
             axis=altair.Axis(values=[0.1, 0.2, 0.5, 1, 2, 5, 10]),
         ),
     )
-    raw = base.mark_line(opacity=0.45, strokeWidth=1)
-    smoothed = base.mark_line(strokeWidth=2.5).encode(y="smooth:Q")
-    return altair.LayerChart(layer=[raw, smoothed], width="container", height=280)
+    thick = altair.Legend(symbolType="stroke", symbolSize=400, symbolOpacity=1)
+    lines = base.mark_line(clip=True).encode(
+        strokeWidth=altair.StrokeWidth("line:N", scale=altair.Scale(domain=LINES, range=[1, 2.5]), legend=thick),
+        strokeOpacity=altair.StrokeOpacity("line:N", scale=altair.Scale(domain=LINES, range=[0.55, 1]), legend=thick),
+    )
+    return altair.LayerChart(layer=[lines], width="container", height=280)
 
 
 def _picture(question: DemoQuestion) -> EmbeddedImage:

@@ -3,6 +3,7 @@
 In:  a function that makes arrays, and a fingerprint of all they depend on. Out: the arrays.
 
     arrays = keep_arrays(scan, fingerprint=repr(files_and_options))
+    facts = keep_facts(measure, fingerprint=repr(all_they_depend_on))      # a few plain values
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
@@ -18,11 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visgraft.atomic import whole_file
+from visgraft.atomic import whole_file, write_json
+from visgraft.parsing import parse_json
 
 Arrays = dict[str, NDArray[Any]]
 
 _WORTH_KEEPING_S = 5.0
+_FACTS_WORTH_KEEPING_S = 0.2  # they are small, and asked for at every start
 
 # what is kept -> the folders of it below the cache's, and what to say of it; `visgraft cache` shows and clears it
 KINDS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -34,6 +38,7 @@ KINDS: dict[str, tuple[tuple[str, ...], str]] = {
     "vision": (("vision",), "features of images (train.cache_vision)"),
     "answers": (("answers",), "answers of evaluations, by model and question"),
     "scans": (("scans",), "what reading large files once found out: places of rows, lengths of texts"),
+    "facts": (("facts",), "what trying an encoder once found out, so that it is loaded sooner"),
     "texts": (("texts",), "compressed text files, unpacked"),
     "streams": (("streams",), "rows of streams that were passed over once"),
 }
@@ -83,5 +88,21 @@ def write_arrays(arrays: Arrays, *, fingerprint: str) -> None:
         np.savez(opened, **arrays)  # type: ignore[arg-type]
 
 
-def _path(fingerprint: str) -> Path:
-    return cache_folder() / "scans" / f"{sha256(fingerprint.encode()).hexdigest()}.npz"
+def keep_facts(make: Callable[[], dict[str, Any]], *, fingerprint: str) -> dict[str, Any]:
+    """Return plain values, as JSON holds them, from the cache where they are there; it may be full or read-only."""
+    path = _path(fingerprint, folder="facts", suffix=".json")
+    with suppress(OSError, ValueError):
+        facts = parse_json(path.read_text(encoding="utf-8"))
+        if isinstance(facts, dict):
+            return facts
+    start = monotonic()
+    facts = make()
+    if monotonic() - start < _FACTS_WORTH_KEEPING_S:
+        return facts
+    with suppress(OSError):
+        write_json(path, facts)
+    return facts
+
+
+def _path(fingerprint: str, *, folder: str = "scans", suffix: str = ".npz") -> Path:
+    return cache_folder() / folder / f"{sha256(fingerprint.encode()).hexdigest()}{suffix}"

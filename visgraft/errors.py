@@ -10,6 +10,7 @@ In: what was got, what is allowed, what to do, as one string. Out: an exception 
       ModelError                parts do not fit together
         UnsupportedModelError   a model that cannot be joined exactly, refused by name
         MaskSizeError           a dense attention mask would be larger than is allowed
+        MissingNameError        a library's installed release lacks a name that this needs
         PreflightError          the check before training found a broken promise
       BusyError                 there is no room for another request now; later there may be
       CheckpointError           a run, checkpoint or model folder is missing, incomplete or does not match
@@ -18,6 +19,11 @@ In: what was got, what is allowed, what to do, as one string. Out: an exception 
 
 Usage: `raise ConfigError("train.epochs: got 'many', need a number")`
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class VisgraftError(Exception):
@@ -52,6 +58,10 @@ class MaskSizeError(ModelError):
     """A dense attention mask would take more memory than is allowed; training then halves its micro-batches."""
 
 
+class MissingNameError(ModelError):
+    """A library's installed release lacks a name that it never promised to keep, and that this needs."""
+
+
 class PreflightError(ModelError):
     """The check on one real batch before training found something that would train wrongly."""
 
@@ -70,3 +80,19 @@ class MissingAssetError(VisgraftError):
 
 class DiskError(VisgraftError, OSError):
     """A disk took no more: it is full, read-only, or has no room for another file; nothing half written stays."""
+
+
+@contextmanager
+def names_needed_for(what: str) -> Iterator[None]:
+    """Say what cannot be used where an import inside, of a name that a library does not promise to keep, fails.
+
+    Raises:
+        MissingNameError: with what needs the name, and what to do.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingNameError(
+            f"{what}: needs a name that the installed release of a library does not have ({error}); install the "
+            "releases that visgraft is tested with (docs/compatibility.md)"
+        ) from error

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,10 @@ from torch import Tensor
 from transformers import (
     AutoProcessor,
     BaseImageProcessor,
-    BatchFeature,
     ImageProcessingMixin,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    ProcessorMixin,
 )
 
 from visgraft.config import TileSettings
@@ -40,20 +39,19 @@ from visgraft.data.images.pixels import (
     for_tiles,
     made_image_size,
     make_pixels,
-    stack_frames,
     with_image_size,
 )
 from visgraft.data.images.tiles import CutImage, cut_image, most_tokens
 from visgraft.data.images.video import is_frame, join_frames
-from visgraft.data.messages import Images, Messages, pair_prompts, read_messages
-from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, encode_prompt
-from visgraft.data.sample import ImageRef, Sample, Turn
+from visgraft.data.prompt import EncodedDialog, PromptTemplate, encode_dialog, text_before_images
+from visgraft.data.sample import ImageRef, Sample
 from visgraft.data.tokenizer_and_image_processor import load_image_processor, load_tokenizer
 from visgraft.errors import BadSampleError, CheckpointError, ConfigError
-from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image, positions_of
-from visgraft.model.storage.pretrained import load_config
+from visgraft.model.configuration import VisionLanguageConfig, image_tokens_per_image
+from visgraft.model.storage.pretrained import known_positions, load_config
 from visgraft.model.vision import measure
 from visgraft.model.vision_inputs import count_tokens
+from visgraft.serving_inputs import ServingInputs
 
 _SETTINGS = (
     "num_image_tokens", "image_size", "template", "max_text_tokens", "max_positions", "images_take_positions",
@@ -61,7 +59,7 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-class Processor(ProcessorMixin):
+class Processor(ServingInputs):
     """Turn samples into batches, and prompts with images into the inputs of `generate`.
 
     Attributes:
@@ -164,7 +162,7 @@ class Processor(ProcessorMixin):
         return cls(
             image_processor,
             load_tokenizer(language, revision=language_revision),
-            max_positions=max_positions or _positions(language, revision=language_revision)[0],
+            max_positions=max_positions or known_positions(language, revision=language_revision)[0],
             num_image_tokens=num_image_tokens,
             image_size=image_size,
             template=template,
@@ -195,7 +193,7 @@ class Processor(ProcessorMixin):
                 "make one with Processor.from_parts and save it there"
             )
         if "max_positions" not in settings:  # it was saved before that was known
-            known = _positions(name, revision=hub.get("revision"))
+            known = known_positions(name, revision=hub.get("revision"))
             settings = {**settings, **dict(zip(("max_positions", "images_take_positions"), known, strict=True))}
         return cls(
             load_image_processor(name, **hub),
@@ -206,7 +204,18 @@ class Processor(ProcessorMixin):
     @property
     def most_image_tokens(self) -> int:
         """Image tokens that one image becomes at most, where its size does not tell."""
-        return most_tokens(self.tile_settings, of_picture=self.num_image_tokens)
+        most_before = max(map(len, (self.text_before_images or {"": []}).values()))
+        return most_tokens(self.tile_settings, of_picture=self.num_image_tokens) + most_before
+
+    @cached_property
+    def text_before_images(self) -> dict[str, list[int]] | None:
+        """What stands in front of images, where the template holds {image}; the model's config says the same."""
+        return text_before_images(self.tokenizer, self.prompt_template)
+
+    def _before(self, index: int) -> int:
+        """Count the tokens of text in front of one of a sample's images."""
+        texts = self.text_before_images
+        return 0 if texts is None else len(texts["first" if index == 0 else "next"])
 
     def make_pixels(
         self, refs: Sequence[ImageRef], opened: Sequence[Image.Image], *, exact: bool = True, as_bytes: bool = False
@@ -247,7 +256,8 @@ class Processor(ProcessorMixin):
         if not vision_inputs:
             return ()
         counts = count_tokens(vision_inputs, self.num_image_tokens, extent_per_token=self.extent_per_token)
-        return tuple((counts + vision_inputs.get("ends_row", 0)).tolist())
+        counts = counts + vision_inputs.get("ends_row", 0)
+        return tuple(count + self._before(index) for index, count in enumerate(counts.tolist()))
 
     # --- Training
 
@@ -275,12 +285,13 @@ class Processor(ProcessorMixin):
     def encode_each(self, sample: Sample) -> tuple[EncodedDialog | str, ...]:
         """Encode each dialog of a sample by itself: its ids, or in words why it cannot be used."""
         num_image_tokens = len(sample.images) * self.num_image_tokens if self.image_size is not None else 0
+        num_image_tokens += sum(map(self._before, range(len(sample.images))))
+        image_turns = (0,) if sample.images else ()
         outcomes: list[EncodedDialog | str] = []
         for dialog in sample.dialogs:
             try:
-                encoded = encode_dialog(
-                    self.tokenizer, self.prompt_template, dialog, max_text_tokens=self.max_text_tokens
-                )
+                limits: dict[str, Any] = {"max_text_tokens": self.max_text_tokens, "image_turns": image_turns}
+                encoded = encode_dialog(self.tokenizer, self.prompt_template, dialog, **limits)
                 self._check_positions(encoded, num_image_tokens=num_image_tokens)
             except BadSampleError as error:
                 outcomes.append(str(error))
@@ -360,108 +371,6 @@ class Processor(ProcessorMixin):
         """Make a batch's pixels of its bytes, on the device where it is; without bytes it stays as it is."""
         return Batch({**batch, "vision_inputs": finish_pixels(self.picture_processor, batch.vision_inputs)})
 
-    # --- Serving
-
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Encode what the model is given to answer the last turn; that turn's own answer is ignored."""
-        return encode_prompt(self.tokenizer, self.prompt_template, turns)
-
-    def __call__(
-        self,
-        images: Images | None = None,
-        text: str | Sequence[str] | None = None,
-        *,
-        padding: bool | str = True,
-        return_tensors: str = "pt",
-    ) -> BatchFeature:
-        """Make the inputs of `generate` for prompts about images.
-
-        Args:
-            images: one image; a list (the images of one prompt, or one for each prompt); a list of lists. None in a
-                list, or in place of it, means no image.
-            text: the prompts (questions, say), which the template frames; None = captions, one for each image.
-            padding: True; prompts are padded on the left to the longest.
-            return_tensors: "pt".
-
-        Returns:
-            `input_ids` and `attention_mask` [B, T]; with images `pixel_values` [B, 3, H, W] float, normalised by the
-            encoder's own mean/std, or where some sample has not just one image [B, F, 3, H, W] with `image_mask`
-            [B, F], True = a real image.
-
-        Raises:
-            BadSampleError: an image cannot be used.
-            ConfigError: the numbers of prompts and images differ, or another kind of output is asked for.
-        """
-        prompts, groups = pair_prompts(text, images=images)
-        ids = [self.prompt([Turn(prompt, "")]) for prompt in prompts]
-        return self._inputs(ids, groups, padding=padding, return_tensors=return_tensors)
-
-    def apply_chat_template(  # type: ignore[override]
-        self,
-        conversation: Messages | Sequence[Messages],
-        *,
-        tokenize: bool = True,
-        return_dict: bool = True,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        return_tensors: str = "pt",
-        processor_kwargs: Mapping[str, Any] | None = None,
-    ) -> BatchFeature | Tensor:
-        """Make the inputs of `generate` for one chat or several, framed by the processor's own template.
-
-        Args:
-            conversation: messages as `read_messages` describes them, or a list of such chats.
-            tokenize: True, as a text that came back would be framed a second time.
-            return_dict: False = `input_ids` alone.
-            add_generation_prompt: True, as a prompt ends where the answer begins.
-            continue_final_message: go on with the assistant's last message instead of answering the user's.
-            return_tensors: "pt".
-            processor_kwargs: `padding` and `return_tensors`, as `__call__` takes them.
-
-        Raises:
-            BadSampleError: an image cannot be used.
-            ConfigError: the messages are in another format, or another kind of output is asked for.
-        """
-        if not tokenize or not (add_generation_prompt or continue_final_message):
-            raise ConfigError(
-                f"apply_chat_template: got tokenize={tokenize}, add_generation_prompt={add_generation_prompt}; need "
-                "tokenize=True and a prompt that ends where the answer begins, else the text would be framed twice"
-            )
-        chats = [conversation] if isinstance(conversation[0], Mapping) else conversation
-        read = [read_messages(chat) for chat in chats]  # type: ignore[arg-type]
-        ids = [self._chat_prompt(turns, is_begun=continue_final_message) for turns, _ in read]
-        settings = {"padding": True, "return_tensors": return_tensors, **(processor_kwargs or {})}
-        inputs = self._inputs(ids, [images for _, images in read], **settings)
-        return inputs if return_dict else inputs["input_ids"]
-
-    def _chat_prompt(self, turns: Sequence[Turn], *, is_begun: bool) -> list[int]:
-        if is_begun != bool(turns[-1].answer.strip()):
-            whose = "the user's, or with continue_final_message=True the assistant's"
-            raise ConfigError(f"apply_chat_template: the last message must be {whose}")
-        if not is_begun:
-            return self.prompt(turns)
-        encoded = encode_dialog(self.tokenizer, self.prompt_template, turns)
-        return list(encoded.input_ids[:-1])  # all but its end-of-text
-
-    def _inputs(
-        self, ids: list[list[int]], groups: list[list[ImageRef]], *, padding: bool | str, return_tensors: str
-    ) -> BatchFeature:
-        if return_tensors != "pt" or padding not in (True, False, "longest"):
-            raise ConfigError(
-                f"got return_tensors={return_tensors!r} and padding={padding!r}; allowed are 'pt', and True or "
-                "'longest': prompts are padded on the left to the longest"
-            )
-        pixels = [self.make_pixels(refs, [open_image(ref) for ref in refs]) for refs in groups]
-        length = max(map(len, ids))
-        rows = [[self._pad_token_id] * (length - len(row)) + row for row in ids]
-        mask = [[0] * (length - len(row)) + [1] * len(row) for row in ids]
-        tensors = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask), **stack_frames(pixels)}
-        return BatchFeature(tensors)
-
-    @property
-    def _pad_token_id(self) -> int:
-        return self.tokenizer.pad_token_id or 0
-
 
 def _load_vision(
     vision: str | Path | PreTrainedModel | BaseImageProcessor, *, revision: str | None
@@ -470,19 +379,6 @@ def _load_vision(
         return vision, None
     config = vision.config if isinstance(vision, PreTrainedModel) else load_config(vision, revision=revision)
     return load_image_processor(vision, revision=revision), config
-
-
-def _positions(
-    language: str | Path | PreTrainedModel | PreTrainedTokenizerBase, *, revision: str | None
-) -> tuple[int | None, bool]:
-    """Return what `positions_of` says of a language model; nothing is known of a tokenizer alone."""
-    if isinstance(language, PreTrainedTokenizerBase):
-        return None, True
-    try:
-        config = language.config if isinstance(language, PreTrainedModel) else load_config(language, revision=revision)
-    except CheckpointError:
-        return None, True
-    return positions_of(config)
 
 
 AutoProcessor.register(VisionLanguageConfig, Processor, exist_ok=True)

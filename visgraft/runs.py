@@ -52,6 +52,7 @@ from visgraft.atomic import (
 from visgraft.errors import CheckpointError, DiskError
 from visgraft.folder_lock import LOCK_FILE
 from visgraft.listing import changed_at, content_of, listing
+from visgraft.notebook import curves_html, facts_html
 from visgraft.parsing import parse_json, parse_yaml
 from visgraft.sealed import check_files, read_sealed
 
@@ -187,6 +188,19 @@ class Run:
     def failure_path(self) -> Path:
         """Where the reason stands why a run of an experiment failed."""
         return self.folder / "failure.txt"
+
+    def _repr_html_(self) -> str:
+        """Show the run in a notebook: its state, its losses."""
+        steps, found = self.steps(), self.validations()
+        facts: dict[str, object] = {"status": self.status(), "steps": f"{len(steps):,}"}
+        if steps:
+            facts["training loss"] = f"{steps[-1]['loss']:.4f}" if steps[-1]["loss"] is not None else "not finite"
+        for name, value in found[-1].items() if found else ():
+            if name != "step" and isinstance(value, (int, float)):
+                facts[name.replace("_", " ")] = f"{value:.4f}"
+        curves = {"training loss": [record["loss"] for record in steps]}
+        curves["validation loss"] = [record["validation_loss"] for record in found]
+        return facts_html(str(self.folder), facts) + curves_html(curves)
 
     def status(self) -> Status:
         """Say what state the run is in; its folder need not be there yet. The summary is the last that a run writes."""

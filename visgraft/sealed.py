@@ -89,7 +89,7 @@ def check_files(folder: Path, files: Mapping[str, Sum]) -> None:
     for name, wanted in files.items():
         path = folder / name
         try:
-            found = _sum_file(path)
+            found = sum_file(path)
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: missing") from error
         except OSError as error:
@@ -104,7 +104,8 @@ def _sum_values(values: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(values, sort_keys=True, allow_nan=False).encode())
 
 
-def _sum_file(path: Path) -> Sum:
+def sum_file(path: Path) -> Sum:
+    """Read a file and give its sum. Raises OSError."""
     summed = Summed()
     with path.open("rb", buffering=0) as file:
         while piece := file.read(PIECE_BYTES):

@@ -3,22 +3,27 @@
 In: how many kills, and a seed. Out: a table, one line for each kind of call; exit status 1 if one ended differently.
 
     python -m tests.annotate.kill_many --kills 100 --seed 0
-    python -m tests.annotate.kill_many --kills 20 --only ray      # in an environment that has Ray
+    python -m tests.annotate.kill_many --kills 20 --minutes 10 --only ray      # in an environment that has Ray
 
 A call is killed once or some times, while it works, and begun again in a way drawn at random; the last one is left
-alone. What must be equal is every row of the output, in its place.
+alone. What must be equal is every row of the output, in its place. Drivers on Ray join one cluster, which stays; its
+actors are killed, and the drivers.
 """
 
 import argparse
+import math
 import os
 import random
+import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +35,7 @@ from tests.training.killed_run import fork
 from tests.warm_python import warm_python
 from visgraft.annotate import Request, annotate, processes
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_IMAGES, ROWS_PER_UNIT = 26, 3
 PATIENCE_S = 300.0
 Begin = Callable[[Request, Path], list[int]]  # the processes that it starts, by their numbers
@@ -94,7 +100,8 @@ def kill_a_worker(pids: list[int], chance: random.Random) -> bool:
 
 
 def kill_an_actor(pids: list[int], chance: random.Random) -> bool:
-    found = [pid for pid in descendants_of(pids[0]) if "ray::" in command_of(pid)]
+    """Kill one of the cluster's actors: what we started, the cluster is our child."""
+    found = [pid for pid in descendants_of(os.getpid()) if "ray::Labelling" in command_of(pid)]
     return bool(found) and send(chance.choice(found))
 
 
@@ -247,13 +254,32 @@ def wait(pids: list[int]) -> list[int]:
     return statuses
 
 
-def kill_kind(kind: Kind, ground: Ground, *, kills: int, chance: random.Random) -> Counter[str]:
-    """Kill calls of a kind so many times."""
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Let drivers find a cluster that outlives them."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}  # newer releases want one
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.annotate.ray_cluster"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment, text=True
+    ) as cluster:
+        assert cluster.stdin is not None and cluster.stdout is not None
+        os.environ["RAY_ADDRESS"] = cluster.stdout.readline().strip()
+        try:
+            yield
+        finally:
+            del os.environ["RAY_ADDRESS"]
+            cluster.stdin.close()
+
+
+def kill_kind(kind: Kind, ground: Ground, *, kills: int, until: float, chance: random.Random) -> Counter[str]:
+    """Kill calls of a kind so many times, or as often as there is time for."""
     ended: Counter[str] = Counter()
-    while ended["kills"] < kills:
+    while ended["kills"] < kills and (time.monotonic() < until or not ended["kills"]):
         killed, reason = ground.kill(kind, chance)
         ended["kills"] += killed
         ended["equal" if not reason else "not equal"] += 1
+        say(f"{kind.name}: {ended['kills']} of {kills} kills")
         if reason:
             say(f"{kind.name}, call {ended.total()}: {reason}")
     return ended
@@ -267,6 +293,7 @@ def say(line: str) -> None:
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=100, help="of all kinds together")
+    options.add_argument("--minutes", type=float, default=math.inf, help="of each kind, then it is enough")
     options.add_argument("--seed", type=int, help="default: drawn, and printed")
     options.add_argument("--only", action="append", help="a kind of call; may be given often")
     given = options.parse_args()
@@ -281,7 +308,10 @@ def main() -> int:
         for number, kind in enumerate(kinds):
             kills = given.kills // len(kinds) + (number < given.kills % len(kinds))
             began = time.monotonic()
-            ended = kill_kind(kind, ground, kills=kills, chance=random.Random(f"{seed} {kind.name}"))
+            chance = random.Random(f"{seed} {kind.name}")
+            with ray_cluster() if kind.needs == "ray" else nullcontext():
+                until = time.monotonic() + 60 * given.minutes
+                ended = kill_kind(kind, ground, kills=kills, until=until, chance=chance)
             say(f"{kind.name}: {dict(ended)} in {time.monotonic() - began:.0f} s")
             calls = ended["equal"] + ended["not equal"]
             lines.append(f"| {kind.name} | {ended['kills']} | {calls} | {ended['equal']} | {ended['not equal']} |")

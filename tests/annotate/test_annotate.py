@@ -353,3 +353,55 @@ def test_ray_that_is_not_installed_is_said_with_what_to_do(
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingAssetError, match=r"Ray is not installed; `pip install 'visgraft\[ray\]'`"):
         label(request_of(model, photos, tmp_path / "out"), engine="ray")
+
+
+# --- Drawn answers, and answers among choices
+
+
+def test_drawn_answers_are_those_of_their_rows_whoever_asks_when(model: Path, photos: Path, tmp_path: Path) -> None:
+    drawn = {"temperature": 5.0, "top_p": 0.9, "seed": 3, "max_new_tokens": 6}
+    label(request_of(model, photos, tmp_path / "whole", **drawn))
+    rows = rows_of(tmp_path / "whole")
+    answers = [row["answer"] for row in rows if row["error"] is None]
+    assert len(set(answers)) > 0.8 * len(answers)
+    label(request_of(model, photos, tmp_path / "other", rows_per_unit=3, batch_size=1, **drawn))
+    assert same_rows(rows_of(tmp_path / "other"), rows)
+    begun = replace(request_of(model, photos, tmp_path / "parts", rows_per_unit=2, **drawn))
+    for part in ((1, 2), (0, 2)):
+        label(replace(begun, shard=part))
+    assert same_rows(rows_of(tmp_path / "parts"), rows)
+    label(request_of(model, photos, tmp_path / "seed", **{**drawn, "seed": 4}))
+    assert [row["answer"] for row in rows_of(tmp_path / "seed")] != [row["answer"] for row in rows]
+    decoding = json.loads((tmp_path / "whole" / MANIFEST).read_text())["key"]["decoding"]
+    assert (decoding["temperature"], decoding["top_p"], decoding["seed"]) == (5.0, 0.9, 3)
+    with pytest.raises(CheckpointError, match="was begun with other settings"):
+        label(request_of(model, photos, tmp_path / "whole", **{**drawn, "seed": 4}))
+
+
+def test_an_image_asked_in_two_rows_has_two_drawn_answers(model: Path, photos: Path, tmp_path: Path) -> None:
+    (photos.parent / "twice.jsonl").write_text(
+        "".join(f'{{"image": "{photos}/0.png", "text": "{n}"}}\n' for n in range(6))
+    )
+    drawn = {"temperature": 5.0, "max_new_tokens": 6}
+    label(request_of(model, photos.parent / "twice.jsonl", tmp_path / "out", **drawn))
+    assert len({row["answer"] for row in rows_of(tmp_path / "out")}) > 8
+
+
+def test_an_answer_among_choices_is_one_of_them(model: Path, photos: Path, tmp_path: Path) -> None:
+    label(request_of(model, photos, tmp_path / "out", choices=("red", "a green one"), max_new_tokens=16))
+    found = {row["answer"] for row in rows_of(tmp_path / "out") if row["error"] is None}
+    assert found and found <= {"red", "a green one"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, r"--temperature: got 0, need more than 0, or leave it out: the likeliest token each"),
+        ({"top_p": 0.9}, r"--top-p: got 0.9 without --temperature, so nothing is drawn; give one, such as 1"),
+        ({"seed": 1}, r"--seed: got 1 without --temperature"),
+        ({"temperature": 1.0, "top_p": 1.5}, r"--top-p: got 1.5, need a share above 0, up to 1"),
+    ],
+)
+def test_settings_of_draws_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Request(model="m", data="d", output="o", **settings)

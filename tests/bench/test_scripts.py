@@ -55,6 +55,45 @@ def test_hybrids_are_measured_in_both_layouts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_dialogs_that_begin_alike_have_a_rung_of_their_own(tmp_path: Path) -> None:
+    result = run_tiny("ladder", tmp_path, "--images", "2", "--trees", "opt", "lfm2")
+    for measured in result["families"].values():
+        assert list(measured["variants"]) == ["rows", "shared", "trees"]
+        assert measured["trees / shared"] > 0
+
+
+@pytest.mark.slow
+def test_a_steps_time_is_told_by_phase_and_by_kind(tmp_path: Path) -> None:
+    result = run_tiny("step_profile", tmp_path, "--images", "2")
+    for measured in result["mixes"].values():
+        for what in ("phases", "kinds"):
+            assert sum(measured[what].values()) == pytest.approx(1, abs=0.01)
+        assert {"encoder", "way back", "optimizer"} <= measured["phases"].keys()
+        assert measured["kinds"]["matrix products"] > 0
+
+
+@pytest.mark.slow
+def test_ways_of_waiting_are_compared_alone_and_beside_a_neighbour(tmp_path: Path) -> None:
+    result = run_tiny("neighbour", tmp_path, "--ways", "10000", "--seconds", "0.3")
+    assert list(result["ways"]) == ["default", "10000"]
+    assert result["best"] in result["ways"]
+    for measured in result["ways"].values():
+        assert measured["alone_samples_per_s"] > 0 < measured["beside_samples_per_s"]
+
+
+@pytest.mark.slow
+def test_the_start_is_measured_beside_what_no_program_can_do_without(tmp_path: Path) -> None:
+    output = tmp_path / "start.json"
+    command = [sys.executable, "bench/start.py", "--rounds", "1", "--only", "nothing", "import"]
+    given = ["--model", str(tmp_path), "--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, *given], check=True, cwd=ROOT, timeout=500, env=environment)
+    measured = json.loads(output.read_text())["processes"]
+    assert list(measured) == ["nothing", "import"]
+    assert 0 < measured["nothing"]["median_processor_s"] <= 1.5 * measured["import"]["median_processor_s"]
+
+
+@pytest.mark.slow
 def test_a_step_is_measured_six_ways(tmp_path: Path) -> None:
     result = run_tiny("train_step", tmp_path, "--images", "2")
     names = ["ancestor", "llava", "nano", "rows", "shared", "filled"]
@@ -193,3 +232,16 @@ def test_labelling_is_timed_beside_plain_generate_and_its_memory_is_looked_at(tm
     assert result["share_of_answers_that_are_the_same"]["single"] >= 0.75
     assert result["memory"]["rows"] == 600
     assert result["memory"]["resident_mb_at_most"] > 0
+
+
+@pytest.mark.long
+def test_ranks_of_a_large_run_are_played(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    sizes = ["--shards", "4", "--ranks", "2", "--ranks-played", "1", "--steps", "2", "--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*warm_python(), "bench/scale.py", *sizes], check=True, cwd=ROOT, timeout=500, env=environment)
+    result = json.loads(output.read_text())
+    [played] = result["played"]
+    assert played["samples"] == played["groups_of_an_epoch"] == 4000
+    assert 0 < played["groups_of_this_rank"] < played["groups_of_a_step"]
+    assert played["imbalance"]["planned"] < played["imbalance"]["every n-th"] + 0.01

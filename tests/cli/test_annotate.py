@@ -30,7 +30,7 @@ def test_rows_with_errors_are_said_with_what_to_do(visgraft: Visgraft, folder: P
     (tmp_path / "photos" / "a.png").write_bytes(b"not an image")
     outcome = visgraft("annotate", folder / "run", tmp_path / "photos", tmp_path / "out", "--prompt", "", *SHORT)
     assert outcome.status == 0
-    assert "1 rows have an error; --retry-errors tries them again" in outcome.err
+    assert "1 row with an error; --retry-errors tries them again" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,14 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     assert outcome.status == 130
     assert "the same command goes on from there" in outcome.err
     assert len(list((tmp_path / "out" / "data").iterdir())) == 1
+
+
+def test_answers_are_drawn_or_chosen_as_asked(visgraft: Visgraft, folder: Path, tmp_path: Path) -> None:
+    command = ("annotate", folder / "run", folder / "photos", tmp_path / "out", "--prompt", "What is it?", *SHORT)
+    outcome = visgraft(*command, "--temperature", "0.7", "--top-p", "0.9", "--seed", "1", "--choices", "red, blue")
+    assert outcome.status == 0, outcome.err
+    decoding = json.loads((tmp_path / "out" / "manifest.json").read_text())["key"]["decoding"]
+    assert decoding["choices"] == ["red", "blue"]
+    assert (decoding["do_sample"], decoding["temperature"], decoding["seed"]) == (True, 0.7, 1)
+    refused = visgraft(*command, "--choices", "red")
+    assert refused.status == 2 and "--choices: got 'red', need two answers or more" in refused.err

@@ -101,7 +101,7 @@ def test_check_without_images_opens_none_and_says_what_is_not_known(visgraft: Vi
     outcome = visgraft("data", "check", recipe, "--no-images", "--workers", "0")
     assert "no image was opened: what only pixels tell (broken, blank, tiny, copied images) is not known" in outcome.out
     outcome = visgraft("data", "check", recipe, "--workers", "0")
-    assert "3 images were opened in " in outcome.out and "; --no-images looks at texts and paths alone" in outcome.out
+    assert "opened 3 images in " in outcome.out and "; --no-images looks at texts and paths alone" in outcome.out
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -124,7 +124,7 @@ def test_the_page_of_a_check_fits_its_columns(
     assert max(map(len, lines)) <= width and len(lines) < 40
     text = " ".join(" ".join(lines).split())
     assert "1,361,650" in text and "and 27 more, which --json lists" in text
-    assert "20 images were opened in 2 min 5 s" in text and "training would stop" in text
+    assert "opened 20 images in 2 min 5 s" in text and "training would stop" in text
 
 
 def test_show_draws_a_page_that_needs_no_network(visgraft: Visgraft, recipe: Path) -> None:

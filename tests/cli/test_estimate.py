@@ -128,3 +128,23 @@ def test_a_computer_that_cannot_read_the_weights_is_too_small(
     outcome = visgraft("estimate", recipe)
     assert outcome.status == 1
     assert "it does not fit: reading the weights takes 0.00 GiB" in outcome.out
+
+
+def test_with_several_gpus_it_says_which_launch_config_to_take(visgraft: Visgraft, recipe: Path) -> None:
+    outcome = visgraft("estimate", recipe, "--gpu", "h100", "--gpus", "16", "--network", "200", "--utilisation", "0.3")
+    assert (outcome.status, outcome.err) == (0, "")
+    out = [" ".join(line.split()) for line in outcome.out.splitlines()]
+    assert "gpus 16 in 2 machines" in out
+    assert "config memory a GPU a step the run" in out
+    assert any(line.startswith("launch/ddp ") and line.endswith("fits, the best") for line in out)
+    assert sum(line.startswith("launch/") for line in out) == 4
+    assert "at 30% of 989 TFLOP/s; 450 GB/s inside a machine, 200 Gbit/s between" in " ".join(out)
+    assert "let train.text_tokens_per_step grow" in " ".join(out)
+    refused = visgraft("estimate", recipe, "--gpu", "h100", "--gpus", "3", "--nodes", "2")
+    assert (refused.status, refused.out) == (2, "") and "--nodes: got 2 machines for 3 GPUs" in refused.err
+
+
+def test_the_time_on_this_computer_is_known_without_training(visgraft: Visgraft, recipe: Path) -> None:
+    values = json.loads(visgraft("estimate", recipe, "--json", "--set", "train.precision=fp32").out)
+    assert values["time"]["seconds_per_step"] > 0 and values["time"]["seconds"] is not None
+    assert values["time"]["basis"].startswith("from its arithmetic, at 55% of ")

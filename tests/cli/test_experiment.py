@@ -15,7 +15,7 @@ import pytest
 from tests.cli.conftest import Visgraft
 from tests.experiment.made import Reports, write_experiment
 from tests.warm_python import warm_python
-from visgraft.cli.experiment import _devices
+from visgraft.cli.experiment import devices_of
 from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
 from visgraft.experiment import load_experiment, run_experiment
@@ -150,7 +150,7 @@ def test_a_dry_run_without_network_or_data_tells_what_trains(visgraft: Visgraft,
     assert lines[1].split() == ["lora", "projection", "full,", "language", "lora", "r4", *["unknown"] * 5, "0,", "1"]
     assert lines[2].startswith("all      vision full, projection full, language full, head last_layers 1")
     assert "unknown: nobody/no-" in outcome.out
-    assert "4 runs; they would be in" in lines[-1]
+    assert "4 runs, which would be in" in lines[-1]
     values = json.loads(visgraft("experiment", path, "--dry-run", "--json").out)
     assert [(value["variant"], value["parameters"], value["length"]) for value in values] == [
         ("lora", None, None),
@@ -198,11 +198,11 @@ def test_what_is_wrong_is_one_line_and_status_2(
 
 def test_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert _devices(None) == [None]
-    assert _devices("all") == ["2", "3"]
-    assert _devices("3") == ["3"]
+    assert devices_of(None) == [None]
+    assert devices_of("all") == ["2", "3"]
+    assert devices_of("3") == ["3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match="--gpus all: this machine has no GPU that is visible; leave --gpus out"):
-        _devices("all")
+        devices_of("all")
     with pytest.raises(ConfigError, match="--gpus 1,1: visible are none; name each once"):
-        _devices("1,1")
+        devices_of("1,1")

@@ -206,3 +206,13 @@ def test_what_is_neither_recipe_nor_model_is_said(visgraft: Visgraft, folder: Pa
 def _file(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+def test_60_columns_show_every_number_whole(visgraft: Visgraft, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visgraft.cli.terminal.PLAIN_WIDTH", 60)
+    parts = json.loads(visgraft("show", folder / "run", "--json").out)["parts"]
+    out = visgraft("show", folder / "run").out
+    assert "…" not in out and max(map(len, out.splitlines())) <= 60
+    words = " ".join(out.split())
+    for part in parts:
+        assert f"{part['num_parameters']:,} parameters, {part['num_trainable']:,} trained" in words

@@ -74,3 +74,22 @@ def test_losses_on_different_data_have_no_common_best(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_numbers_are_written_as_they_are_read(value: float, kind: str, text: str) -> None:
     assert written(value, kind) == text
+
+
+def test_energy_is_shown_of_runs_that_know_theirs_and_not_compared_across_hardware(tmp_path: Path) -> None:
+    def told(name: str, joules: float | None, of: list[str]) -> None:
+        path = tmp_path / name / "summary.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "joules": joules, "joules_of": of}))
+
+    for name in ("a", "b"):
+        save_run(tmp_path / name, name=name, num_steps=20, train={"vision": "full"} if name == "b" else {})
+    told("a", 7200.0, ["cpu"])
+    told("b", None, [])
+    found = columns(tmp_path)["energy"]
+    assert [(name, cell.mean) for name, cell in found.cells.items()] == [("a", 7200.0)]
+    assert (written(7200.0, "energy"), written(7.2e6, "energy"), found.note) == ("2.00 Wh", "2.00 kWh", "")
+    told("b", 3600.0, ["gpu"])
+    assert "do not compare it" in columns(tmp_path)["energy"].note
+    told("b", None, [])
+    told("a", None, [])
+    assert "energy" not in columns(tmp_path)

@@ -1,5 +1,6 @@
 """What is shipped is found by its name, and an installed wheel has all of it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,8 @@ def test_every_shipped_file_has_a_name_and_a_first_line_that_says_what_it_is_for
     found = shipped_recipes()
     assert {"easy_vqa", "demo", "experiments/modules", "launch/ddp"} <= found.keys()
     assert next(iter(found)) == "coco_opt" and list(found)[-1].startswith("launch/")
-    assert [name for name, path in found.items() if not path.read_text().startswith("# ")] == []
+    assert [name for name, path in found.items() if not path.read_text().startswith(("# ", "#!/bin/bash\n# "))] == []
+    assert first_line(found["launch/slurm"]).startswith("A Slurm job")
     assert [name for name, path in found.items() if len(first_line(path)) < 20] == []
 
 
@@ -83,13 +85,21 @@ def test_an_installed_wheel_reads_the_recipes_from_itself(tmp_path: Path) -> Non
         [sys.executable, "-P", "-c", code, site], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert result.stdout.split() == list(shipped_recipes())
+    # in the folder that holds a clone the folder `visgraft` comes first, and yet the package is found
+    (tmp_path / "visgraft").mkdir()
+    code = "import visgraft; print(visgraft.__file__, visgraft.load_recipe('cpu').title)"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert result.stdout.split() == [str(site / "visgraft" / "__init__.py"), "cpu"]
 
 
 def test_what_is_said_about_launchers_lets_them_pass_on_every_signal_that_saves() -> None:
     option, variable = "--signals-to-handle=", "PET_SIGNALS_TO_HANDLE="
     named = {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"}
     found: dict[str, int] = {option: 0, variable: 0}
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *FOLDER.rglob("*.yaml")):
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *shipped_recipes().values()):
         is_set = False
         for line in path.read_text().splitlines():
             words = [word for word in line.split() if word.startswith((option, variable))]

@@ -22,6 +22,8 @@ from tests.tiny import randomise
 from tests.training.tiny import save_parts
 from visgraft import Processor, VisionLanguageModel
 from visgraft.config import LoraSettings
+from visgraft.data.prompt import encode_dialog
+from visgraft.data.sample import Turn
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.lora import add_lora, find_lora_targets
 
@@ -148,5 +150,44 @@ def test_trl_takes_one_step(folder: Path, tmp_path: Path) -> None:
     trainer = trl.SFTTrainer(
         model=model, args=settings, train_dataset=rows, data_collator=collate, processing_class=processor
     )
+    trainer.train()
+    assert not torch.equal(before, model.projection.linear.weight)
+
+
+TRL_ROWS = {
+    "messages": {
+        "messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}],
+    },
+    "prompt and completion": {
+        "prompt": [{"role": "user", "content": "What is it?"}],
+        "completion": [{"role": "assistant", "content": "A cat."}],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", TRL_ROWS)
+def test_trl_trains_on_its_own_data_path_for_images_with_the_tokens_of_training(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    from datasets import Dataset
+
+    model, processor = VisionLanguageModel.from_pretrained(folder), Processor.from_pretrained(folder)
+    model.requires_grad_(False)
+    model.projection.requires_grad_(True)
+    settings = trl.SFTConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True, bf16=False,
+        gradient_checkpointing=False, max_length=None, logging_steps=1,
+    )  # fmt: skip
+    row = {"images": [IMAGE], **TRL_ROWS[kind]}
+    trainer = trl.SFTTrainer(
+        model=model, args=settings, train_dataset=Dataset.from_list([row] * 2), processing_class=processor
+    )
+    batch = trainer.data_collator([dict(row)])
+    dialog = encode_dialog(processor.tokenizer, processor.prompt_template, [Turn("What is it?", "A cat.")])
+    assert tuple(batch["input_ids"][0].tolist()) == dialog.input_ids
+    if kind != "messages":
+        assert (batch["labels"][0] != -100).tolist() == list(dialog.supervised)
+    before = model.projection.linear.weight.detach().clone()
     trainer.train()
     assert not torch.equal(before, model.projection.linear.weight)

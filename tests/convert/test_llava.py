@@ -89,7 +89,7 @@ def test_a_language_model_that_does_more_than_llava_is_refused(tmp_path: Path) -
 
 
 def test_the_chat_template_frames_as_ours_does() -> None:
-    assert chat_template("chat", start="", end="") is None
+    assert chat_template("chat", start="", end="") is None  # the tokenizer has none
     assert "'##human: '" in (chat_template("heron", start="<s>", end="</s>") or "")
     assert llava.repr_literal("") == ""
     torch.manual_seed(0)

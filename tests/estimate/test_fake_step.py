@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
-from tests.tiny import V, batch, fresh, samples
+from tests.tiny import V, batch, fresh, samples, tree
 from visgraft.data.batch import collate
 from visgraft.errors import UnsupportedModelError
 from visgraft.estimate.fake_step import run_fake_step, size_of
@@ -174,3 +174,12 @@ def test_recomputed_layers_are_treated_as_on_a_gpu_too() -> None:
     done = run_fake_step(model, batch(samples()), dtype=torch.bfloat16, on_gpu=True, has_block_masks=True)
     assert done.sizes["activations"] > 0
     assert nn.functional.layer_norm.__module__ == "torch.nn.functional"
+
+
+@pytest.mark.parametrize("language", ["llama", "lfm2"])
+def test_dialogs_that_begin_alike_are_rehearsed_as_they_are_computed(language: str) -> None:
+    given = batch([tree()])
+    rehearsed = run_fake_step(prepared(language), given, dtype=None)
+    apart = run_fake_step(prepared(language), batch([tree()], layout="rows"), dtype=None)
+    assert given.as_distinct is not None
+    assert 0 < sum(rehearsed.sizes.values()) < sum(apart.sizes.values())

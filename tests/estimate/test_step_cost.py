@@ -2,7 +2,7 @@ import torch
 
 from tests.tiny import batch, fresh, samples
 from visgraft.estimate.gpus import Gpu
-from visgraft.estimate.step_cost import FRAMEWORK_BYTES, UTILISATION, StepCost, estimate_step
+from visgraft.estimate.step_cost import FRAMEWORK_BYTES, StepCost, estimate_step
 from visgraft.model.trainable import set_trainable
 
 
@@ -35,9 +35,9 @@ def test_a_gpu_holds_a_context() -> None:
 
 def test_time_is_arithmetic_over_the_rate_at_a_stated_share() -> None:
     estimate = estimated(samples())
-    seconds = estimate.seconds_per_step(num_positions=1000, tflops=100)
-    assert seconds == 1000 * estimate.flops_per_position / (100e12 * UTILISATION)
-    assert estimate.seconds_per_step(num_positions=1000, tflops=200) == seconds / 2
+    seconds = estimate.seconds(1000, tflops=100, utilisation=0.4)
+    assert seconds == 1000 * estimate.flops_per_position / (100e12 * 0.4)
+    assert estimate.seconds(1000, tflops=200, utilisation=0.4) == seconds / 2
 
 
 def test_weights_are_read_in_fp32() -> None:

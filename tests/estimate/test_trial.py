@@ -29,7 +29,6 @@ def test_a_run_that_is_shorter_than_the_trial_ends_it(tmp_path: Path) -> None:
     assert len(try_out(recipe, num_steps=2).seconds) == 1
 
 
-@pytest.mark.skipif(not ON_LINUX, reason="the largest resident set is Linux's")
 def fill(size: int) -> mmap.mmap:
     """Take memory of the system itself: an allocator may hand out again what it kept."""
     held = mmap.mmap(-1, size)
@@ -38,6 +37,7 @@ def fill(size: int) -> mmap.mmap:
     return held
 
 
+@pytest.mark.skipif(not ON_LINUX, reason="the largest resident set is Linux's")
 def test_the_largest_memory_is_that_since_the_reset() -> None:
     device, size = torch.device("cpu"), 64 * 2**20
     fill(2 * size).close()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from tests.tiny import randomise
 from visgraft.errors import ConfigError, DataError
 from visgraft.evaluation import asking, loading
 from visgraft.evaluation.benchmarks import open_task
 from visgraft.evaluation.running import Settings, choose_folder, evaluate_models
 from visgraft.inference import load
+from visgraft.model.storage.restoring import read_config
+from visgraft.model.trainable import set_trainable
 
 FAST = {"precision": "fp32", "max_new_tokens": 4, "control_limit": 0}
 
@@ -258,7 +262,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_it_never_was(made: Path, tmp
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "answers are known" in done.stderr
+    assert " known, " in done.stderr
     assert path.read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())["models"][0]["scores"]
     assert scores["cider"]["value"] == whole.models[0].scored.intervals["cider"].value
@@ -317,3 +321,41 @@ def test_a_text_is_as_well_known_as_before_to_a_language_model_that_did_not_trai
         measure_forgetting(str(made / "first"), tmp_path / "text.txt", device="cpu", precision="fp32")
     with pytest.raises(DataError, match="cannot be read: No such file"):
         measure_forgetting(str(made / "first"), tmp_path / "none.txt", device="cpu", precision="fp32")
+
+
+def test_a_language_model_that_was_all_trained_is_compared_with_the_one_that_its_runs_recipe_names(
+    made: Path, tmp_path: Path
+) -> None:
+    from visgraft.evaluation.text_loss import measure_forgetting
+
+    (tmp_path / "text.txt").write_text("a red cat on a sofa and two dogs " * 30)
+    model, processor = load(str(made / "first"), device="cpu", precision="fp32")
+    set_trainable(model, modes={"language": "full"})
+    before = measure_forgetting(str(made / "first"), tmp_path / "text.txt", device="cpu", precision="fp32").before
+    randomise(model.language, seed=5)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "first" / "model")
+    with pytest.raises(ConfigError, match="its folder does not say which language model it was made of"):
+        measure_forgetting(str(tmp_path / "first" / "model"), tmp_path / "text.txt", device="cpu", precision="fp32")
+    config = read_config(made / "first").parts
+    recipe = {"model": {part: config[part]["name"] for part in ("vision", "language")}, "data": {"train": []}}
+    data = [{"source": "folder", "path": str(made / "data")}]
+    (tmp_path / "first" / "recipe.yaml").write_text(json.dumps({**recipe, "data": {"train": data}}))
+    further = {"model": {"start_from": str(tmp_path / "first" / "model")}, "data": {"train": data}}
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    (tmp_path / "second" / "recipe.yaml").write_text(json.dumps(further))
+    for name in ("first", "second"):
+        found = measure_forgetting(str(tmp_path / name), tmp_path / "text.txt", device="cpu", precision="fp32")
+        assert found.before == before
+        assert found.after != before
+    fresh = {**recipe, "model": {**recipe["model"], "language": {"name": config["language"]["name"], "init": "random"}}}
+    (tmp_path / "first" / "recipe.yaml").write_text(json.dumps({**fresh, "data": {"train": data}}))
+    with pytest.raises(ConfigError, match="its folder does not say which language model it was made of"):
+        measure_forgetting(str(tmp_path / "first"), tmp_path / "text.txt", device="cpu", precision="fp32")
+
+
+def test_references_that_a_metric_cannot_score_are_told_before_anything_is_asked(made: Path, tmp_path: Path) -> None:
+    for metric in ("yes_no", "choice"):
+        with pytest.raises(DataError, match=f"{metric}: got the references "):
+            evaluate(made, tmp_path / "out", metrics=[metric])
+    assert not (tmp_path / "out").exists()

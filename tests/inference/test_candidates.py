@@ -90,3 +90,27 @@ def test_what_cannot_be_scored_is_said(pair: Pair) -> None:
         score_candidates(*pair, sample, ["red", " "])
     with pytest.raises(ModelError, match="leave no room for an answer"):
         score_candidates(*pair, sample, ["red", "very " * 150])
+
+
+@pytest.mark.parametrize("language", ["llama", "qwen3_5"])
+def test_what_candidates_begin_with_is_read_once_and_changes_no_score(language: str, pair: Pair) -> None:
+    model = fresh(language)
+    model.language.resize_token_embeddings(len(pair[1].tokenizer))
+    randomise(model.language, seed=5)
+    alike = ["a very dark blue and a little red", "a very dark blue and a little green", "a very dark blue", "red"]
+    sample = ask("Which colour?", images=(picture(0),))
+    read: list[int] = []
+    decode = model._decode
+
+    def counting(embeds: Any, *others: Any, **named: Any) -> Any:
+        read.append(embeds.shape[1])
+        return decode(embeds, *others, **named)
+
+    model._decode = counting  # type: ignore[method-assign]
+    scores = score_candidates(model, pair[1], sample, alike)
+    assert scores == pytest.approx(apart(model, pair[1], sample, alike), abs=2e-4)
+    if language == "llama":
+        dialogs = [[Turn("Which colour?", text)] for text in alike]
+        whole = pair[1].encode_text(Sample((), dialogs))
+        num_prompt = len(pair[1].prompt(dialogs[0]))
+        assert read[-1] < sum(len(dialog.input_ids) - num_prompt - 1 for dialog in whole) - 8

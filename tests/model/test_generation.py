@@ -22,6 +22,7 @@ from tests.tiny import (
     random_pixels,
 )
 from visgraft.errors import ModelError
+from visgraft.model.cache import CACHE_NAME
 from visgraft.model.vlm import VisionLanguageModel
 
 every_language = pytest.mark.parametrize("language", LANGUAGES + OTHER_KERNELS)
@@ -239,9 +240,7 @@ def test_a_second_turn_goes_on_from_the_cache_of_the_first(language: str) -> Non
     second_turn = torch.cat([first.sequences, random_ids(2, 4, seed=8)], 1)
     runs: list[int] = []
     handle = model.get_input_embeddings().register_forward_hook(lambda _, __, output: runs.append(output.shape[1]))
-    answers = model.generate(
-        input_ids=second_turn, pixel_values=pixels, past_key_values=first.past_key_values, **GREEDY
-    )
+    answers = model.generate(input_ids=second_turn, pixel_values=pixels, past_key_values=first[CACHE_NAME], **GREEDY)
     handle.remove()
     assert runs == [5] + [1] * (NEW - 1)  # the last token of the first answer and the second prompt; then one by one
     for row in range(2):
@@ -257,7 +256,7 @@ def test_a_second_turn_behind_a_padded_first_one(language: str) -> None:
     first = model.generate(input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **given)
     second_turn = torch.cat([first.sequences, random_ids(3, 4, seed=8)], 1)
     mask = torch.cat([mask, torch.ones(3, NEW + 4, dtype=torch.long)], 1)
-    answers = model.generate(input_ids=second_turn, attention_mask=mask, past_key_values=first.past_key_values, **given)
+    answers = model.generate(input_ids=second_turn, attention_mask=mask, past_key_values=first[CACHE_NAME], **given)
     for row in range(3):
         alone = decode_by_hand(model, second_turn[row][mask[row].bool()], pixels[row : row + 1])
         assert answers[row, second_turn.shape[1] :].tolist() == alone
@@ -268,7 +267,7 @@ def test_a_chunk_of_tokens_behind_a_cache_sees_no_future(language: str) -> None:
     model, pixels, ids = joined(language), random_pixels(1), random_ids(1, 9)
     start = model(input_ids=ids[:, :3], pixel_values=pixels, use_cache=True)
     real = torch.ones(1, P, dtype=torch.bool)
-    chunk = model(input_ids=ids[:, 3:], past_key_values=start.past_key_values, image_token_mask=real)
+    chunk = model(input_ids=ids[:, 3:], past_key_values=start[CACHE_NAME], image_token_mask=real)
     whole = model(input_ids=ids, pixel_values=pixels)
     torch.testing.assert_close(chunk.logits, whole.logits[:, P + 3 :], atol=2e-5, rtol=1e-5)
 
@@ -281,7 +280,7 @@ def test_pads_behind_a_cache_are_refused() -> None:
     mask[0, -1] = 0
     with pytest.raises(ModelError, match="a cache was given: pads may then stand only in front of the whole text"):
         model.generate(
-            input_ids=longer, attention_mask=mask, pixel_values=pixels, past_key_values=first.past_key_values, **GREEDY
+            input_ids=longer, attention_mask=mask, pixel_values=pixels, past_key_values=first[CACHE_NAME], **GREEDY
         )
 
 
@@ -294,7 +293,7 @@ def test_pads_in_a_chunk_behind_a_cache_are_refused() -> None:
         model(
             input_ids=ids[:, 4:],
             attention_mask=mask,
-            past_key_values=start.past_key_values,
+            past_key_values=start[CACHE_NAME],
             image_token_mask=torch.ones(2, P, dtype=torch.bool),
         )
 
@@ -338,8 +337,8 @@ def test_a_static_cache_has_room_for_the_image() -> None:
         return_dict_in_generate=True,
         **GREEDY,
     )
-    assert isinstance(output.past_key_values, StaticCache)
-    assert output.past_key_values.layers[0].max_cache_len >= P + 3 + NEW - 1
+    assert isinstance(output[CACHE_NAME], StaticCache)
+    assert output[CACHE_NAME].layers[0].max_cache_len >= P + 3 + NEW - 1
 
 
 def test_lengths_count_text_tokens_only() -> None:

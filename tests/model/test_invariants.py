@@ -24,6 +24,7 @@ from tests.tiny import (
     sample,
     samples,
 )
+from visgraft.model.cache import CACHE_NAME
 from visgraft.model.vlm import VisionLanguageModel
 
 CROSS = [(language, "clip") for language in LANGUAGES + OTHER_KERNELS]
@@ -215,7 +216,7 @@ def test_decoding_with_a_cache_moves_as_decoding_without_one(language: str) -> N
             step = model(
                 input_ids=ids[:, column : column + 1],
                 attention_mask=mask[:, : column + 1],
-                past_key_values=start.past_key_values,
+                past_key_values=start[CACHE_NAME],
                 image_token_mask=image_token_mask,
             )
             steps.append(step.logits[:, -1])

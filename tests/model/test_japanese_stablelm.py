@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.tiny import bare_vision, batch, randomise, samples
 from tests.warm_python import warm_python
+from visgraft.model.cache import CACHE_NAME
 from visgraft.model.japanese_stablelm import JapaneseStableLMConfig, rotary_factors
 from visgraft.model.vlm import VisionLanguageModel
 
@@ -41,7 +42,7 @@ def test_cached_steps_equal_one_forward() -> None:
     model = tiny()
     whole = model(IDS).logits
     first = model(IDS[:, :5], use_cache=True)
-    second = model(IDS[:, 5:], past_key_values=first.past_key_values)
+    second = model(IDS[:, 5:], past_key_values=first[CACHE_NAME])
     torch.testing.assert_close(second.logits, whole[:, 5:], atol=1e-5, rtol=0)
     torch.testing.assert_close(model(IDS, logits_to_keep=1).logits, whole[:, -1:], atol=1e-6, rtol=0)
 

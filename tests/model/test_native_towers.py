@@ -1,5 +1,6 @@
 """Towers that take patches in a form of their own, tiny: each image alone, beside others, and through its processor."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.tiny import bare_language, randomise
+from tests.versions import since
 from visgraft.data.images.pixels import make_pixels, stack_frames
 from visgraft.errors import ModelError, UnsupportedModelError
 from visgraft.model.tower import build_tower, model_class, vision_tower_config
@@ -40,7 +42,17 @@ TOWERS: dict[str, tuple[dict[str, Any], str, int, int]] = {
 }
 
 
-@pytest.fixture(params=TOWERS)
+SINCE = {
+    "inkling2": since("transformers", "5.23", "has no Inkling 2"),
+    "minicpmv4_6": since("transformers", "5.19", "its MiniCPM-V cuts pictures that are not square wrongly"),
+}
+
+
+def towers(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=SINCE.get(name, ())) for name in names]
+
+
+@pytest.fixture(params=towers(TOWERS))
 def tower(request: pytest.FixtureRequest) -> Any:
     name = request.param
     config = tower_config(name, **TOWERS[name][0])
@@ -116,7 +128,7 @@ PROCESSORS: dict[str, Any] = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("name", towers(PROCESSORS))
 def test_a_towers_own_image_processor_feeds_it_exactly(name: str) -> None:
     image_processor = PROCESSORS[name]()
     config = tower_config(name, **TOWERS[name][0])
@@ -151,8 +163,12 @@ def test_a_towers_own_image_processor_feeds_it_exactly(name: str) -> None:
     ("model_type", "expected"),
     [
         ("florence2", "Florence2VisionBackbone"),
-        ("deepseek_ocr2", "DeepseekOcr2VisionModel"),  # whose config names two encoders, one behind the other
-        ("pp_formulanet", "PPFormulaNetVisionModel"),  # no head: "For" begins another word
+        pytest.param(  # whose config names two encoders, one behind the other
+            "deepseek_ocr2", "DeepseekOcr2VisionModel", marks=since("transformers", "5.22", "names another config")
+        ),
+        pytest.param(  # no head: "For" begins another word
+            "pp_formulanet", "PPFormulaNetVisionModel", marks=since("transformers", "5.23", "names another config")
+        ),
         ("sam", "SamVisionModel"),
         ("qwen2_5_vl", "Qwen2_5_VisionTransformerPretrainedModel"),
     ],

@@ -108,9 +108,9 @@ def test_the_mask_of_a_batch_is_what_the_rules_say_of_every_pair() -> None:
     assert torch.equal(attention_mask(table, window=3)[:, 0], brute_force(table, window=3))
 
 
-def test_the_docstrings_drawing_is_printed_by_the_function() -> None:
+def test_the_docstrings_drawings_are_printed_by_the_function() -> None:
     result = doctest.testmod(sequence)
-    assert (result.attempted, result.failed) == (4, 0)
+    assert (result.attempted, result.failed) == (8, 0)
 
 
 def test_a_causal_image_is_drawn_as_a_triangle() -> None:

@@ -1,5 +1,6 @@
 """Every encoder as a sequence of patch features: shapes, order, layers, sizes, and what is refused."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,9 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tests.tiny import IMAGE_SIDE, NUM_TOKENS, SQUARE, VISION_CONFIGS, VISIONS, assert_close, bare_vision, random_pixels
+from visgraft import disk_cache
 from visgraft.errors import ConfigError, UnsupportedModelError
+from visgraft.model import vision as vision_module
 from visgraft.model.vision import VisionSettings, encode, measure, vision_tower_config
 from visgraft.model.vision_inputs import count_tokens, dummy_inputs, native_image_size
 
@@ -257,3 +260,14 @@ def test_an_image_smaller_than_a_patch_is_refused():
         ConfigError, match=r"model\.image_size: .* cannot take images of 7 pixels .* its own size is 32"
     ):
         measure(config, settings=VisionSettings(image_size=7))
+
+
+def test_what_an_encoder_makes_is_measured_once_and_then_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISGRAFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(disk_cache, "_FACTS_WORTH_KEEPING_S", 0.0)
+    monkeypatch.setattr(vision_module, "_measured", {})
+    config, settings = VISION_CONFIGS["efficientnet"](), VisionSettings()
+    found = measure(config, settings=settings)
+    vision_module._measured.clear()  # as in the next process
+    monkeypatch.setattr(vision_module, "_measure", None)
+    assert measure(config, settings=settings) == found

@@ -454,7 +454,9 @@ def test_a_shared_row_may_be_longer_than_the_positions_as_long_as_no_text_is() -
 
 
 def test_forward_without_ids_or_batch_is_an_error() -> None:
-    with pytest.raises(ModelError, match=r"forward needs input_ids, or batch= from Processor\.collate"):
+    with pytest.raises(
+        ModelError, match=r"forward needs input_ids, or inputs_embeds in their place, or batch= from Processor\.collate"
+    ):
         joined()(pixel_values=random_pixels(1))
 
 
@@ -463,7 +465,7 @@ def test_a_mask_of_another_length_is_an_error() -> None:
         joined()(input_ids=random_ids(1, 5), pixel_values=random_pixels(1), attention_mask=torch.ones(1, 10))
 
 
-@pytest.mark.parametrize("name", ["position_ids", "pixel_valeus", "inputs_embeds"])
+@pytest.mark.parametrize("name", ["position_ids", "pixel_valeus", "token_type_ids"])
 def test_an_argument_that_no_part_takes_is_an_error(name: str) -> None:
     with pytest.raises(
         ModelError, match=f"got an argument '{name}', which neither the model nor CLIPVisionModel takes"

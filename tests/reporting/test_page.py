@@ -24,7 +24,15 @@ def demo(**changes: object) -> dict[str, object]:
     chart = altair.Chart(altair.Data(values=[{"x": NASTY, "y": 1}])).mark_line().encode(x="x:N", y="y:Q")
     table = make_table(["kind", "number"], [["all", 1]])
     loss = figure(chart, alt=NASTY)
-    return {"large_numbers": {}, "loss": loss, "scores": table, "cards": [], "command": "visgraft ask", **changes}
+    return {
+        "large_numbers": {},
+        "loss": loss,
+        "scores": table,
+        "cards": [],
+        "command": "visgraft ask",
+        "quick": None,
+        **changes,
+    }
 
 
 def test_a_page_is_one_file_that_asks_nothing_of_the_network(tmp_path):

@@ -17,6 +17,7 @@ ROWS = [
     PartRow("vision", "frozen", 1234567, 0, "bfloat16", None, ()),
     PartRow("projection", "full", 1000, 1000, "float32", 1e-3, ("unused: projection.x",)),
 ]
+SOURCES = {"coco": {"texts": 50, "epochs": 0.5}, "webdataset": {"texts": 1200, "epochs": None}}
 
 
 def record(step: int, **values: Any) -> dict[str, Any]:
@@ -49,9 +50,8 @@ def test_plain_lines_tell_step_loss_speed_and_time_left(clock: list[float]) -> N
 
 def test_epochs_of_several_sources_are_told_and_of_a_stream_its_texts(clock: list[float]) -> None:
     out = io.StringIO()
-    sources = {"coco": {"texts": 50, "epochs": 0.5}, "webdataset": {"texts": 1200, "epochs": None}}
     with TrainProgress(Console(file=out, width=120)) as progress:
-        progress.step(record(1, sources=sources), fraction=1.0)
+        progress.step(record(1, sources=SOURCES), fraction=1.0)
     assert "epochs: coco 0.50, webdataset 1,200 texts" in out.getvalue()
 
 
@@ -71,6 +71,20 @@ def test_a_terminal_shows_a_live_bar() -> None:
     assert "25%" in out.getvalue()
     assert "step 3" in out.getvalue()
     assert "[not markup]" in out.getvalue()
+
+
+def test_60_columns_show_every_number_whole_and_when_it_ends(clock: list[float]) -> None:
+    out = io.StringIO()
+    with TrainProgress(Console(file=out, width=60, force_terminal=True, color_system=None)) as progress:
+        progress.begin(Path("runs/one"), table=parts_as_table(ROWS), notes=[])
+        for step in range(1, 31):
+            progress.step(record(20_000 + step, sources=SOURCES), fraction=step / 6000)
+            clock[0] += 10.0
+        progress.bars.refresh()
+    lines = out.getvalue().splitlines()
+    assert "1,234,567 parameters, 0 trained" in out.getvalue() and "…" not in out.getvalue()
+    assert max(map(len, (line.rpartition("\r")[2] for line in lines if "\x1b" not in line))) <= 60
+    assert "step 20030  loss 2.5000  16:35:00 left" in out.getvalue()
 
 
 def test_long_runs_count_hours(clock: list[float]) -> None:

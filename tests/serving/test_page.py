@@ -20,6 +20,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
+from tests.compare.made_runs import save_run
 from tests.reporting.chromium import BROWSER, needs_chromium
 from tests.serving.served_page import ServedPage, run_in_thread, serve_page, tiny_models
 from visgraft.runs import Run
@@ -129,7 +130,12 @@ def is_chat(request: Request) -> bool:
     return request.url.endswith("/v1/chat/completions")
 
 
-def test_an_answer_grows_on_the_page_and_stop_frees_its_slot(served: ServedPage, visit: Visit) -> None:
+def test_an_answer_grows_on_the_page_and_stop_frees_its_slot(
+    served: ServedPage, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = served.service.models["first"].engine
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: time.sleep(0.01) or step())  # as slow as a model of the world
     view = view_of(visit(), "Try")
     ask(view, "Tell me a long story.", max_tokens=LONG)
     text = view.locator(".answer .text")
@@ -221,12 +227,83 @@ def test_two_answers_are_blind_until_the_vote_is_given(served: ServedPage, visit
         shown = view.get_by_role("article", name="Answer A").get_by_role("heading").inner_text()
         assert shown == f"A {record['shown_as_A']}"
         others = {record["first"], record["second"]} - {record["shown_as_A"]}
-        assert [record["answers"][name] for name in (record["shown_as_A"], *others)] == before
+        assert [record["answers"][name] for name in (record["shown_as_A"], *others)] == [[said] for said in before]
         assert len(served.votes.read_text().splitlines()) == number
         assert record["messages"][0]["content"][1] == {"type": "text", "text": "What is it?"}
         assert "base64" not in json.dumps(record)
     expect(view.locator(".tally")).to_contain_text("of 2 decided votes (95 % interval")
     expect(view.locator(".tally")).to_contain_text("besides 1 tie, 1 both bad")
+
+
+def test_a_blind_conversation_has_several_turns_and_one_vote(served: ServedPage, visit: Visit) -> None:
+    page = visit("compare", width=390)
+    view = view_of(page, "Compare")
+    ask(view, "What is it?")
+    view.get_by_role("button", name="A tie").wait_for()
+    assert view.get_by_label("Model").first.is_disabled()  # a conversation that is on is asked as it was begun
+    before = answers(view)
+    page.route("**/page/blind", lambda route: route.abort())
+    ask_on(view, "And this?", image=served.image)
+    expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached")
+    page.unroute("**/page/blind")
+    assert answers(view) == before
+    view.get_by_role("textbox", name="Question").press("Enter")  # question and image are where they were written
+    expect(view.get_by_role("article", name="Answer B, turn 2")).to_have_count(1)
+    view.get_by_role("button", name="A tie").wait_for()
+    said = answers(view)
+    assert said[:2] == before
+    check(page, 390)
+    view.get_by_role("button", name="A is better").click()
+    expect(view.get_by_role("status").first).to_contain_text("Your vote: A is better. A was ")
+    record = json.loads(served.votes.read_text().splitlines()[-1])
+    [other] = {record["first"], record["second"]} - {record["shown_as_A"]}
+    assert record["answers"] == {record["shown_as_A"]: said[::2], other: said[1::2]}
+    assert [len(message["content"]) for message in record["messages"]] == [len("What is it?"), 2]
+    headings = view.get_by_role("heading", name=re.compile(f"^A {re.escape(record['shown_as_A'])}$"))
+    expect(headings).to_have_count(2)
+    assert view.get_by_label("Model").first.is_enabled()
+    ask(view, "A new one?")
+    expect(view.get_by_role("article", name="Question")).to_have_count(1)
+    view.get_by_role("button", name="Begin again without a vote").click()
+    assert answers(view) == []
+
+
+def ask_on(view: Locator, text: str, *, image: Path) -> None:
+    """Write a further question of a conversation that is on, and press Enter."""
+    view.get_by_label("Choose images").set_input_files(str(image))
+    expect(view.locator(".strip img")).to_have_count(1)
+    view.get_by_role("textbox", name="Question").fill(text)
+    view.get_by_role("textbox", name="Question").press("Enter")
+
+
+def test_a_curve_tells_its_values_where_it_is_pointed_at_and_to_the_keyboard(served: ServedPage, visit: Visit) -> None:
+    save_run(served.folder / "runs" / "read", name="read", num_steps=40)
+    view = view_of(visit("runs/read"), "Runs")
+    chart = view.get_by_role("img", name=re.compile("^loss over steps, at step 40:"))
+    reading = view.locator(".curve").first.locator("output")
+    expect(reading).to_have_text("")
+    box = chart.bounding_box()
+    assert box is not None
+    chart.hover(position={"x": 52 + (box["width"] - 64) / 2, "y": 100})  # between its margins
+    logged = [json.loads(line) for line in (served.folder / "runs" / "read" / "metrics.jsonl").read_text().splitlines()]
+    losses = {record["step"]: record["loss"] for record in logged if "loss" in record}
+    expect(reading).to_contain_text(f"step 20: each step {float(f'{losses[20]:.4g}'):.6g}, training ")
+    view.page.mouse.move(2, 2)
+    expect(reading).to_have_text("")
+    chart.focus()
+    view.page.keyboard.press("Home")
+    expect(reading).to_contain_text(f"step 1: each step {float(f'{losses[1]:.4g}'):.6g}")
+    view.page.keyboard.press("ArrowRight")
+    expect(reading).to_contain_text("step 2: ")
+    with (served.folder / "runs" / "read" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 41, "loss": 0.5, "samples": 32, "seconds": 0.5}\n')
+    longer = view.get_by_role("img", name=re.compile("at step 41"))
+    expect(longer).to_be_focused()  # what is read stays, as the run goes on
+    expect(reading).to_contain_text("step 2: ")
+    view.page.keyboard.press("End")
+    expect(reading).to_contain_text("step 41: each step 0.5")
+    view.page.keyboard.press("Escape")
+    expect(reading).to_have_text("")
 
 
 def test_a_run_is_drawn_as_it_trains(served: ServedPage, visit: Visit) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from tests.compare.made_runs import save_run
@@ -18,7 +21,7 @@ from visgraft.errors import CheckpointError
 from visgraft.folder_lock import FolderLock
 from visgraft.runs import Run
 from visgraft.serving import ServeSettings, Service, create_app
-from visgraft.serving.page.blind import MOST_OPEN, Answered, OpenQuestions
+from visgraft.serving.page.blind import MOST_OPEN, Blind, BlindStream, OpenConversations
 from visgraft.serving.page.runs import RunsView
 from visgraft.serving.page.votes import Votes
 from visgraft.serving.settings import ApiKey, digest_of
@@ -257,12 +260,95 @@ def test_a_vote_that_cannot_be_written_down_can_be_given_again(
         assert client.post("/page/votes", json=vote).json()["tally"][0]["ties"] == 1
 
 
-def test_the_oldest_question_makes_room_for_the_newest() -> None:
-    waiting = OpenQuestions()
-    first, *_, last = [waiting.add(Answered("", {}, {"number": number})) for number in range(MOST_OPEN + 1)]
-    assert waiting.take(last, owner="").record == {"number": MOST_OPEN}
+def go_on(client: TestClient, blind_id: str, *messages: Any, headers: dict[str, str] | None = None) -> Any:
+    return client.post("/page/blind", json={"blind_id": blind_id, "messages": messages}, headers=headers or {})
+
+
+def shown_image() -> dict[str, Any]:
+    buffer = BytesIO()
+    Image.new("RGB", (32, 32), "red").save(buffer, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_a_blind_conversation_goes_on_from_each_sides_own_answers_until_the_vote(
+    models: Models, tmp_path: Path
+) -> None:
+    what, why = {"role": "user", "content": "What is it?"}, {"role": "user", "content": "Why?"}
+    where = {"role": "user", "content": [shown_image(), {"type": "text", "text": "And this?"}]}
+    with client_of(models, votes_file=tmp_path / "votes.jsonl") as client:
+        told = [events_of(ask_blind(client, messages=[what]).text)]
+        blind_id = told[0][-1]["blind_id"]
+        for messages in ([what, why], [what, why, where]):
+            response = go_on(client, blind_id, *messages)
+            assert not any(name in response.text for name in ("first", "second", "max_tokens"))
+            told.append(events_of(response.text))
+            assert told[-1][-1] == {"blind_id": blind_id}
+        names = client.post("/page/votes", json={"blind_id": blind_id, "vote": "B"}).json()["names"]
+        for side, name in names.items():
+            heard: list[dict[str, Any]] = []
+            for message, events in zip((what, why, where), told, strict=True):
+                body = {"model": name.split(",")[0], "max_tokens": 8, "messages": [*heard, message]}
+                plain = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+                assert said_by(events, side) == plain
+                heard = [*body["messages"], {"role": "assistant", "content": plain}]
+        record = json.loads((tmp_path / "votes.jsonl").read_text().splitlines()[-1])
+        assert record["answers"] == {name: [said_by(each, side) for each in told] for side, name in names.items()}
+        assert [message["role"] for message in record["messages"]] == ["user"] * 3
+        assert list(record["messages"][2]["content"][0]) == ["type", "sha256"]
+        assert go_on(client, blind_id, what, why).status_code == 404  # who is who is known
+
+
+def test_a_blind_conversation_goes_on_from_what_was_said_and_for_whoever_asked(models: Models, tmp_path: Path) -> None:
+    [what] = MESSAGES
+    with client_of(models, api_keys=KEYS, votes_file=tmp_path / "votes.jsonl") as client:
+        shown = {"role": "user", "content": [shown_image()]}
+        blind_id = events_of(ask_blind(client, headers=ANN, messages=[shown]).text)[-1]["blind_id"]
+        other = {"role": "user", "content": [{"type": "text", "text": "x"}]}
+        for messages in ([what], [shown], [other, what], [shown, what, what], [what, shown]):
+            told = go_on(client, blind_id, *messages, headers=ANN)
+            assert told.status_code == 400
+            assert "messages: need the 1 of before, with the same images" in told.json()["error"]["message"]
+        told = go_on(client, blind_id, shown, {"role": "system", "content": "x"}, headers=ANN)
+        assert "messages: got the roles user, assistant, system" in told.json()["error"]["message"]
+        assert go_on(client, blind_id, shown, what, headers=BEN).status_code == 404
+        body = {"blind_id": blind_id, "contestants": TWO, "messages": [shown, what]}
+        told = client.post("/page/blind", json=body, headers=ANN)
+        assert "contestants: they are those of the blind_id" in told.json()["error"]["message"]
+        told = client.post("/page/blind", json={"messages": [what]}, headers=ANN)
+        assert "contestants: missing, and needed where no blind_id" in told.json()["error"]["message"]
+        assert events_of(go_on(client, blind_id, shown, what, headers=ANN).text)[-1] == {"blind_id": blind_id}
+
+
+def test_a_turn_that_fails_leaves_the_conversation_as_it_was(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [what] = MESSAGES
+    with client_of(models, votes_file=tmp_path / "votes.jsonl") as client:
+        events = events_of(ask_blind(client).text)
+        blind_id = events[-1]["blind_id"]
+
+        async def broken(self: object) -> AsyncIterator[tuple[str, str]]:
+            yield "A", "so"
+            raise MemoryError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(BlindStream, "_pieces", broken)
+            told = events_of(go_on(client, blind_id, what, what).text)
+        assert told[0] == {"side": "A", "text": "so"}
+        assert "memory does not suffice" in told[1]["error"]["message"]
+        names = client.post("/page/votes", json={"blind_id": blind_id, "vote": "tie"}).json()["names"]
+        record = json.loads((tmp_path / "votes.jsonl").read_text())
+        assert record["answers"] == {name: [said_by(events, side)] for side, name in names.items()}
+
+
+def test_the_oldest_conversation_makes_room_for_the_newest() -> None:
+    waiting = OpenConversations()
+    for number in range(MOST_OPEN + 1):
+        waiting.put(str(number), Blind("", {}, [{"number": number}]))
+    assert waiting.take(str(MOST_OPEN), owner="").said == [{"number": MOST_OPEN}]
     with pytest.raises(Exception, match="no such question waits for a vote"):
-        waiting.take(first, owner="")
+        waiting.take("0", owner="")
 
 
 def test_votes_are_added_up_by_pair_with_ties_apart(tmp_path: Path) -> None:

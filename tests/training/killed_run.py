@@ -31,8 +31,8 @@ from visgraft.training.progress import make_progress
 PATIENCE_S = 120.0  # for a whole run; a process that takes longer hangs
 LEFT_ALONE_S = 30.0  # for a process whose other was killed
 REFUSED = 2
-TIMES = {"seconds", "wall_seconds", "step_seconds", "samples_per_second", "supervised_tokens_per_second",
-         "peak_memory_bytes", "date"}  # fmt: skip
+TIMES = {"seconds", "wall_seconds", "hours", "joules", "step_seconds", "samples_per_second",
+         "supervised_tokens_per_second", "peak_memory_bytes", "date"}  # fmt: skip
 
 Recipe = dict[str, Any]
 Verdict = Literal["equal", "not equal", "refused"]

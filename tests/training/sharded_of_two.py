@@ -1,7 +1,8 @@
 """One of two processes that share every weight out among them; what test_sharding.py launches.
 
 accelerate's FSDP2 quietly becomes DDP on a CPU, so its `prepare` is replaced by torch's own `fully_shard` here.
-In: folders that hold a recipe.json. Out: in each, `gradients.pt` of the first step, the runs `whole/` and `resumed/`.
+In: folders that hold a recipe.json; the first one perhaps a file `hybrid`. Out: in each, `gradients.pt` of the first
+step, the runs `whole/` and `resumed/`.
 Usage: `torchrun --standalone --nproc_per_node 2 -m tests.training.sharded_of_two folder another`
 """
 
@@ -26,6 +27,7 @@ from visgraft.training.sharding import is_sharded, whole
 from visgraft.training.steps import load_steps
 
 prepare = Accelerator.prepare
+IS_HYBRID = (Path(sys.argv[1]) / "hybrid").exists()
 
 
 def shard(accelerator: Accelerator, model: Any, optimizer: torch.optim.Optimizer) -> Any:
@@ -33,6 +35,8 @@ def shard(accelerator: Accelerator, model: Any, optimizer: torch.optim.Optimizer
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     mesh = init_device_mesh("cpu", (accelerator.num_processes,))
+    if IS_HYBRID:  # as launch/fsdp2_hybrid: whole on each of two nodes, shared out inside it
+        mesh = init_device_mesh("cpu", (2, accelerator.num_processes // 2), mesh_dim_names=("replicate", "shard"))
     for block in (*find_blocks(model.vision), *find_blocks(model.language), model):
         fully_shard(block, mesh=mesh)
     now = dict(model.named_parameters())

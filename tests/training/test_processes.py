@@ -1,4 +1,4 @@
-"""Two processes compute what one does, also where one of them has nothing to do; and they fail as one does: once."""
+"""Two processes on two nodes compute what one does, also where one has nothing to do; what fails is said once."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from tests.training import one_of_several
+from tests.training.nodes import run_on_two_nodes
 from tests.training.tiny import add_texts, tiny_recipe
 from tests.warm_python import warm_python
 from visgraft.runs import Run
@@ -49,7 +50,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     (poor / "memory.json").write_text(json.dumps(1))  # the second process; the first one has enough
     for folder in folders[1]:
         one_of_several.run(folder)
-    launch("tests.training.one_of_several", *folders[2], poor)
+    run_on_two_nodes("tests.training.one_of_several", *folders[2], poor)
     for one, two in zip(folders[1], folders[2], strict=True):
         compare(one, two)
     compare(folders[1][0], poor)
@@ -67,7 +68,7 @@ def test_two_processes_with_dropout_that_were_stopped_equal_those_that_were_not(
         folder.mkdir()
         (folder / "recipe.json").write_text(json.dumps(recipe))
     (folders[1] / "memory.json").write_text(json.dumps(1))
-    launch("tests.training.resumed_of_several", *folders)
+    run_on_two_nodes("tests.training.resumed_of_several", *folders)
     for folder in folders:
         whole, resumed = (Run.open(folder / name).latest_checkpoint()[1] for name in ("whole", "resumed"))
         state, other = (json.loads((folder / "state.json").read_text()) for folder in (whole, resumed))
@@ -77,16 +78,6 @@ def test_two_processes_with_dropout_that_were_stopped_equal_those_that_were_not(
             assert state[name] == other[name]
         for name in ("trained.safetensors", "optimizer.pt"):
             assert (whole / name).read_bytes() == (resumed / name).read_bytes(), (folder.name, name)
-
-
-def launch(module: str, *folders: Path) -> None:
-    """Run a module of the tests in two processes."""
-    launcher = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    subprocess.run(
-        [*launcher, *warm_python(), "-m", module, *map(str, folders)],
-        check=True, cwd=ROOT, timeout=500,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
 
 
 def compare(one: Path, two: Path) -> None:

@@ -54,7 +54,9 @@ def test_answers_to_the_same_request_are_references_of_the_one_that_is_picked() 
     assert turn.references == ("a cat", "one cat")
 
 
-def test_the_model_is_that_of_the_best_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_that_of_the_best_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = iter([0.5, 2.0, 1.0])
     real = loop.validate
 
@@ -64,6 +66,8 @@ def test_the_model_is_that_of_the_best_score(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(loop, "validate", validate)
     values = recipe(tmp_path, max_steps=3, validate_every_steps=1, best_by="cider", learning_rate=1e-3)
     run = Run.open(train(values, progress=make_progress()))
+    told = capsys.readouterr()
+    assert "the model is that of step 2, the best by cider" in told.out + told.err
     losses = [record["validation_loss"] for record in run.validations()]
     summary = run.read_summary()
     assert summary is not None

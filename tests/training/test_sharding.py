@@ -1,8 +1,6 @@
-"""Two processes that share every weight out do what one does: with images, texts or ready features, and resumed."""
+"""Two processes on two nodes that share every weight out do what one does: with images, texts or ready features."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +13,16 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from tests.training import one_of_several
+from tests.training.nodes import run_on_two_nodes
 from tests.training.tiny import add_texts, tiny_recipe
-from tests.warm_python import warm_python
 from visgraft.config.shipped import shipped_recipes
 from visgraft.errors import ConfigError
 from visgraft.inference import load
 from visgraft.runs import Run
-from visgraft.training.sharding import check_strategy, launch_notes
+from visgraft.training.sharding import check_sharing, check_strategy, launch_notes
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(path for path in shipped_recipes().values() if path.parent.name == "launch")
+CONFIGS = [path for path in shipped_recipes().values() if path.parent.name == "launch" and path.suffix == ".yaml"]
 
 
 def recipes(folder: Path) -> dict[str, dict[str, Any]]:
@@ -52,14 +50,22 @@ def test_two_processes_with_shares_of_all_weights_equal_one(tmp_path: Path, monk
             folder.mkdir()
             (folder / "recipe.json").write_text(json.dumps(recipe))
         one_of_several.run(folders[-1][0])
-    launcher = [*warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    subprocess.run(
-        [*launcher, *warm_python(), "-m", "tests.training.sharded_of_two", *(str(two) for _, two in folders)],
-        check=True, cwd=ROOT, timeout=500,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    run_on_two_nodes("tests.training.sharded_of_two", *(two for _, two in folders))
     for one, two in folders:
         compare(one, two)
+
+
+@pytest.mark.long
+def test_four_processes_that_share_weights_out_inside_each_of_two_nodes_equal_one(tmp_path: Path) -> None:
+    recipe = recipes(tmp_path)["images"]
+    one, four = tmp_path / "one", tmp_path / "four"
+    for folder in (one, four):
+        folder.mkdir()
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+    (four / "hybrid").touch()
+    one_of_several.run(one)
+    run_on_two_nodes("tests.training.sharded_of_two", four, per_node=2)
+    compare(one, four)
 
 
 def compare(one: Path, two: Path) -> None:
@@ -133,3 +139,26 @@ def test_a_config_for_fsdp_that_accelerate_does_not_follow_is_said(
     assert "asks for FSDP, but on this device (cpu) accelerate does not share weights out: " in note and what in note
     accelerator.distributed_type = DistributedType.FSDP
     assert launch_notes(accelerator) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_processes", "message"),
+    [
+        ({"DP_REPLICATE": 2, "DP_SHARD": 8}, 16, None),
+        ({}, 1, None),
+        ({"DP_REPLICATE": 2, "DP_SHARD": 8}, 8, r"dp_replicate_size x dp_shard_size: got 2 x 8 for 8 processes; the f"),
+        ({"DP_SHARD": 2, "TP": 2}, 4, r"parallelism_config_tp_size: got 2, and visgraft shares whole samples out, nev"),
+    ],
+)
+def test_a_parallelism_config_must_fit_the_processes_and_cut_no_layers(
+    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int], num_processes: int, message: str | None
+) -> None:
+    for name, size in sizes.items():
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}_SIZE", str(size))
+    check_sharing(num_processes=num_processes)
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    if message is None:
+        check_sharing(num_processes=num_processes)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_sharing(num_processes=num_processes)

@@ -34,6 +34,8 @@ def test_a_summary_adds_up_what_the_steps_say(tmp_path: Path, quiet: TrainProgre
     assert summary["step_seconds"] == pytest.approx(sum(record["seconds"] for record in steps))
     assert summary["samples_per_second"] == pytest.approx(summary["samples"] / summary["step_seconds"])
     assert summary["step_seconds"] < summary["wall_seconds"] < took
+    assert summary["hours"] == summary["wall_seconds"] / 3600
+    assert (summary["joules"] is None) == (summary["joules_of"] == [])
     assert (summary["validation_step"], summary["validation_loss"]) == (best["step"], best["validation_loss"])
     assert summary["scores"] == {"exact_match": best["exact_match"]}
     assert (summary["loss"], summary["device"], summary["memory"]) == (steps[-1]["loss"], "cpu", "resident")
@@ -61,7 +63,7 @@ def test_a_run_that_was_stopped_sums_up_the_same_and_only_when_it_is_over(tmp_pa
     resumed = Run.open(folder).read_summary()
     assert whole is not None and resumed is not None
     of_time = {"step_seconds", "wall_seconds", "samples_per_second", "supervised_tokens_per_second"}
-    of_time.add("peak_memory_bytes")
+    of_time |= {"peak_memory_bytes", "hours", "joules"}
     assert {k: v for k, v in whole.items() if k not in of_time} == {
         k: v for k, v in resumed.items() if k not in of_time
     }

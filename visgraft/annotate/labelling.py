@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from heapq import merge
 from itertools import groupby
 from typing import Any
@@ -88,16 +89,21 @@ class Labeller:
 
     def _answered(self, unit: Unit, source: Source, places: Iterator[int], *, advance: Advance) -> Iterator[Row]:
         """Ask, and give the rows in their order; a thread reads ahead of the answers, and `waiting` with it."""
-        request = self.job.request
+        request, decoding = self.job.request, self.job.request.decoding
         waiting: deque[Subject] = deque()
+        seeds: deque[int] = deque()
+        subjects = self._subjects(unit, source, places)
+        if "seed" in decoding:
+            subjects = _with_seeds(subjects, seeds, seed=decoding.pop("seed"))
         answers = answer_each(
             self.model,
             self.processor,
-            _samples(self._subjects(unit, source, places), waiting),
+            _samples(subjects, waiting),
             batch_size=request.batch_size,
             prefix_cache=self._cache,
             each_alone=True,
-            **request.decoding,
+            seeds=iter(seeds.popleft, None) if "do_sample" in decoding else None,
+            **decoding,
         )
         number = 0  # of the question of the first that waits
         for answer in answers:
@@ -122,6 +128,15 @@ class Labeller:
                 yield bad_subject(str(error), place=place, **named)  # type: ignore[arg-type]
                 continue
             yield subject_of(sample, place=place, keep_images=request.keep_images, **named)  # type: ignore[arg-type]
+
+
+def _with_seeds(subjects: Iterator[Subject], seeds: deque[int], *, seed: int) -> Iterator[Subject]:
+    """Hand subjects on; `seeds` grows by one for each of their questions: of the row, so the same whoever asks when."""
+    for subject in subjects:
+        for number in range(len(subject.questions) if subject.sample is not None else 0):
+            name = f"{seed} {subject.facts['shard']} {subject.place} {number}"
+            seeds.append(int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=7).digest()))
+        yield subject
 
 
 def _bad_ones(waiting: deque[Subject], advance: Advance) -> Iterator[Row]:

@@ -8,6 +8,7 @@ In: what the user typed. Out: a `Request`, checked as far as nothing need be ope
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,6 +36,10 @@ class Request:
         retry_errors: rows with an error are tried again.
         rows_per_unit: of an input shard that are written together; None: as the folder was begun, else 512.
         max_new_tokens: longest answer.
+        temperature: answers are drawn at it; None: the likeliest token each time.
+        top_p: only from the likeliest tokens that together have this share.
+        seed: of the draws; each row has its own, made of it, so who labels it when does not matter.
+        choices: the answer is one of these texts.
         batch_size: dialogs that run at once.
         device: None: the accelerator that is there.
         precision: of the frozen weights.
@@ -55,6 +60,10 @@ class Request:
     retry_errors: bool = False
     rows_per_unit: int | None = None
     max_new_tokens: int = 64
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    choices: tuple[str, ...] = ()
     batch_size: int = 16
     device: str | None = None
     precision: Precision = "auto"
@@ -65,6 +74,7 @@ class Request:
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
+        object.__setattr__(self, "choices", tuple(self.choices))
         for name in ("prompts", "shard"):  # JSON knows lists alone
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
@@ -79,13 +89,30 @@ class Request:
                 f"--device: got {self.device} beside --engine ray, which gives each actor a device of its own; say "
                 "cuda or cpu, or leave it out"
             )
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ConfigError(
+                f"--temperature: got {self.temperature:g}, need more than 0, or leave it out: the likeliest token each "
+                "time"
+            )
+        for name, value in (("--top-p", self.top_p), ("--seed", self.seed)):
+            if value is not None and self.temperature is None:
+                raise ConfigError(
+                    f"{name}: got {value:g} without --temperature, so nothing is drawn; give one, such as 1"
+                )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p: got {self.top_p:g}, need a share above 0, up to 1")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"--workers: got {self.workers}, need 1 or more")
 
     @property
     def decoding(self) -> dict[str, Any]:
         """How answers are decoded, by the names of `Decoding`."""
-        return {"max_new_tokens": self.max_new_tokens, "log_probabilities": 0}
+        drawn: dict[str, Any] = {}
+        if self.temperature is not None:
+            drawn = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "seed": self.seed or 0}
+            drawn["top_p"] = 1.0 if self.top_p is None else self.top_p
+        chosen = {"choices": list(self.choices)} if self.choices else {}
+        return {"max_new_tokens": self.max_new_tokens, "log_probabilities": 0, **drawn, **chosen}
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from visgraft.builder.build import apply_modes, build_processor, join_settings
+from visgraft.builder.build import apply_modes, build_processor, join_settings, num_rows_of
 from visgraft.builder.shapes import Stage, shapes_of, stages_of
 from visgraft.config import PARTS, Recipe, SourceSettings, recipe_to_dict
 from visgraft.data.prompt import NAMED_TEMPLATES
@@ -37,6 +37,7 @@ from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run, find_model
 from visgraft.starter import resolve
+from visgraft.wording import counted
 
 SOURCED_PARTS = ("vision", "language")  # those that come from somewhere
 
@@ -73,7 +74,7 @@ def describe_recipe(
     """
     local = resolve(recipe, say=say)
     processor = build_processor(local)
-    model = empty_model(local, image_size=processor.image_size)
+    model = empty_model(local, image_size=processor.image_size, processor=processor)
     dtype = computing_dtype(recipe.train.precision, device=pick_device(None))
     report = apply_modes(model, recipe.train, frozen_dtype=dtype)
     trained = [part for part in PARTS if recipe.train.mode_of(part) != "frozen"]
@@ -127,12 +128,13 @@ def describe_model(name: str) -> Description:
 # --- Models on the meta device: shapes without weights
 
 
-def empty_model(recipe: Recipe, *, image_size: int | None) -> VisionLanguageModel:
+def empty_model(recipe: Recipe, *, image_size: int | None, processor: Processor | None = None) -> VisionLanguageModel:
     """Make the model of a recipe (no `starter:` names) on the meta device: shapes without weights.
 
     Args:
         recipe: names the parts; only their configurations are read.
         image_size: side of the pixels, as the image processor makes them.
+        processor: whose tokens have rows, where the recipe names new ones.
 
     Raises:
         CheckpointError: a configuration cannot be read.
@@ -146,8 +148,14 @@ def empty_model(recipe: Recipe, *, image_size: int | None) -> VisionLanguageMode
     assert settings.vision is not None and settings.language is not None, "load_recipe requires both"
     vision = vision_tower_config(load_config(settings.vision, revision=settings.vision_revision))
     language = load_config(settings.language.name, revision=settings.language_revision)
+    text_config, new_tokens = language.get_text_config(decoder=True), settings.language.new_tokens
+    if new_tokens and processor is not None:
+        text_config.vocab_size = num_rows_of(processor, at_least=text_config.vocab_size)
     joined = join_settings(recipe, image_size=image_size)
-    return VisionLanguageModel.from_parts(*_empty_parts(vision, language), **joined)
+    model = VisionLanguageModel.from_parts(*_empty_parts(vision, language), **joined)
+    if new_tokens and processor is not None:
+        model.new_token_ids = tuple(processor.tokenizer.convert_tokens_to_ids(list(new_tokens)))
+    return model
 
 
 def _model_of_folder(folder: Path, config: VisionLanguageConfig) -> VisionLanguageModel:
@@ -218,7 +226,9 @@ def _facts(model: VisionLanguageModel, processor: Processor) -> tuple[dict[str, 
     }
     size, limit, positions = processor.image_size, processor.max_text_tokens, model.attention_spec.max_positions
     pixels = "images in their own size become at most" if size is None else f"{size} x {size} pixels become"
-    image = f"{pixels} {processor.num_image_tokens} image tokens, {model.config.image_attention} attention"
+    image = f"{pixels} {counted(processor.num_image_tokens, 'image token')}, {model.config.image_attention} attention"
+    before = (model.config.text_before_images or {}).get("first")
+    image += f", behind {len(before)} tokens of text of their own" if before else ""
     text = "of any length" if limit is None else f"at most {limit} tokens"
     text += f"; the language model has {positions or 'no limit of'} positions"
     template = processor.template
@@ -267,10 +277,10 @@ def _progress_of_run(run: Run) -> dict[str, Any]:
 
 
 def _progress_in_words(values: Mapping[str, Any]) -> str:
-    words = [f"{values['steps']:,} steps in {values['seconds'] / 60:.1f} minutes"]
+    words = [f"{counted(values['steps'], 'step')} in {values['seconds'] / 60:.1f} minutes"]
     for key, label in (("loss", "loss"), ("best_validation_loss", "best validation loss")):
         words += [f"{label} {values[key]:.4f}"] if values[key] is not None else []
     words += [f"{values['exact_match']:.1%} of answers right"] if values["exact_match"] is not None else []
-    words += [f"{values['bad_samples']} bad samples"] if values["bad_samples"] else []
+    words += [counted(values["bad_samples"], "bad sample")] if values["bad_samples"] else []
     words.append("its model is written" if values["has_model"] else "no model yet")
     return ", ".join(words)

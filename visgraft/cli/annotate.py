@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from visgraft.cli.hub import go_offline_without_network, names_of_model
-from visgraft.cli.options import AsJson, Device, MaxNewTokens, Model, Precision
+from visgraft.cli.options import AsJson, Device, MaxNewTokens, Model, Precision, split_choices
 from visgraft.cli.terminal import note, print_json, print_line, quiet_libraries, tell
+from visgraft.wording import counted
 
 Data = Annotated[
     str,
@@ -53,6 +54,17 @@ ShardOption = Annotated[
 Engine = Annotated[Literal["local", "ray"], typer.Option(help="What runs the workers: this machine, or a Ray cluster.")]
 KeepImages = Annotated[bool, typer.Option("--keep-images", help="Write the image files too, not where they lie.")]
 RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Try rows again that have an error.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Draw answers at it.", show_default="the likeliest token each time")
+]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", help="Draw from the likeliest tokens of this share.", show_default="1")
+]
+Seed = Annotated[int | None, typer.Option(help="Of the draws; each row makes its own of it.", show_default="0")]
+Choices = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Answers are among these texts, by the likeliest tokens.", show_default=False),
+]
 RowsPerUnit = Annotated[
     int | None,
     typer.Option(min=1, help="Rows that are written as one file: what a kill costs at most.", show_default="512"),
@@ -74,6 +86,10 @@ def annotate(
     retry_errors: RetryErrors = False,
     rows_per_unit: RowsPerUnit = None,
     max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    choices: Choices = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Dialogs that run at once.")] = 16,
     device: Device = None,
     precision: Precision = "auto",
@@ -103,6 +119,10 @@ def annotate(
         retry_errors=retry_errors,
         rows_per_unit=rows_per_unit,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        choices=() if choices is None else tuple(split_choices(choices)),
         batch_size=batch_size,
         device=device,
         precision=precision,
@@ -116,7 +136,7 @@ def annotate(
         tell(f"stopped; the finished parts are in {out}, and the same command goes on from there")
         raise
     if standing.errors:
-        tell(f"{standing.errors:,} rows have an error; --retry-errors tries them again")
+        tell(f"{counted(standing.errors, 'row')} with an error; --retry-errors tries them again")
     if as_json:
         print_json({"output": str(out), **standing.as_json()})
     else:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from visgraft.cli.hub import go_offline_without_network, names_of_model
-from visgraft.cli.options import AsJson, Device, MaxNewTokens, Model, Precision
+from visgraft.cli.options import AsJson, Device, MaxNewTokens, Model, Precision, split_choices
 from visgraft.cli.terminal import note, print_json, print_line, print_piece, quiet_libraries
-from visgraft.errors import BadSampleError, ConfigError
+from visgraft.errors import BadSampleError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +48,7 @@ def ask(
     from visgraft.data.messages import asked
     from visgraft.data.sample import Sample
 
-    candidates = None if choices is None else _split_choices(choices)
+    candidates = None if choices is None else split_choices(choices)
     sample = Sample(images=[open_named(image)], dialogs=[[asked(question, num_images=1)]])
     loaded = load_model(model, device=device, precision=precision)
     if candidates is not None:
@@ -68,14 +68,6 @@ def ask(
     for piece in pieces:
         print_piece(piece)
     print_line()
-
-
-def _split_choices(choices: str) -> list[str]:
-    """Take the choices apart; each one counts once."""
-    candidates = list(dict.fromkeys(choice.strip() for choice in choices.split(",") if choice.strip()))
-    if len(candidates) < 2:
-        raise ConfigError(f"--choices: got {choices!r}, need two answers or more, such as red,blue")
-    return candidates
 
 
 def _scores(

@@ -16,6 +16,7 @@ from visgraft.cli.ask import load_model, open_named
 from visgraft.cli.options import Device, MaxNewTokens, Model, Precision
 from visgraft.cli.terminal import note, print_error, print_line, print_piece
 from visgraft.errors import ConfigError, VisgraftError
+from visgraft.wording import counted
 
 if TYPE_CHECKING:
     from visgraft.model.vlm import VisionLanguageModel
@@ -122,7 +123,8 @@ class Chat:
         num_forgotten = self.conversation.forget_oldest(prompt, max_new_tokens=self.max_new_tokens)
         if num_forgotten:
             limit = self.conversation.model.attention_spec.max_positions
-            note(f"the oldest {num_forgotten} turns are forgotten: the language model has {limit} positions")
+            forgotten = counted(num_forgotten, "turn")
+            note(f"forgotten, from the oldest on: {forgotten}; the language model has {limit} positions")
         try:
             with closing(self.conversation.say(prompt, max_new_tokens=self.max_new_tokens)) as pieces:
                 for piece in pieces:

@@ -15,6 +15,7 @@ from rich.text import Text
 from visgraft.cli.terminal import print_line, print_rich
 from visgraft.data.findings import LEVELS, Finding, Level, count_by_level
 from visgraft.data.source_report import SourceReport
+from visgraft.wording import counted
 
 MOST_FINDINGS = 16  # on the page, errors apart; JSON has all
 _MOST_REASONS = 3  # of bad samples, of one source
@@ -50,7 +51,7 @@ def print_check(
         print_line("no image was opened: what only pixels tell (broken, blank, tiny, copied images) is not known")
     elif num_images:
         print_line(
-            f"{num_images:,} images were opened in {_duration(seconds)}; --no-images looks at texts and paths alone"
+            f"opened {counted(num_images, 'image')} in {_duration(seconds)}; --no-images looks at texts and paths alone"
         )
 
 

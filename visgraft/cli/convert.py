@@ -1,7 +1,7 @@
-"""`visgraft import`, `merge` and `export`: checkpoints of GIT-LLM and heron in, plain model folders out.
+"""`visgraft import`, `merge` and `export`: checkpoints of the field in, plain model folders out.
 
-In: a checkpoint or training file of GIT-LLM or heron; a model with LoRA. Out: a model folder or a recipe, and what was
-found on the way.
+In: a checkpoint of LLaVA, nanoVLM, GIT-LLM or heron, a training file of the latter two; a model with LoRA. Out: a model
+folder or a recipe, and what was found on the way.
 Usage: `visgraft import GIT-Llama-2-7B imported`, then `visgraft merge imported merged`
 """
 
@@ -17,6 +17,7 @@ from visgraft.cli.hub import go_offline_without_network, names_of_model
 from visgraft.cli.options import AsJson, Force, Model
 from visgraft.cli.terminal import note, print_error, print_json, print_line, quiet_libraries
 from visgraft.errors import ConfigError
+from visgraft.wording import counted
 
 REFUSED = 1  # exit status: the answer is no
 
@@ -49,7 +50,9 @@ def import_(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Import a checkpoint of GIT-LLM or heron: OPT, LLaMA, MPT, GPT-NeoX, Japanese StableLM alpha.
+    """Import a checkpoint: LLaVA 1.5 (transformers), nanoVLM, or GIT-LLM and heron.
+
+    Of the last two: OPT, LLaMA, MPT, GPT-NeoX, Japanese StableLM alpha.
 
     The model folder computes what the original computed. LoRA stays LoRA. With --recipe, their training file becomes a
     recipe instead; without DST it is printed.
@@ -66,9 +69,9 @@ def import_(
     go_offline_without_network([source])
     note(f"importing {source}")
     quiet_libraries()
-    from visgraft.convert.import_git_llm import import_git_llm
+    from visgraft.convert.importing import import_model
 
-    report = import_git_llm(
+    report = import_model(
         source,
         target,
         lora_alpha=lora_alpha,
@@ -84,11 +87,9 @@ def import_(
 
 
 def _print_report(report: Any) -> None:
-    frames = f", {report.num_frames} frames" if report.num_frames else ""
-    print_line(
-        f"{report.folder}: {report.model_type}, {report.num_image_tokens} image tokens{frames}, image attention "
-        f"{report.image_attention}"
-    )
+    frames = f", {counted(report.num_frames, 'frame')}" if report.num_frames else ""
+    tokens = counted(report.num_image_tokens, "image token")
+    print_line(f"{report.folder}: {report.model_type}, {tokens}{frames}, image attention {report.image_attention}")
     for part, lora in report.lora.items():
         print_line(f"LoRA on {lora['modules']} linears of the {part} part: r {lora['r']}, alpha {lora['lora_alpha']:g}")
     if report.dead:
@@ -155,6 +156,10 @@ def export(
         Literal["visgraft", "llava"],
         typer.Option("--format", help="visgraft: all weights in one folder; llava: a plain LLaVA of transformers."),
     ] = "visgraft",
+    layout: Annotated[
+        Literal["prefix", "placeholders"],
+        typer.Option(help="placeholders: image tokens stand in the text, as vLLM and `transformers serve` want it."),
+    ] = "prefix",
     portable: Annotated[
         bool,
         typer.Option("--portable", help="Put the code in too: loads with trust_remote_code=True without visgraft."),
@@ -163,28 +168,35 @@ def export(
 ) -> int:
     """Write a model for use elsewhere.
 
-    A LLaVA has an MLP projection and causal image tokens. A model that is none is refused with every reason, and the
+    A LLaVA has an MLP projection and causal image tokens; with placeholders, an image has a fixed number of tokens and
+    the language model no ALiBi and no states. A model that cannot be written so is refused with every reason, and the
     exit status is 1.
     """
+    if layout == "placeholders" and format_ == "llava":
+        raise ConfigError("--layout: got placeholders, which a LLaVA folder has anyway; leave it out, or --format")
+    if layout == "placeholders" and portable:
+        raise ConfigError("--portable: a folder with placeholders has its code in it anyway; leave it out")
     if portable and format_ == "llava":
         raise ConfigError("--portable: a LLaVA folder needs no code of ours; leave it out")
     go_offline_without_network(names_of_model(model))
     note(f"exporting {model}")
     quiet_libraries()
-    if format_ == "visgraft":
+    if format_ == "visgraft" and layout == "prefix":
         from visgraft.convert.portable import export_full
 
         folder = export_full(model, target, portable=portable, replace=force)
         print_line(f"{folder}: written whole{', with code' if portable else ''}")
         return 0
     from visgraft.convert.llava import ExportRefusedError, export_llava
+    from visgraft.convert.placeholders import export_placeholders
 
+    write = export_llava if format_ == "llava" else export_placeholders
     try:
-        notes = export_llava(model, target, replace=force)
+        notes = write(model, target, replace=force)
     except ExportRefusedError as error:
         print_error(f"refused: {error}")
         return REFUSED
-    print_line(f"{target}: a LLaVA folder")
+    print_line(f"{target}: " + ("a LLaVA folder" if format_ == "llava" else "with image placeholders and code"))
     for line in notes:
         print_line(f"note: {line}")
     return 0

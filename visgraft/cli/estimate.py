@@ -14,6 +14,8 @@ from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.config import load_recipe
+from visgraft.errors import names_needed_for
+from visgraft.wording import counted
 
 GIB = 2**30
 TIGHT = 0.87  # of the memory: above it, an estimate that is 15 % off decides
@@ -33,6 +35,21 @@ def estimate(
         str | None,
         typer.Option(metavar="GPU", help="24GB, rtx4090, a100-80gb, h100, ...", show_default="what is here"),
     ] = None,
+    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them, over all machines.")] = 1,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, metavar="M", help="In how many machines.", show_default="eight GPUs in each")
+    ] = None,
+    network: Annotated[
+        float, typer.Option(metavar="GBIT", help="Gbit/s that a machine sends to the others: an assumption.")
+    ] = 400.0,
+    utilisation: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of the dense rate, over a step: an assumption.",
+            show_default="0.4 of a GPU's, 0.55 of this computer's",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe.")
     ] = None,
@@ -48,6 +65,8 @@ def estimate(
 ) -> int:
     """Say whether a recipe fits a GPU, how long it takes there, and what to change where it does not fit.
 
+    With --gpus, which of the shipped launch configs fits: what each GPU holds, and how long the run takes.
+
     Only configurations are read, no weights: one step runs without numbers. Of a part that is not here its config.json
     is enough: put it into a folder and give --set model.vision=FOLDER or --set model.language.name=FOLDER.
 
@@ -57,9 +76,19 @@ def estimate(
     go_offline_without_network(names_of_recipe(loaded))
     note(f"reading {recipe}")
     quiet_libraries()
-    from visgraft.estimate.estimate import estimate as estimate_recipe
+    with names_needed_for("visgraft estimate"):
+        from visgraft.estimate.estimate import estimate as estimate_recipe
 
-    found = estimate_recipe(loaded, gpu=gpu, measure=measure, say=note)
+    found = estimate_recipe(
+        loaded,
+        gpu=gpu,
+        gpus=gpus,
+        nodes=nodes,
+        network_gbit=network,
+        utilisation=utilisation,
+        measure=measure,
+        say=note,
+    )
     values = {"recipe": str(recipe), **found.as_json()}
     if as_json:
         print_json(values)
@@ -70,8 +99,13 @@ def estimate(
 
 def _print(values: dict[str, Any]) -> None:
     labels = [("recipe", values["recipe"]), ("gpu", f"{values['gpu']}, {_gib(values['memory_bytes'])}")]
+    if values["gpus"] > 1:
+        labels.append(("gpus", f"{values['gpus']} in {values['nodes']} machine{'s'[: values['nodes'] > 1]}"))
     print_rich(labelled(labels))
     print_line()
+    if values["shardings"]:
+        print_rich(_sharding_table(values))
+        print_line()
     print_rich(_memory_table(values))
     print_line()
     facts = [("verdict", _verdict(values)), ("time", _time_in_words(values["time"]))]
@@ -79,6 +113,7 @@ def _print(values: dict[str, Any]) -> None:
         facts.append(("measured", f"{_gib(values['measured']['peak_bytes'])} without what the framework holds"))
     facts.append(("loading", f"{_gib(values['loading_bytes'])} of the computer's memory while the weights are read"))
     facts += [("assumed", text) for text in values["assumptions"]]
+    facts += [("hint", text) for text in values["hints"]]
     print_rich(labelled(facts))
     if values["changes"]:
         print_line()
@@ -94,6 +129,21 @@ def _memory_table(values: dict[str, Any]) -> Table:
     for part, size in values["parts"].items():
         table.add_row(part, _gib(size), Text(weights if part == "weights" else ""))
     table.add_row("all", _gib(values["total_bytes"]), "at the fullest instant of a step", style="bold")
+    return table
+
+
+def _sharding_table(values: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("config")
+    for name in ("memory a GPU", "a step", "the run"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for each in values["shardings"]:
+        step, run = each["seconds_per_step"], each["seconds"]
+        times = ("" if step is None else f"{step:.3g} s", "" if run is None else _duration(run))
+        is_best = each["name"] == values["sharding"]
+        words = "fits, the best" if is_best else "fits" if each["fits"] else "does not fit"
+        table.add_row(each["name"], _gib(each["total_bytes"]), *times, words, style="bold" if is_best else None)
     return table
 
 
@@ -124,7 +174,7 @@ def _time_in_words(time: dict[str, Any]) -> str:
         return time["basis"]
     words = f"{time['seconds_per_step']:.3g} s a step"
     if time["seconds"] is not None:
-        words += f", {time['steps']:,} steps in {_duration(time['seconds'])}"
+        words += f", {counted(time['steps'], 'step')} in {_duration(time['seconds'])}"
     return f"{words} ({time['basis']})"
 
 

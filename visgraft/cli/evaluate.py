@@ -241,9 +241,9 @@ def _control_table(each: "EvaluatedModel") -> Table:
     for control in each.controls:
         for name, interval in control.scored.intervals.items():
             gain, way = control.gain[name], WAYS.get(control.kind, control.kind)
-            between = "-" if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
+            between = "-" if gain.low is None else f"{gain.low:+z.4f} to {gain.high:+z.4f}"
             table.add_row(
-                way, name, f"{interval.value:.4f}", f"{gain.value:+.4f}", between, f"{control.share_same:.0%}"
+                way, name, f"{interval.value:.4f}", f"{gain.value:+z.4f}", between, f"{control.share_same:.0%}"
             )
     return table
 

@@ -18,6 +18,7 @@ from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import end_stopped, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.errors import ConfigError
 from visgraft.reporting.progress import error_console
+from visgraft.wording import counted
 
 if TYPE_CHECKING:
     from visgraft.experiment import Experiment, Outcome
@@ -95,7 +96,7 @@ def _preview(planned: "Experiment", *, as_json: bool) -> None:
         for reason in reasons:
             print_line(f"unknown: {reason}")
     print_line()
-    print_line(f"{len(planned.runs)} runs; they would be in {planned.folder}")
+    print_line(f"{counted(len(planned.runs), 'run')}, which would be in {planned.folder}")
 
 
 def _preview_table(previews: "list[Preview]") -> Table:
@@ -133,7 +134,7 @@ def _run(planned: "Experiment", *, gpus: str | None, allow_changed: bool, as_jso
     try:
         with ExperimentProgress(error_console()) as progress:
             launch = partial(launch_process, allow_changed=allow_changed)
-            outcomes = run_experiment(planned, devices=_devices(gpus), progress=progress, launch=launch)
+            outcomes = run_experiment(planned, devices=devices_of(gpus), progress=progress, launch=launch)
     except KeyboardInterrupt as error:
         return end_stopped(error)
     if as_json:
@@ -154,7 +155,7 @@ def _print_failures(outcomes: "list[Outcome]") -> None:
         print_line(f"failed: {outcome.run.folder_name}: {outcome.reason}")
 
 
-def _devices(gpus: str | None) -> list[str | None]:
+def devices_of(gpus: str | None) -> list[str | None]:
     """List the GPUs to use as CUDA_VISIBLE_DEVICES names them; [None] runs one by one on whatever is there."""
     if gpus is None:
         return [None]

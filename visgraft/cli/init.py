@@ -19,6 +19,7 @@ from visgraft.cli.terminal import note, print_line
 from visgraft.config import SourceSettings, load_recipe
 from visgraft.config.plain_values import to_plain
 from visgraft.errors import BadSampleError, ConfigError, DataError
+from visgraft.wording import counted
 
 if TYPE_CHECKING:
     from visgraft.data.readers.detect import DetectedDataset
@@ -78,7 +79,7 @@ def _write_captions(found: "DetectedDataset", *, output: Path, force: bool) -> "
     for split, rows in (found.captions or {}).items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_whole(folder / f"{split}.jsonl", lines)
-        print_line(f"{folder / f'{split}.jsonl'}: {len(rows):,} captions, made of the names of folders")
+        print_line(f"{folder / f'{split}.jsonl'}: {counted(len(rows), 'caption')}, made of the names of folders")
     validation = None if found.validation is None else replace(found.validation, path=str(folder))
     return replace(found, train=replace(found.train, path=str(folder)), validation=validation)
 
@@ -93,7 +94,7 @@ class _Size:
     image_side: int
 
     def __str__(self) -> str:
-        return f"{self.num_samples:,} images with {self.num_dialogs:,} texts"
+        return f"{counted(self.num_samples, 'image')} with {counted(self.num_dialogs, 'text')}"
 
 
 def _measure(settings: SourceSettings) -> _Size:

@@ -8,11 +8,20 @@ from typing import Annotated, Literal
 import typer
 
 from visgraft.config.shipped import shipped_recipes
+from visgraft.errors import ConfigError
 
 
 def shipped_names(incomplete: str) -> list[str]:
     """Complete the name of a shipped recipe, for shells; where none begins so, a shell completes files."""
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+def split_choices(choices: str) -> list[str]:
+    """Take the choices apart; each one counts once. Raises ConfigError."""
+    candidates = list(dict.fromkeys(choice.strip() for choice in choices.split(",") if choice.strip()))
+    if len(candidates) < 2:
+        raise ConfigError(f"--choices: got {choices!r}, need two answers or more, such as red,blue")
+    return candidates
 
 
 Model = Annotated[

@@ -5,6 +5,7 @@ Usage: `visgraft ask runs/my-run cat.jpg "What is it?"`
 """
 
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -30,10 +31,13 @@ from visgraft.cli.evaluate import evaluate
 from visgraft.cli.experiment import experiment
 from visgraft.cli.init import init
 from visgraft.cli.inspection import inspect_
+from visgraft.cli.licences import licences
 from visgraft.cli.recipes import recipes
+from visgraft.cli.reproduce import reproduce
 from visgraft.cli.serve import serve
 from visgraft.cli.show import show
 from visgraft.cli.terminal import debugging, logging_as, print_error
+from visgraft.cli.threads import share_cores
 from visgraft.cli.train import train
 from visgraft.cli.watch import watch
 from visgraft.config.renamed import COMMANDS
@@ -61,6 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Errors that a user can act on become one line; anything else is a mistake of ours and keeps its traceback.
     """
+    share_cores(os.environ)
     flags, rest = _split_flags(list(sys.argv[1:] if args is None else args))
     is_debug = "--debug" in flags
     with debugging(is_debug), logging_as(next((form for flag, form in LOG_FORMS.items() if flag in flags), None)):
@@ -174,7 +179,15 @@ _add(
     "visgraft experiment experiments/modules --dry-run",
     "visgraft experiment modules.yaml --seeds 2 --only 'lora*' --set train.max_steps=100",
 )
+_add(
+    "Train",
+    reproduce,
+    "visgraft reproduce --scale smoke",
+    "visgraft reproduce --data ~/m3it --scale hour",
+    "visgraft reproduce --verify reproductions/hour",
+)
 _add("Look", show, "visgraft show recipe.yaml", "visgraft show runs/my-run --json")
+_add("Look", licences, "visgraft licences recipe.yaml", "visgraft licences runs/my-run --json")
 _add(
     "Look",
     compare,
@@ -211,10 +224,20 @@ _add(
 _add("Use", caption, "visgraft caption runs/my-run photos/*.jpg")
 _add("Use", chat, "visgraft chat runs/my-run cat.jpg")
 _add("Use", serve, "visgraft serve runs/my-run", "visgraft serve runs/a runs/b --port 0 --api-key-file keys.txt")
-_add("Bring", import_, "visgraft import GIT-Llama-2-7B imported", "visgraft import --recipe exp001.yml recipe.yaml")
+_add(
+    "Bring",
+    import_,
+    "visgraft import llava-hf/llava-1.5-7b-hf imported",
+    "visgraft import GIT-Llama-2-7B imported",
+    "visgraft import --recipe exp001.yml recipe.yaml",
+)
 _add("Bring", merge, "visgraft merge runs/my-run merged")
 _add(
-    "Bring", export, "visgraft export runs/my-run whole --portable", "visgraft export runs/my-run plain --format llava"
+    "Bring",
+    export,
+    "visgraft export runs/my-run whole --portable",
+    "visgraft export runs/my-run plain --format llava",
+    "visgraft export runs/my-run for-servers --layout placeholders",
 )
 _add("Keep", cache, "visgraft cache", "visgraft cache --clear vision --clear answers")
 _add("Keep", env, "visgraft env", "visgraft env --json")

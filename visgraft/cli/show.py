@@ -16,6 +16,7 @@ from visgraft.cli.options import AsJson, shipped_names
 from visgraft.cli.terminal import labelled, note, print_json, print_line, print_rich, quiet_libraries
 from visgraft.config import find_recipe, load_recipe
 from visgraft.errors import ConfigError
+from visgraft.reporting.progress import Fitting
 from visgraft.runs import Run
 
 if TYPE_CHECKING:
@@ -71,13 +72,27 @@ def _print(described: "Description") -> None:
     print_line()
     print_rich(draw_model(described))
     print_line()
-    print_rich(_parts_table(described))
+    print_rich(Fitting(_parts_table(described), _parts_in_lines(described)))
     print_line()
     notes = [(row.part, "; ".join(row.notes)) for row in described.rows if row.notes]
     if notes:
         print_rich(labelled(notes))
         print_line()
     print_rich(labelled(described.facts))
+
+
+def _parts_in_lines(described: "Description") -> Table:
+    """Tell the same as the table in words, each part behind its name: every number whole at any width."""
+    is_model = described.values["kind"] == "model"
+    facts: list[tuple[str, str]] = []
+    for row in described.rows:
+        rate = "" if is_model or row.learning_rate is None else f", learning rate {row.learning_rate:g}"
+        counts = f"{row.num_parameters:,} parameters, {row.num_trainable:,} {'stored' if is_model else 'trained'}"
+        facts.append((row.part, f"{row.mode}: {counts}, {_short(row.dtype)}{rate}"))
+    totals = described.as_json()
+    kept = "stored" if is_model else "trained"
+    facts.append(("all", f"{totals['num_parameters']:,} parameters, {totals['num_trainable']:,} {kept}"))
+    return labelled(facts)
 
 
 def _short(dtype: str) -> str:

@@ -3,6 +3,7 @@
 In: a recipe and overrides. Out: a run folder. Usage: `visgraft train recipe.yaml --set train.epochs=3`
 """
 
+import os
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -11,9 +12,10 @@ import typer
 
 from visgraft.cli.hub import go_offline_without_network, names_of_recipe
 from visgraft.cli.options import shipped_names
-from visgraft.cli.terminal import end_stopped, note, print_line, quiet_libraries
+from visgraft.cli.terminal import end_stopped, note, print_line, quiet_libraries, tell
 from visgraft.config import load_recipe
 from visgraft.errors import ConfigError
+from visgraft.licences import licences_of_recipe
 
 
 def train(
@@ -69,6 +71,10 @@ def train(
         recipe or str(resume), overrides=[*(overrides or []), *(["train.save=full"] if full else [])]
     )
     go_offline_without_network(names_of_recipe(settings))
+    if resume is None and os.environ.get("RANK", "0") == "0":  # once, by one of several processes
+        for licence in licences_of_recipe(settings):
+            if licence.is_worrying:
+                tell(f"licence: {licence.line}")
     note("loading PyTorch and transformers")
     quiet_libraries()
     from visgraft.training.loop import train as run_training

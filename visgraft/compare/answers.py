@@ -24,6 +24,7 @@ from visgraft.errors import BadSampleError, VisgraftError
 from visgraft.metrics.text_match import exact_match
 from visgraft.metrics.text_quality import TextQuality, text_quality_of
 from visgraft.starter import resolve
+from visgraft.wording import counted
 
 MAX_LOOKED_AT = 2_000  # samples that are read at most to find the question images again; questions stand at the front
 
@@ -137,7 +138,7 @@ def _find_images(
             runs[where] = run
             from_data.setdefault(where, {})[key] = str(record.get("id"))
     for where, ids in from_data.items():
-        note(f"looking for {len(ids)} images in the data of {runs[where].variant}")
+        note(f"looking for {counted(len(ids), 'image')} in the data of {runs[where].variant}")
         try:
             images = _images_of_data(runs[where].recipe, set(ids.values()))
         except (VisgraftError, OSError) as error:

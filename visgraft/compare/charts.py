@@ -20,6 +20,7 @@ from visgraft.compare.differences import data_key, data_name
 from visgraft.compare.results_table import loss_unit
 from visgraft.compare.variants import RunData, Variant
 from visgraft.reporting.charts import LineStyles, Rows, loss_axis, loss_scale
+from visgraft.wording import counted
 
 Split = Literal["training", "validation"]
 MIN_LOSS = 1e-6  # what a logarithmic axis can show of a loss that is 0
@@ -92,9 +93,9 @@ def _length_notes(variants: Sequence[Variant]) -> list[str]:
             name = variant.name if len(variant.runs) == 1 else f"{variant.name}, seed {run.seed}"
             number = _num_texts(run)
             if run.status != "finished":
-                notes.append(f"{name} is {run.status}: it stopped after {number:,.0f} texts")
+                notes.append(f"{name} is {run.status}: it stopped after {counted(number, 'text')}")
             elif number < longest * (1 - MAX_LENGTH_DIFFERENCE):
-                notes.append(f"{name} is shorter: {number:,.0f} texts where the longest has {longest:,.0f}")
+                notes.append(f"{name} is shorter: {counted(number, 'text')} where the longest has {longest:,.0f}")
     return notes
 
 
@@ -179,12 +180,14 @@ def _y() -> altair.Y:
     return altair.Y("loss:Q", title=None, scale=loss_scale(), axis=loss_axis())
 
 
-def _x(field: str, *, title: str | None = None) -> altair.X:
+def _x(field: str, *, title: str | None = None, min_step: Any = None) -> altair.X:
     return altair.X(
         f"{field}:Q",
         title=title,
         scale=altair.Scale(nice=False, zero=False),
-        axis=altair.Axis(format="~s", labelOverlap=True, tickCount=6),
+        axis=altair.Axis(
+            format="~s", labelOverlap="greedy", labelSeparation=6, tickCount=6, tickMinStep=min_step or altair.Undefined
+        ),
     )
 
 
@@ -207,12 +210,7 @@ def live_chart(panel: Panel, styles: LineStyles, *, shown: Sequence[str], height
 
 def _dots(means: altair.Chart, raw: altair.Chart, styles: LineStyles) -> list[altair.Chart]:
     """Draw what was measured once: a line a variant, a dot a run, a tick at the mean of the seeds."""
-    loss = altair.X(
-        "loss:Q",
-        title=None,
-        scale=loss_scale(padding=14),
-        axis=loss_axis(),
-    )
+    loss = altair.X("loss:Q", title=None, scale=loss_scale(padding=14), axis=loss_axis(is_horizontal=True))
     name = altair.Y("variant:N", title=None, sort=list(styles.names), axis=altair.Axis(labelLimit=240, grid=True))
     color = styles.encodings("variant", legend=None)["color"]
     hover = [altair.Tooltip("run:N"), altair.Tooltip("loss:Q", format=".4~g")]
@@ -229,7 +227,8 @@ def _live_lines(means: altair.Chart, raw: altair.Chart, ends: altair.Chart, styl
     ends = ends.transform_calculate(x="datum[axis]")
     style = styles.encodings("variant", legend=None)
     color = style["color"]
-    x, y, low = _x("x"), _y(), altair.Y("low:Q", title=None)
+    x = _x("x", min_step=altair.ExprRef("axis === 'minutes' ? 0.01 : 1"))  # there is no half step
+    y, low = _y(), altair.Y("low:Q", title=None)
     hover = [
         altair.Tooltip("variant:N"),
         altair.Tooltip("x:Q", format=",.4~g"),
@@ -274,10 +273,12 @@ def _still_lines(
     means: altair.Chart, raw: altair.Chart, ends: altair.Chart, styles: LineStyles, *, has_legend: bool
 ) -> list[altair.Chart]:
     """Draw curves over samples, as `_live_lines` does over what the page chooses."""
-    legend = altair.Legend(symbolType="stroke", symbolSize=400, symbolOpacity=1, labelLimit=340) if has_legend else None
+    legend = None
+    if has_legend:
+        legend = altair.Legend(symbolType="stroke", symbolSize=400, symbolOpacity=1, columns=4)
     style = styles.encodings("variant", legend=legend)
     y, title = _y(), AXIS_WORDS["samples"]
-    x, x_samples = _x("x", title=title), _x("samples", title=title)
+    x, x_samples = _x("x", title=title, min_step=1), _x("samples", title=title, min_step=1)
     low = altair.Y("low:Q", title=None)
     return [
         raw.mark_line(opacity=0.3, strokeWidth=1).encode(x=x_samples, y=y, detail="run:N", color=style["color"]),

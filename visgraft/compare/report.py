@@ -24,6 +24,8 @@ from visgraft.compare.results_table import Column, Kind, results, written
 from visgraft.compare.variants import Comparison, Variant
 from visgraft.reporting.charts import LineStyles, figure, write_png
 from visgraft.reporting.page import embed_image, write_page
+from visgraft.runs import read_experiment_record
+from visgraft.wording import counted
 
 TEXT_QUALITY_COLUMNS: tuple[tuple[str, str, Kind], ...] = (
     ("mean_words", "words an answer", "speed"),
@@ -41,12 +43,14 @@ SHORT = {
     "wall_minutes": "wall time",
     "samples_per_second": "samples",
     "tokens_per_second": "tokens",
+    "energy": "energy",
     "peak_memory": "memory",
 }
 FIXED_UNITS = {"samples_per_second": "/s", "tokens_per_second": "/s"}
 UNITS: dict[Kind, tuple[tuple[float, str], ...]] = {
     "count": ((1e9, "B"), (1e6, "M"), (1e3, "k")),
     "minutes": ((60.0, "h"), (1.0, "min"), (1 / 60, "s")),
+    "energy": ((3.6e6, "kWh"), (3.6e3, "Wh"), (1.0, "J")),
     "memory": ((2.0**30, "GiB"), (2.0**20, "MiB")),
     "share": ((0.01, "%"),),
 }
@@ -122,7 +126,7 @@ def write_report(
     return write_page(
         path,
         "compare.html",
-        title=" · ".join(names) if len(names) <= 3 else f"{len(names)} variants side by side",
+        title=_title(comparison, names),
         subtitle=_subtitle(variants),
         legend=_legend(variants, styles, shown),
         axes=AXIS_WORDS,
@@ -149,10 +153,19 @@ def write_picture(comparison: Comparison, path: Path, *, shown: Sequence[str]) -
     return write_png(chart, path, data=rows)
 
 
+def _title(comparison: Comparison, names: Sequence[str]) -> str:
+    """Name the page by the experiment that its runs are of, else by its variants."""
+    of = {run.folder.parent for run in comparison.runs}
+    record = read_experiment_record(folder := of.pop()) if len(of) == 1 else None
+    if record is not None and len(names) > 1:
+        return str(record.get("name") or folder.name)
+    return " · ".join(names) if len(names) <= 3 else f"{len(names)} variants side by side"
+
+
 def _subtitle(variants: Sequence[Variant]) -> str:
     counts = {len(variant.runs) for variant in variants}
     seeds = f", {counts.pop()} seeds each" if len(counts) == 1 and counts != {1} else ""
-    return f"{len(variants)} variants, {sum(len(variant.runs) for variant in variants)} runs{seeds}"
+    return f"{counted(len(variants), 'variant')}, {counted(sum(len(v.runs) for v in variants), 'run')}{seeds}"
 
 
 def _legend(variants: Sequence[Variant], styles: LineStyles, shown: Sequence[str]) -> list[LegendEntry]:

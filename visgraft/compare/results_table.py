@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from visgraft.compare.variants import RunData, Variant
 from visgraft.config import PARTS
 from visgraft.metrics.score_names import better_of, highest_of
 
-Kind = Literal["count", "speed", "minutes", "memory", "loss", "share", "score"]
+Kind = Literal["count", "speed", "minutes", "energy", "memory", "loss", "share", "score"]
 NOT_BETTER = 1e-12  # values closer than this are equally good
 
 
@@ -80,11 +80,21 @@ def results(variants: Sequence[Variant]) -> list[Column]:
         _column("wall_minutes", "wall time", "minutes", variants, _summed("wall_seconds", 1 / 60)),
         _column("samples_per_second", "samples/s", "speed", variants, _samples_per_second),
         _column("tokens_per_second", "tokens/s", "speed", variants, _summed("supervised_tokens_per_second", 1.0)),
+        _energy(variants),
         _column("peak_memory", "peak memory", "memory", variants, _summed("peak_memory_bytes", 1.0)),
         *[_column(f"trainable.{part}", f"trained: {part}", "count", variants, _parameters(part)) for part in PARTS],
     ]  # fmt: skip
     kept = [column for column in columns if column.cells]
     return [column for column in kept if not (column.key.startswith("trainable.") and _is_zero(column))]
+
+
+def _energy(variants: Sequence[Variant]) -> Column:
+    """Measure what the runs took from the mains, of those whose machine said it."""
+    column = _column("energy", "energy", "energy", variants, _summed("joules", 1.0))
+    told = [run.summary["joules_of"] for variant in variants for run in variant.counted if run.summary.get("joules")]
+    if len({" and ".join(of) for of in told}) < 2:
+        return column
+    return replace(column, note="energy: not of the same hardware in all runs (joules_of), so do not compare it")
 
 
 def _score_column(name: str, variants: Sequence[Variant]) -> Column:
@@ -218,6 +228,8 @@ def written(value: float, kind: Kind) -> str:
         return f"{value / 1e9:.2f} B" if value >= 1e9 else f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value:,.0f}"
     if kind == "memory":
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 / 10 else f"{value / 2**20:.1f} MiB"
+    if kind == "energy":  # given in joules
+        return f"{value / 3.6e6:.2f} kWh" if value >= 3.6e6 / 10 else f"{value / 3.6e3:.2f} Wh"
     if kind == "minutes":
         return f"{value:.1f} min" if value >= 1 else f"{value * 60:.1f} s"
     if kind == "share":

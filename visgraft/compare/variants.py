@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from visgraft.compare.curves import Curve
 from visgraft.config import Recipe
+from visgraft.notebook import curves_html, table_html
 from visgraft.runs import Status
+from visgraft.wording import counted
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,20 @@ class Comparison:
 
     variants: tuple[Variant, ...]
     notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """Show the comparison in a notebook: each variant's losses, and the curves of training."""
+        rows = []
+        for variant in self.variants:
+            runs = variant.counted
+            losses = [run.training.token[-1] for run in runs]
+            best = [float(np.nanmin(run.validation.token)) for run in runs if len(run.validation)]
+            lowest = f"{np.mean(best):.4f}" if best else "-"
+            rows.append([variant.name, len(variant.runs), runs[0].status, f"{np.mean(losses):.4f}", lowest])
+        title = f"{counted(len(self.variants), 'variant')}, {counted(len(self.runs), 'run')}"
+        header = ["variant", "runs", "status", "training loss", "best validation loss"]
+        curves = {variant.name: variant.counted[0].training.token.tolist() for variant in self.variants}
+        return table_html(title, header, rows) + curves_html(curves)
 
     @property
     def runs(self) -> list[RunData]:

@@ -54,8 +54,12 @@ class LanguageSettings:
     init: Literal["pretrained", "random"] = setting("result", "pretrained")
     # keep its frozen linears so (bitsandbytes); null: do not
     quantization: Literal["8bit", "4bit"] | None = setting("result", None)
+    # tokens that its tokenizer lacks; their rows in the embeddings and the head train whatever else does
+    new_tokens: tuple[str, ...] = setting("result", ())
 
     def __post_init__(self) -> None:
+        if len(set(self.new_tokens)) < len(self.new_tokens) or not all(self.new_tokens):
+            raise ConfigError(f"model.language.new_tokens: got {list(self.new_tokens)}, need different texts")
         if self.quantization and self.init == "random":
             raise ConfigError(
                 f"model.language.quantization: got {self.quantization} with init: random, whose weights must all "
@@ -67,7 +71,8 @@ class LanguageSettings:
 class ProjectionSettings:
     """What turns patch features into image tokens."""
 
-    type: Literal["linear", "mlp"] = setting("result", "linear")  # linear + LayerNorm as GIT has it, or two layers
+    # linear + LayerNorm as GIT has it, two layers as LLaVA, or a linear layer alone as nanoVLM
+    type: Literal["linear", "mlp", "plain"] = setting("result", "linear")
     pool: PositiveInt = setting("result", 1)  # average each square of N x N patches into one image token
     # lay each square of N x N patches side by side into one wide image token
     pixel_shuffle: PositiveInt = setting("result", 1)

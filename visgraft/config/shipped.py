@@ -15,7 +15,8 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 
 def shipped_recipes() -> dict[str, Path]:
     """List everything that is shipped, by name: recipes first, then experiments and launch files."""
-    found = sorted(FOLDER.rglob("*.yaml"), key=lambda path: (path.parent != FOLDER, path))
+    files = [path for path in FOLDER.rglob("*") if path.suffix in (".yaml", ".sh")]
+    found = sorted(files, key=lambda path: (path.parent != FOLDER, path))
     return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in found}
 
 
@@ -34,4 +35,4 @@ def find_recipe(source: str | Path) -> Path:
 def first_line(path: Path) -> str:
     """Say what a shipped file is for, as the first line of its comment does."""
     with path.open(encoding="utf-8") as file:
-        return file.readline().lstrip("# ").rstrip()
+        return next(line for line in file if not line.startswith("#!")).lstrip("# ").rstrip()

@@ -47,6 +47,7 @@ class ImportReport:
         lora: part -> {"r", "lora_alpha", "modules"}.
         dead: keys that the source stores and its own code never used.
         notes: what is missing or was decided, one sentence each.
+        source: a Hub name or folder.
     """
 
     folder: str
@@ -57,6 +58,7 @@ class ImportReport:
     lora: dict[str, dict[str, Any]] = field(default_factory=dict)
     dead: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    source: str = ""
 
     def __fspath__(self) -> str:
         return self.folder
@@ -105,6 +107,7 @@ def import_git_llm(
             lora=_describe_lora(model),
             dead=tuple(checkpoint.dead),
             notes=tuple(notes),
+            source=str(src),
         )
         write_json(building / REPORT_FILE, asdict(report))
     return report

@@ -28,7 +28,7 @@ from transformers import (
 
 from visgraft.atomic import whole_folder
 from visgraft.convert.merge import check_target, fold_lora, trial_inputs
-from visgraft.data.prompt import CHAT, PromptTemplate
+from visgraft.data.prompt import CHAT, NAMED_TEMPLATES, PromptTemplate
 from visgraft.data.sample import Turn
 from visgraft.errors import ModelError
 from visgraft.model.hf_logging import quiet_transformers
@@ -72,8 +72,8 @@ def export_llava(src: str | Path, dst: str | Path, *, replace: bool = False) -> 
     for part in (model.vision, model.language):
         if adapters_of(part):
             fold_lora(part)
-    processor, notes = _load_processor(source)
-    llava = to_llava(model, image_token_id=_image_token_id(model, processor))
+    processor, notes = load_processor(source)
+    llava = to_llava(model, image_token_id=image_token_id(model, processor))
     change = _compare(model, llava)
     if not change <= TOLERANCE:
         raise ExportRefusedError(
@@ -149,66 +149,131 @@ def _compare(model: VisionLanguageModel, llava: Any) -> float:
     inputs = trial_inputs(model)
     ids: Tensor = inputs.pop("input_ids")
     ours = model(input_ids=ids, **inputs).logits.float()
-    image = torch.full((ids.shape[0], model.projection.num_tokens), llava.config.image_token_index, device=ids.device)
-    theirs = llava(input_ids=torch.cat([image, ids], 1), **inputs).logits.float()
+    theirs = llava(input_ids=behind_image(model, ids, token_id=llava.config.image_token_index), **inputs).logits.float()
     return float((theirs[..., : ours.shape[-1]] - ours).abs().max() / ours.abs().max())
 
 
-def _load_processor(source: Path) -> tuple[Processor | None, list[str]]:
-    """Load the source's processor and teach its tokenizer `<image>` and to add no start token in front of it."""
+def behind_image(model: VisionLanguageModel, ids: Tensor, *, token_id: int) -> Tensor:
+    """Put what stands for an image, and the model's own text before it, in front of ids [B, T]."""
+    before = (model.config.text_before_images or {}).get("first", [])
+    front = torch.tensor([*before, *[token_id] * model.projection.num_tokens], device=ids.device)
+    return torch.cat([front.expand(len(ids), -1), ids], 1)
+
+
+def load_processor(source: Path) -> tuple[Processor | None, list[str]]:
+    """Load the source's processor and teach its tokenizer an image token, where it has none."""
     if not (source / "processor_config.json").is_file():
         return None, ["the source has no processor: exported as a model alone"]
     processor = Processor.from_pretrained(source)
-    processor.tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True)])
+    if getattr(processor.tokenizer, "image_token", None) is None:
+        processor.tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True)])
     return processor, []
 
 
-def _image_token_id(model: VisionLanguageModel, processor: Processor | None) -> int:
+def image_token_of(processor: Processor) -> str:
+    """Give the token that stands for an image in a text."""
+    return str(getattr(processor.tokenizer, "image_token", None) or IMAGE_TOKEN)
+
+
+def image_token_id(model: VisionLanguageModel, processor: Processor | None) -> int:
+    """Give its id; without a processor, the first one that the language model has no row for."""
     if processor is not None:
-        return int(processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        return int(processor.tokenizer.convert_tokens_to_ids(image_token_of(processor)))
     embeddings: Any = model.get_input_embeddings()
     return int(embeddings.weight.shape[0])
 
 
-def _save_processor(processor: Processor, folder: Path, *, model: VisionLanguageModel, llava: Any) -> list[str]:
-    tokenizer = processor.tokenizer
-    notes = []
+def frame_chat(processor: Processor) -> tuple[str | None, list[str]]:
+    """Write a processor's template as a chat template that places images, and let the tokenizer add no start token.
+
+    Returns:
+        The chat template (None = it has to be written by hand), and what is left to be done by hand.
+    """
+    tokenizer, notes = processor.tokenizer, []
+    own = tokenizer.chat_template
     start = tokenizer.bos_token if _starts_with_bos(tokenizer) else ""
     if start and not _without_bos(tokenizer):
         notes.append(f"the tokenizer puts {start} in front of {IMAGE_TOKEN}: remove it from the ids before generating")
-    template = chat_template(processor.template, start=start, end=tokenizer.eos_token or "")
+    # a chat template writes its own start token
+    template = chat_template(
+        processor.template,
+        start="" if processor.template == CHAT else str(start or ""),
+        end=str(tokenizer.eos_token or ""),
+        image=image_token_of(processor),
+        own=own if isinstance(own, str) else None,
+    )
     if template is None:
         notes.append("the chat template of the tokenizer does not place images: write <image> in front of its text")
+    return template, notes
+
+
+def _save_processor(processor: Processor, folder: Path, *, model: VisionLanguageModel, llava: Any) -> list[str]:
+    template, notes = frame_chat(processor)
     grid = model.projection.grid
     LlavaProcessor(
         image_processor=processor.image_processor,
-        tokenizer=tokenizer,
+        tokenizer=processor.tokenizer,
         patch_size=native_image_size(model.vision.config) // grid[0],
         vision_feature_select_strategy="full",  # counts as they are; what is dropped, the model drops
         num_additional_image_tokens=model.projection.num_tokens - grid[0] * grid[1],
-        chat_template=template or tokenizer.chat_template,
-        image_token=IMAGE_TOKEN,
+        chat_template=template or processor.tokenizer.chat_template,
+        image_token=image_token_of(processor),
     ).save_pretrained(folder)
     return notes
 
 
-def chat_template(template: str, *, start: str, end: str) -> str | None:
-    """Write a prompt template as a chat template: images first, then the start token, then the turns."""
+def chat_template(
+    template: str, *, start: str, end: str, image: str = IMAGE_TOKEN, own: str | None = None
+) -> str | None:
+    """Write a prompt template as a chat template: images first, or where it holds {image}; start token; turns.
+
+    Args:
+        template: as a recipe writes it.
+        start: what stands in front of a text, and end: what closes an answer.
+        end: see start.
+        image: the image token.
+        own: the tokenizer's own chat template, of which the template `chat` is made.
+
+    Returns:
+        The chat template; None = there is nothing to make it of.
+    """
     if template == CHAT:
-        return None
-    before, _, after = PromptTemplate(template).fill(Turn(_MARK, "")).partition(_MARK)
+        return None if own is None else _OF_EACH_IMAGE.replace("IMAGE", repr_literal(image)) + _AS_PLAIN_TEXT + own
+    placed = PromptTemplate(template).places_images
+    filled = PromptTemplate(template).fill(Turn(_MARK, ""), image=_IMAGE_MARK, num_images=1)
+    front, _, after = filled.partition(_MARK)
+    before, _, between = front.partition(_IMAGE_MARK) if placed else (front, "", "")
+    unit = image + ("\n" if placed and between.startswith("\n") else "")
+    images = _OF_ONE_MESSAGE.replace("IMAGE", repr_literal(unit)) if placed else ""
+    text = "{{ text | trim }}" if template in NAMED_TEMPLATES else "{{ text }}"
     return (
-        "{%- for m in messages %}{% if m['content'] is not string %}{% for part in m['content'] %}"
-        "{% if part['type'] == 'image' %}" + IMAGE_TOKEN + "{% endif %}{% endfor %}{% endif %}{% endfor %}"
+        ("" if placed else _OF_EACH_IMAGE.replace("IMAGE", repr_literal(image)))
         + repr_literal(start)
         + "{%- for m in messages %}"
         "{%- if m['content'] is string %}{% set text = m['content'] %}{% else %}"
         "{% set text = m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}"
         "{% endif %}"
         "{%- if m['role'] == 'assistant' %}{{ ' ' + text }}" + repr_literal(end)
-        + "{%- else %}" + repr_literal(before) + "{{ text | trim }}" + repr_literal(after)
+        + "{%- else %}" + repr_literal(before) + images + repr_literal(between.removeprefix("\n") if placed else "")
+        + text + repr_literal(after)
         + "{%- endif %}{%- endfor %}"
     )  # fmt: skip
+
+
+_IMAGE_MARK = "<<image>>"
+_OF_ONE_MESSAGE = (
+    "{%- if m['content'] is not string %}{% for part in m['content'] %}{% if part['type'] == 'image' %}IMAGE"
+    "{% endif %}{% endfor %}{% endif %}"
+)
+_OF_EACH_IMAGE = "{%- for m in messages %}" + _OF_ONE_MESSAGE + "{% endfor %}"
+_AS_PLAIN_TEXT = (  # what the tokenizer's own chat template reads: texts, without images
+    "{%- set plain = namespace(messages=[]) %}{%- for m in messages %}"
+    "{%- if m['content'] is string %}{% set text = m['content'] %}{% else %}"
+    "{% set text = m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}"
+    "{% endif %}"
+    "{%- set plain.messages = plain.messages + [{'role': m['role'], 'content': text}] %}{%- endfor %}"
+    "{%- set messages = plain.messages %}"
+)
 
 
 def repr_literal(text: str) -> str:

@@ -10,6 +10,7 @@ in its configs. transformers' own copying does not do: it takes one file and wha
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
 
 from visgraft.atomic import whole_folder, write_json, write_whole
@@ -69,10 +70,23 @@ def make_portable(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     _check_parts(folder)
-    modules = needed_modules([_module_of(name) for names in AUTO_MAP.values() for name in names.values()])
+    return put_code(folder, AUTO_MAP)
+
+
+def put_code(folder: Path, auto_map: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Copy the modules of some classes into a folder, and name the classes in its configs.
+
+    Args:
+        folder: a saved model.
+        auto_map: file -> automatic class of transformers -> class of the package.
+
+    Returns:
+        The names of the files written.
+    """
+    modules = needed_modules([_module_of(name) for names in auto_map.values() for name in names.values()])
     for module in modules:
         write_whole(folder / f"{flat_name(module)}.py", rewritten(module))
-    for file, names in AUTO_MAP.items():
+    for file, names in auto_map.items():
         path = folder / file
         if path.is_file():
             values = parse_json(path.read_bytes())

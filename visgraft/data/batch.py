@@ -10,18 +10,23 @@ One sample with two dialogs a and b, another with one, c (2 image tokens i, pads
     layout "shared"   i i a a a b b        layout "rows"   i i a a a        rows=[[0, 1]]   i i a a a b b i i c c
                       i i c c _ _ _                        i i b b _
                                                            i i c c _
+
+Dialogs of a sample that begin alike (the same first turns, the same instruction) share what they begin with, as they
+share the image: branches.py finds it by token ids, and its tokens stand in the row once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from visgraft.branches import Grown, grow
 from visgraft.data.images.pixels import join_images, tells_sizes
 from visgraft.data.prompt import EncodedDialog
 from visgraft.errors import ConfigError, DataError
@@ -59,10 +64,20 @@ class EncodedSample:
         """The tokens of all its dialogs together, prompts and answers."""
         return sum(len(dialog.input_ids) for dialog in self.dialogs)
 
+    @cached_property
+    def grown(self) -> Grown:
+        """Its dialogs as branches: what several of them begin with is one."""
+        return grow([dialog.input_ids for dialog in self.dialogs])
+
     @property
     def num_positions(self) -> int:
         """The length of its row in the shared layout, pads apart."""
-        return self.num_prefix_tokens + self.num_text_tokens
+        return self.num_prefix_tokens + self.grown.num_tokens
+
+    @property
+    def num_segments(self) -> int:
+        """The images together, if there are any, and the branches of the texts."""
+        return (self.num_prefix_tokens > 0) + len(self.grown.branches)
 
 
 class Batch(dict[str, Any]):
@@ -78,14 +93,18 @@ class Batch(dict[str, Any]):
         kind: [B, S] long, `PAD`, `IMAGE` or `TEXT` of segments.py.
         group: [B, S] long, positions of different groups never see each other; -1 at pads.
         segment: [B, S] long, index into the row's segments; -1 at pads.
-        position: [B, S] long, logical position: the image counts from 0, each text restarts behind it; 0 at pads.
+        position: [B, S] long, logical position: the image counts from 0, each text restarts behind it, and texts that
+            begin alike behind what they share; 0 at pads.
         sees: [B, G, G] bool, whether segment q may see the whole of segment k (k != q).
         source: [M, 2] long, (row, column) whose logits predict each target.
-        target: [M] long, the token ids to predict: answers and their end-of-text.
+        target: [M] long, the token ids to predict: answers and their end-of-text. A supervised token that dialogs share
+            is there once for each.
+        distinct: [U] long, an index into `source` and `target` for each pair that differs; None = all M do.
+        as_distinct: [M] long, an index into `distinct` for each pair; None = all differ.
         target_dialog: [M] long, which dialog each belongs to, counted in the order of `sample_ids`.
         target_sample: [M] long, which sample each belongs to, an index into `sample_ids`.
         num_dialogs: dialogs of the batch.
-        num_text_tokens: text tokens of the batch.
+        num_text_tokens: text tokens of the dialogs, counted for each dialog though several share them.
         num_answer_characters: characters of all answers.
         num_truncated: dialogs that were cut.
         sample_ids: the id of each sample, in the order of the rows.
@@ -103,6 +122,8 @@ class Batch(dict[str, Any]):
     sees: Tensor
     source: Tensor
     target: Tensor
+    distinct: Tensor | None
+    as_distinct: Tensor | None
     target_dialog: Tensor
     target_sample: Tensor
     num_dialogs: int
@@ -244,7 +265,7 @@ class _Table:
 
     def __init__(self, rows: Sequence[Sequence[EncodedSample]], *, pad_token_id: int) -> None:
         shape = (len(rows), max(sum(group.num_positions for group in row) for row in rows))
-        num_segments = max(sum(len(group.dialogs) + (group.num_prefix_tokens > 0) for group in row) for row in rows)
+        num_segments = max(sum(group.num_segments for group in row) for row in rows)
         self.input_ids = np.full(shape, pad_token_id, dtype=np.int64)
         self.kind = np.full(shape, PAD, dtype=np.int64)
         self.group = np.full(shape, -1, dtype=np.int64)
@@ -261,20 +282,29 @@ class _Table:
                 self.group[row_index, start : start + group.num_positions] = group_index
                 self._write_group(group, row=row_index, start=start, segment=segment)
                 start += group.num_positions
-                segment += len(group.dialogs) + (group.num_prefix_tokens > 0)
+                segment += group.num_segments
 
     def _write_group(self, group: EncodedSample, *, row: int, start: int, segment: int) -> None:
-        num_prefix, prefix_segment = group.num_prefix_tokens, segment
-        if num_prefix:
+        in_front = []  # segments that every text sees
+        if num_prefix := group.num_prefix_tokens:
             self._write_segment(IMAGE, row=row, start=start, length=num_prefix, segment=segment, first_position=0)
+            in_front = [segment]
             start, segment = start + num_prefix, segment + 1
-        for dialog in group.dialogs:
-            length = len(dialog.input_ids)
-            self._write_segment(TEXT, row=row, start=start, length=length, segment=segment, first_position=num_prefix)
-            self.input_ids[row, start : start + length] = dialog.input_ids
-            self.sees[row, segment, prefix_segment] = num_prefix > 0
-            self._write_targets(dialog, row=row, start=start)
+        seen: list[list[int]] = []  # by what stands behind each branch
+        columns: list[range] = []
+        for branch in group.grown.branches:
+            length = branch.end - branch.start
+            position = num_prefix + branch.start
+            self._write_segment(TEXT, row=row, start=start, length=length, segment=segment, first_position=position)
+            ids = group.dialogs[branch.text].input_ids[branch.start : branch.end]
+            self.input_ids[row, start : start + length] = ids
+            stems = in_front if branch.stem < 0 else seen[branch.stem]
+            self.sees[row, segment, stems] = True
+            seen.append([*stems, segment])
+            columns.append(range(start, start + length))
             start, segment = start + length, segment + 1
+        for dialog, path in zip(group.dialogs, group.grown.paths, strict=True):
+            self._write_targets(dialog, row=row, columns=[column for number in path for column in columns[number]])
 
     def _write_segment(
         self, kind: int, *, row: int, start: int, length: int, segment: int, first_position: int
@@ -284,15 +314,29 @@ class _Table:
         self.segment[row, columns] = segment
         self.position[row, columns] = np.arange(first_position, first_position + length)
 
-    def _write_targets(self, dialog: EncodedDialog, *, row: int, start: int) -> None:
+    def _write_targets(self, dialog: EncodedDialog, *, row: int, columns: Sequence[int]) -> None:
         assert not any(dialog.supervised[:1]), "the first token of a dialog is never a target"
-        columns = [column for column, is_target in enumerate(dialog.supervised) if is_target]
-        self.source += [(row, start + column - 1) for column in columns]
-        self.target += [dialog.input_ids[column] for column in columns]
-        self.target_dialog += [self.num_dialogs] * len(columns)
+        targets = [index for index, is_target in enumerate(dialog.supervised) if is_target]
+        self.source += [(row, columns[index - 1]) for index in targets]
+        self.target += [dialog.input_ids[index] for index in targets]
+        self.target_dialog += [self.num_dialogs] * len(targets)
         self.num_dialogs += 1
 
-    def tensors(self) -> dict[str, Tensor]:
+    def _distinct(self) -> dict[str, Tensor | None]:
+        """Say which pairs there are more than once, as several dialogs share them."""
+        numbers: dict[tuple[tuple[int, int], int], int] = {}
+        distinct: list[int] = []
+        for index, pair in enumerate(pairs := list(zip(self.source, self.target, strict=True))):
+            if numbers.setdefault(pair, len(distinct)) == len(distinct):
+                distinct.append(index)
+        if len(distinct) == len(pairs):
+            return {"distinct": None, "as_distinct": None}
+        return {
+            "distinct": torch.tensor(distinct, dtype=torch.long),
+            "as_distinct": torch.tensor([numbers[pair] for pair in pairs], dtype=torch.long),
+        }
+
+    def tensors(self) -> dict[str, Any]:
         """Return what was written, under the names that a batch gives it."""
         tables = ("input_ids", "kind", "group", "segment", "position", "sees")
         return {
@@ -300,4 +344,5 @@ class _Table:
             "source": torch.tensor(self.source, dtype=torch.long).reshape(-1, 2),
             "target": torch.tensor(self.target, dtype=torch.long),
             "target_dialog": torch.tensor(self.target_dialog, dtype=torch.long),
+            **self._distinct(),
         }

@@ -73,6 +73,19 @@ def pair_prompts(text: str | Sequence[str] | None, *, images: Images | None) -> 
         raise ConfigError(f"text: {error}; give the images, or write about <image> in the middle of a line") from error
 
 
+def pair_rendered(text: str | Sequence[str], *, images: Images | None) -> tuple[list[str], list[list[ImageRef]]]:
+    """Give texts that are framed already their images; as many <image> as a text has images are taken out of it.
+
+    Raises:
+        ConfigError: there are not as many texts as there are images for.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    groups = [[] for _ in texts] if images is None else pair_prompts([""] * len(texts), images=images)[1]
+    return [
+        _PLACEHOLDER.sub("", each, count=len(g)) if g else each for each, g in zip(texts, groups, strict=True)
+    ], groups
+
+
 def read_messages(messages: Messages) -> tuple[list[Turn], list[ImageRef]]:
     """Read a chat as turns; the answer of the last turn is empty where the user spoke last.
 
@@ -103,6 +116,23 @@ def read_messages(messages: Messages) -> tuple[list[Turn], list[ImageRef]]:
         return pair_turns(said, num_images=len(images)), images
     except BadSampleError as error:
         raise ConfigError(f"messages: {error}") from error
+
+
+def check_last(turns: Sequence[Turn], *, add_generation_prompt: bool | None, is_begun: bool) -> None:
+    """See that who spoke last fits what is asked for: an answer, its continuation, or the whole dialog.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    is_answered = bool(turns[-1].answer.strip())
+    if is_begun != is_answered and (is_begun or add_generation_prompt):
+        whose = "the user's, or with continue_final_message=True the assistant's"
+        raise ConfigError(f"apply_chat_template: the last message must be {whose}")
+    if add_generation_prompt is False and not is_answered:
+        raise ConfigError(
+            "apply_chat_template: got add_generation_prompt=False and a chat that ends with the user's message; "
+            "prompts of these models end where the answer begins, so leave it out"
+        )
 
 
 def _as_list(item: ImageRef | Sequence[ImageRef] | None) -> list[ImageRef]:

@@ -10,12 +10,18 @@ Prompt and answer are tokenised apart and every answer is closed by the end-of-t
     supervised  ..............................|111111|.........................|11111
 
     encode_dialog(tokenizer, PromptTemplate("question"), [Turn("What is it?", "A cat.")])
+
+A template that holds {image} says where a turn's images stand in its text, as LLaVA's does. What is in front of them
+there is the model's own (`text_before_images`), and a dialog's ids begin behind its images:
+
+    template    USER: {image}\\n{prompt} ASSISTANT:
+    in front    <s>USER: iiii          ids  \\nWhat is it? ASSISTANT: A cat.</s>
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -30,6 +36,7 @@ from visgraft.errors import BadSampleError, ConfigError
 
 PROMPT_FIELD = "{prompt}"
 INSTRUCTION_FIELD = "{instruction}"
+IMAGE_FIELD = "{image}"
 CHAT = "chat"
 # A named template leaves an empty prompt empty (captioning); a custom string is taken as it was written.
 NAMED_TEMPLATES = {
@@ -40,6 +47,7 @@ NAMED_TEMPLATES = {
     "heron": f"##human: {INSTRUCTION_FIELD} {PROMPT_FIELD}\n##gpt:",
 }
 _FIELDS = re.compile(r"\{prompt\}|\{instruction\}")
+_IMAGE = re.compile(r"\{image\}\n?")  # with the line break behind it, which goes with it
 _FOLLOW_UP = "And then?"  # any user message: rendered behind an answer to see how the template closes it
 _FIXED_DATE = "26 Jul 2024"  # else templates that print the date would give another prompt every day
 
@@ -49,6 +57,8 @@ class PromptTemplate:
     """Name the text around a prompt: a name of NAMED_TEMPLATES or a string that holds {prompt}.
 
     Where the string holds {instruction} too, a turn's instruction goes there; else it stands in front of the prompt.
+    Where it holds {image}, the images of a turn stand there; without images, {image} and one line break behind it are
+    left out.
 
     Raises ConfigError for anything else.
     """
@@ -57,6 +67,10 @@ class PromptTemplate:
 
     def __post_init__(self) -> None:
         if self.spec in NAMED_TEMPLATES or PROMPT_FIELD in self.spec:
+            if self.places_images and self.spec.count(IMAGE_FIELD) > 1:
+                raise ConfigError(f"template: got {self.spec!r}, where {IMAGE_FIELD} stands more than once; need one")
+            if self.places_images and not self.spec.index(IMAGE_FIELD) < self.spec.index(PROMPT_FIELD):
+                raise ConfigError(f"template: got {self.spec!r}; {IMAGE_FIELD} must stand in front of {PROMPT_FIELD}")
             return
         near = get_close_matches(self.spec, NAMED_TEMPLATES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -65,9 +79,24 @@ class PromptTemplate:
             f"or a string that contains {PROMPT_FIELD}"
         )
 
-    def fill(self, turn: Turn) -> str:
-        """Return the text in front of a turn's answer; of the chat template see encode_dialog."""
+    @property
+    def places_images(self) -> bool:
+        """Say whether it holds {image}."""
+        return IMAGE_FIELD in self.spec
+
+    def fill(self, turn: Turn, *, image: str = "", num_images: int = 0) -> str:
+        """Return the text in front of a turn's answer; of the chat template see encode_dialog.
+
+        Args:
+            turn: prompt and instruction.
+            image: what stands for an image, where the template holds {image}.
+            num_images: of this turn.
+        """
         assert self.spec != CHAT, "the chat template needs the tokenizer"
+        if self.places_images:
+            [found] = _IMAGE.findall(self.spec)
+            images = found.replace(IMAGE_FIELD, image) * num_images
+            return PromptTemplate(_IMAGE.sub(lambda _: images, self.spec)).fill(turn)
         named = NAMED_TEMPLATES.get(self.spec)
         if named is not None and not turn.request:
             return ""
@@ -103,8 +132,11 @@ def encode_dialog(
     turns: Sequence[Turn],
     *,
     max_text_tokens: int | None = None,
+    image_turns: Collection[int] = (),
 ) -> EncodedDialog:
     """Encode a dialog for training; what exceeds max_text_tokens is cut from its end.
+
+    `image_turns` are the indices of the turns that have images, which matter where the template holds {image}.
 
     Raises BadSampleError for an empty answer and where no answer token is left, ConfigError for a tokenizer that
     lacks end-of-text or a usable chat template.
@@ -114,7 +146,9 @@ def encode_dialog(
     ids: list[int] = []
     supervised: list[bool] = []
     num_characters = 0
-    for turn, (prompt_ids, answer_ids) in zip(turns, _encode_turns(tokenizer, template, turns), strict=True):
+    for turn, (prompt_ids, answer_ids) in zip(
+        turns, _encode_turns(tokenizer, template, turns, image_turns), strict=True
+    ):
         if len(answer_ids) < 2:  # end-of-text alone
             raise BadSampleError("answer has no tokens")
         ids += prompt_ids
@@ -130,20 +164,111 @@ def encode_dialog(
     return EncodedDialog(tuple(ids), tuple(supervised), num_characters, truncated)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn]) -> list[int]:
+def encode_any_dialog(
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    turns: Sequence[Turn],
+    *,
+    image_turns: Collection[int] = (),
+) -> EncodedDialog:
+    """Encode a dialog as `encode_dialog` does, or where its last answer is empty, up to where that begins."""
+    if turns[-1].answer.strip():
+        return encode_dialog(tokenizer, template, turns, image_turns=image_turns)
+    pairs = list(_encode_turns(tokenizer, template, turns, image_turns))
+    parts = [(ids, is_answer) for pair in pairs for is_answer, ids in enumerate(pair)][:-1]
+    marks = tuple(bool(is_answer) for ids, is_answer in parts for _ in ids)
+    return EncodedDialog(tuple(token for ids, _ in parts for token in ids), marks, 0, False)
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    turns: Sequence[Turn],
+    *,
+    image_turns: Collection[int] = (),
+) -> list[int]:
     """Encode the serving prompt: all turns, but of the last one its prompt only.
 
     Equals encode_dialog(...).input_ids cut before the last answer; raises the same ConfigErrors.
     """
-    return [token for ids in encode_prompt_turns(tokenizer, template, turns) for token in ids]
+    return [token for ids in encode_prompt_turns(tokenizer, template, turns, image_turns=image_turns) for token in ids]
 
 
 def encode_prompt_turns(
-    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn]
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    turns: Sequence[Turn],
+    *,
+    image_turns: Collection[int] = (),
 ) -> list[list[int]]:
     """Encode the serving prompt as `encode_prompt` does, turn by turn, so that images may stand between."""
-    pairs = list(_encode_turns(tokenizer, template, turns))
+    pairs = list(_encode_turns(tokenizer, template, turns, image_turns))
     return [*(prompt_ids + answer_ids for prompt_ids, answer_ids in pairs[:-1]), pairs[-1][0]]
+
+
+def render_dialog(
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    turns: Sequence[Turn],
+    *,
+    image_turns: Collection[int] = (),
+    is_begun: bool = False,
+) -> str:
+    """Write a dialog as a text whose plain tokens are those that the model is trained on; see `encode_dialog`.
+
+    The last answer may be empty: the text then ends where it begins. A prompt and its answer are tokenised apart, so
+    whoever tokenises the text cuts it there.
+
+    Args:
+        tokenizer, template, turns, image_turns: as there.
+        is_begun: leave out the token that closes the last answer.
+
+    Raises:
+        ConfigError: no text has these tokens.
+    """
+    pairs = list(_encode_turns(tokenizer, template, turns, image_turns))
+    whole = [ids for pair in pairs for ids in pair]
+    text = _text_of(tokenizer, [token for ids in whole[:-1] for token in ids])
+    if not turns[-1].answer.strip():
+        return text
+    return text + _text_of(tokenizer, whole[-1][:-1] if is_begun else whole[-1])
+
+
+def _text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    if rendered_ids(tokenizer, text) != ids:
+        raise ConfigError(
+            f"apply_chat_template(tokenize=False): this tokenizer reads the text {text!r} as other tokens than the "
+            "model is trained on; tokenize at once (tokenize=True)"
+        )
+    return text
+
+
+def rendered_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encode a text that is framed already, as `render_dialog` writes it: nothing is added."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def text_before_images(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> dict[str, list[int]] | None:
+    """Return the ids that stand in front of images in a template that holds {image}; None = it holds none.
+
+    `first`: in front of the images of a dialog's first turn; `later`: of a later turn; `next`: between two images.
+
+    Raises ConfigError where the tokenizer has no token for an image.
+    """
+    if not template.places_images:
+        return None
+    image_id = _image_token_id(tokenizer)
+    turn = Turn("a", "")
+    ids = []
+    for is_first in (True, False):
+        text = template.fill(turn, image=_image_token(tokenizer), num_images=2)
+        encoded = control_tokens(tokenizer).encode(text)
+        ids.append(_ids_in_front(tokenizer, text, encoded) + encoded if is_first else encoded)
+    first, later = ids
+    start, behind = first.index(image_id), first[first.index(image_id) + 1 :]
+    between = behind[: behind.index(image_id)]
+    return {"first": first[:start], "later": later[: later.index(image_id)], "next": between}
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> int:
@@ -155,20 +280,28 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -
 
 
 def _encode_turns(
-    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn]
+    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn], image_turns: Collection[int]
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield per turn the prompt's ids and the answer's ids, the latter closed by the end-of-text token."""
+    """Yield per turn the prompt's ids and the answer's ids, the latter closed by the end-of-text token.
+
+    Where the template holds {image}, those of a turn with images begin behind its images.
+    """
     if not turns:
         raise BadSampleError("dialog has no turns")
     is_chat = template.spec == CHAT
     controls = control_tokens(tokenizer)
     hidden = [_hide(turn, controls) for turn in turns]
-    texts, end_id = _chat_texts(tokenizer, hidden) if is_chat else _filled_texts(tokenizer, template, hidden)
+    image_turns = image_turns if template.places_images else ()
+    texts, end_id = (
+        _chat_texts(tokenizer, hidden) if is_chat else _filled_texts(tokenizer, template, hidden, image_turns)
+    )
     for index, (prompt, answer) in enumerate(texts):
         if prompt.endswith(" "):
             prompt, answer = prompt.rstrip(" "), " " + answer.lstrip(" ")
         prompt_ids = controls.encode(prompt)
-        if index == 0 and prompt_ids and not is_chat:  # a chat template writes its own start token
+        if index in image_turns:
+            prompt_ids = prompt_ids[prompt_ids.index(_image_token_id(tokenizer)) + 1 :]
+        elif index == 0 and prompt_ids and not is_chat:  # a chat template writes its own start token
             prompt_ids = _ids_in_front(tokenizer, show(prompt), prompt_ids) + prompt_ids
         if index == 0 and not prompt_ids:
             prompt_ids = [_start_token_id(tokenizer)]
@@ -185,12 +318,13 @@ def _hide(turn: Turn, controls: ControlTokens) -> Turn:
 
 
 def _filled_texts(
-    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn]
+    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, turns: Sequence[Turn], image_turns: Collection[int]
 ) -> tuple[list[tuple[str, str]], int]:
     """Return (prompt, answer with its leading space) per turn, and the id of end-of-text."""
     texts = []
-    for turn in turns:
-        prompt = template.fill(turn)
+    image = _image_token(tokenizer) if image_turns else ""
+    for index, turn in enumerate(turns):
+        prompt = template.fill(turn, image=image, num_images=int(index in image_turns))
         space = " " if prompt and not prompt[-1].isspace() else ""
         texts.append((prompt, space + turn.answer.strip()))
     return texts, _end_of_text_id(tokenizer)
@@ -266,6 +400,20 @@ def _ids_in_front(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int])
     if text != "a":  # control tokens in the text, which are no characters to the tokenizer; the same stands in front
         return _ids_in_front(tokenizer, "a", plain_ids(tokenizer, "a"))
     raise ConfigError("the tokenizer gives a text other tokens when it adds its special tokens; use another tokenizer")
+
+
+def _image_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    token = getattr(tokenizer, "image_token", None)
+    if token is None:
+        raise ConfigError(
+            f"template: got {IMAGE_FIELD}, but this tokenizer names no image_token to stand there; leave {IMAGE_FIELD} "
+            "out, and images stand in front of the text"
+        )
+    return str(token)
+
+
+def _image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.convert_tokens_to_ids(_image_token(tokenizer)))  # type: ignore[arg-type]
 
 
 def _start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -27,6 +27,7 @@ from visgraft.starter import resolve
 
 # Else transformers asks on the terminal whether to run code that lies beside the files.
 OWN_CODE_ONLY: dict[str, Any] = {"trust_remote_code": False}
+CODE_BESIDE = "it needs code that lies beside its files (auto_map), which is never run from here"
 
 
 def load_image_processor(source: str | Path | PreTrainedModel, **hub: Any) -> BaseImageProcessor:
@@ -105,6 +106,8 @@ def _load_pil_class(checkpoint: str, **hub: Any) -> BaseImageProcessor:
     old_name = settings.get("feature_extractor_type", "").replace("FeatureExtractor", "ImageProcessor")
     name = settings.get("image_processor_type", old_name).removesuffix("Fast").removesuffix("Pil")
     pil_class = getattr(transformers, f"{name}Pil", None) if name else None
+    if pil_class is None and "AutoImageProcessor" in settings.get("auto_map", {}):
+        raise ValueError(CODE_BESIDE)
     if pil_class is None:
         raise ValueError(f"{name or 'its unnamed class'} needs torchvision, which is not installed")
     return pil_class.from_pretrained(checkpoint, **hub)
@@ -133,7 +136,7 @@ def _name_of(source: str | Path | PreTrainedModel, *, needs: str) -> str:
 
 def _one_line(error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return "it needs code that lies beside its files (auto_map), which is never run from here"
+        return CODE_BESIDE
     return " ".join(str(error).split())[:300]
 
 

@@ -49,7 +49,8 @@ class Outline:
         quantization: of the language model's linears once they are loaded: 4bit, 8bit or None.
         has_block_masks: it will compute with FlexAttention, which keeps no mask; `model` has its plain kernel.
         micro_batches: of the largest step planned, pixels on the meta device.
-        num_positions: positions of an average step, pads included.
+        num_positions: positions of an average step of one process, pads included.
+        num_groups: images with their texts of an average step, over all processes.
         num_steps: of the whole run; None where the data cannot be read.
         assumptions: what could not be read, and what is taken instead.
     """
@@ -60,6 +61,7 @@ class Outline:
     has_block_masks: bool
     micro_batches: Sequence[Batch]
     num_positions: int
+    num_groups: float
     num_steps: int | None
     assumptions: Sequence[str]
 
@@ -69,6 +71,7 @@ def outline_run(
     *,
     dtype: torch.dtype | None,
     device: torch.device,
+    num_processes: int = 1,
     say: Callable[[str], None] | None = None,
 ) -> Outline:
     """Outline a run from its recipe alone; no weights and no images are read.
@@ -77,6 +80,7 @@ def outline_run(
         recipe: parts by name or folder; of a folder, config.json is enough.
         dtype: the format of frozen weights; None is float32.
         device: where it will run; a kind of device that is not here will do.
+        num_processes: among how many a step is shared out; the batches are those of the first.
         say: called with a line at each download.
 
     Raises:
@@ -87,7 +91,8 @@ def outline_run(
     local = resolve(recipe, say=say)
     processor, assumptions = _processor_or_reason(local)
     try:
-        model = empty_model(local, image_size=processor.image_size if processor else local.model.image_size)
+        size = processor.image_size if processor else local.model.image_size
+        model = empty_model(local, image_size=size, processor=processor)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; its config.json is enough here: put it into a folder and give --set model.vision=FOLDER or "
@@ -96,10 +101,11 @@ def outline_run(
     apply_modes(model, local.train, frozen_dtype=dtype)
     attention = choose_attention(model.language, device=device, asked=local.model.attention)
     set_attention(model, None if attention == FLEX else attention)
-    steps, num_steps, is_read = _assumed_steps(local, model), None, False
+    steps, num_groups = _assumed_steps(local, model, num_processes=num_processes)
+    num_steps, is_read = None, False
     if processor is not None:
         try:
-            steps, num_steps = _planned_steps(local, model, processor)
+            steps, num_groups, num_steps = _planned_steps(local, model, processor, num_processes=num_processes)
             is_read = True
         except (DataError, MissingAssetError, OSError) as error:
             assumptions.append(f"the data cannot be read ({error})")
@@ -114,7 +120,10 @@ def outline_run(
     largest = max(laid_out, key=lambda batches: max(batch.kind.numel() for batch in batches))
     average = round(sum(sizes) / len(sizes))
     quantization = quantization_of(model, local)
-    return Outline(local, model, quantization, attention == FLEX, largest, average, num_steps, tuple(assumptions))
+    has_block_masks = attention == FLEX
+    return Outline(
+        local, model, quantization, has_block_masks, largest, average, num_groups, num_steps, tuple(assumptions)
+    )
 
 
 def _processor_or_reason(recipe: Recipe) -> tuple[Processor | None, list[str]]:
@@ -127,12 +136,13 @@ def _processor_or_reason(recipe: Recipe) -> tuple[Processor | None, list[str]]:
 
 
 def _planned_steps(
-    recipe: Recipe, model: VisionLanguageModel, processor: Processor
-) -> tuple[list[list[EncodedSample]], int | None]:
-    """Plan the first steps as training would; give their samples, and the steps of the run, if they are known."""
+    recipe: Recipe, model: VisionLanguageModel, processor: Processor, *, num_processes: int
+) -> tuple[list[list[EncodedSample]], float, int | None]:
+    """Plan the first steps as training would; give the first process's samples, groups a step, and the run's steps."""
     settings = recipe.train
     planner = open_planner(recipe, "train", processor)
-    plans = list(islice(planner.steps(Position(0, 0), epochs=settings.epochs), NUM_STEPS))
+    planned = planner.steps(Position(0, 0), epochs=settings.epochs, num_processes=num_processes)
+    plans = list(islice(planned, NUM_STEPS))
     steps = [
         [
             EncodedSample(processor.encode_text(sample, bad=[]), *_images(recipe, model, len(sample.images)))
@@ -146,15 +156,18 @@ def _planned_steps(
     if planner.has_known_length:
         of_epochs = max(len(plans), round(settings.epochs * len(plans) / planner.epochs_done(plans[-1].end)))
         num_steps = min(of_epochs, num_steps or of_epochs)
-    return [step for step in steps if step], num_steps
+    return [step for step in steps if step], sum(plan.num_groups for plan in plans) / len(plans), num_steps
 
 
-def _assumed_steps(recipe: Recipe, model: VisionLanguageModel) -> list[list[EncodedSample]]:
+def _assumed_steps(
+    recipe: Recipe, model: VisionLanguageModel, *, num_processes: int
+) -> tuple[list[list[EncodedSample]], float]:
     length = min(ASSUMED_TOKENS, recipe.data.max_text_tokens)
     ids = tuple(range(1, length + 1))
     dialog = EncodedDialog(ids, tuple(2 * index >= length for index in range(length)), 4 * length, False)
     sample = EncodedSample((dialog,), *_images(recipe, model, 1))
-    return [[sample] * -(-recipe.train.text_tokens_per_step // length)]
+    number = -(-recipe.train.text_tokens_per_step // length)
+    return [[sample] * -(-number // num_processes)], number
 
 
 def _images(recipe: Recipe, model: VisionLanguageModel, number: int) -> tuple[dict[str, Tensor], tuple[int, ...]]:
@@ -162,7 +175,9 @@ def _images(recipe: Recipe, model: VisionLanguageModel, number: int) -> tuple[di
     if number == 0:
         return {}, ()
     separators: dict[str, Tensor] = {}
-    tokens = [model.projection.num_tokens] * number
+    texts = model.config.text_before_images
+    before = [0 if texts is None else len(texts["next" if index else "first"]) for index in range(number)]
+    tokens = [model.projection.num_tokens + length for length in before]
     if model.config.tiles is not None:  # each tile a row of its own: the most that an image can become
         ends = rows_end((model.config.tiles["max"], 1), TileSettings(**model.config.tiles)) * number
         number = len(ends)

@@ -23,7 +23,9 @@ from visgraft.model.vlm import VisionLanguageModel
 MIB = 2**20
 # What a process holds beside its tensors. On a GPU: the context, cuBLAS's workspaces, blocks that the allocator keeps.
 FRAMEWORK_BYTES = {"gpu": 700 * MIB, "cpu": 600 * MIB}
-UTILISATION = 0.4  # of a GPU's dense rate, over whole steps
+# Of the dense rate over whole steps: of a GPU's in its data sheet; of the computer's own as it is measured, of which
+# `python bench/ladder.py` found 55 to 64 % used.
+UTILISATION = {"gpu": 0.4, "cpu": 0.55}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class StepCost:
 
     Attributes:
         sizes: bytes at the fullest instant of a step by what they hold: weights, gradients, optimizer, activations,
-            logits, batch, framework.
+            logits, batch, framework; of several GPUs also sharing: what is gathered from and sent to the others.
         weights: bytes of weights by part.
         loading_bytes: of the computer's memory while the weights are read, which is in fp32.
         num_positions: of the largest micro-batch, pads included.
@@ -54,9 +56,9 @@ class StepCost:
         """Say whether a GPU holds it; on the computer itself the weights have to be read, too."""
         return max(self.total_bytes, 0 if gpu.is_gpu else self.loading_bytes) <= gpu.memory_bytes
 
-    def seconds_per_step(self, *, num_positions: int, tflops: float) -> float:
-        """Estimate how long a step of so many positions takes at `UTILISATION` of a rate in TFLOP/s."""
-        return self.flops_per_position * num_positions / (UTILISATION * tflops * 1e12)
+    def seconds(self, num_positions: int, *, tflops: float, utilisation: float) -> float:
+        """Estimate how long the arithmetic of so many positions takes at a share of a rate in TFLOP/s."""
+        return self.flops_per_position * num_positions / (utilisation * tflops * 1e12)
 
 
 def estimate_step(

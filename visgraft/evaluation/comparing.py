@@ -50,8 +50,8 @@ class Compared:
     def words(self) -> str:
         """What came out, as a sentence."""
         difference = self.difference
-        between = "" if difference.low is None else f" ({difference.low:+.4f} to {difference.high:+.4f})"
-        numbers = f"{difference.value:+.4f}{between}, p {self.p:.2g}, over {self.images:,} images"
+        between = "" if difference.low is None else f" ({difference.low:+z.4f} to {difference.high:+z.4f})"
+        numbers = f"{difference.value:+z.4f}{between}, p {self.p:.2g}, over {self.images:,} images"
         if not self.is_distinguishable:
             return f"{self.score}: {self.model} is not distinguishable from {self.first}: {numbers}"
         better = better_of(self.score)

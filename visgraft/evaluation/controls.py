@@ -95,10 +95,10 @@ class Sight:
     @property
     def words(self) -> str:
         """What came out, as a sentence."""
-        between = "" if self.gain.low is None else f" ({self.gain.low:+.4f} to {self.gain.high:+.4f})"
+        between = "" if self.gain.low is None else f" ({self.gain.low:+z.4f} to {self.gain.high:+z.4f})"
         found = "" if self.gain.low is None or self.gain.low > 0 or self.gain.high < 0 else ", which may be chance"  # type: ignore[operator]
         leaked = "" if self.leakage is None else f"; leakage {self.leakage.value:.4f}"
-        return f"{self.score}: multi-modal gain {self.gain.value:+.4f}{between}{found}{leaked}"
+        return f"{self.score}: multi-modal gain {self.gain.value:+z.4f}{between}{found}{leaked}"
 
 
 def sight_of(controls: Sequence[Control]) -> list[Sight]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from visgraft.config import load_recipe
 from visgraft.errors import ConfigError
 from visgraft.evaluation.asking import Loaded
 from visgraft.inference import load
@@ -85,12 +86,24 @@ class LazyBare(Lazy):
             ConfigError: the model's folder does not name it.
         """
         described = dict(read_config(self.folder).parts["language"])
+        recipe_path = self.folder.parent / "recipe.yaml"
+        if not described.get("name") and self.folder.name == "model" and recipe_path.is_file():
+            described = self._of_recipe(recipe_path)  # all of it trained: the folder has its own weights
         if not described.get("name"):
             raise ConfigError(
                 f"{self.name}: its folder does not say which language model it was made of, so the untouched one "
                 "cannot be asked; leave --bare and --text out"
             )
         return described
+
+    def _of_recipe(self, path: Path) -> dict[str, Any]:
+        """Say what a run began with; where that was another model, what that one was made of."""
+        model = load_recipe(path).model
+        if model.language is not None:
+            has_weights = model.language.init == "pretrained"
+            return {"name": model.language.name if has_weights else None, "revision": model.language_revision}
+        assert model.start_from is not None
+        return LazyBare(Lazy(model.start_from, device=self.device, precision=self.precision)).language
 
     @cached_property
     def checksum(self) -> str:

@@ -70,7 +70,7 @@ def read_answers(path: Path) -> dict[str, list[Answered]]:
             values = parse_json(line)
         except ValueError as error:
             raise DataError(f"{where} is not JSON ({error}); mend or remove it") from error
-        answered = _answered(values, where=where)
+        answered = answered_of_record(values, where=where)
         by_model.setdefault(values.get("model"), []).append(answered)
         if len(by_model) > 1 and None in by_model:
             raise DataError(f"{where}: model: some lines name one and some do not; name it in all of them, or in none")
@@ -81,7 +81,8 @@ def read_answers(path: Path) -> dict[str, list[Answered]]:
     return {str(model): answered for model, answered in by_model.items()}
 
 
-def _answered(values: Any, *, where: str) -> Answered:
+def answered_of_record(values: Any, *, where: str) -> Answered:
+    """Read what a line says; `where` it stands. Raises DataError: it is not what a line should be."""
     if not isinstance(values, Mapping):
         raise DataError(f"{where} is no JSON object; need one with `answer` and `references`")
     answer, references = values.get("answer"), values.get("references")

@@ -170,7 +170,7 @@ def _dots(rows: Sequence[Mapping[str, Any]], *, order: Sequence[str], score: str
     colors = [COLORS[number % len(COLORS)] for number in range(len(names))]
     legend = None
     if len(names) > 1:  # below one another where they are sentences: a phone cuts off what stands on the right
-        legend = altair.Legend(orient="top", title=None, columns=1 if max(map(len, names)) > 16 else 2)
+        legend = altair.Legend(columns=1 if max(map(len, names)) > 16 else 2)
     axis = altair.Axis(labelLimit=170, ticks=False, domain=False)
     numbers = [altair.Tooltip(f"{key}:Q", format=".4f") for key in ("value", "low", "high")]
     base = altair.Chart(altair.Data(values=[dict(row) for row in rows])).encode(
@@ -208,7 +208,7 @@ def _control_table(models: Sequence[EvaluatedModel], names: Sequence[str]) -> Ta
                 gain = control.gain[score]
                 own = control.seeing.intervals[score].value
                 rows.append(
-                    [name, _way(control), score, f"{interval.value:.4f}", f"{own:.4f}", f"{gain.value:+.4f}",
+                    [name, _way(control), score, f"{interval.value:.4f}", f"{own:.4f}", f"{gain.value:+z.4f}",
                      _between(gain.low, gain.high, "+.4f"), f"{control.share_same:.0%}", interval.n]
                 )  # fmt: skip
     header = ["model", "asked", "score", "value", "with its image", "gain", "95 % interval", "same answer", "questions"]

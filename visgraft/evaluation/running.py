@@ -180,15 +180,17 @@ def evaluate_models(models: Sequence[str], task: Task, *, settings: Settings, fo
     Raises:
         ConfigError: a model is named twice; an unknown metric; the folder holds something else.
         CheckpointError: there is no such model.
-        DataError: no question can be asked.
+        DataError: no question can be asked, or a metric cannot score such references.
     """
     settings = _settled(settings, task)
-    check_metrics(settings.metrics)
+    metrics = check_metrics(settings.metrics)
     check_folder(folder)
     if len(set(models)) < len(models):
         twice = next(name for name in models if list(models).count(name) > 1)
         raise ConfigError(f"{twice}: is named twice; name each model once")
     asked = replace(task, questions=task.questions.limited(settings.limit))
+    for metric in metrics.values():  # before anything is asked
+        metric.check_references([question.references for question in asked.questions.all])
     lazy = [Lazy(name, device=settings.device, precision=settings.precision) for name in models]
     asking = [AskingModel(each, asked.questions, settings) for each in lazy]
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,6 +204,7 @@ def evaluate_models(models: Sequence[str], task: Task, *, settings: Settings, fo
         evaluated = [each.run(folder, say=say) for each in asking]
         found = Evaluation(folder, asked, settings, evaluated, compare_models([each.scored for each in evaluated]))
         write_answers(found, tags=[each.main.tag for each in asking])
+        write_controls(found, asked=[each.controls for each in asking])
         write_json(folder / SCORES, found.as_json())
     return found
 
@@ -335,6 +338,24 @@ def write_answers(evaluation: Evaluation, *, tags: Sequence[str]) -> None:
             record |= {"tokens": said.tokens, "stopped": said.stopped, "model": each.name, TAG: tag}
             records.append(record)
     write_lines(evaluation.folder / ANSWERS, records)
+
+
+def write_controls(evaluation: Evaluation, *, asked: Sequence[Mapping[ControlKind, Asking]]) -> None:
+    """Write `controls.jsonl` whole, the answers that the cache knew too; `control` names the way of asking."""
+    questions = {question.id: question for question in evaluation.task.questions.all}
+    records = [
+        {
+            **{**described(questions[said.id]), "answer": said.answer, "tokens": said.tokens, "stopped": said.stopped},
+            **({"no_answer": said.no_answer} if said.no_answer else {}),
+            **{"model": each.name, "control": control.kind, "shown": of_model[control.kind].shown},
+            TAG: of_model[control.kind].tag,
+        }
+        for each, of_model in zip(evaluation.models, asked, strict=True)
+        for control in each.controls
+        for said in control.scored.answered
+    ]
+    if records:
+        write_lines(evaluation.folder / CONTROLS, records)
 
 
 def check_folder(folder: Path) -> None:

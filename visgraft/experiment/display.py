@@ -11,6 +11,7 @@ from rich.console import Console
 from visgraft.experiment.planned import PlannedRun
 from visgraft.experiment.running import Device, Outcome
 from visgraft.reporting.progress import Display
+from visgraft.wording import counted
 
 SHOWN = ("step ", "error: ", "stopping ")  # how the lines of a run begin that are worth the user's time
 
@@ -25,7 +26,7 @@ class ExperimentProgress(Display):
     def begin(self, *, total: int, finished: int) -> None:
         """Show how many runs there are."""
         self.bars.update(self._all, total=total, completed=finished)
-        self.say(f"{total} runs" + (f", {finished} of them finished already" if finished else ""))
+        self.say(counted(total, "run") + (f", {finished} of them finished already" if finished else ""))
 
     def started(self, run: PlannedRun, *, device: Device, is_resumed: bool) -> None:
         """Show that a run starts."""

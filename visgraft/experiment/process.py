@@ -1,7 +1,9 @@
-"""One run in a process of its own: its memory is its own, and what ends it ends nothing else.
+"""One run in a process of its own: its memory is its own, and what ends it ends nothing else. Or in this one.
 
 In: a run and its folder. Out: a job that `run_experiment` watches.
-Usage: `job = launch_process(run, folder, "0", print)`
+
+    job = launch_process(run, folder, "0", print)
+    job = train_here(run, folder, None, print)         # over once it is there; for runs of seconds
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from visgraft.errors import VisgraftError
 from visgraft.experiment.planned import PlannedRun
 from visgraft.experiment.run_folders import action_for
 from visgraft.reporting.progress import LOG_VARIABLE
@@ -106,3 +109,41 @@ def launch_process(
     place = ["--resume" if action_for(folder) == "resume" else "--output", str(folder)]
     command = [*program, "train", file.name, *place, *(["--allow-changed"] if allow_changed else [])]
     return ProcessJob(command, recipe=Path(file.name), device=device, say=say)
+
+
+class EndedJob:
+    """A run that was over before anyone asked; `reason` is why it failed, None if it is finished."""
+
+    def __init__(self, reason: str | None) -> None:
+        self.reason = reason
+
+    def poll(self) -> int:
+        """Return the exit status."""
+        return 0 if self.reason is None else 1
+
+    def interrupt(self) -> None:
+        """Nothing is left to stop."""
+
+    def kill(self) -> None:
+        """Nothing is left to end."""
+
+    def failure(self) -> tuple[str, str]:
+        """Say why it failed."""
+        return self.reason or "", self.reason or ""
+
+
+def train_here(run: PlannedRun, folder: Path, device: str | None, say: Callable[[str], None]) -> EndedJob:
+    """Train a run in this process, on whatever is there, or go on with it where it was begun.
+
+    Raises:
+        Interrupted: Ctrl-C or another signal that stops; what was done is saved.
+    """
+    from visgraft.training.loop import train  # brings torch, which a process that only watches does not need
+    from visgraft.training.progress import make_progress
+
+    resume = folder if action_for(folder) == "resume" else None
+    try:
+        train(run.recipe, resume=resume, folder=None if resume else folder, progress=make_progress(show=False))
+    except VisgraftError as error:
+        return EndedJob(" ".join(str(error).split()))
+    return EndedJob(None)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,9 +91,12 @@ def answer_each(
     batch_size: int = 16,
     prefix_cache: PrefixCache | None = None,
     each_alone: bool = False,
+    seeds: Iterator[int] | None = None,
     **decoding: Any,
 ) -> Iterator[Answer]:
     """Answer as `answer` does, dialog after dialog as they are ready.
+
+    With `seeds` each dialog has its own, taken once it is read.
 
     A bad image spoils its own sample alone, a prompt that leaves no room for an answer itself alone: `Answer.error`
     says why there is no text. With `each_alone` so does a dialog that memory does not suffice for. A few dialogs are
@@ -123,7 +127,8 @@ def answer_each(
             prompt = next(opened, None)
             if prompt is None:
                 return
-            held.append(prompt if isinstance(prompt, BadSampleError) else engine.submit(prompt, asked))
+            own = asked if seeds is None else replace(asked, seed=next(seeds))
+            held.append(prompt if isinstance(prompt, BadSampleError) else engine.submit(prompt, own))
 
     while True:
         ask_more()

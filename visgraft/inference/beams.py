@@ -20,12 +20,13 @@ from visgraft.inference.limits import room_for_answer, stop_token_ids
 from visgraft.inference.prefix_cache import PrefixCache
 from visgraft.inference.reading import Front, read_front
 from visgraft.inference.requests import Prompt
+from visgraft.model.cache import NAMES, as_argument
 from visgraft.model.sequence import append_segment, empty_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.segments import IMAGE
 
-OTHER_CACHES = ("cache_implementation", "past_key_values")  # of `generate`, which visgraft makes itself
+OTHER_CACHES = ("cache_implementation", *NAMES)  # of `generate`, which visgraft makes itself
 _NEW_TOKENS_AT_FIRST = 256  # for which the cache has room; longer answers are rare
 
 
@@ -96,7 +97,7 @@ def _generate(model: VisionLanguageModel, batch: Sequence[Front], settings: dict
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
         context=context,
-        past_key_values=cache,
+        **as_argument(cache),
         **settings,
     )
     new: list[list[int]] = output[:, length:].tolist()

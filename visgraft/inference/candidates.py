@@ -8,6 +8,8 @@ candidates stand behind one image and one prompt, which are read once, and none 
         a 1 1 1 1 1 1 .
         b 1 1 1 1 . . 1      the next one restarts behind the question
 
+What several candidates begin with in common is read once, too (branches.py).
+
     scores = score_candidates(model, processor, sample, ["red", "blue"])
     best = max(zip(scores, ["red", "blue"]))[1]
 """
@@ -161,10 +163,9 @@ def _sum_up(
         context: images and prompt.
         cache: what they became.
     """
-    ids = torch.tensor([token for answer in answers for token in answer[:-1]], device=first.device)
     targets = torch.tensor([token for answer in answers for token in answer[1:]], device=first.device)
     starts = torch.tensor([answer[0] for answer in answers], device=first.device)
-    logits = model.read_branches(ids, lengths=[len(answer) - 1 for answer in answers], context=context, cache=cache)
+    logits = model.read_branches([answer[:-1] for answer in answers], context=context, cache=cache)
     cache.cut(context.length)
     behind = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     totals = first.float().log_softmax(-1)[starts]

@@ -137,7 +137,11 @@ class Conversation:
 
     def _segments(self, items: Sequence[Item], prompt: str) -> list[Segment]:
         """Lay out what was shown and said, and a prompt behind it."""
-        return segments_of(self.processor, [*items, Turn(prompt, "")])
+        segments = segments_of(self.processor, [*items, Turn(prompt, "")])
+        images = [each for each in segments if isinstance(each, ImageSegment)]
+        with eval_mode(self.model):  # an image whose place in the conversation changed has another text before it
+            encode_images(self.model, images, cache=self._engine.prefix_cache)
+        return segments
 
     def _count(self, items: Sequence[Item], prompt: str) -> int:
         """Count the positions of a conversation in front of its next answer."""

@@ -36,7 +36,7 @@ def num_prompt_positions(model: VisionLanguageModel, processor: Processor, sampl
     """
     [dialog] = sample.dialogs
     num_image_tokens = len(sample.images) * processor.most_image_tokens
-    return len(processor.prompt(dialog)) + positions_taken(model, num_image_tokens)
+    return len(processor.prompt(dialog, has_images=bool(sample.images))) + positions_taken(model, num_image_tokens)
 
 
 def room_for_answer(model: VisionLanguageModel, num_text_tokens: int, num_image_tokens: int) -> int:

@@ -25,6 +25,7 @@ from visgraft.data.images.pixels import stack_frames
 from visgraft.data.sample import ImageRef
 from visgraft.errors import ConfigError
 from visgraft.model.cache import KeptStates, rows_of
+from visgraft.model.configuration import Begins
 from visgraft.model.sequence import empty_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
@@ -133,27 +134,38 @@ def encode_prefixes(
     cache: PrefixCache,
     batch_size: int,
     owners: Sequence[str] = (),
+    begins: Sequence[Begins] = (),
 ) -> list[Prefix]:
     """Make the prefix of each group, one for all groups that are equal: from the cache, or its image tokens.
 
-    `owners`, one for each group: what one of them has computed is not known to another. Default: all are one.
+    Args:
+        model: in `eval_mode`.
+        groups: pixels of each group.
+        cache: what is known.
+        batch_size: groups that are encoded at once.
+        owners: one for each group: what one of them has computed is not known to another. Default: all are one.
+        begins: what each group stands behind, as `image_prefix` takes it. Default: nothing.
     """
     none, prefixes, waiting = Prefix(0), [], []
     by_key: dict[str, Prefix] = {}
-    for pixels, owner in zip(groups, owners or [""] * len(groups), strict=True):
-        key = f"{owner}{_key(pixels)}" if pixels else ""
+    places = begins or ["first"] * len(groups)
+    for pixels, owner, place in zip(groups, owners or [""] * len(groups), places, strict=True):
+        behind = "" if place == "first" or not model.image_sees_before else place
+        key = f"{owner}{behind}{_key(pixels)}" if pixels else ""
         prefix = by_key.get(key) if pixels else none
         if prefix is None:
             states = cache.get(key)
             prefix = by_key[key] = Prefix(states.num_positions if states else 0, key=key, states=states)
             if states is None:
-                waiting.append((prefix, pixels))
+                waiting.append((prefix, pixels, place))
         prefixes.append(prefix)
-    for start in range(0, len(waiting), batch_size):
-        batch = waiting[start : start + batch_size]
-        inputs = {name: tensor.to(model.device) for name, tensor in stack_frames([dict(p) for _, p in batch]).items()}
-        tokens, is_real = model.image_prefix(**inputs)
-        for row, (prefix, _) in enumerate(batch):
+    by_place = [[entry for entry in waiting if entry[2] == place] for place in dict.fromkeys(e[2] for e in waiting)]
+    batches = [same[at : at + batch_size] for same in by_place for at in range(0, len(same), batch_size)]
+    for batch in batches:
+        stacked = stack_frames([dict(pixels) for _, pixels, _ in batch])
+        inputs = {name: tensor.to(model.device) for name, tensor in stacked.items()}
+        tokens, is_real = model.image_prefix(**inputs, begins=batch[0][2])
+        for row, (prefix, _, _) in enumerate(batch):
             prefix.tokens = tokens[row][is_real[row]]
             prefix.num_tokens = prefix.tokens.shape[0]
     return prefixes

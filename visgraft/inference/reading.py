@@ -112,9 +112,9 @@ def table_in_front(model: VisionLanguageModel, prompt: Prompt, front: Front) -> 
     table = empty_table(1, device=model.device)
     *before, last = prompt.segments
     for segment in before:
-        table = _append(table, segment)
+        table = _append(model, table, segment)
     num_known = _length(last) - len(front.unread)
-    return table if isinstance(last, ImageSegment) or not num_known else _append(table, last[:num_known])
+    return table if isinstance(last, ImageSegment) or not num_known else _append(model, table, last[:num_known])
 
 
 def encode_images(model: VisionLanguageModel, images: Sequence[ImageSegment], *, cache: PrefixCache) -> None:
@@ -129,6 +129,7 @@ def encode_images(model: VisionLanguageModel, images: Sequence[ImageSegment], *,
             cache=cache,
             batch_size=_ENCODED_AT_ONCE,
             owners=[image.owner for image in waiting],
+            begins=[image.begins for image in waiting],
         )
         for image, prefix in zip(waiting, prefixes, strict=True):
             image.prefix = prefix
@@ -187,7 +188,7 @@ def _read_on(
         start, place = place, place + _length(segment)
         if place > num_read:
             _read_segment(model, segment, max(0, num_read - start), table, cache)
-        table = _append(table, segment)
+        table = _append(model, table, segment)
     return rows_of(cache, [place])[0]
 
 
@@ -200,19 +201,24 @@ def _read_segment(
 ) -> None:
     """Read one segment; of a text, what is not yet known. `table` is what stands in front of the segment."""
     if not isinstance(segment, ImageSegment):
-        context = _append(table, segment[:num_known]) if num_known else table
+        context = _append(model, table, segment[:num_known]) if num_known else table
         row = torch.tensor([segment[num_known:]], device=model.device)
         model.read_text(row, context=context, cache=cache, logits_to_keep=1)
         return
     assert segment.prefix is not None
     tokens = segment.prefix.tokens
     if tokens is None:  # it was read before, in front of a row
-        tokens = encode_prefixes(model, [segment.pixels], cache=PrefixCache(max_bytes=0), batch_size=1)[0].tokens
+        [prefix] = encode_prefixes(
+            model, [segment.pixels], cache=PrefixCache(max_bytes=0), batch_size=1, begins=[segment.begins]
+        )
+        tokens = prefix.tokens
     assert tokens is not None
     mask = torch.ones(1, len(tokens), dtype=torch.bool, device=model.device)
     model.read_image(tokens[None], image_token_mask=mask, context=table, cache=cache)
 
 
-def _append(table: SegmentTable, segment: Segment) -> SegmentTable:
+def _append(model: VisionLanguageModel, table: SegmentTable, segment: Segment) -> SegmentTable:
     mask = torch.ones(1, _length(segment), dtype=torch.bool, device=table.kind.device)
-    return append_segment(table, mask, kind=IMAGE if isinstance(segment, ImageSegment) else TEXT)
+    if not isinstance(segment, ImageSegment):
+        return append_segment(table, mask, kind=TEXT)
+    return append_segment(table, mask, kind=IMAGE, image_sees_before=model.image_sees_before)

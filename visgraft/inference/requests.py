@@ -12,7 +12,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal, Protocol
 
 from visgraft.data.prompt import encode_prompt_turns
@@ -22,6 +23,7 @@ from visgraft.inference.pieces import GrowingText
 from visgraft.inference.prefix_cache import Pixels, Prefix, open_pixels
 from visgraft.inference.sampling import Rules, Sampler, TokenScore
 from visgraft.model.cache import KeptStates
+from visgraft.model.configuration import Begins
 from visgraft.processor import Processor
 
 Finish = Literal["stop", "length", "cancelled", "deadline"]
@@ -57,12 +59,18 @@ class ImageSegment:
         prefix: what it is to the language model where it stands in front; None = not yet encoded.
         sources: what it was opened from, kept alive with it.
         owner: whoever may know what it became: equal images of two owners are computed twice, and kept twice.
+        begins: what it stands behind, which matters to a model with text in front of its images.
     """
 
     pixels: Pixels
     prefix: Prefix | None = None
     sources: Sequence[ImageRef] = ()
     owner: str = ""
+    begins: Begins = "first"
+
+    def behind(self, begins: Begins) -> ImageSegment:
+        """Give these images standing behind something else, where they are not yet encoded."""
+        return self if begins == self.begins else replace(self, begins=begins, prefix=None)
 
     @property
     def num_pictures(self) -> int:
@@ -138,7 +146,10 @@ def prompts_of(processor: Processor, sample: Sample, *, images: ImageSegment | N
     if sample.images and images is None:
         images = ImageSegment(open_pixels(processor, sample.images), sources=sample.images)
     front = [images] if sample.images and images is not None else []
-    return [Prompt([*front, processor.prompt(dialog)], dialog=dialog) for dialog in sample.dialogs]
+    has_images = bool(front)
+    return [
+        Prompt([*front, processor.prompt(dialog, has_images=has_images)], dialog=dialog) for dialog in sample.dialogs
+    ]
 
 
 def segments_of(processor: Processor, items: Sequence[ImageSegment | Turn]) -> list[Segment]:
@@ -149,11 +160,18 @@ def segments_of(processor: Processor, items: Sequence[ImageSegment | Turn]) -> l
         items: what is said about an image stands behind it; the last one is a turn, whose answer is ignored.
     """
     tokenizer, template = processor.tokenizer, processor.prompt_template
-    texts = iter(encode_prompt_turns(tokenizer, template, [item for item in items if isinstance(item, Turn)]))
+    turns: list[Turn] = []
+    image_turns: list[int] = []
+    for before, item in pairwise([None, *items]):
+        if isinstance(item, Turn):
+            image_turns += [len(turns)] if isinstance(before, ImageSegment) else []
+            turns.append(item)
+    texts = iter(encode_prompt_turns(tokenizer, template, turns, image_turns=image_turns))
     segments: list[Segment] = []
     for item in items:
         if isinstance(item, ImageSegment):
-            segments.append(item)
+            begins: Begins = "next" if segments and isinstance(segments[-1], ImageSegment) else "later"
+            segments.append(item.behind(begins if segments else "first") if template.places_images else item)
         elif segments and isinstance(segments[-1], list):
             segments[-1] += next(texts)
         else:  # a prompt behind an image is never empty, whatever the template leaves of it

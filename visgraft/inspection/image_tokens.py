@@ -156,11 +156,13 @@ def inspect_image(
     """
     config = model.language.config.get_text_config(decoder=True)
     chosen = parse_layers(layers, num_layers=config.num_hidden_layers)
+    texts = model.config.text_before_images
     inputs = processor(images=image, text="").to(model.device)
     vision_inputs = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
     with eval_mode(model):
         prefix, is_real = model.image_prefix(**vision_inputs)
-        tokens = prefix[0][is_real[0]]
+        read = prefix[0][is_real[0]]
+        tokens = read[0 if texts is None else len(texts["first"]) :]
         cut = None if processor.tile_settings is None else processor.cut(image, image.convert("RGB"))
         is_cut = cut is not None and cut.grid != (1, 1)
         squares = find_patch_grid(
@@ -177,7 +179,9 @@ def inspect_image(
     attention = None
     if prompt is not None:
         sample = Sample(images=[image], dialogs=[[asked(prompt, num_images=1)]])
-        attention = _inspect_answer(model, processor, sample, tokens, layers=chosen, max_new_tokens=max_new_tokens)
+        attention = _inspect_answer(
+            model, processor, sample, read, num_image=len(tokens), layers=chosen, max_new_tokens=max_new_tokens
+        )
     named = {*nearest.by_dot.ids.flatten().tolist(), *nearest.by_cosine.ids.flatten().tolist()}
     named |= set() if attention is None else set(attention.token_ids)
     return ImageInspection(
@@ -201,22 +205,22 @@ def _inspect_answer(
     model: VisionLanguageModel,
     processor: Processor,
     sample: Sample,
-    image_tokens: Tensor,
+    prefix: Tensor,
     *,
+    num_image: int,
     layers: Sequence[int],
     max_new_tokens: int,
 ) -> AnswerInspection:
-    prompt_ids = processor.prompt(sample.dialogs[0])
+    prompt_ids = processor.prompt(sample.dialogs[0], has_images=True)
     [answered] = answer_each(model, processor, [sample], max_new_tokens=max_new_tokens)
     if answered.error is not None:
         raise answered.error
     answer_ids = list(answered.token_ids)
     with eval_mode(model):
-        shares = answer_attention(model, image_tokens, prompt_ids=prompt_ids, answer_ids=answer_ids)[list(layers)].cpu()
-    num_image = len(image_tokens)
-    to_image = shares[:, :, :num_image]
+        shares = answer_attention(model, prefix, prompt_ids=prompt_ids, answer_ids=answer_ids)[list(layers)].cpu()
+    to_image = shares[:, :, len(prefix) - num_image : len(prefix)]  # text may stand before it
     image_share = to_image.sum(-1)
-    in_front = num_image + len(prompt_ids) + torch.arange(len(answer_ids))
+    in_front = len(prefix) + len(prompt_ids) + torch.arange(len(answer_ids))
     return AnswerInspection(
         prompt=sample.dialogs[0][0].prompt,
         answer=answered.text,

@@ -81,15 +81,17 @@ def _large_numbers(values: dict[str, Any]) -> dict[str, str]:
     ratio = norms["image"]["median"] / max(norms["text"]["median"], 1e-12)
     shown = {
         f"image tokens: {squares}{leading}": f"{len(values['image_tokens'])}",
-        "median cosine to the nearest word": f"{cosine['image_tokens']:.2f}",
-        "of a text token to the nearest other": f"{cosine['text_tokens']:.2f}",
-        "of a random direction": f"{cosine['random_directions']:.2f}",
-        "times as long as a text token (medians)": f"{ratio:.1f}",
+        "cosine of an image token and its nearest word (median; 1: the same direction)": (
+            f"{cosine['image_tokens']:.2f}"
+        ),
+        "the same of a word and the nearest other word": f"{cosine['text_tokens']:.2f}",
+        "the same of a random direction: chance": f"{cosine['random_directions']:.2f}",
+        "times the length of a word's token (medians)": f"{ratio:.1f}",
     }
     if values["attention"] is not None:
         tokens = values["attention"]["tokens"]
         share = sum(token["image_share"] for token in tokens) / len(tokens)
-        shown["of the attention goes to the image"] = f"{share:.0%}"
+        shown["of the answer's attention goes to the image"] = f"{share:.0%}"
     return shown
 
 
@@ -103,7 +105,7 @@ def _frequency(measure: str, words: list[dict[str, Any]]) -> dict[str, Any]:
 def _norm_table(values: dict[str, Any]) -> Table:
     norms = values["norms"]
     rows = [[kind, *(f"{value:.3f}" for value in norms[key].values())] for kind, key in zip(KINDS, norms, strict=True)]
-    return make_table(["", *norms["image"]], rows)
+    return make_table(["lengths of", *norms["image"]], rows)
 
 
 def _norm_chart(look: ImageInspection) -> altair.Chart:
@@ -128,7 +130,7 @@ def _norm_chart(look: ImageInspection) -> altair.Chart:
         x2="to:Q",
         y=altair.Y("share:Q", title="share", stack=None, axis=altair.Axis(format="%", tickCount=4)),
         y2=altair.datum(0),
-        color=altair.Color("of:N", title=None, sort=list(KINDS), legend=altair.Legend(orient="top")),
+        color=altair.Color("of:N", title=None, sort=list(KINDS), legend=altair.Legend()),
     )
 
 
@@ -146,7 +148,11 @@ def _layer_chart(found: AnswerInspection) -> altair.Chart:
     ]
     lines = altair.Chart(altair.Data(values=points), width="container", height=150).mark_line(point=True)
     return lines.encode(
-        x=altair.X("layer:Q", axis=altair.Axis(format="d", tickMinStep=1), scale=altair.Scale(nice=False)),
+        x=altair.X(
+            "layer:Q",
+            axis=altair.Axis(format="d", values=found.layers, labelOverlap="greedy", labelSeparation=6),
+            scale=altair.Scale(nice=False),
+        ),
         y=altair.Y(
             "share:Q",
             title="attention to the image",

@@ -27,7 +27,7 @@ def yes_no(
     """
     check_pairs(answers, references)
     said = np.array([first_word(answer) for answer in answers])
-    right = np.array([_yes_or_no(accepted, index=index) for index, accepted in enumerate(references)])
+    right = np.array(yes_or_no(references))
     says_yes, is_yes = (said == "yes").astype(np.float64), (right == "yes").astype(np.float64)
     both = says_yes * is_yes
     return {
@@ -49,14 +49,18 @@ def _is_no_punctuation(character: str) -> bool:
     return unicodedata.category(character)[0] not in "PS"
 
 
-def _yes_or_no(accepted: Sequence[str], *, index: int) -> str:
-    words = {first_word(text) for text in accepted}
-    if words not in ({"yes"}, {"no"}):
-        raise DataError(
-            f"yes_no: got the references {', '.join(map(repr, sorted(set(accepted))))} for sample {index}, "
-            "need yes, or no"
-        )
-    return words.pop()
+def yes_or_no(references: Sequence[Sequence[str]]) -> list[str]:
+    """Say of each sample whether yes or no is right; raises DataError where its references are not all one of them."""
+    right = []
+    for index, accepted in enumerate(references):
+        words = {first_word(text) for text in accepted}
+        if words not in ({"yes"}, {"no"}):
+            raise DataError(
+                f"yes_no: got the references {', '.join(map(repr, sorted(set(accepted))))} for sample {index}, "
+                "need yes, or no"
+            )
+        right.append(words.pop())
+    return right
 
 
 _LETTER = re.compile(
@@ -73,6 +77,13 @@ def choice(answers: Sequence[str], *, references: Sequence[Sequence[str]]) -> Sc
     B"; a word that only begins with the letter is none ("Because"). Raises DataError for a reference without a letter.
     """
     check_pairs(answers, references)
+    letters = right_letters(references)
+    named = [choice_letter(answer) for answer in answers]
+    return mean_of([float(letter in right) for letter, right in zip(named, letters, strict=True)])
+
+
+def right_letters(references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """List the letters that are right for each sample; raises DataError for a reference without one."""
     letters = [[choice_letter(text) for text in accepted] for accepted in references]
     without = [index for index, named in enumerate(letters) if "" in named]
     if without:
@@ -81,8 +92,7 @@ def choice(answers: Sequence[str], *, references: Sequence[Sequence[str]]) -> Sc
             f"choice: got the references {', '.join(map(repr, references[index]))} for sample {index}, need the letter "
             "of the right choice, as in 'B'"
         )
-    named = [choice_letter(answer) for answer in answers]
-    return mean_of([float(letter in right) for letter, right in zip(named, letters, strict=True)])
+    return letters
 
 
 def choice_letter(answer: str) -> str:

@@ -75,6 +75,7 @@ class Metric:
         neither: those of its scores of which neither is better (a share of yes).
         splits_words: looks at words, so that texts in a language without spaces need to be named.
         require: raises MissingAssetError, with the line to install, where this machine lacks something it needs.
+        check_references: raises DataError where references are none that it can score.
         warn_of: says what a person should know before believing its values for such references; None: nothing.
     """
 
@@ -88,6 +89,7 @@ class Metric:
     neither: tuple[str, ...] = ()
     splits_words: bool = False
     require: Callable[[], None] = _nothing_more
+    check_references: Callable[[Sequence[Sequence[str]]], object] = _no_warning
     warn_of: Callable[[Sequence[Sequence[str]]], str | None] = _no_warning
 
     def better_of(self, score: str) -> Literal["higher", "lower"] | None:

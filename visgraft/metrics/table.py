@@ -12,7 +12,7 @@ from typing import Protocol
 
 from visgraft.errors import ConfigError
 from visgraft.metrics.captioning import bleu, cider, rouge_l
-from visgraft.metrics.choices import choice, yes_no
+from visgraft.metrics.choices import choice, right_letters, yes_no, yes_or_no
 from visgraft.metrics.meteor import meteor, require_meteor
 from visgraft.metrics.scores import Compute, Metric, Scores
 from visgraft.metrics.text_match import anls, exact_match, gqa, relaxed_accuracy
@@ -140,12 +140,14 @@ METRICS: dict[str, Metric] = {
         source="Li et al. 2023, arXiv:2305.10355",
         gives=("yes_no_accuracy", "yes_no_precision", "yes_no_recall", "yes_no_f1", "yes_no_yes_ratio"),
         neither=("yes_no_yes_ratio",),
+        check_references=yes_or_no,
     ),
     "choice": Metric(
         compute=_of_strings("choice", choice),
         what="the answer names the letter of the right choice",
         source="visgraft",
         gives=("choice",),
+        check_references=right_letters,
     ),
     # of a model
     "choice_likelihood": Metric(

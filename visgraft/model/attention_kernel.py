@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from visgraft.errors import ConfigError
+from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.joined import JoinedModel
 from visgraft.model.language import QUIRKS
 
@@ -75,6 +76,30 @@ def dense_attention(model: JoinedModel) -> Iterator[None]:
         yield
     finally:
         set_attention(model, kernel)
+
+
+@contextlib.contextmanager
+def showing_attention(model: JoinedModel) -> Iterator[None]:
+    """Compute with the plain kernel while the context lasts, the only one that has attention weights to show.
+
+    Raises:
+        ConfigError: the language model lacks it.
+    """
+    config = model.language.config.get_text_config(decoder=True)
+    kernel = config._attn_implementation
+    _switch_kernel(model, config, "eager")
+    try:
+        yield
+    finally:
+        _switch_kernel(model, config, kernel)
+
+
+def _switch_kernel(model: JoinedModel, config: Any, kernel: str | None) -> None:
+    """Set a kernel; families that the library cannot switch (Falcon) read their config at every call."""
+    with quiet_transformers():
+        set_attention(model, kernel)
+    if config._attn_implementation != kernel:
+        config._attn_implementation = kernel
 
 
 def _takes_blocks(language: PreTrainedModel, config: Any) -> bool:

@@ -11,12 +11,32 @@ Nothing is ever dropped: what a sliding window hides, the mask hides, so rows ne
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+NAMES = (
+    "cache",
+    "past_key_values",
+    "cache_params",
+)  # of a cache, in arguments and outputs
+# The one that transformers uses: `cache` from 5.24 on.
+CACHE_NAME = next(name for name in NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)})
+
+
+def as_argument(cache: Cache | None) -> dict[str, Any]:
+    """Give a cache by the name that transformers has for it."""
+    return {CACHE_NAME: cache}
+
+
+def cache_argument(forward: Callable[..., Any]) -> str | None:
+    """Give the name of the argument by which a forward takes a cache; None: it takes none."""
+    return next((name for name in NAMES if name in signature(forward).parameters), None)
 
 
 @dataclass(frozen=True)

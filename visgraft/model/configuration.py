@@ -7,7 +7,7 @@ In: a vision config, a text config and the settings of the join. Out: `config.js
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -19,6 +19,7 @@ from visgraft.model.projection import ProjectionSettings, num_image_tokens
 from visgraft.model.vision import VisionSettings, measure
 
 IMAGE_ATTENTION = ("bidirectional", "causal")
+Begins = Literal["first", "later", "next"]  # what an image stands behind: nothing, an earlier turn, another image
 
 
 class VisionLanguageConfig(PreTrainedConfig):
@@ -35,6 +36,9 @@ class VisionLanguageConfig(PreTrainedConfig):
         num_frames: frames with a learned temporal embedding; 0 = none.
         projection: `ProjectionSettings` as a dict.
         tiles: how images are cut into tiles, `TileSettings` as a dict; None = they stay whole.
+        text_before_images: ids of text that stands in front of images as part of their prefix, as LLaVA's start of a
+            turn does: {"first": of a sample's first image, "later": of the first image of a later turn, "next": of
+            every other image}; None = no text. Needs `causal` images, which then see the text before them as text does.
         prefix_at: where the prefix enters: `embeddings`, or `first_layer` (the OPT checkpoints of GIT-LLM).
         parts: where each part came from: {part: {"name", "revision"}}, and in a folder's config.json what it holds of
             the part: {"stored": "none", "some" or "all", "adapters": their number, "checksum": of the weights that
@@ -44,6 +48,10 @@ class VisionLanguageConfig(PreTrainedConfig):
     model_type = "visgraft"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012 (the base class's form)
     has_no_defaults_at_init = True
+    # what a trainer's evaluation leaves out of its predictions, which are the logits
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (the base class's form)
+        "past_key_values", "last_hidden_state", "loss_sum", "num_supervised", "target_losses",
+    ]  # fmt: skip
 
     def __init__(
         self,
@@ -57,6 +65,7 @@ class VisionLanguageConfig(PreTrainedConfig):
         num_frames: int = 0,
         projection: dict[str, Any] | None = None,
         tiles: dict[str, Any] | None = None,
+        text_before_images: dict[str, list[int]] | None = None,
         prefix_at: PrefixPlace = "embeddings",
         parts: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -78,13 +87,28 @@ class VisionLanguageConfig(PreTrainedConfig):
         self.num_frames = num_frames
         self.projection = dict(projection or {})
         self.tiles = None if tiles is None else dict(tiles)
+        self.text_before_images = None if text_before_images is None else dict(text_before_images)
         self.prefix_at = prefix_at
+        if self.text_before_images is not None:
+            self._check_text_before_images()
         self.parts = dict(parts or {})
         kernels = [getattr(part, "_attn_implementation", None) for part in (self.vision_config, self.text_config)]
         super().__init__(**kwargs)
         for part, kernel in zip((self.vision_config, self.text_config), kernels, strict=True):
             if part is not None:  # the base class resets which attention kernel each part chose
                 part._attn_implementation_internal = kernel
+
+    def _check_text_before_images(self) -> None:
+        for key, got, needed in (
+            ("image_attention", self.image_attention, "causal"),
+            ("prefix_at", self.prefix_at, "embeddings"),
+            ("tiles", self.tiles, None),
+        ):
+            if got != needed:
+                raise ConfigError(
+                    f"model.{key}: got {got!r}, but this model was trained with text in front of its images, which "
+                    f"needs {needed!r}"
+                )
 
     @property
     def vision_settings(self) -> VisionSettings:

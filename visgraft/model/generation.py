@@ -18,7 +18,9 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
+from visgraft.model.cache import CACHE_NAME, NAMES
 from visgraft.model.joined import JoinedModel
+from visgraft.model.layer_outputs import Selection
 from visgraft.model.sequence import SegmentTable
 from visgraft.model.state_cache import StateCache
 from visgraft.model.vision_inputs import check_rows, is_vision_input
@@ -46,39 +48,71 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             attention_mask: [B, T], 1 = a real token, wherever the pads are; None = all real (without an image, what
                 Hugging Face's `generate` makes of it, which takes the pad id for padding).
             image_mask: as in `forward`.
-            kwargs: what Hugging Face's `generate` takes, and what else the encoder takes.
+            kwargs: what Hugging Face's `generate` takes, and what else the encoder takes; `inputs_embeds` [B, T, D_lm]
+                in place of `input_ids`. `output_hidden_states` and `output_attentions` give for each new token what
+                `VisionLanguageOutput` says, of rows in the order [image][pads][text].
 
         Returns:
-            [B, T + new] long: the given ids untouched, then the new tokens (or Hugging Face's output object).
+            [B, T + new] long: the given ids untouched, then the new tokens (or Hugging Face's output object). Behind
+            `inputs_embeds` the new tokens alone.
+
+        Raises:
+            ModelError: pads stand behind a cache, or the prompt is to be read in chunks.
         """
+        self._check_chunks(kwargs)
         vision_inputs = {name: kwargs.pop(name) for name in list(kwargs) if is_vision_input(name)}
+        vision_inputs = {name: value for name, value in vision_inputs.items() if value is not None}
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
-        if input_ids is None or input_ids.shape[1] == 0:
+        embeds: Tensor | None = kwargs.get("inputs_embeds")
+        if embeds is None and (input_ids is None or input_ids.shape[1] == 0):
             num_rows = 1 if pixel_values is None else pixel_values.shape[0]
             input_ids = self._start_tokens(num_rows)
             attention_mask = None
+        for name in NAMES:  # whatever it is called, it goes on by the name that `generate` knows
+            if (cache := kwargs.pop(name, None)) is not None:
+                kwargs[CACHE_NAME] = cache
+                break
         given = input_ids
         if attention_mask is not None:
             order = attention_mask.bool().long().argsort(dim=1, stable=True)  # pads first, whatever side they were on
             if (
-                kwargs.get("past_key_values") is not None
+                kwargs.get(CACHE_NAME) is not None
                 and (order != torch.arange(order.shape[1], device=order.device)).any()
             ):
                 raise ModelError(PADS_BEHIND_CACHE)
-            input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        check_rows(pixel_values if kwargs.get("image_embeds") is None else kwargs["image_embeds"], input_ids)
+            attention_mask = attention_mask.gather(1, order)
+            if embeds is not None:
+                embeds = kwargs["inputs_embeds"] = embeds.gather(1, order[..., None].expand_as(embeds))
+            else:
+                input_ids = input_ids.gather(1, order)
+        rows = input_ids if embeds is None else embeds
+        assert rows is not None
+        check_rows(pixel_values if kwargs.get("image_embeds") is None else kwargs["image_embeds"], rows)
         if pixel_values is not None and kwargs.get("image_embeds") is None:
             prefix, prefix_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
             kwargs.update(image_embeds=prefix, image_token_mask=prefix_mask)
-            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        output: Any = super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
+            if attention_mask is None:
+                attention_mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+        prompts = input_ids if embeds is None else None
+        output: Any = super().generate(input_ids=prompts, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
+        if given is None:
+            return output
         sequences = output if isinstance(output, Tensor) else output.sequences
         copies = sequences.shape[0] // given.shape[0]
-        whole = torch.cat([given.repeat_interleave(copies, 0), sequences[:, given.shape[1] :]], 1)
+        new = sequences if prompts is None else sequences[:, given.shape[1] :]
+        whole = torch.cat([given.repeat_interleave(copies, 0), new], 1)
         if isinstance(output, Tensor):
             return whole
         output.sequences = whole
         return output
+
+    def _check_chunks(self, settings: dict[str, Any]) -> None:
+        asked = settings.get("generation_config") or self.generation_config
+        size = settings.get("prefill_chunk_size", getattr(asked, "prefill_chunk_size", None))
+        if size is not None:
+            raise ModelError(
+                f"prefill_chunk_size: got {size}, but a prompt is read at once behind its image; leave it out"
+            )
 
     def stop_also_at(self, token_id: int) -> None:
         """Let `generate` end answers at a token too, here and wherever the model is saved to.
@@ -105,21 +139,33 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         image_embeds: Tensor | None = None,
         image_token_mask: Tensor | None = None,
         context: SegmentTable | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: Selection = None,
         **_: Any,
     ) -> dict[str, Any]:
         """Choose what one step of `generate` runs: everything at first, then only what is not in the cache."""
-        num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        cache = past_key_values if cache is None else cache
+        num_cached = 0 if cache is None else int(cache.get_seq_length())
         num_before = 0 if image_token_mask is None else image_token_mask.shape[1]
         num_before = num_before if context is None else context.length
+        num_read = max(0, num_cached - num_before)  # tokens that no id stands for, as of a prompt tuning, come on top
+        text: dict[str, Any] = {"input_ids": input_ids[:, min(num_read, max(0, input_ids.shape[1] - 1)) :]}
+        if inputs_embeds is not None and num_read == 0:
+            own = self.get_input_embeddings()(input_ids)  # [B, new, D_lm], where there is no cache
+            text = {"inputs_embeds": torch.cat([inputs_embeds, own], 1)}
         return {
-            "input_ids": input_ids[:, max(0, num_cached - num_before) :],
-            "past_key_values": past_key_values,
+            **text,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            CACHE_NAME: cache,
             "attention_mask": attention_mask,
             "image_embeds": image_embeds if num_cached == 0 else None,
             "image_token_mask": image_token_mask,
@@ -137,14 +183,14 @@ class PrefixGenerationMixin(JoinedModel, GenerationMixin):
             ModelError: another kind of cache is asked for than the one that holds this language model's states.
         """
         spec = self.attention_spec
-        if spec.sharing != "mask" and model_kwargs.get("past_key_values") is None:
+        if spec.sharing != "mask" and model_kwargs.get(CACHE_NAME) is None:
             if generation_config.cache_implementation is not None:
                 raise ModelError(
                     f"cache_implementation: got {generation_config.cache_implementation!r}, but {spec.name} carries "
                     "states, which visgraft's own cache holds; leave it out"
                 )
             if generation_config.use_cache:
-                model_kwargs["past_key_values"] = StateCache()
+                model_kwargs[CACHE_NAME] = StateCache()
             return None
         mask = model_kwargs.get("image_token_mask")
         length += 0 if mask is None else mask.shape[1]

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from visgraft.errors import names_needed_for
+from visgraft.model.cache import CACHE_NAME, as_argument
 
 MLP_MULTIPLE = 256  # the MLP's inner size is 8/3 of the hidden size, rounded up to a multiple of this
 
@@ -189,28 +191,32 @@ class JapaneseStableLMModel(JapaneseStableLMPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
         """Run the layers on ids or embeddings, with a 2-D or a ready 4-D mask."""
         hidden = self.embed_in(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            num_cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+            num_cached = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None] + num_cached
+        with names_needed_for("japanese_stablelm_alpha"):
+            from transformers.masking_utils import create_causal_mask
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **as_argument(cache),
         )
         rotary = rotary_factors(self.config, position_ids)
         for layer in self.layers:
-            hidden = layer(hidden, mask, rotary, past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=self.final_layer_norm(hidden), past_key_values=past_key_values)
+            hidden = layer(hidden, mask, rotary, cache)
+        return BaseModelOutputWithPast(last_hidden_state=self.final_layer_norm(hidden), **as_argument(cache))
 
 
 class JapaneseStableLMForCausalLM(JapaneseStableLMPreTrainedModel, GenerationMixin):
@@ -238,6 +244,7 @@ class JapaneseStableLMForCausalLM(JapaneseStableLMPreTrainedModel, GenerationMix
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -248,13 +255,13 @@ class JapaneseStableLMForCausalLM(JapaneseStableLMPreTrainedModel, GenerationMix
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
         )
         hidden = output.last_hidden_state
         logits = self.embed_out(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+        return CausalLMOutputWithPast(logits=logits, **as_argument(output.get(CACHE_NAME)))
 
 
 AutoConfig.register(JapaneseStableLMConfig.model_type, JapaneseStableLMConfig, exist_ok=True)

@@ -13,7 +13,7 @@ import abc
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from visgraft.model.configuration import VisionLanguageConfig
+from visgraft.model.configuration import Begins, VisionLanguageConfig
 from visgraft.model.language import AttentionSpec
 from visgraft.model.prefix_injection import PrefixInjection
 from visgraft.model.projection import Projection
@@ -57,6 +57,11 @@ class JoinedModel(PreTrainedModel, metaclass=abc.ABCMeta):
 
     @abc.abstractmethod
     def image_prefix(
-        self, pixel_values: Tensor, *, image_mask: Tensor | None = None, **vision_inputs: Tensor
+        self,
+        pixel_values: Tensor,
+        *,
+        image_mask: Tensor | None = None,
+        begins: Begins = "first",
+        **vision_inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Make the prefix of each sample: image tokens [B, P, width] and [B, P] bool, True = real."""

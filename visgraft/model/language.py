@@ -21,11 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_alibi
-from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
-from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor as mpt_alibi
 
-from visgraft.errors import MaskSizeError, UnsupportedModelError
+from visgraft.errors import MaskSizeError, UnsupportedModelError, names_needed_for
+from visgraft.model.cache import CACHE_NAME, cache_argument
 from visgraft.model.sequence import SegmentTable, attention_mask, block_mask
 
 MAX_MASK_BYTES = 2**30  # of one dense mask; a row of 32,768 positions, or 4,096 rows of 512
@@ -89,7 +87,7 @@ class AttentionSpec:
     takes_mask: bool = True
     unmasked: tuple[str, ...] = ()
     one_mask: bool = False
-    cache_name: str | None = "past_key_values"
+    cache_name: str | None = CACHE_NAME
     sharing: Sharing = "mask"
     behind_cache: BehindCache = "several"
     position_offset: int = 0
@@ -255,7 +253,7 @@ def read_attention_spec(language: PreTrainedModel) -> AttentionSpec:
         why_max=why if INDEXED in why else None,
         takes_mask="attention_mask" in parameters and bool(reaches),
         unmasked=unmasked,
-        cache_name=next((name for name in ("past_key_values", "cache_params") if name in parameters), None),
+        cache_name=cache_argument(language.forward),
     )
     quirk = QUIRKS.get(config.model_type)
     return quirk.install(language, attention_spec) if quirk is not None and quirk.applies(config) else attention_spec
@@ -345,29 +343,35 @@ class Quirk:
 
 
 def _install_bloom(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    with names_needed_for("bloom"):
+        from transformers.models.bloom.modeling_bloom import build_alibi_tensor
     if not isinstance(language.transformer.build_alibi_tensor, _BloomBias):
         language.transformer.build_alibi_tensor = _BloomBias(language.transformer)
-    slopes = bloom_alibi(torch.ones(1, 2, dtype=torch.long), language.config.n_head, torch.float32)[:, 0, 1]
+    slopes = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), language.config.n_head, torch.float32)[:, 0, 1]
     return replace(attention_spec, alibi=_Ramp(slopes))
 
 
 def _install_falcon(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    with names_needed_for("falcon with alibi"):
+        from transformers.models.falcon.modeling_falcon import build_alibi_tensor
     if _switch_falcon_alibi not in language.transformer._forward_pre_hooks.values():
         language.transformer.register_forward_pre_hook(_switch_falcon_alibi, with_kwargs=True)
     heads = language.config.num_attention_heads
-    slopes = falcon_alibi(torch.ones(1, 2, dtype=torch.long), heads, torch.bfloat16)[:, 0, 1]
+    slopes = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), heads, torch.bfloat16)[:, 0, 1]
     scale = (language.config.hidden_size // heads) ** -0.5  # positions are rounded to bfloat16 as the family does
     return replace(attention_spec, alibi=_Ramp(slopes, torch.bfloat16, scale), zero_positions=True)
 
 
 def _install_mpt(language: Any, attention_spec: AttentionSpec) -> AttentionSpec:
+    with names_needed_for("mpt"):
+        from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
     model = language.transformer
     if not isinstance(model.build_mpt_alibi_tensor, _MptBias):
         model.build_mpt_alibi_tensor = _MptBias(model)
         model.register_forward_pre_hook(_deliver_mpt_mask, with_kwargs=True)
         for block in model.blocks:
             block.attn.forward = _MptAttentionForward(block.attn)
-    slopes = mpt_alibi(language.config.n_heads, 2, alibi_bias_max=8)[:, 0].float().diff()[:, 0]
+    slopes = build_mpt_alibi_tensor(language.config.n_heads, 2, alibi_bias_max=8)[:, 0].float().diff()[:, 0]
     return replace(attention_spec, alibi=_Ramp(slopes))
 
 
@@ -444,14 +448,10 @@ class _MptAttentionForward:
     def __init__(self, attention: nn.Module) -> None:
         self.attention = attention
 
-    def __call__(
-        self, hidden_states: Tensor, position_bias: Tensor, past_key_values: Cache | None = None, **named: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, hidden_states: Tensor, position_bias: Tensor, **named: Any) -> tuple[Tensor, Tensor | None]:
         own: Any = self.attention
         if position_bias.ndim != 4:
-            states: tuple[Tensor, Tensor | None] = type(own).forward(
-                own, hidden_states, position_bias, past_key_values=past_key_values, **named
-            )
+            states: tuple[Tensor, Tensor | None] = type(own).forward(own, hidden_states, position_bias, **named)
             return states
         mixed = own.Wqkv(hidden_states)  # [B, Q, 3 * D]
         if own.clip_qkv:
@@ -459,8 +459,8 @@ class _MptAttentionForward:
         query, key, value = (
             part.unflatten(-1, (own.n_heads, own.head_dim)).transpose(1, 2) for part in mixed.chunk(3, dim=-1)
         )  # each [B, H, Q, D / H]
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, own.layer_idx)
+        if (cache := named.get(CACHE_NAME)) is not None:
+            key, value = cache.update(key, value, own.layer_idx)
         dropout = own.attn_dropout_p if own.training else 0.0
         mask = position_bias.to(query.dtype)  # [B, H, Q, K]
         mixed = nn.functional.scaled_dot_product_attention(

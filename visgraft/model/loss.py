@@ -29,7 +29,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import ModelOutput
 
-from visgraft.errors import UnsupportedModelError
+from visgraft.errors import ModelError, UnsupportedModelError
+from visgraft.model.cache import CACHE_NAME
 
 CHUNK_BYTES = {"cpu": 4 * 2**20}  # float32 logits of the cross-entropy at once: what a processor's cache holds
 OTHER_CHUNK_BYTES = 64 * 2**20  # and what keeps a GPU busy
@@ -39,23 +40,34 @@ OTHER_CHUNK_BYTES = 64 * 2**20  # and what keeps a GPU busy
 class VisionLanguageOutput(ModelOutput):
     """What a forward gives; fields that were not asked for are None.
 
+    The first five stand in the order in which transformers' own models have them, for those who take a tuple.
+
     Attributes:
         loss: mean over the supervised tokens, fp32 scalar.
-        loss_sum: their sum, fp32 scalar.
+        logits: [B, P + T, V].
+        past_key_values: the cache, filled; from transformers 5.24 on also, and first, named `cache`.
+        hidden_states: whole rows as they were given, [image][text]: [B, P + T, D] in front of every layer, and behind
+            the last one and its norm. Behind a cache those of the new positions, [B, Q, D].
+        attentions: of every layer that attends, [B, heads, P + T, P + T]: row looks at column, in the same order.
+            Behind a cache [B, heads, Q, S]: the new positions look at the whole row. 0 where a layer cannot look.
+        last_hidden_state: [B, T, D], what the head makes the text's logits of (trl reads it, to make its own).
+        loss_sum: sum of the losses, fp32 scalar.
         num_supervised: how many there are, long scalar.
         target_losses: [M] fp32, detached, one a supervised token.
-        logits: [B, P + T, V].
-        last_hidden_state: [B, T, D], what the head makes the text's logits of (trl reads it, to make its own).
-        past_key_values: the cache, filled.
     """
 
     loss: Tensor | None = None
+    logits: Tensor | None = None
+    if CACHE_NAME == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor | None, ...] | None = None
+    last_hidden_state: Tensor | None = None
     loss_sum: Tensor | None = None
     num_supervised: Tensor | None = None
     target_losses: Tensor | None = None
-    logits: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    past_key_values: Cache | None = None
 
 
 def supervised_losses(
@@ -96,16 +108,31 @@ def supervised_losses(
     return cross_entropy(logits[0], target)
 
 
-def labels_loss(logits: Tensor, labels: Tensor) -> VisionLanguageOutput:
+def labels_loss(
+    logits: Tensor, labels: Tensor, *, num_items_in_batch: Tensor | int | None = None
+) -> VisionLanguageOutput:
     """Compute the loss of labels, shifted inside the text: CE(logits[:, P:-1], labels[:, 1:]).
 
     Args:
         logits: [B, P + T, V].
         labels: [B, T] long, -100 = ignored; the first column is never a target.
+        num_items_in_batch: what the sum is divided by; None = the number of targets.
+
+    Raises:
+        ModelError: the labels have another shape, or the logits are fewer than the labels.
     """
+    if labels.shape[0] != logits.shape[0] or labels.shape[1] > logits.shape[1]:
+        raise ModelError(
+            f"labels have shape {list(labels.shape)}, logits {list(logits.shape[:2])} positions: need one label for "
+            "every token of the text (none for images), and all logits (logits_to_keep=0)"
+        )
     row, column = (labels[:, 1:] != -100).nonzero(as_tuple=True)  # each [M]
     predicted = logits[:, -labels.shape[1] :][row, column]  # [B, T, V] -> [M, V]
-    return loss_output(cross_entropy(predicted, labels[row, column + 1]))
+    output = loss_output(cross_entropy(predicted, labels[row, column + 1]))
+    if num_items_in_batch is not None:
+        assert output.loss_sum is not None
+        output.loss = output.loss_sum / num_items_in_batch
+    return output
 
 
 def loss_output(losses: Tensor) -> VisionLanguageOutput:

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from visgraft.model.cache import PreallocatedCache
+from visgraft.branches import grow
+from visgraft.model.cache import PreallocatedCache, as_argument
 from visgraft.model.joined import JoinedModel
+from visgraft.model.layer_outputs import LayerOutputs
 from visgraft.model.loss import VisionLanguageOutput, gathered_head
 from visgraft.model.parts import input_embedding
-from visgraft.model.sequence import SegmentTable, append_segment, append_texts, rows_going_on
+from visgraft.model.sequence import SegmentTable, append_branches, append_segment, rows_going_on
 from visgraft.model.slots import SlotCache
 from visgraft.model.state_cache import StateCache
 from visgraft.model.state_slots import StateSlots
@@ -35,7 +38,12 @@ class PieceByPieceMixin(JoinedModel):
 
     @abc.abstractmethod
     def _decode(
-        self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
+        self,
+        embeds: Tensor,
+        table: SegmentTable,
+        cache: Cache | None,
+        logits_to_keep: int,
+        shown: LayerOutputs | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the language model on the last Q of the table's positions: logits and states."""
 
@@ -66,6 +74,11 @@ class PieceByPieceMixin(JoinedModel):
 
     # --- Reading
 
+    @property
+    def image_sees_before(self) -> bool:
+        """Whether an image sees what was read before it: where it was trained inside a text, as LLaVA's."""
+        return self.config.text_before_images is not None
+
     def read_image(
         self, image_tokens: Tensor, *, image_token_mask: Tensor, context: SegmentTable, cache: Cache
     ) -> SegmentTable:
@@ -83,7 +96,7 @@ class PieceByPieceMixin(JoinedModel):
         Raises:
             ModelError: a row becomes longer than the language model's positions.
         """
-        table = append_segment(context, image_token_mask, kind=IMAGE)
+        table = append_segment(context, image_token_mask, kind=IMAGE, image_sees_before=self.image_sees_before)
         self._check_length(table)
         embedding = input_embedding(self)  # [V, D_lm]
         embeds = embedding.new_zeros(*image_token_mask.shape, embedding.shape[1])  # [B, P, D_lm]
@@ -122,43 +135,47 @@ class PieceByPieceMixin(JoinedModel):
         table = append_segment(context, attention_mask.bool(), kind=TEXT)  # [B, context + T]
         self._check_length(table)
         logits, _ = self._decode(self.get_input_embeddings()(input_ids), table, cache, logits_to_keep)
-        return VisionLanguageOutput(logits=logits, past_key_values=cache)
+        return VisionLanguageOutput(logits=logits, **as_argument(cache))
 
-    def read_branches(
-        self, input_ids: Tensor, *, lengths: Sequence[int], context: SegmentTable, cache: Cache
-    ) -> Tensor:
+    def read_branches(self, texts: Sequence[Sequence[int]], *, context: SegmentTable, cache: Cache) -> Tensor:
         """Read several texts behind the one row that a cache holds; each sees all of that, and none another.
 
+        What texts begin with in common is read once; where a language model carries states, with each of them.
+
         Args:
-            input_ids: [T] long, the texts one behind the other.
-            lengths: of each.
+            texts: their ids; some may be empty.
             context: what the cache holds, one row.
             cache: one that drops nothing (`PreallocatedCache`); it is written to, and is of no use but for its context.
 
         Returns:
-            Logits [T, V].
+            Logits [T, V] of all texts, one behind the other.
 
         Raises:
             ModelError: a text ends beyond the language model's positions.
         """
         if isinstance(cache, StateCache):  # texts side by side would read each other's states
-            return self._read_branches_in_rows(input_ids, lengths=lengths, context=context, cache=cache)
-        table = append_texts(context, lengths=lengths)
+            return self._read_branches_in_rows(texts, context=context, cache=cache)
+        grown = grow(texts)
+        table = append_branches(context, branches=grown.branches)
         self._check_length(table)
-        logits, _ = self._decode(self.get_input_embeddings()(input_ids[None]), table, cache, 0)  # [1, T, V]
-        row: Tensor = logits[0]
-        return row
+        ids = [texts[branch.text][branch.start : branch.end] for branch in grown.branches]
+        read = torch.tensor([list(chain.from_iterable(ids))], dtype=torch.long, device=table.kind.device)  # [1, U]
+        logits, _ = self._decode(self.get_input_embeddings()(read), table, cache, 0)  # [1, U, V]
+        spans = list(pairwise(accumulate(map(len, ids), initial=0)))
+        columns = [column for path in grown.paths for number in path for column in range(*spans[number])]
+        return logits[0] if len(columns) == read.shape[1] else logits[0, columns]
 
     def _read_branches_in_rows(
-        self, input_ids: Tensor, *, lengths: Sequence[int], context: SegmentTable, cache: StateCache
+        self, texts: Sequence[Sequence[int]], *, context: SegmentTable, cache: StateCache
     ) -> Tensor:
         """Read several texts, each behind a copy of what the one row of a cache holds: logits [T, V]."""
-        own = [text for text in input_ids.split(list(lengths)) if len(text)]
+        device = context.kind.device
+        own = [torch.tensor(text, device=device) for text in texts if len(text)]
         padded = nn.utils.rnn.pad_sequence(own, batch_first=True)  # [N, Q]
-        is_real = torch.arange(padded.shape[1], device=padded.device) < torch.tensor(
-            [[len(text)] for text in own], device=padded.device
+        is_real = torch.arange(padded.shape[1], device=device) < torch.tensor(
+            [[len(text)] for text in own], device=device
         )
-        copies = cache.select(torch.zeros(len(own), dtype=torch.long, device=padded.device))
+        copies = cache.select(torch.zeros(len(own), dtype=torch.long, device=device))
         table = append_segment(context, is_real, kind=TEXT)
         self._check_length(table)
         logits, _ = self._decode(self.get_input_embeddings()(padded), table, copies, 0)  # [N, Q, V]
@@ -192,6 +209,6 @@ class PieceByPieceMixin(JoinedModel):
             positions=table.position[:, -num_new:] - shift[:, None],
         )
         with gathered_head(self.language, (torch.arange(len(counts), device=device), counts - 1)):
-            output = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **arguments)
+            output = self.attention_spec.call(self.language, embeds, arguments, cache=cache)
         row_logits: Tensor = output.logits[0]
         return row_logits

@@ -25,7 +25,8 @@ class ProjectionSettings:
     """What the projection is made of.
 
     Attributes:
-        type: `linear` = linear + LayerNorm (GIT); `mlp` = linear, GELU, linear (LLaVA 1.5, arXiv:2310.03744).
+        type: `linear` = linear + LayerNorm (GIT); `mlp` = linear, GELU, linear (LLaVA 1.5, arXiv:2310.03744); `plain` =
+            linear alone (nanoVLM).
         pool: average squares of pool x pool patches into one image token.
         pixel_shuffle: concatenate squares of k x k patches into one, k * k times as wide (InternVL, arXiv:2404.16821).
         norm_eps: epsilon of the LayerNorm.
@@ -33,14 +34,14 @@ class ProjectionSettings:
     Pooling and pixel shuffle drop the class and register tokens, which belong to no square.
     """
 
-    type: Literal["linear", "mlp"] = "linear"
+    type: Literal["linear", "mlp", "plain"] = "linear"
     pool: int = 1
     pixel_shuffle: int = 1
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.type not in ("linear", "mlp"):
-            raise ConfigError(f"model.projection.type: got {self.type!r}, allowed are linear, mlp")
+        if self.type not in ("linear", "mlp", "plain"):
+            raise ConfigError(f"model.projection.type: got {self.type!r}, allowed are linear, mlp, plain")
         for key in ("pool", "pixel_shuffle"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"model.projection.{key}: got {getattr(self, key)}, must be at least 1 (1 = none)")
@@ -119,6 +120,8 @@ class Projection(nn.Module):
             nn.init.normal_(self.linear.weight, std=self.linear.in_features**-0.5)
             nn.init.normal_(self.linear_2.weight, std=scale * (2 / self.linear_2.in_features) ** 0.5)
             nn.init.zeros_(self.linear_2.bias)
+        if self.settings.type == "plain":
+            nn.init.normal_(self.linear.weight, std=scale * self.linear.in_features**-0.5)
         if self.temporal_embedding is not None:
             nn.init.zeros_(self.temporal_embedding)
         if self.row_separator is not None:

@@ -19,13 +19,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from visgraft.errors import ConfigError
+from visgraft.errors import ConfigError, names_needed_for
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "4bit": {
@@ -66,15 +63,14 @@ def stored_config(module: PreTrainedModel) -> dict[str, Any] | None:
     return {**values, "quant_method": str(values["quant_method"].value)}
 
 
-def restored_config(values: dict[str, Any]) -> QuantizationConfigMixin:
+def restored_config(values: dict[str, Any]) -> BitsAndBytesConfig:
     """Make the settings again that `stored_config` wrote down.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
     quantization_config("8bit" if values.get("load_in_8bit") else "4bit")  # for its checks
-    restored: QuantizationConfigMixin = AutoQuantizationConfig.from_dict(values)
-    return restored
+    return BitsAndBytesConfig.from_dict(values)
 
 
 def quantization_name(values: dict[str, Any]) -> str:
@@ -114,6 +110,8 @@ def num_weights(parameter: nn.Parameter) -> int:
 
 def dequantize(module: PreTrainedModel) -> None:
     """Put ordinary float32 linears in the place of quantized ones, with the values that those stood for."""
+    with names_needed_for("merging into quantized weights"):
+        from peft.utils.integrations import dequantize_module_weight
     for path, layer in list(quantized_layers(module)):
         weight = dequantize_module_weight(layer).detach().float()
         bias: Any = layer._parameters.get("bias")

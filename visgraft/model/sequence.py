@@ -17,6 +17,21 @@ One image with two texts behind it (2 image tokens i, texts a and b of 2 tokens 
     b 1 1 . . 1 .
     b 1 1 . . 1 1
 
+Where both begin with a turn q, that stands there once, a segment that two others see (branches.py finds it):
+
+    >>> from visgraft.branches import grow
+    >>> table = append_segment(empty_table(1), torch.ones(1, 2, dtype=torch.bool), kind=IMAGE)
+    >>> grown = grow([[7, 8, 4, 5], [7, 8, 6]], min_saved=2)
+    >>> print(draw(append_branches(table, branches=grown.branches), names="iiqqaab"))
+      i i q q a a b
+    i 1 1 . . . . .
+    i 1 1 . . . . .
+    q 1 1 1 . . . .
+    q 1 1 1 1 . . .
+    a 1 1 1 1 1 . .
+    a 1 1 1 1 1 1 .
+    b 1 1 1 1 . . 1
+
 Axis letters: B rows, S positions of a row, P image tokens, T text tokens, G segments, Q queries, K keys.
 
 No image state depends on any text, so every text behind the prefix computes exactly what it would compute alone
@@ -33,6 +48,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from visgraft.branches import Branch
 from visgraft.segments import IMAGE, PAD, TEXT
 
 
@@ -266,7 +282,7 @@ def empty_table(num_rows: int, *, device: torch.device | None = None) -> Segment
     return SegmentTable(empty, empty, empty, empty, torch.zeros(num_rows, 0, 0, dtype=torch.bool, device=device))
 
 
-def append_segment(context: SegmentTable, mask: Tensor, *, kind: int) -> SegmentTable:
+def append_segment(context: SegmentTable, mask: Tensor, *, kind: int, image_sees_before: bool = False) -> SegmentTable:
     """Describe rows to which one more segment, an image or a text, is added.
 
     A text sees all that was read before it, and its own past. An image sees itself alone, as everywhere: its states
@@ -291,6 +307,7 @@ def append_segment(context: SegmentTable, mask: Tensor, *, kind: int) -> Segment
         context: rows as read so far, S positions; the rows may come in more copies than the context has (beams).
         mask: [B, Q] bool, True = a real token; B a multiple of the context's rows.
         kind: `IMAGE` or `TEXT`.
+        image_sees_before: an image sees all that was read before it, as a text does (LLaVA's), not itself alone.
 
     Returns:
         The table of B rows with S + Q positions; pads see themselves alone and are never seen.
@@ -299,7 +316,7 @@ def append_segment(context: SegmentTable, mask: Tensor, *, kind: int) -> Segment
     position = _next_position(context) + (mask.long().cumsum(1) - 1).clamp(min=0)  # [B, Q]
     num_segments = context.sees.shape[1]  # G
     sees = torch.nn.functional.pad(context.sees, (0, 1, 0, 1))  # [B, G + 1, G + 1]
-    sees[:, num_segments, :num_segments] = kind == TEXT
+    sees[:, num_segments, :num_segments] = kind == TEXT or image_sees_before
     return SegmentTable(
         kind=torch.cat([context.kind, mask.long() * kind], 1),
         group=torch.cat([context.group, torch.zeros_like(mask, dtype=torch.long)], 1),
@@ -309,28 +326,39 @@ def append_segment(context: SegmentTable, mask: Tensor, *, kind: int) -> Segment
     )
 
 
-def append_texts(context: SegmentTable, *, lengths: Sequence[int]) -> SegmentTable:
-    """Describe one row to which several texts are added, to be read at once.
+def append_branches(context: SegmentTable, *, branches: Sequence[Branch]) -> SegmentTable:
+    """Describe one row to which the branches of several texts are added, to be read at once.
 
-    Each sees all that was read before and its own past, and none sees another; each restarts at the next position.
+    Each sees all that was read before, the branches that it stands behind and its own past, and none sees another;
+    texts restart at the next position.
 
     Args:
         context: one row as read so far, S positions.
-        lengths: of each text.
+        branches: of the texts; no text is empty.
 
     Returns:
-        The table of one row with S + sum(lengths) positions.
+        The table of one row with the positions of all branches behind those of the context.
     """
-    num_segments, num_texts, device = context.sees.shape[1], len(lengths), context.kind.device
-    segment = torch.tensor([index for index, length in enumerate(lengths) for _ in range(length)], device=device)[None]
-    step = torch.tensor([index for length in lengths for index in range(length)], device=device)[None]  # [1, T]
-    sees = torch.nn.functional.pad(context.sees, (0, num_texts, 0, num_texts))  # [1, G + texts, G + texts]
+    num_segments, device = context.sees.shape[1], context.kind.device
+    sees = torch.nn.functional.pad(
+        context.sees, (0, len(branches), 0, len(branches))
+    )  # [1, G + branches, G + branches]
     sees[:, num_segments:, :num_segments] = True
+    segment: list[int] = []
+    step: list[int] = []
+    for index, branch in enumerate(branches, start=num_segments):
+        if branch.stem >= 0:
+            stem = num_segments + branch.stem
+            sees[0, index] |= sees[0, stem]
+            sees[0, index, stem] = True
+        segment += [index] * (branch.end - branch.start)
+        step += range(branch.start, branch.end)
+    own, steps = (torch.tensor([values], dtype=torch.long, device=device) for values in (segment, step))  # [1, T] each
     return SegmentTable(
-        kind=torch.cat([context.kind, torch.full_like(segment, TEXT)], 1),
-        group=torch.cat([context.group, torch.zeros_like(segment)], 1),
-        segment=torch.cat([context.segment, num_segments + segment], 1),
-        position=torch.cat([context.position, _next_position(context) + step], 1),
+        kind=torch.cat([context.kind, torch.full_like(own, TEXT)], 1),
+        group=torch.cat([context.group, torch.zeros_like(own)], 1),
+        segment=torch.cat([context.segment, own], 1),
+        position=torch.cat([context.position, _next_position(context) + steps], 1),
         sees=sees,
     )
 

@@ -111,6 +111,33 @@ def set_trainable(
     )
 
 
+def train_token_rows(model: nn.Module, report: Trainable, token_ids: Sequence[int]) -> Trainable:
+    """Let the rows of some tokens train in the embeddings, and in an untied head, that are frozen otherwise.
+
+    The gradient of every other row is 0, and nothing of these tables is decayed, so that they stay bit for bit what
+    they are.
+
+    Args:
+        model: after `set_trainable`.
+        report: what it returned.
+        token_ids: whose rows.
+    """
+    notes = {part: list(lines) for part, lines in report.notes.items()}
+    tables: dict[Part, nn.Parameter] = {"language": cast(nn.Parameter, input_embedding(model))}
+    if not is_tied(model):
+        tables["head"] = part_module(model, "head").weight  # type: ignore[assignment]
+    for part, table in tables.items():
+        if not table.requires_grad:
+            table.data = table.data.float()
+            table.requires_grad_(True)
+            keep = torch.zeros(table.shape[0], 1, device=table.device)
+            keep[list(token_ids)] = 1.0
+            table.register_hook(lambda gradient, keep=keep: gradient * keep.to(gradient.device, gradient.dtype))
+            table.is_never_decayed = True  # type: ignore[attr-defined]  # the optimizer asks for it
+            notes[part].append(f"the rows of {len(token_ids)} new tokens train in a table of {table.shape[0]:,}")
+    return replace(report, notes={part: tuple(lines) for part, lines in notes.items()})
+
+
 def freeze_unused(model: nn.Module, report: Trainable, *, loss: Callable[[], Tensor]) -> Trainable:
     """Freeze what one backward pass does not reach, and name it.
 

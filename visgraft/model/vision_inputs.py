@@ -85,8 +85,8 @@ def flatten_images(
             f"{list(shape)}"
         )
     mask = mask.view(shape)
-    flat = {name: value.flatten(0, num_leading - 1)[mask.flatten()] for name, value in vision_inputs.items()}
-    return flat, mask
+    flat = {name: value.flatten(0, num_leading - 1) for name, value in vision_inputs.items()}
+    return flat if image_mask is None else {name: value[mask.flatten()] for name, value in flat.items()}, mask
 
 
 def check_rows(images: Tensor | None, texts: Tensor) -> None:

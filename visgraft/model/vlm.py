@@ -20,13 +20,14 @@ prefix_injection.py the LM's hidden size).
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,11 +37,16 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from visgraft.errors import ModelError
+from visgraft.model.attention_kernel import showing_attention
+from visgraft.model.cache import as_argument
 from visgraft.model.checks.compatibility import check_language
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.generation import PADS_BEHIND_CACHE, PrefixGenerationMixin
+from visgraft.model.image_prefix import ImagePrefixMixin
 from visgraft.model.language import embedding_scale
+from visgraft.model.layer_outputs import LayerOutputs, Selection
 from visgraft.model.loss import VisionLanguageOutput, gathered_head, labels_loss, loss_output, supervised_losses
+from visgraft.model.parts import part_module, part_parameters
 from visgraft.model.passes import losses_in_passes, read
 from visgraft.model.piece_by_piece import PieceByPieceMixin
 from visgraft.model.precision import float32_under_autocast, let_layer_norms_take_float32
@@ -49,19 +55,17 @@ from visgraft.model.projection import Projection
 from visgraft.model.sequence import SegmentTable, image_then_text, pads_first
 from visgraft.model.storage.load_and_save import StorageMixin
 from visgraft.model.tower import build_tower
-from visgraft.model.vision import encode, measure
+from visgraft.model.vision import measure
 from visgraft.model.vision_inputs import (
-    ENDS_ROW,
-    check_inputs,
     check_rows,
-    count_tokens,
     dummy_inputs,
-    flatten_images,
 )
+from visgraft.notebook import table_html
 from visgraft.segments import IMAGE
+from visgraft.wording import counted
 
 
-class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin):
+class VisionLanguageModel(ImagePrefixMixin, StorageMixin, PieceByPieceMixin, PrefixGenerationMixin):
     """Any vision encoder joined to any causal language model; the parts are `vision`, `projection`, `language`."""
 
     main_input_name = "input_ids"
@@ -96,8 +100,10 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         self.attention_spec = check_language(language, causal_image=config.image_attention == "causal")
         let_layer_norms_take_float32(language)
         self.loaded_checksums = {}
+        self.new_token_ids: tuple[int, ...] = ()  # whose rows train, whatever else does
         self.generation_config = language.generation_config
         self.logits_bytes = 256 * 2**20  # beyond this, logits are made and forgotten in checkpointed chunks
+        self.loss_type = "ForCausalLM"  # by which the library's trainer knows that the first label is never a target
         self.post_init()
 
     def init_weights(self) -> None:
@@ -111,6 +117,28 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         """Give the language model's head."""
         return self.language.get_output_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Set the language model's token embeddings."""
+        self.language.set_input_embeddings(value)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Set the language model's head."""
+        self.language.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Give the language model's tables another number of tokens, as its own method does; they stay tied or untied.
+
+        Args:
+            new_num_tokens: rows of the tables; None = as many as there are.
+            pad_to_multiple_of: the number is rounded up to a multiple of this.
+            mean_resizing: draw new rows about the mean of the old; False = as fresh weights are drawn.
+        """
+        table = self.language.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.vocab_size = table.weight.shape[0]
+        return table
+
     def train(self, mode: bool = True) -> VisionLanguageModel:
         """Set training mode; parts with nothing to train and every BatchNorm stay in eval mode."""
         super().train(mode)
@@ -122,75 +150,12 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
                 module.eval()
         return self
 
-    # --- Images
-
-    def encode_images(self, vision_inputs: Mapping[str, Tensor], *, frame_index: Tensor | None = None) -> Tensor:
-        """Make image tokens [N, P, width] of N images, or of their `features`, if those are given."""
-        features = vision_inputs.get("features")
-        if features is None:
-            features = self.image_features(vision_inputs)  # [N, P, D_vision]
-        return self.projection(features, frame_index=frame_index)
-
-    def image_features(self, vision_inputs: Mapping[str, Tensor]) -> Tensor:
-        """Run the encoder on N images: [N, P, D_vision], what the projection takes; frozen, it has no gradients."""
-        is_trained = any(parameter.requires_grad for parameter in self.vision.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained):
-            return encode(self.vision, vision_inputs, settings=self.config.vision_settings)
-
-    def image_prefix(
-        self, pixel_values: Tensor, *, image_mask: Tensor | None = None, **vision_inputs: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Make the prefix of each sample.
-
-        Args:
-            pixel_values: [B, 3, H, W], or [B, F, 3, H, W] float, normalised by the encoder's own mean and std.
-            image_mask: [B, F] bool, True = a real image; default all.
-            vision_inputs: what else the encoder takes, with the same leading axes.
-
-        Returns:
-            Image tokens [B, P, width] and [B, P] bool, True = real; P of all F images.
-
-        Raises:
-            ModelError: the encoder does not take an input, or the mask has another shape.
-        """
-        self._check_inputs(vision_inputs)
-        inputs = {"pixel_values": pixel_values, **vision_inputs}
-        flat, mask = flatten_images(inputs, image_mask=image_mask)  # each [N, ...], [B, F]
-        if not mask.any():
-            empty = torch.zeros(mask.shape[0], 0, self.prefix_injection.width, device=mask.device)
-            return empty, empty[..., 0].bool()
-        order = (mask.long().cumsum(1) - 1)[mask]  # [N], which image of its sample each is
-        is_single = (mask.sum(1) == 1).repeat_interleave(mask.sum(1))  # [N]
-        tokens = self.encode_images(flat, frame_index=torch.where(is_single, -1, order))  # [N, p, width]
-        counts = self._count_image_tokens(flat, tokens)  # [N]
-        real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]  # [N, p]
-        prefix = tokens.new_zeros(*mask.shape, *tokens.shape[1:])  # [B, F, p, width]
-        prefix[mask] = tokens
-        prefix_mask = torch.zeros(prefix.shape[:3], dtype=torch.bool, device=mask.device)  # [B, F, p]
-        prefix_mask[mask] = real
-        return prefix.flatten(1, 2), prefix_mask.flatten(1, 2)  # [B, F * p, width], [B, F * p]
-
-    def _check_inputs(self, vision_inputs: Mapping[str, Tensor]) -> None:
-        if ENDS_ROW in vision_inputs and self.projection.row_separator is None:
-            raise ModelError(
-                "got row separators between tiles, which the model was not joined with: give it tiles=, too"
-            )
-        check_inputs(self.vision, (name for name in vision_inputs if name != ENDS_ROW))
-
-    def _count_image_tokens(self, vision_inputs: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-        """Count the real image tokens of each image, [N] long; tokens: [N, P, width]."""
-        has_separator = self.projection.row_separator is not None
-        number = tokens.shape[1] - has_separator
-        counts = torch.full((tokens.shape[0],), number, device=tokens.device)
-        if self.projection.settings.pool * self.projection.settings.pixel_shuffle == 1:
-            counts = count_tokens(vision_inputs, number, extent_per_token=self.projection.extent_per_token)
-        return counts + vision_inputs.get(ENDS_ROW, 0) if has_separator else counts
-
     # --- Loss
 
     def loss(self, batch: Mapping[str, Any]) -> VisionLanguageOutput:
         """Compute the loss over a batch's supervised tokens; see `forward`, which it calls so that hooks run."""
-        return self(batch=batch)
+        output: VisionLanguageOutput = self(batch=batch, return_dict=True)
+        return output
 
     def _batch_loss(self, batch: Mapping[str, Any]) -> VisionLanguageOutput:
         """Run whole rows of a batch [B, S] and give the loss of its supervised tokens."""
@@ -202,7 +167,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         if vision_inputs:
             tokens = self.encode_images(vision_inputs, frame_index=batch["frame_index"])  # [N, P, width]
             counts = batch["num_image_tokens"]  # [N]
-            if not torch.equal(counts, self._count_image_tokens(vision_inputs, tokens)):
+            if not torch.equal(counts, self._count_image_tokens(vision_inputs, tokens, batch["frame_index"])):
                 raise ModelError(
                     f"the batch counts {counts.unique().tolist()} image tokens an image, the model makes "
                     f"{tokens.shape[1]}: make the Processor with the model's image_size, feature_layer, "
@@ -217,21 +182,26 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             black = dummy_inputs(self.vision.config, image_size=self.config.image_size, device=embeds.device)
             tokens = self.encode_images(black, frame_index=torch.zeros(1, dtype=torch.long, device=embeds.device))
             embeds = embeds + tokens[:, :0].sum().to(embeds.dtype)  # nothing, with a gradient of zero
-        pairs = {"source": batch["source"], "target": batch["target"], "logits_bytes": self.logits_bytes}
+        pairs = {"source": batch["source"], "target": batch["target"]}
+        as_distinct = batch.get("as_distinct")  # a token that several dialogs share is computed once
+        if as_distinct is not None:
+            pairs = {name: tensor[batch["distinct"]] for name, tensor in pairs.items()}
         if self.attention_spec.sharing == "mask":
             arguments = self._mask_and_positions(embeds, table)
             run = functools.partial(self.attention_spec.call, self.language, embeds, arguments)
-            return loss_output(supervised_losses(self.language, run, **pairs))
-        losses = losses_in_passes(
-            self.language,
-            self.attention_spec,
-            embeds,
-            table,
-            by_state=batch["layout"] == "shared" and self._can_share_states(),
-            causal_image=self.config.image_attention == "causal",
-            **pairs,
-        )
-        return loss_output(losses)
+            losses = supervised_losses(self.language, run, **pairs, logits_bytes=self.logits_bytes)
+        else:
+            losses = losses_in_passes(
+                self.language,
+                self.attention_spec,
+                embeds,
+                table,
+                by_state=batch["layout"] == "shared" and self._can_share_states(),
+                causal_image=self.config.image_attention == "causal",
+                logits_bytes=self.logits_bytes,
+                **pairs,
+            )
+        return loss_output(losses if as_distinct is None else losses[as_distinct])  # and counts for each of them
 
     def _can_share_states(self) -> bool:
         """Say whether texts may read on from their image's states.
@@ -242,7 +212,13 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         drops = self.language.training and any(
             getattr(module, "gradient_checkpointing", False) for module in self.language.modules()
         )
-        return self.attention_spec.sharing == "state" and not drops and not isinstance(self, FSDPModule)
+        return self.attention_spec.sharing == "state" and not drops and not self._is_sharded
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether processes share the weights out; who does that has imported what takes long to import."""
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        return fsdp is not None and isinstance(self, fsdp.FSDPModule)
 
     def _needs_black_image(self, vision_inputs: Mapping[str, Tensor]) -> bool:
         """Say whether a batch runs the vision part for the other processes alone, which wait for it.
@@ -250,7 +226,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         They wait for its gradients, so a batch without images runs it in training. Processes that share the weights out
         wait for its weights too, whatever it is run for, so there a batch of ready features runs it as well.
         """
-        if isinstance(self, FSDPModule):
+        if self._is_sharded:
             return not vision_inputs or "features" in vision_inputs
         return not vision_inputs and self.training
 
@@ -266,13 +242,18 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
         image_embeds: Tensor | None = None,
         image_token_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         context: SegmentTable | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         batch: Mapping[str, Any] | None = None,
+        inputs_embeds: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: Selection = None,
         return_dict: bool | None = None,
-        **vision_inputs: Tensor,
-    ) -> VisionLanguageOutput:
+        **vision_inputs: Tensor | None,
+    ) -> VisionLanguageOutput | tuple[Any, ...]:
         """Run the model on a batch (for its loss) or on ids and pixels (for logits).
 
         Args:
@@ -287,55 +268,115 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             image_token_mask: see `image_embeds`.
             past_key_values: a cache, in which rows are packed as [pads][image][text]; later calls give the
                 `image_token_mask` again.
+            cache: the same, by the name that transformers gives it from 5.24 on.
             context: what the cache holds in front of the text, instead of an `image_token_mask`; see `read_text`.
             use_cache: make a cache where none is given.
             logits_to_keep: only the last n positions' logits (with a cache, of the packed rows); 0 = all.
             batch: from `Processor.collate`; everything else is then ignored and only the loss fields are filled.
-            return_dict: what Hugging Face's `generate` says; the output is an object whatever it says.
+            inputs_embeds: [B, T, D_lm], as the token embeddings make them, instead of `input_ids`.
+            num_items_in_batch: what the sum of the losses is divided by, instead of the targets that are here: those of
+                the whole step, as Hugging Face's trainer counts them.
+            output_attentions: give `attentions`, computed with the plain kernel (eager); default as the config says.
+            output_hidden_states: give `hidden_states`; default as the config says.
+            return_dict: False = a tuple of the fields that are there, in their order; default as the config says.
             vision_inputs: what else the encoder takes.
 
         Raises:
-            ModelError: neither ids nor a batch is given, an argument is unknown, the row is longer than the language
-                model's positions, or pads stand behind what is in the cache.
+            ModelError: not just one of ids, embeddings and a batch is given, an argument is unknown, the row is longer
+                than the language model's positions, an image is given behind a cache that holds something, pads stand
+                behind what is in the cache, or the language model does not show what is asked for.
         """
-        self._check_inputs(vision_inputs)
+        given = {name: value for name, value in vision_inputs.items() if value is not None}
+        self._check_inputs(given)
+        if batch is None and (input_ids is None) == (inputs_embeds is None):
+            raise ModelError(
+                "forward needs input_ids, or inputs_embeds in their place, or batch= from Processor.collate"
+            )
+        cache = past_key_values if cache is None else cache
         if batch is not None:
-            return self._batch_loss(batch)
-        if input_ids is None:
-            raise ModelError("forward needs input_ids, or batch= from Processor.collate")
-        if context is not None:
-            return self.read_text(
+            result = self._batch_loss(batch)
+        elif context is not None and input_ids is not None:
+            result = self.read_text(
                 input_ids,
                 context=context,
-                cache=past_key_values,
+                cache=cache,
                 attention_mask=attention_mask,
                 logits_to_keep=logits_to_keep,
             )
-        check_rows(pixel_values if image_embeds is None else image_embeds, input_ids)
-        if image_embeds is None and pixel_values is not None:
-            image_embeds, image_token_mask = self.image_prefix(pixel_values, image_mask=image_mask, **vision_inputs)
+        else:
+            embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            check_rows(pixel_values if image_embeds is None else image_embeds, embeds)
+            if image_embeds is None and pixel_values is not None:
+                image_embeds, image_token_mask = self.image_prefix(
+                    pixel_values, image_mask=image_mask, begins="first", **given
+                )
+            states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            attentions = self.config.output_attentions if output_attentions is None else output_attentions
+            result = self._read_rows_whole(
+                embeds,
+                image_embeds,
+                image_token_mask,
+                attention_mask,
+                cache=self.make_cache() if cache is None and use_cache else cache,
+                logits_to_keep=logits_to_keep,
+                shown=LayerOutputs(hidden_states=states, attentions=attentions),
+            )
+            if labels is not None:
+                assert result.logits is not None
+                losses = labels_loss(result.logits, labels, num_items_in_batch=num_items_in_batch)
+                result = VisionLanguageOutput(
+                    **losses, **result
+                )  # in the order of the fields, as a tuple is made of them
+        wants_object = self.config.return_dict if return_dict is None else return_dict
+        return result if wants_object else result.to_tuple()
+
+    def _read_rows_whole(
+        self,
+        embeds: Tensor,
+        image_embeds: Tensor | None,
+        image_token_mask: Tensor | None,
+        attention_mask: Tensor | None,
+        *,
+        cache: Cache | None,
+        logits_to_keep: int,
+        shown: LayerOutputs,
+    ) -> VisionLanguageOutput:
+        """Run texts [B, T, D_lm] behind their images, or [B, Q, D_lm] behind what is in the cache; see `forward`."""
+        num_rows, num_text = embeds.shape[:2]
         if image_token_mask is None:
             num_image = 0 if image_embeds is None else image_embeds.shape[1]
-            image_token_mask = torch.ones(input_ids.shape[0], num_image, dtype=torch.bool, device=input_ids.device)
-        if past_key_values is None and use_cache:
-            past_key_values = self.make_cache()
-        num_cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        embeds = self.get_input_embeddings()(input_ids)  # [B, T, D_lm]; with a cache [B, Q, D_lm]
-        table, order = self._rows(input_ids, image_token_mask, attention_mask, past_key_values, num_cached)
+            image_token_mask = torch.ones(num_rows, num_image, dtype=torch.bool, device=embeds.device)
+        num_cached = 0 if cache is None else int(cache.get_seq_length())
+        if num_cached and image_embeds is not None:
+            raise ModelError(
+                f"an image was given beside a cache that holds {num_cached} positions, behind which it cannot stand: "
+                "give the image with an empty cache, or read_image (peft's prefix tuning fills the cache first: take "
+                "prompt tuning or LoRA)"
+            )
+        table, order = self._rows(embeds, image_token_mask, attention_mask, cache, num_cached)
         if num_cached == 0:
             is_image = table.kind == IMAGE  # [B, S]
             embeds = self.prefix_injection.inject_prefix(image_embeds, embeds, is_image=is_image, order=order)
-        logits, states = self._decode(embeds, table, past_key_values, logits_to_keep)  # [B, S or n, V], [B, S, D]
+        with showing_attention(self) if "output_attentions" in shown.arguments else contextlib.nullcontext():
+            logits, states = self._decode(embeds, table, cache, logits_to_keep, shown)  # [B, S or n, V], [B, S, D]
+        shown.give_back(order, length=table.length, num_cached=num_cached)
         if order is not None and num_cached == 0 and not logits_to_keep:  # back to the order in which they were given
             logits = logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
-        result = VisionLanguageOutput() if labels is None else labels_loss(logits, labels)
-        result.logits, result.past_key_values = logits, past_key_values
-        if past_key_values is None:
-            result.last_hidden_state = states[:, -input_ids.shape[1] :]  # [B, T, D]
-        return result
+        return VisionLanguageOutput(
+            logits=logits,
+            **as_argument(cache),
+            hidden_states=shown.hidden_states,
+            attentions=shown.attentions,
+            last_hidden_state=states[:, -num_text:] if cache is None else None,  # [B, T, D]
+        )
 
     def _decode(
-        self, embeds: Tensor, table: SegmentTable, cache: Cache | None, logits_to_keep: int
+        self,
+        embeds: Tensor,
+        table: SegmentTable,
+        cache: Cache | None,
+        logits_to_keep: int,
+        shown: LayerOutputs | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the language model on the last Q of the table's positions.
 
@@ -344,6 +385,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             table: the rows, S positions with the cached ones.
             cache: holds the S - Q positions before; it is written to.
             logits_to_keep: only the last n positions' logits; 0 = all.
+            shown: takes in what the layers are to show.
 
         Returns:
             Logits [B, Q or n, V], and what comes to the head, [B, Q, D].
@@ -358,10 +400,14 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
                 cache=cache,
                 causal_image=is_causal,
                 logits_to_keep=logits_to_keep,
+                shown=shown,
             )
         arguments = self._mask_and_positions(embeds, table, cache)
+        asked = {} if shown is None else shown.arguments
         with gathered_head(self.language, slice(-logits_to_keep, None) if logits_to_keep else None) as states:
-            output = self.attention_spec.call(self.language, embeds, arguments, cache=cache)
+            output = self.attention_spec.call(self.language, embeds, {**arguments, **asked}, cache=cache)
+        if shown is not None:
+            shown.take(output)
         return output.logits, states[-1]
 
     def _mask_and_positions(self, embeds: Tensor, table: SegmentTable, cache: Cache | None = None) -> dict[str, Any]:
@@ -377,7 +423,7 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
 
     def _rows(
         self,
-        input_ids: Tensor,
+        embeds: Tensor,
         image_token_mask: Tensor,
         attention_mask: Tensor | None,
         cache: Cache | None,
@@ -389,19 +435,29 @@ class VisionLanguageModel(StorageMixin, PieceByPieceMixin, PrefixGenerationMixin
             The table of S positions, and [B, S] long, the old column of each new one (None = as they were).
         """
         num_image = image_token_mask.shape[1]
-        num_text = input_ids.shape[1] if num_cached == 0 else num_cached - num_image + input_ids.shape[1]
+        num_text = embeds.shape[1] if num_cached == 0 else num_cached - num_image + embeds.shape[1]
         if attention_mask is None:  # `generate` drops a mask that is all ones
-            attention_mask = torch.ones(input_ids.shape[0], num_text, dtype=torch.bool, device=input_ids.device)
+            attention_mask = torch.ones(embeds.shape[0], num_text, dtype=torch.bool, device=embeds.device)
         if attention_mask.shape[1] != num_text:
             raise ModelError(
                 f"attention_mask covers {attention_mask.shape[1]} text tokens, there are {num_text} "
                 "(cached ones included, image tokens not)"
             )
-        if num_cached and not attention_mask[:, -input_ids.shape[1] :].all():
+        if num_cached and not attention_mask[:, -embeds.shape[1] :].all():
             raise ModelError(PADS_BEHIND_CACHE)
         table = image_then_text(image_token_mask, attention_mask.bool())
         self._check_length(table)
         return (table, None) if cache is None else pads_first(table)
+
+    def _repr_html_(self) -> str:
+        """Show the model in a notebook: its parts, their sizes, and what of each trains."""
+        rows = []
+        for part, own in part_parameters(self).items():
+            trained = sum(p.numel() for p in own.values() if p.requires_grad)
+            kind = type(part_module(self, part)).__name__
+            rows.append([part, kind, f"{sum(p.numel() for p in own.values()):,}", f"{trained:,}"])
+        title = f"{type(self).__name__}, {counted(self.projection.num_tokens, 'image token')} a picture"
+        return table_html(title, ["part", "class", "parameters", "trainable"], rows)
 
     def _check_length(self, table: SegmentTable) -> None:
         limit = self.attention_spec.max_positions

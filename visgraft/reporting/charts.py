@@ -95,14 +95,17 @@ def themed(chart: Chart) -> Chart:
     """Give a chart the common look: no background, lines and words that read on light and dark."""
     grey, line = "#7d8896", "rgba(125, 136, 150, 0.28)"
     return (
-        chart.configure(background="transparent", font="system-ui, sans-serif", padding=4)
+        chart.configure(background="transparent", font="system-ui, sans-serif", padding=8)  # for marks at the edge
         .configure_view(stroke=None)
         .configure_mark(color=COLORS[0])
         .configure_axis(
             labelColor=grey, titleColor=grey, gridColor=line, domainColor=line, tickColor=line, labelFontSize=12,
             titleFontSize=12, titleFontWeight="normal",
         )
-        .configure_legend(labelColor=grey, titleColor=grey, labelFontSize=12, symbolStrokeWidth=3)
+        .configure_legend(
+            orient="top", title=None, labelColor=grey, labelFontSize=12, labelLimit=340, symbolStrokeWidth=3,
+            columnPadding=16,
+        )
         .configure_range(category=list(COLORS))
     )  # fmt: skip
 
@@ -118,6 +121,7 @@ def loss_scale(**settings: Any) -> altair.Scale:
     return altair.Scale(type="log", nice=False, **settings)
 
 
-def loss_axis() -> altair.Axis:
-    """Give a loss's axis: as many ticks as there is room for, written as they are read."""
-    return altair.Axis(format="~g", labelOverlap=True, tickCount=8)
+def loss_axis(*, is_horizontal: bool = False) -> altair.Axis:
+    """Give a loss's axis: as many ticks as there is room for, written as they are read; labels never touch."""
+    overlap: Any = "greedy" if is_horizontal else True
+    return altair.Axis(format="~g", labelOverlap=overlap, labelSeparation=8 if is_horizontal else 0, tickCount=8)

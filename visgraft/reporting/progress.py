@@ -1,4 +1,4 @@
-"""What the user sees of long work, on standard error: a bar in a terminal, a plain line now and then elsewhere.
+"""What the user sees of long work, on standard error: a bar in a terminal or notebook, now and then a line elsewhere.
 
 In: what happens, as it happens. Out: text. Every bar of the program is drawn here.
 
@@ -16,12 +16,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from visgraft.notebook import is_notebook
+from visgraft.reporting.notebook_bars import NotebookBars
 
 LINE_EVERY_S = 10.0  # between two plain lines about the same work
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of ASCII and Latin-1, without \t and \n
@@ -35,10 +40,25 @@ def error_console(*, is_shown: bool = True, level: Literal["info", "error"] = "i
     form = os.environ.get(LOG_VARIABLE)
     if form == "json" and is_shown:
         return Console(file=_JsonLines(sys.stderr, level=level), force_terminal=False, width=LOG_WIDTH)
-    console = Console(stderr=True, quiet=not is_shown or (form == "quiet" and level == "info"))
+    is_quiet = not is_shown or (form == "quiet" and level == "info")
+    if is_notebook():  # plain lines in the cell's output; bars are drawn apart
+        return Console(file=sys.stdout, quiet=is_quiet, width=PLAIN_WIDTH, force_terminal=False, force_jupyter=False)
+    console = Console(stderr=True, quiet=is_quiet)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Something to print where it fits whole, and what says the same in its place where it does not."""
+
+    wide: RenderableType
+    narrow: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        fits = Measurement.get(console, options.update(max_width=LOG_WIDTH), self.wide).maximum <= options.max_width
+        yield self.wide if fits else self.narrow
 
 
 def visible(text: str, *, form: str = "\\x{:02x}") -> str:
@@ -69,21 +89,26 @@ class Display:
 
     Attributes:
         console: where everything is written.
+        bar_width: in columns; narrow terminals have short bars, so that the words stay whole.
+        is_live: whether bars are drawn: in a terminal and in a notebook.
         bars: one task for each piece of work, with its `unit` (None: a share of 1, shown in per cent).
     """
 
     def __init__(self, console: Console, *, is_kept: bool = False) -> None:
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), _Amount(), _TimeLeft())
-        self.bars = Progress(*columns, console=console, transient=not is_kept)
+        self.bar_width = min(40, max(8, console.width // 6))
+        columns = (TextColumn("{task.description}"), BarColumn(self.bar_width), _Amount(), _TimeLeft())
+        in_notebook = is_notebook() and not console.quiet
+        self.is_live = console.is_terminal or in_notebook
+        self.bars = NotebookBars(console) if in_notebook else Progress(*columns, console=console, transient=not is_kept)
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self.is_live:
             self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
+        if self.is_live:
             self.bars.stop()
 
     def say(self, text: str) -> None:
@@ -115,7 +140,7 @@ class Display:
             nonlocal done, shown_at
             done += number
             self.bars.advance(task, number)
-            if not self.console.is_terminal and time.monotonic() - shown_at >= LINE_EVERY_S:
+            if not self.is_live and time.monotonic() - shown_at >= LINE_EVERY_S:
                 shown_at = time.monotonic()
                 self.say(f"{what}: {done:,}{'' if total is None else f' of {total:,}'} {unit}")
 

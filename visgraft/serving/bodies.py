@@ -29,7 +29,7 @@ MAX_STOPS = 4
 MAX_BIASES = 1000
 MAX_TOP_LOGPROBS = 20
 # Bounds of the form alone, so that a body of many million wrong things is refused at the first of them.
-_MOST_NAMES, _MOST_MESSAGES, _MOST_PARTS, _MOST_CANDIDATES = 64, 2000, 1000, 2000
+_MOST_NAMES, MOST_MESSAGES, _MOST_PARTS, _MOST_CANDIDATES = 64, 2000, 1000, 2000
 # Parameters of OpenAI's that would change an answer and that this server does not follow.
 NOT_SUPPORTED = (
     *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "audio", "prediction", "metadata"),
@@ -125,7 +125,7 @@ class _Asking(Strict):
     """What every request names: a model, and a chat that the user ends."""
 
     model: Annotated[str, Field(description="One of those that /v1/models lists.")]
-    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES)]
 
 
 class ChatRequest(_Asking):

@@ -98,7 +98,7 @@ def run(service: Service, opened: socket.socket, *, ready: Callable[[str], None]
             ending.begin()
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end, number)
+            _hear(loop, number, end)
         serving = loop.create_task(server.serve([opened]))
         while not server.started and not serving.done():
             await asyncio.sleep(_TICK_S)
@@ -108,6 +108,14 @@ def run(service: Service, opened: socket.socket, *, ready: Callable[[str], None]
 
     asyncio.run(serve())
     return status
+
+
+def _hear(loop: asyncio.AbstractEventLoop, number: int, end: Callable[[int], None]) -> None:
+    """Let a function of the loop hear a signal."""
+    try:
+        loop.add_signal_handler(number, end, number)
+    except NotImplementedError:  # loops of Windows hear none
+        signal.signal(number, lambda number, _: loop.call_soon_threadsafe(end, number) and None)
 
 
 class _Ending:

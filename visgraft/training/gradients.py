@@ -111,14 +111,16 @@ def backward(
     Each of the `total` supervised tokens weighs the same, whichever process and micro-batch it is in. DDP averages over
     processes, hence the factor. All processes make `num_passes`; what is missing to it is the filler at weight 0, which
     leaves the random state alone.
-    Processes exchange their gradients in the last pass; or not at all, and then this process waits for no other.
+    Processes exchange their gradients in the last pass; or not at all, and then this process waits for no other. Those
+    that share the weights out do so in every pass, or each would hold the gradients of all weights until the last.
     """
     accelerator = session.accelerator
     network = session.network if exchanges else session.model
     for number in range(num_passes):
         is_mine, is_last = number < len(batches), number == num_passes - 1
+        is_kept = exchanges and not is_last and not is_sharded(session.model)
         with (
-            accelerator.no_sync(network) if exchanges and not is_last else nullcontext(),
+            accelerator.no_sync(network) if is_kept else nullcontext(),
             nullcontext() if is_mine else undrawn(accelerator.device),
         ):
             out = network(batch=batches[number] if is_mine else session.filler)

@@ -390,7 +390,8 @@ def take_best(session: Session) -> int:
         return state.step
     damage = find_damage(run, state.best_step)
     is_lost = any(session.sum([damage is not None]))  # in one process, and all keep the newest
-    step, text = state.best_step, f"the model is that of step {state.best_step}, the best by validation"
+    by = session.recipe.train.best_by or "validation"
+    step, text = state.best_step, f"the model is that of step {state.best_step}, the best by {by}"
     if is_lost:
         why = damage or "another process could not read them"
         step, text = state.step, f"the best weights are lost: {why}; the model is that of step {state.step}, the newest"

@@ -35,13 +35,17 @@ def build_optimizer(trained: Mapping[Part, Mapping[str, nn.Parameter]], settings
     groups = []
     for part, parameters in trained.items():
         for is_decayed in (True, False):
-            members = [p for p in parameters.values() if (p.ndim > 1) is is_decayed]
+            members = [p for p in parameters.values() if _is_decayed(p) is is_decayed]
             if members:
                 rate = settings.learning_rate_of(part)
                 decay = settings.weight_decay if is_decayed else 0.0
                 groups.append({"params": members, "lr": rate, "base_rate": rate, "weight_decay": decay, "part": part})
     has_fused_kernel = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])  # type: ignore[attr-defined]
     return torch.optim.AdamW(groups, betas=settings.betas, fused=has_fused_kernel)
+
+
+def _is_decayed(parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not getattr(parameter, "is_never_decayed", False)
 
 
 def rate_factor(step: int, *, fraction_done: float, warmup_steps: int, schedule: Schedule) -> float:

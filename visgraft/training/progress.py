@@ -21,6 +21,7 @@ from visgraft.metrics.score_names import score_in_words
 from visgraft.reporting.progress import LINE_EVERY_S, Display, error_console
 
 VALIDATION_KEYS = ("step", "validation_loss", "validation_loss_per_character")  # every other key is a score
+BESIDE_BAR = 10  # columns of the share and what is between
 WINDOW = 20  # steps over which speeds are averaged
 
 
@@ -45,7 +46,7 @@ class TrainProgress(Display):
         now = time.monotonic()
         self._recent.append((now - record["seconds"], fraction, record))
         text = self._describe(now, fraction)
-        if self.console.is_terminal:
+        if self.is_live:
             self.bars.update(self._task, completed=fraction, description=text)
         elif now - self._shown_at >= LINE_EVERY_S or fraction >= 1.0:
             self._shown_at = now
@@ -65,16 +66,21 @@ class TrainProgress(Display):
         record = self._recent[-1][2]
         elapsed = max(now - self._recent[0][0], 1e-9)
         samples, tokens = (sum(r[key] for _, _, r in self._recent) for key in ("samples", "supervised_tokens"))
-        text = f"step {record['step']}  loss {record['loss']:.4f}  {samples / elapsed:.1f} samples/s"
-        text += f"  {tokens / elapsed:.0f} supervised tokens/s"
+        parts = [f"step {record['step']}", f"loss {record['loss']:.4f}", f"{samples / elapsed:.1f} samples/s"]
+        parts.append(f"{tokens / elapsed:.0f} supervised tokens/s")
         sources = record.get("sources", {})
         if len(sources) > 1:
-            text += "  epochs: " + ", ".join(f"{name} {_epochs(seen)}" for name, seen in sources.items())
+            parts.append("epochs: " + ", ".join(f"{name} {_epochs(seen)}" for name, seen in sources.items()))
         gained = fraction - self._recent[0][1]
+        left = []
         if gained > 0:  # of the steps behind the first of the window
             since_first = max(now - self._recent[0][0] - self._recent[0][2]["seconds"], 0.0)
-            text += f"  {_clock((1.0 - fraction) * since_first / gained)} left"
-        return text
+            left = [f"{_clock((1.0 - fraction) * since_first / gained)} left"]
+        if self.console.is_terminal:  # a narrow one shows less of how fast, but when it ends
+            room = self.console.width - self.bar_width - BESIDE_BAR
+            while len(parts) > 2 and len("  ".join([*parts, *left])) > room:
+                parts.pop()
+        return "  ".join([*parts, *left])
 
 
 def make_progress(*, show: bool = True) -> TrainProgress:

@@ -24,6 +24,7 @@ from visgraft.data.sources import Part, Quarantine
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
 from visgraft.runs import Run
+from visgraft.training.energy import EnergyMeter
 from visgraft.training.interrupt import Signals, StopAsked
 from visgraft.training.plan import Planner
 from visgraft.training.progress import TrainProgress
@@ -58,6 +59,7 @@ class Session:
         state: how far the run is.
         progress: what the user sees.
         counted_until: the moment (`time.monotonic`) up to which `state.wall_seconds` counts.
+        energy: what counts joules up to about that moment.
         trackers: where the metrics are sent too; None without `train.report_to`, and in every process but the first.
         signals: what came of Ctrl-C and its like.
         random_state: of this process, as the last finished step left it.
@@ -86,6 +88,7 @@ class Session:
     state: TrainState
     progress: TrainProgress
     counted_until: float
+    energy: EnergyMeter
     trackers: Trackers | None
     signals: Signals = field(default_factory=Signals)
     random_state: RandomState = field(default_factory=dict)

@@ -18,9 +18,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
-from visgraft.builder.build import apply_modes, build_model, build_processor
+from visgraft.builder.build import add_token_rows, apply_modes, build_model, build_processor
 from visgraft.config import Recipe, TrainSettings
 from visgraft.data.batch import Batch
 from visgraft.data.prompt import end_token_id
@@ -35,9 +36,11 @@ from visgraft.model.precision import computing_dtype
 from visgraft.model.trainable import PartRow, freeze_unused, parts_table
 from visgraft.model.vlm import VisionLanguageModel
 from visgraft.processor import Processor
+from visgraft.reporting.progress import Fitting
 from visgraft.runs import Run
 from visgraft.starter import resolve
 from visgraft.training.compiling import compile_blocks
+from visgraft.training.energy import EnergyMeter
 from visgraft.training.fingerprints import (
     Change,
     Fingerprints,
@@ -53,7 +56,13 @@ from visgraft.training.optimizer import build_optimizer
 from visgraft.training.plan import Planner, Position
 from visgraft.training.progress import TrainProgress
 from visgraft.training.session import Session
-from visgraft.training.sharding import check_strategy, current_parameters, launch_notes
+from visgraft.training.sharding import (
+    check_sharing,
+    check_strategy,
+    check_token_rows_train,
+    current_parameters,
+    launch_notes,
+)
 from visgraft.training.state import TrainState, find_damage, load_state, set_random_state
 from visgraft.training.trackers import Trackers, check_trackers
 from visgraft.training.training_data import TrainingData, open_training_data
@@ -89,6 +98,7 @@ def open_session(
     # Check: what can be refused before anything is read. What is wrong from here on ends all processes, said once.
     accelerator = make_accelerator(recipe)
     is_main = accelerator.is_main_process
+    energy = EnergyMeter(accelerator.device, counts_processors=accelerator.is_local_main_process)
     if is_main:
         check_before_loading(recipe, resume=resume, folder=folder, allow_changed=allow_changed)
         if lock is not None and resume is not None:
@@ -104,6 +114,8 @@ def open_session(
     # Model: built, set to train, tried on a batch; what passes gets a run folder.
     set_seed(recipe.train.seed)  # new weights are drawn from it
     model = build_model(local, image_size=processor.image_size)
+    add_token_rows(model, local, processor)
+    check_token_rows_train(model, recipe, accelerator)
     now, changes = check_unchanged(recipe, data, processor, model, accelerator, resume=resume, allowed=allow_changed)
     model.stop_also_at(end_token_id(processor.tokenizer, processor.prompt_template))
     rows, notes = prepare_model(model, recipe, filler=data.filler, accelerator=accelerator)
@@ -122,8 +134,7 @@ def open_session(
     if recipe.train.compile:
         compile_blocks(model)
     network, prepared = accelerator.prepare(model, optimizer)
-    names = [name for inside in by_part.values() for name in inside]
-    trained = current_parameters(model, names)
+    trained = current_parameters(model, [name for inside in by_part.values() for name in inside])
 
     # Restore: where a stopped run was, or the start of a new one.
     set_seed(recipe.train.seed, device_specific=True)  # dropout
@@ -149,11 +160,11 @@ def open_session(
             accept(run, recipe, now=now, changes=changes, step=state.step)
     return Session(
         recipe=recipe, run=run, accelerator=accelerator, model=model, network=network, processor=processor,
-        optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation,
-        loader=loader.limited(state.micro_batch_positions), watch=data.watch, state=state, progress=progress,
-        quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes), filler=data.filler,
-        sample_prompts=data.sample_prompts, questions=data.questions, scored=data.scored,
-        counted_until=started, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
+        optimizer=prepared, trained=trained, planner=data.planner, validation=data.validation, watch=data.watch,
+        loader=loader.limited(state.micro_batch_positions), state=state, progress=progress, filler=data.filler,
+        quarantines=open_quarantines(recipe, run, data, is_main=is_main, changes=changes),
+        sample_prompts=data.sample_prompts, questions=data.questions, scored=data.scored, counted_until=started,
+        energy=energy, trackers=Trackers(recipe, run.folder) if is_main and recipe.train.report_to else None,
     )  # fmt: skip
 
 
@@ -210,6 +221,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     words = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
     if AcceleratorState._shared_state:  # one program may train one run in bf16 and the next in fp32
         AcceleratorState._reset_state()
+    check_sharing(num_processes=PartialState().num_processes)
     accelerator = Accelerator(cpu=cpu, mixed_precision=words[dtype])
     check_strategy(accelerator)
     return accelerator
@@ -281,9 +293,9 @@ def _loss(model: VisionLanguageModel, batch: Batch) -> Tensor:
     return loss
 
 
-def parts_as_table(rows: Sequence[PartRow]) -> Table:
-    """Draw the table of parts."""
-    table = Table(box=None, pad_edge=False)
+def parts_as_table(rows: Sequence[PartRow]) -> Fitting:
+    """Draw the table of parts; in words where it is too narrow for it."""
+    table, lines = Table(box=None, pad_edge=False), Table.grid(padding=(0, 2))
     for name, justify in [("part", "left"), ("trains", "left"), ("parameters", "right"), ("trained", "right"),
                           ("dtype", "left"), ("learning rate", "right"), ("notes", "left")]:  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -291,7 +303,10 @@ def parts_as_table(rows: Sequence[PartRow]) -> Table:
         rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
         counts = (f"{row.num_parameters:,}", f"{row.num_trainable:,}")
         table.add_row(row.part, row.mode, *counts, row.dtype, rate, "\n".join(row.notes))
-    return table
+        words = f"{row.mode}: {counts[0]} parameters, {counts[1]} trained, {row.dtype}"
+        said = [words + (f", learning rate {rate}" if rate else ""), *row.notes]
+        lines.add_row(row.part, Text("; ".join(said), overflow="fold"))
+    return Fitting(table, lines)
 
 
 # --- Run folder, and what it remembers

@@ -35,6 +35,7 @@ WHY_NOT_DEEPSPEED = (
     ". DeepSpeed takes the optimizer's step inside the backward pass, before the rate of the step is set and the loss "
     "is known to be finite (docs/distributed.md)"
 )
+PARALLELISM = ("dp_replicate", "dp_shard", "tp", "cp", "sp")  # ways of accelerate
 
 
 def check_strategy(accelerator: Accelerator) -> None:
@@ -50,6 +51,46 @@ def check_strategy(accelerator: Accelerator) -> None:
             f"accelerate launch: got {'FSDP version 1' if is_old else kind.value}, allowed are DDP and FSDP2; "
             "of `visgraft recipes` launch/fsdp2 shards as ZeRO-3 does, launch/fsdp2_zero2 as ZeRO-2 and ZeRO-1"
             f"{WHY_NOT_DEEPSPEED if kind == DistributedType.DEEPSPEED else ''}"
+        )
+
+
+def check_sharing(*, num_processes: int) -> None:
+    """Refuse a `parallelism_config` of `accelerate launch` that the loop does not know, or does not fit the processes.
+
+    Raises:
+        ConfigError: it cuts layers or sequences, or its sizes make another number of processes.
+    """
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() != "true":
+        return
+    sizes = {name: int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", "1")) for name in PARALLELISM}
+    unknown = [name for name in PARALLELISM[2:] if sizes[name] > 1]
+    if unknown:
+        raise ConfigError(
+            f"accelerate launch: parallelism_config_{unknown[0]}_size: got {sizes[unknown[0]]}, and visgraft shares "
+            "whole samples out, never layers or sequences; leave it at 1 (`visgraft recipes launch/fsdp2_hybrid`)"
+        )
+    if sizes["dp_replicate"] * sizes["dp_shard"] != num_processes:
+        raise ConfigError(
+            f"accelerate launch: parallelism_config_dp_replicate_size x dp_shard_size: got {sizes['dp_replicate']} x "
+            f"{sizes['dp_shard']} for {num_processes} processes; the first is the number of machines, the second the "
+            "GPUs of each"
+        )
+
+
+def check_token_rows_train(model: VisionLanguageModel, recipe: Recipe, accelerator: Accelerator) -> None:
+    """Refuse to train the rows of new tokens alone where tables are shared out, as their gradients are elsewhere then.
+
+    Raises:
+        ConfigError: with what to do.
+    """
+    if (
+        model.new_token_ids
+        and accelerator.distributed_type == DistributedType.FSDP
+        and recipe.train.mode_of("language") != "full"
+    ):
+        raise ConfigError(
+            "model.language.new_tokens: under FSDP their rows train with the whole language model alone; set "
+            "train.language: full, or launch with DDP"
         )
 
 

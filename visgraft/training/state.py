@@ -52,6 +52,8 @@ class TrainState:
         texts: texts learned from so far, of each source.
         seconds: time spent in steps so far.
         wall_seconds: time spent since the run was first opened, up to the last checkpoint: loading, validation and all.
+        joules: what was taken from the mains in that time, by source (`gpu`, `cpu`), of those that told it all the
+            time; None: no time was counted yet.
         peak_memory_bytes: the most memory that a process held so far.
         epoch_ended: the last step reached the end of an epoch.
         validated_step: the step that was last validated.
@@ -72,6 +74,7 @@ class TrainState:
     texts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     wall_seconds: float = 0.0
+    joules: dict[str, float] | None = None
     peak_memory_bytes: int = 0
     epoch_ended: bool = False
     validated_step: int | None = None

@@ -8,6 +8,7 @@ In: a session at its end. Out: plain values.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -16,29 +17,38 @@ import torch
 
 from visgraft.atomic import write_json
 from visgraft.model.parts import full_names, trained_parameters
+from visgraft.training.energy import SOURCES, added
 from visgraft.training.progress import VALIDATION_KEYS
 from visgraft.training.session import Session
 
 
 def note_cost(session: Session) -> None:
-    """Add the wall time since the last call to the state, and the most memory held by any process so far."""
-    now = time.monotonic()
-    session.state.wall_seconds += now - session.counted_until
+    """Add wall time and joules since the last call to the state, and the most memory held by any process so far."""
+    now, state, accelerator = time.monotonic(), session.state, session.accelerator
+    spent = session.energy.spent()
+    # Processors are counted by one process of each machine. What one that should count does not know, no one knows.
+    own = [spent.get("gpu", math.nan), spent.get("cpu", math.nan if accelerator.is_local_main_process else 0.0)]
+    found = session.each([*own, peak_memory_bytes(accelerator.device)])  # of each process three numbers
+    totals = {name: sum(found[place::3]) for place, name in enumerate(SOURCES)}
+    known = {name: joules for name, joules in totals.items() if not math.isnan(joules)}
+    is_first = state.joules is None and state.wall_seconds == 0  # else a checkpoint of an older version
+    state.joules = added(None if is_first else state.joules or {}, known)
+    state.wall_seconds += now - session.counted_until
     session.counted_until = now
-    peak = max(int(value) for value in session.each([peak_memory_bytes(session.accelerator.device)]))
-    session.state.peak_memory_bytes = max(session.state.peak_memory_bytes, peak)
+    state.peak_memory_bytes = max(state.peak_memory_bytes, int(max(found[2::3])))
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory that this process held: of its GPU, else resident in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ModuleNotFoundError:  # on Windows
         import psutil  # accelerate brings it
 
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
+        held = psutil.Process().memory_info()
+        return int(getattr(held, "peak_wset", held.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -66,6 +76,9 @@ def summarise(session: Session, *, model_step: int) -> dict[str, Any]:
         "trainable_parameters": {part: sum(p.numel() for p in inside.values()) for part, inside in trained.items()},
         "step_seconds": seconds,
         "wall_seconds": state.wall_seconds,
+        "hours": state.wall_seconds / 3600,
+        "joules": sum(state.joules.values()) if state.joules else None,
+        "joules_of": sorted(state.joules or ()),
         "samples_per_second": totals["samples"] / max(seconds, 1e-9),
         "supervised_tokens_per_second": totals["supervised_tokens"] / max(seconds, 1e-9),
         "peak_memory_bytes": state.peak_memory_bytes,

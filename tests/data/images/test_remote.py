@@ -152,6 +152,7 @@ def test_private_addresses_are_refused_unless_their_host_is_named(png, monkeypat
         ("192.168.1.1", False), ("100.64.0.1", False), ("0.0.0.0", False),
         ("224.0.0.1", False), ("fe80::1%eth0", False), ("fd00::1", False),
         ("2001:4860:4860::8888", True), ("64:ff9b::7f00:1", False), ("64:ff9b::808:808", True),
+        ("64:ff9b:1::808:808", False), ("::10.0.0.1", False), ("::1", False), ("::", False),
         ("::ffff:10.0.0.1", False), ("2002:7f00:1::", False),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tests.tiny import fresh
-from tests.training.tiny import tiny_recipe
+from tests.training.tiny import save_parts, tiny_recipe
+from visgraft import VisionLanguageModel
 from visgraft.config import load_recipe
 from visgraft.errors import CheckpointError
-from visgraft.model.storage.model_card import licence_of, model_card
+from visgraft.model.storage.model_card import model_card
 from visgraft.runs import Run
 
 
@@ -51,12 +53,44 @@ def test_a_run_tells_data_and_scores_and_no_path_of_this_machine(tmp_path: Path)
 
 
 def test_a_licence_is_read_from_the_parts_own_card(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
-    assert licence_of(str(tmp_path)) == "apache-2.0"
-    (tmp_path / "README.md").write_text("A model.\n")
-    assert licence_of(str(tmp_path)) == "unknown"
-    assert licence_of("nobody/nothing") == "unknown"
-    assert licence_of(None) == "unknown"
+    vision, language = save_parts(tmp_path)
+    (Path(vision) / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\nA model.\n")
+    VisionLanguageModel.from_parts(vision, language).save_pretrained(tmp_path / "model")
+    text = model_card(tmp_path / "model", repo_id="me/cats")
+    assert "| vision | clip_vision_model | weights in this folder | cc-by-nc-4.0 |" in text
+    assert "- vision tiny-clip: cc-by-nc-4.0, not for commercial use" in text
+    assert str(tmp_path) not in text
+
+
+def test_limitations_are_those_that_were_measured_or_said_not_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh("llama", "clip").save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    text = model_card("model", repo_id="me/cats")
+    assert text.count("| not measured |") == 4
+    scores = {
+        "model": str(tmp_path / "model"),
+        "scores": {"yes_no_yes_ratio": {"value": 0.875}},
+        "sight": {"yes_no_f1": {"multi_modal_gain": {"value": 0.125, "low": 0.05, "high": 0.2}}},
+        "text_quality": {"never_stopped": 0.5},
+        "settings": {"data": "pope", "language": None},
+    }
+    found = tmp_path / "evaluations" / "20260101-pope"
+    found.mkdir(parents=True)
+    (found / "scores.json").write_text(json.dumps({"models": [scores]}))
+    for given in (None, found):
+        text = model_card("model", repo_id="me/cats", evaluation=given)
+        assert "On pope, by `visgraft evaluate`:" in text
+        assert "yes_no_f1 +0.125 (+0.050 to +0.200) |" in text
+        assert "yes to questions of yes or no | 87.5% |" in text and "were cut | 50.0% |" in text
+        assert "| languages | measured on pope, in the language of its texts; no other was |" in text
+    (found / "scores.json").write_text(json.dumps({"models": [{**scores, "model": "a"}, {**scores, "model": "b"}]}))
+    with pytest.raises(CheckpointError, match="holds no scores of this model"):
+        model_card("model", repo_id="me/cats", evaluation=found)
+    (found / "scores.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"is no scores\.json of"):
+        model_card("model", repo_id="me/cats", evaluation=found)
 
 
 def test_what_is_no_model_has_no_card(tmp_path: Path) -> None:

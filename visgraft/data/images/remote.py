@@ -38,7 +38,9 @@ _DEADLINE_S = 60.0  # of a whole download
 _MAX_BYTES = 100_000_000
 _AGENT = "Mozilla/5.0 (compatible; visgraft)"  # some servers give a bare Python client nothing
 _URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
-_IPV4_INSIDE = ipaddress.IPv6Network("64:ff9b::/96")  # NAT64: an IPv4 address in the last four bytes
+# an IPv4 address in the last four bytes: NAT64, and the old form for hosts that speak both
+_IPV4_INSIDE = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96")))
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: what is behind it is the network's own business
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +257,9 @@ def _is_public(address: str) -> bool:
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         inside = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if found in _IPV4_INSIDE:
+        if found in _LOCAL_NAT64:
+            return False
+        if any(found in network for network in _IPV4_INSIDE):
             inside = ipaddress.IPv4Address(found.packed[-4:])
         if inside is not None:
             found = inside

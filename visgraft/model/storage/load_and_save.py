@@ -74,7 +74,7 @@ class StorageMixin(JoinedModel):
             feature_layer: which hidden state of the encoder is read; -1 = the last.
             keep_class_token: keep the tokens in front of the patches.
             num_frames: frames with a learned temporal embedding.
-            projection: {"type": "linear" or "mlp", "pool": 1, "pixel_shuffle": 1}.
+            projection: {"type": "linear", "mlp" or "plain", "pool": 1, "pixel_shuffle": 1}.
             tiles: {"max": 6, "thumbnail": True, "separator": "learned"}: images are cut by the processor, which needs
                 the same; None = they stay whole.
             language_init: `pretrained`, or `random` for a language model that starts from nothing.
@@ -135,13 +135,15 @@ class StorageMixin(JoinedModel):
             torch_dtype: the older name of `dtype`.
             language_dtype: of the language model's own weights, where it is not `dtype`; its LoRA keeps `dtype`.
             kwargs: `revision`, `token` and so on, to fetch the folder itself; others are for the language model
-                (`device_map`, `quantization_config`, `attn_implementation`).
+                (`device_map`, `quantization_config`, `attn_implementation`). `output_loading_info` gives the model and
+                an empty account beside it.
 
         Raises:
             CheckpointError: no such folder, a frozen part that is not the one trained with, or a weight that is
                 unaccounted for.
         """
         wanted = _dtype(dtype if dtype is not None else torch_dtype)
+        wants_info = kwargs.pop("output_loading_info", False)
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         for name in AUTO_CLASS_ARGUMENTS:
             kwargs.pop(name, None)
@@ -158,6 +160,9 @@ class StorageMixin(JoinedModel):
                 model.loaded_checksums[part] = restored.checksums
         if (folder / GENERATION_CONFIG).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
+        if wants_info:  # whatever is missing or of no use was an error by now
+            empty = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+            return model.eval(), {name: set() for name in empty}  # type: ignore[return-value]
         return model.eval()
 
     def save_pretrained(  # type: ignore[override]
@@ -209,6 +214,7 @@ class StorageMixin(JoinedModel):
         commit_message: str = "Upload model",
         max_shard_size: int | str | None = None,
         run: str | Path | None = None,
+        evaluation: str | Path | None = None,
     ) -> str:
         """Upload a model folder to the Hugging Face Hub, with a model card.
 
@@ -221,6 +227,7 @@ class StorageMixin(JoinedModel):
             commit_message: of the upload.
             max_shard_size: of one file of a part, as "5GB".
             run: the run folder that trained it, whose data and scores the card reports.
+            evaluation: folder of `visgraft evaluate`, from which the card tells its limitations.
 
         Returns:
             The address of the commit.
@@ -233,7 +240,7 @@ class StorageMixin(JoinedModel):
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, full=full, max_shard_size=max_shard_size)
-            card = model_card(folder, repo_id=repo, run=run)
+            card = model_card(folder, repo_id=repo, run=run, evaluation=evaluation)
             write_whole(Path(folder) / "README.md", card)
             commit = api.upload_folder(
                 folder_path=folder, repo_id=repo, revision=revision, commit_message=commit_message

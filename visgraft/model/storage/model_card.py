@@ -7,18 +7,19 @@ In: a model folder and, where it was trained here, its run folder. Out: the text
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard
-from huggingface_hub.errors import HfHubHTTPError
 
 from visgraft.errors import CheckpointError
+from visgraft.licences import UNKNOWN, Licence, licences_of_model
 from visgraft.parsing import parse_json, parse_yaml
 from visgraft.runs import Run
 
-UNKNOWN = "unknown"
+_SCORES = "scores.json"  # of an evaluation
 _SNIPPET = """```python
 from PIL import Image
 from visgraft import Processor, VisionLanguageModel
@@ -31,13 +32,17 @@ print(processor.decode(tokens[0, inputs["input_ids"].shape[1]:], skip_special_to
 ```"""
 
 
-def model_card(folder: str | Path, *, repo_id: str, run: str | Path | None = None) -> str:
+def model_card(
+    folder: str | Path, *, repo_id: str, run: str | Path | None = None, evaluation: str | Path | None = None
+) -> str:
     """Write the card of a model folder.
 
     Args:
         folder: what `save_pretrained` wrote.
         repo_id: where it will be found.
         run: the run folder that trained it, which gives data and scores.
+        evaluation: folder of `visgraft evaluate`, or its scores.json, from which limitations are told; None = the
+            newest one of the run or the folder under `evaluations/`.
 
     Raises:
         CheckpointError: no such model folder or run folder.
@@ -50,7 +55,9 @@ def model_card(folder: str | Path, *, repo_id: str, run: str | Path | None = Non
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); copy or save the model again") from error
     names = {part: config["parts"][part].get("name") for part in ("vision", "language")}
-    licences = {part: licence_of(name) for part, name in names.items()}
+    found = licences_of_model(str(folder if run is None else run))
+    of_part = {each.what: each for each in found}
+    licences = {part: of_part[part].licence if part in of_part else UNKNOWN for part in names}
     paragraphs = [
         _front_matter(names, licences),
         f"# {repo_id.rpartition('/')[2]}",
@@ -62,22 +69,75 @@ def model_card(folder: str | Path, *, repo_id: str, run: str | Path | None = Non
         _SNIPPET.format(repo_id=repo_id),
         *(_about_run(Run.open(run)) if run is not None else []),
         "## Licences",
-        "The licences of both parts hold for the whole; a part of unknown licence must be looked up where it comes "
-        "from, and so must those of the training data.",
+        "The licences of both parts hold for the whole, and those of the training data where they say so; what no card "
+        "names must be looked up where it comes from.",
+        *_worries(found),
+        "## Limitations",
+        _limitations(_find_scores(folder, run, evaluation)),
     ]
     return "\n\n".join(paragraphs) + "\n"
 
 
-def licence_of(name: str | None) -> str:
-    """Give the licence that a part's own card names, from its folder or from the Hub; `unknown` where none does."""
-    if name is None:
-        return UNKNOWN
-    try:
-        card = Path(name) / "README.md"
-        loaded = ModelCard.load(card if card.is_file() else name, ignore_metadata_errors=True)
-    except (OSError, ValueError, HfHubHTTPError):
-        return UNKNOWN
-    return str(loaded.data.license or UNKNOWN)
+def _worries(licences: Sequence[Licence]) -> list[str]:
+    lines = [f"- {replace(each, name=str(_shortened(each.name))).line}" for each in licences if each.is_worrying]
+    return ["\n".join(lines)] if lines else []
+
+
+def _find_scores(
+    folder: str | Path, run: str | Path | None, evaluation: str | Path | None
+) -> tuple[str, dict[str, Any]] | None:
+    """Find what was measured of a model: the data's name, and its entry of a scores.json.
+
+    Raises:
+        CheckpointError: the evaluation that was given is none.
+    """
+    own = {Path(each).expanduser().resolve() for each in (folder, run) if each is not None}
+    own |= {path / "model" for path in own}
+    if evaluation is not None:
+        path = Path(evaluation).expanduser()
+        paths = [path / _SCORES if path.is_dir() else path]
+    else:
+        paths = sorted(Path("evaluations").glob(f"*/{_SCORES}"), reverse=True)  # folders begin with their date
+    for path in paths:
+        try:
+            models = parse_json(path.read_bytes())["models"]
+            fits = [each for each in models if Path(each["model"]).expanduser().resolve() in own]
+            chosen = fits or (models if evaluation is not None and len(models) == 1 else [])
+            if chosen:
+                return str(chosen[0].get("settings", {}).get("data", path.parent.name)), chosen[0]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if evaluation is not None:
+                raise CheckpointError(f"{path}: is no scores.json of `visgraft evaluate` ({error})") from error
+    if evaluation is not None:
+        raise CheckpointError(f"{evaluation}: holds no scores of this model; give the folder of its own evaluation")
+    return None
+
+
+def _limitations(measured: tuple[str, dict[str, Any]] | None) -> str:
+    """Write what was measured of four weaknesses, and of each that was not measured that it was not."""
+    data, values = measured or ("", {})
+    scores, not_measured = values.get("scores") or {}, "not measured"
+    gains = {name: each["multi_modal_gain"] for name, each in (values.get("sight") or {}).items()}
+    sight = ", ".join(f"{name} {_with_interval(gain, '+.3f')}" for name, gain in gains.items())
+    ratio = scores.get("yes_no_yes_ratio", {}).get("value")
+    stopped = (values.get("text_quality") or {}).get("never_stopped")
+    language = (values.get("settings") or {}).get("language")
+    measured_in = f"measured on {data}, in {language or 'the language of its texts'}; no other was" if values else ""
+    rows = {
+        "what it gains by the image, beside the same questions without it": sight,
+        "how often it says yes to questions of yes or no": "" if ratio is None else f"{ratio:.1%}",
+        "answers that did not end and were cut": "" if stopped is None else f"{stopped:.1%}",
+        "languages": measured_in,
+    }
+    lines = ["| weakness | measured |", "|---|---|"]
+    lines += [f"| {what} | {found or not_measured} |" for what, found in rows.items()]
+    return "\n".join([*([f"On {data}, by `visgraft evaluate`:", ""] if values else []), *lines])
+
+
+def _with_interval(value: dict[str, Any], form: str) -> str:
+    low, high = value.get("low"), value.get("high")
+    between = "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
+    return f"{value['value']:{form}}{between}"
 
 
 def _front_matter(names: dict[str, str | None], licences: dict[str, str]) -> str:

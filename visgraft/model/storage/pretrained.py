@@ -20,10 +20,17 @@ import torch
 from huggingface_hub import constants as hub_constants
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.hub import cached_file
 
 from visgraft.errors import CheckpointError, ConfigError
+from visgraft.model.configuration import positions_of
 from visgraft.model.hf_logging import quiet_transformers
 from visgraft.model.quantization import prepare_4bit_for_cpu
 from visgraft.model.storage.tower_weights import read_tower
@@ -133,12 +140,13 @@ def read_part(
     dtype: torch.dtype,
     config: PreTrainedConfig,
     revision: str | None = None,
+    may_be_resized: bool = False,
     **kwargs: Any,
 ) -> LoadedPart:
     """Read a part and say which weights are unaccounted for.
 
     Weights of an encoder that no feature depends on (a pooler) may be missing; they are set to 0, so that every
-    loading gives the same.
+    loading gives the same. Where it `may_be_resized`, weights of another shape than the config says are missing, too.
 
     Raises:
         CheckpointError: it cannot be read, or its weights have other shapes than the config says.
@@ -159,10 +167,10 @@ def read_part(
         if weights is not None:
             auto, place, options["state_dict"] = model_class(config), None, weights
         module, info = auto.from_pretrained(place, revision=revision, dtype=first, config=config, **options)
-    if info["mismatched_keys"]:
-        wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+    if wrong and not may_be_resized:
         raise CheckpointError(f"{name}: weights of another shape than its config.json says: {_first_few(wrong)}")
-    missing = set(info["missing_keys"])
+    missing = {*info["missing_keys"], *wrong}
     if part == "vision" and missing:
         weights = module.state_dict()
         for unused in missing - _reached(module):
@@ -258,3 +266,16 @@ def _reached(vision: PreTrainedModel) -> set[str]:
         grads = torch.autograd.grad(features.float().sum(), list(parameters.values()), allow_unused=True)
     reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None}
     return reached | {name for name, _ in vision.named_buffers()}
+
+
+def known_positions(
+    language: str | Path | PreTrainedModel | PreTrainedTokenizerBase, *, revision: str | None
+) -> tuple[int | None, bool]:
+    """Return what `positions_of` says of a language model; nothing is known of a tokenizer alone."""
+    if isinstance(language, PreTrainedTokenizerBase):
+        return None, True
+    try:
+        config = language.config if isinstance(language, PreTrainedModel) else load_config(language, revision=revision)
+    except CheckpointError:
+        return None, True
+    return positions_of(config)

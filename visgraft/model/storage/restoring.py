@@ -166,6 +166,7 @@ def _read_named(
             revision=described["revision"],
             dtype=dtype if is_direct else torch.float32,
             config=config,
+            may_be_resized=described["stored"] == "some",  # a table of tokens, which is then stored
             **kwargs,
         )
     except CheckpointError as error:
@@ -175,7 +176,9 @@ def _read_named(
     if is_as_trained:
         rounded = round_weights(module, dtype=described["dtype"], other_dtypes=described["other_dtypes"])
     written = _overlay(loaded, folder / part) if described["stored"] == "some" else set()
-    lacking = loaded.missing - written
+    tensors = module.state_dict(keep_vars=True)
+    there = {id(tensors[name]) for name in written if name in tensors}  # a tied head has two names
+    lacking = {name for name in loaded.missing - written if name not in tensors or id(tensors[name]) not in there}
     if lacking:
         raise missing_weights_error(described["name"], lacking)
     rest = {name: tensor for name, tensor in own_weights(module).items() if name not in written}

@@ -175,7 +175,9 @@ def _save_part(
     shards: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     for old in (folder / part).glob("*.safetensors*"):  # a file of an earlier save would be read with the new ones
         old.unlink()
-    with quiet_transformers(), _chosen_weights_only(module), _plain_generation_config(module, folder / part):
+    # that of the language part says where answers end as the whole model's does, for whoever loads the part alone
+    ends = model.generation_config if part == "language" else None
+    with quiet_transformers(), _chosen_weights_only(module), _plain_generation_config(module, folder / part, ends):
         module.save_pretrained(
             folder / part, state_dict={name: weights[name].detach() for name in plan.names}, **shards
         )
@@ -195,8 +197,8 @@ def _chosen_weights_only(module: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_generation_config(module: PreTrainedModel, folder: Path) -> Iterator[None]:
-    """Save the module's own generation config though transformers would refuse it.
+def _plain_generation_config(module: PreTrainedModel, folder: Path, instead: GenerationConfig | None) -> Iterator[None]:
+    """Save the module's own generation config, or another instead, though transformers would refuse it.
 
     Published checkpoints have such (a temperature beside greedy decoding), and a run must not fail at its last step.
     """
@@ -209,4 +211,4 @@ def _plain_generation_config(module: PreTrainedModel, folder: Path) -> Iterator[
         yield
     finally:
         module.generation_config = own
-    own.to_json_file(folder / GENERATION_CONFIG)
+    (own if instead is None else instead).to_json_file(folder / GENERATION_CONFIG)

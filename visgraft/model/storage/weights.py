@@ -20,9 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
-from visgraft.errors import CheckpointError
+from visgraft.errors import CheckpointError, names_needed_for
 from visgraft.model.lora import is_lora_name
 from visgraft.model.quantization import quantized_layers
 
@@ -54,6 +53,8 @@ def disk_names(module: PreTrainedModel) -> dict[str, str]:
     """
     empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in own_weights(module).items()}
     in_memory = {id(tensor): name for name, tensor in empty.items()}
+    with names_needed_for("saving a model"):
+        from transformers.core_model_loading import revert_weight_conversion
     reverted = revert_weight_conversion(module, empty)
     return {in_memory[id(tensor)]: name for name, tensor in reverted.items() if id(tensor) in in_memory}
 

@@ -1,12 +1,17 @@
-"""One question to two, blind: which of them is A is drawn here, and told only to whoever has voted.
+"""One conversation with two, blind: which of them is A is drawn here, and told only to whoever has voted.
 
 In: two contestants (a model and its settings each) and a chat. Out: both answers as they grow, as server-sent events
 of sides A and B; behind a vote the names, and the tally.
 
     POST /page/blind    {"contestants": [{"model": "a"}, {"model": "b", "temperature": 0.7}], "messages": [...]}
         {"side": "A", "text": "a c"}  {"side": "B", "text": "a dog"}  ...  {"blind_id": "3f..."}
+    POST /page/blind    {"blind_id": "3f...", "messages": [...]}          what the user said before, and a further turn
+        {"side": "A", "text": "Bec"}  ...  {"blind_id": "3f..."}
     POST /page/votes    {"blind_id": "3f...", "vote": "A"}
         {"names": {"A": "b, temperature 0.7", "B": "a"}, "tally": [...]}
+
+Who is A stays so until the vote, as each side goes on from its own answers: the server puts them between what the user
+said, of which it keeps sums in the place of images, so that whoever goes on sends the images again.
 
 What a watcher may still go by is how fast the two are, and how they write.
 """
@@ -19,7 +24,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +35,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from visgraft.serving.bodies import ChatRequest, ImagePart, Message, Stop, Strict, read_body
+from visgraft.serving.bodies import MOST_MESSAGES, ChatRequest, ImagePart, Message, Stop, Strict, read_body
 from visgraft.serving.chat import Talk, begin
 from visgraft.serving.events import EventStream
 from visgraft.serving.failures import Failure, bad_request
@@ -38,8 +43,7 @@ from visgraft.serving.page.votes import Votes
 from visgraft.serving.service import Record, Service
 
 Side = Literal["A", "B"]
-SIDES: tuple[Side, Side] = ("A", "B")
-MOST_OPEN = 1_000  # questions that wait for a vote; the oldest goes
+MOST_OPEN = 1_000  # conversations that wait for a vote; the oldest goes
 
 
 class Contestant(Strict):
@@ -63,10 +67,11 @@ class Contestant(Strict):
 
 
 class BlindRequest(Strict):
-    """The body of `POST /page/blind`."""
+    """The body of `POST /page/blind`: two contestants, or the conversation that goes on."""
 
-    contestants: Annotated[list[Contestant], Field(min_length=2, max_length=2)]
-    messages: Annotated[list[Message], Field(min_length=1)]
+    contestants: Annotated[list[Contestant], Field(min_length=2, max_length=2)] | None = None
+    blind_id: str | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES)]
 
 
 class VoteRequest(Strict):
@@ -77,58 +82,110 @@ class VoteRequest(Strict):
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A question that waits for its vote.
+class Blind:
+    """A conversation with two, which waits for its vote.
 
     Attributes:
-        owner: the api key that asked; no other may vote.
-        names: who is which side.
-        record: what is kept of it besides.
+        owner: the api key that asked; no other may go on or vote.
+        sides: who is which side.
+        said: the messages of the user, with a sum in the place of each image.
+        answers: of each turn: how many messages were said before it was answered, and what each side answered.
     """
 
     owner: str
-    names: Mapping[Side, str]
-    record: Mapping[str, Any]
+    sides: Mapping[Side, Contestant]
+    said: Sequence[Mapping[str, Any]] = ()
+    answers: Sequence[tuple[int, Mapping[Side, str]]] = ()
+
+    def messages_of(self, side: Side, messages: Sequence[Message]) -> list[Message]:
+        """Put a side's answers between what the user said."""
+        heard: list[Message] = []
+        begun = 0
+        for number, answers in self.answers:
+            heard += [*messages[begun:number], Message(role="assistant", content=answers[side])]
+            begun = number
+        return [*heard, *messages[begun:]]
+
+    def and_then(self, messages: Sequence[Message], answers: Mapping[Side, str]) -> Blind:
+        """Add a turn; `messages` is all that the user said."""
+        said = [said_in(message) for message in messages]
+        return replace(self, said=said, answers=[*self.answers, (len(said), dict(answers))])
+
+    def check_goes_on(self, messages: Sequence[Message]) -> None:
+        """Check that a further turn stands behind what was said.
+
+        Raises:
+            Failure: 400.
+        """
+        number = len(self.said)
+        if [said_in(message) for message in messages[:number]] != [*self.said] or len(messages) != number + 1:
+            raise bad_request(
+                f"messages: need the {number} of before, with the same images, and a further one of the user: the "
+                "answers between them are added here",
+                param="messages",
+            )
+
+    def vote(self, vote: Side | Literal["tie", "both bad"]) -> dict[str, Any]:
+        """Write down a vote: the two in the order of their names, so that a pair is one pair however it was shown."""
+        names = {side: contestant.name for side, contestant in self.sides.items()}
+        first, second = sorted(names.values())
+        winners: dict[str, str] = {side: "first" if name == first else "second" for side, name in names.items()}
+        return {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "first": first,
+            "second": second,
+            "winner": winners.get(vote, vote),
+            "shown_as_A": names["A"],
+            "key": self.owner,
+            "messages": self.said,
+            "answers": {name: [answers[side] for _, answers in self.answers] for side, name in names.items()},
+        }
 
 
-class OpenQuestions:
-    """The questions that wait for a vote, the newest ones."""
+def said_in(message: Message) -> dict[str, Any]:
+    """Write a message down; of images their sums, by which their files are found again."""
+    if isinstance(message.content, str):
+        return {"role": message.role, "content": message.content}
+    parts = [
+        {"type": "image", "sha256": sha256(part.image_url.url.encode()).hexdigest()}
+        if isinstance(part, ImagePart)
+        else {"type": "text", "text": part.text}
+        for part in message.content
+    ]
+    return {"role": message.role, "content": parts}
+
+
+class OpenConversations:
+    """The conversations that wait for a vote, the newest ones."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._open: OrderedDict[str, Answered] = OrderedDict()
+        self._open: OrderedDict[str, Blind] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, question: Answered) -> str:
-        """Keep a question; give the word by which it is voted on."""
-        blind_id = secrets.token_urlsafe(18)
+    def put(self, blind_id: str, blind: Blind) -> None:
+        """Let a conversation be voted on, or go on, by this word."""
         with self._lock:
-            self._open[blind_id] = question
+            self._open[blind_id] = blind
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
-        return blind_id
 
-    def take(self, blind_id: str, *, owner: str) -> Answered:
-        """Take a question out: it is voted on once.
+    def take(self, blind_id: str, *, owner: str) -> Blind:
+        """Take a conversation out: it is voted on once, and goes on in one way.
 
         Raises:
             Failure: 404, there is none.
         """
         with self._lock:
-            question = self._open.get(blind_id)
-            if question is None or question.owner != owner:
+            blind = self._open.get(blind_id)
+            if blind is None or blind.owner != owner:
                 raise Failure(
                     404,
-                    "blind_id: no such question waits for a vote: it was voted on, or the server was started again; "
-                    "ask anew",
+                    "blind_id: no such question waits for a vote: it was voted on, it is being answered, or the server "
+                    "was started again; ask anew",
                     param="blind_id",
                 )
             return self._open.pop(blind_id)
-
-    def put_back(self, blind_id: str, question: Answered) -> None:
-        """Let a question be voted on again: its vote could not be written down."""
-        with self._lock:
-            self._open[blind_id] = question
 
 
 def make_blind_router(service: Service, votes_file: Path) -> APIRouter:
@@ -138,7 +195,7 @@ def make_blind_router(service: Service, votes_file: Path) -> APIRouter:
         CheckpointError: the file of votes is there and holds something else.
     """
     router = APIRouter()
-    votes, waiting = Votes(votes_file), OpenQuestions()
+    votes, waiting = Votes(votes_file), OpenConversations()
 
     @router.post("/page/blind")
     async def ask_both(request: Request) -> Response:
@@ -146,23 +203,31 @@ def make_blind_router(service: Service, votes_file: Path) -> APIRouter:
         record: Record = request.scope["visgraft.record"]
         body = await request.body()
         asked = await service.in_thread(lambda: read_body(BlindRequest, body))
-        first, second = asked.contestants
-        if first.name == second.name:
-            raise bad_request(
-                f"contestants: got {first.name} twice; choose another model, or another setting for one of them",
-                param="contestants",
-            )
-        order = [first, second] if secrets.randbits(1) else [second, first]
+        blind_id = asked.blind_id or secrets.token_urlsafe(18)
+        before = waiting.take(blind_id, owner=record.owner) if asked.blind_id else None
         talks: dict[Side, Talk] = {}
         try:
-            for side, contestant in zip(SIDES, order, strict=True):
-                talks[side] = await begin(service, _question(contestant, asked), record=replace(record, facts={}))
+            blind = before or Blind(record.owner, _drawn(asked))
+            if before is not None:
+                _check_alone(asked)
+                before.check_goes_on(asked.messages)
+            for side, contestant in blind.sides.items():
+                question = _question(contestant, blind.messages_of(side, asked.messages))
+                talks[side] = await begin(service, question, record=replace(record, facts={}))
         except BaseException:
             for talk in talks.values():
                 talk.close()
+            if before is not None:
+                waiting.put(blind_id, before)
             raise
-        names: dict[Side, str] = {"A": order[0].name, "B": order[1].name}
-        return BlindStream(service, record, talks, names, asked, waiting=waiting)
+
+        def end(answers: Mapping[Side, str] | None) -> None:
+            if answers is not None:
+                waiting.put(blind_id, blind.and_then(asked.messages, answers))
+            elif before is not None:  # what was answered before can still be voted on
+                waiting.put(blind_id, before)
+
+        return BlindStream(service, record, talks, blind_id, end=end)
 
     @router.post("/page/votes")
     async def vote(request: Request) -> dict[str, Any]:
@@ -172,13 +237,14 @@ def make_blind_router(service: Service, votes_file: Path) -> APIRouter:
 
         def add() -> dict[str, Any]:
             asked = read_body(VoteRequest, body)
-            question = waiting.take(asked.blind_id, owner=owner)
+            blind = waiting.take(asked.blind_id, owner=owner)
             try:
-                votes.add(_vote(question, asked.vote))
+                votes.add(blind.vote(asked.vote))
             except BaseException:
-                waiting.put_back(asked.blind_id, question)
+                waiting.put(asked.blind_id, blind)
                 raise
-            return {"names": question.names, "tally": votes.tally()}
+            names = {side: contestant.name for side, contestant in blind.sides.items()}
+            return {"names": names, "tally": votes.tally()}
 
         return await service.in_thread(add)
 
@@ -190,24 +256,30 @@ def make_blind_router(service: Service, votes_file: Path) -> APIRouter:
     return router
 
 
-def _question(contestant: Contestant, asked: BlindRequest) -> ChatRequest:
-    settings = contestant.model_dump(exclude_none=True)
-    return ChatRequest(**settings, messages=asked.messages, stream=True)
+def _drawn(asked: BlindRequest) -> dict[Side, Contestant]:
+    """Draw who is A.
+
+    Raises:
+        Failure: 400, there are not two.
+    """
+    if asked.contestants is None:
+        raise bad_request("contestants: missing, and needed where no blind_id says who they are", param="contestants")
+    first, second = asked.contestants
+    if first.name == second.name:
+        raise bad_request(
+            f"contestants: got {first.name} twice; choose another model, or another setting for one of them",
+            param="contestants",
+        )
+    return {"A": first, "B": second} if secrets.randbits(1) else {"A": second, "B": first}
 
 
-def _vote(question: Answered, vote: Side | Literal["tie", "both bad"]) -> dict[str, Any]:
-    """Write down a vote: the two in the order of their names, so that a pair is one pair however it was shown."""
-    first, second = sorted(question.names.values())
-    winners: dict[str, str] = {side: "first" if name == first else "second" for side, name in question.names.items()}
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "first": first,
-        "second": second,
-        "winner": winners.get(vote, vote),
-        "shown_as_A": question.names["A"],
-        "key": question.owner,
-        **question.record,
-    }
+def _check_alone(asked: BlindRequest) -> None:
+    if asked.contestants is not None:
+        raise bad_request("contestants: they are those of the blind_id; leave one of the two out", param="contestants")
+
+
+def _question(contestant: Contestant, messages: Sequence[Message]) -> ChatRequest:
+    return ChatRequest(**contestant.model_dump(exclude_none=True), messages=[*messages], stream=True)
 
 
 class BlindStream(EventStream):
@@ -218,20 +290,21 @@ class BlindStream(EventStream):
         service: Service,
         record: Record,
         talks: Mapping[Side, Talk],
-        names: Mapping[Side, str],
-        asked: BlindRequest,
+        blind_id: str,
         *,
-        waiting: OpenQuestions,
+        end: Callable[[Mapping[Side, str] | None], None],
     ) -> None:
-        """Make a response that is not begun."""
+        """Make a response that is not begun; `end` is told the answers, or None where there are not two."""
         super().__init__(service, record)
-        self._talks, self._names, self._asked = talks, names, asked
-        self._owner, self._waiting = record.owner, waiting
+        self._talks, self._blind_id, self._end = talks, blind_id, end
+        self._answers: dict[Side, str] | None = None
 
     def close(self) -> None:
         """Let go of both answers."""
         for talk in self._talks.values():
             talk.close()
+        if self._answers is None:
+            self._end(None)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Give the pieces by their sides, how each ended, and by which word it is voted on."""
@@ -241,7 +314,9 @@ class BlindStream(EventStream):
             yield {"side": side, "text": text}
         for side, talk in self._talks.items():
             yield {"side": side, "finish": talk.answers()[0].finish}
-        yield {"blind_id": self._waiting.add(Answered(self._owner, self._names, self._said(texts)))}
+        self._answers = texts
+        self._end(texts)
+        yield {"blind_id": self._blind_id}
 
     async def _pieces(self) -> AsyncIterator[tuple[Side, str]]:
         """Give the pieces of both as they come."""
@@ -259,16 +334,3 @@ class BlindStream(EventStream):
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 for wait in waits:
                     wait.cancel()
-
-    def _said(self, texts: Mapping[Side, str]) -> dict[str, Any]:
-        """Say what was asked and said; of images their sums, by which their files are found again."""
-        messages = [message.model_dump(exclude_none=True) for message in self._asked.messages]
-        for message, asked in zip(messages, self._asked.messages, strict=True):
-            if not isinstance(asked.content, str):
-                message["content"] = [
-                    {"type": "image", "sha256": sha256(part.image_url.url.encode()).hexdigest()}
-                    if isinstance(part, ImagePart)
-                    else {"type": "text", "text": part.text}
-                    for part in asked.content
-                ]
-        return {"messages": messages, "answers": {self._names[side]: texts[side] for side in texts}}

@@ -1,4 +1,4 @@
-// Two answers to one question, blind: who is A is known to the server alone until the vote.
+// Two answers to each question of a conversation, blind: who is A is known to the server alone until the vote.
 import { ask as request, Failed, stream } from "./api.js";
 import { composer, questionArticle, userMessage } from "./composer.js";
 import { made, percent } from "./made.js";
@@ -10,57 +10,84 @@ export function compareView(about, tell) {
   const forms = [settingsForm(about, { isTry: false }), settingsForm(about, { isTry: false })];
   if (about.models.length > 1) forms[1].choose(about.models[1]);
   const input = composer({ placeholder: "Ask both the same", onAsk: ask, onStop: () => running?.abort(), tell, limits: about.limits });
-  const duel = made("div", {}), tally = made("div", { className: "card" });
+  const log = made("div", {}), vote = made("div", { className: "votes" }), tally = made("div", { className: "card" });
   const element = made("section", { className: "compare bare", "aria-label": "Compare" },
     made("div", { className: "card" },
       made("h2", {}, "Two answers, blind"),
-      made("p", { className: "soft" }, "Both get your question; which is A and which is B is drawn anew for each. You see the names when you have voted. A vote is kept on the server with the question, both answers and a checksum of the image."),
+      made("p", { className: "soft" }, "Both get your questions, and each goes on from its own answers; which is A and which is B is drawn anew for each conversation. You see the names when you have voted. A vote is kept on the server with the questions, all answers and a checksum of each image."),
       made("div", { className: "pair" }, ...forms.map((form, place) => {
         form.element.setAttribute("aria-label", place ? "The other" : "One");
         return form.element;
       }))),
-    input.element, duel, tally);
-  let running = null;
+    log, vote, input.element, tally);
+  let turns = [];  // of the conversation that waits for a vote: { question, sides }
+  let blindId = null, running = null;
 
   async function ask(question) {
-    if (running || !forms.every(form => form.isValid)) return;
+    if (running || (!blindId && !forms.every(form => form.isValid))) return;
     if (!question.text && !question.images.length) return tell(new Failed(0, "Write a question, or add an image first."));
     tell(null);
-    const sides = { A: sideArticle("A"), B: sideArticle("B") };
-    const vote = made("div", { className: "row votes", role: "group", "aria-label": "Your vote" });
-    duel.replaceChildren(questionArticle(question), made("div", { className: "pair" }, sides.A.element, sides.B.element), vote);
+    if (!blindId) begin();
+    const turn = { question, sides: { A: sideArticle("A", turns.length), B: sideArticle("B", turns.length) } };
+    const shown = [questionArticle(question), made("div", { className: "pair" }, turn.sides.A.element, turn.sides.B.element)];
+    vote.replaceChildren();
+    log.append(...shown);
+    shown[0].scrollIntoView({ block: "nearest" });
     input.isBusy = true;
     running = new AbortController();
     try {
-      const body = { contestants: forms.map(form => form.read()), messages: [userMessage(question)] };
+      const messages = [...turns, turn].map(each => userMessage(each.question));
+      const body = blindId ? { blind_id: blindId, messages } : { contestants: forms.map(form => form.read()), messages };
       for await (const event of stream("/page/blind", { body, signal: running.signal })) {
-        if (event.side) sides[event.side].take(event);
-        else vote.append(...Object.entries(VOTES).map(([name, words]) =>
-          made("button", { type: "button", className: name.length === 1 ? "main" : "chip", onclick: () => give(event.blind_id, name, { vote, sides }) }, words)));
+        if (event.side) turn.sides[event.side].take(event);
+        else blindId = event.blind_id;
       }
-      vote.querySelector("button")?.focus();
+      turns.push(turn);
       input.fill({ text: "", images: [] });
     } catch (error) {
-      for (const side of Object.values(sides)) side.end();
-      if (error.name !== "AbortError") {
-        tell(error);
-        duel.replaceChildren();
-      } else vote.append(made("span", { className: "soft" }, "stopped: nothing to vote on"));
+      for (const side of Object.values(turn.sides)) side.end();
+      const isStopped = error.name === "AbortError";
+      if (!isStopped) tell(error);
+      if (isStopped && !blindId) vote.append(made("p", { className: "soft" }, "stopped: nothing to vote on"));
+      else for (const each of shown) each.remove();
     }
     running = null;
     input.isBusy = false;
+    for (const form of forms) form.isLocked = Boolean(blindId);
+    if (blindId) drawVote();
   }
 
-  async function give(blind_id, vote, shown) {
-    for (const button of shown.vote.children) button.disabled = true;
+  function begin() {
+    turns = [];
+    blindId = null;
+    log.replaceChildren();
+    vote.replaceChildren();
+    for (const form of forms) form.isLocked = false;
+  }
+
+  function drawVote() {
+    const button = (className, words, onclick) => made("button", { type: "button", className, onclick }, words);
+    const buttons = Object.entries(VOTES).map(([name, words]) => button(name.length === 1 ? "main" : "chip", words, () => give(name)));
+    vote.replaceChildren(
+      made("div", { className: "row", role: "group", "aria-label": "Your vote" }, ...buttons),
+      made("p", { className: "soft" }, "Vote, or ask on: both go on from their own answers. ",
+        button("chip", "Begin again without a vote", () => { begin(); input.focus(); })));
+    buttons[0].focus();
+  }
+
+  async function give(name) {
+    const buttons = vote.querySelectorAll("button");
+    for (const button of buttons) button.disabled = true;
     try {
-      const told = await request("/page/votes", { body: { blind_id, vote } });
-      for (const [side, name] of Object.entries(told.names)) shown.sides[side].name(name);
-      shown.vote.replaceChildren(made("p", { role: "status" }, `Your vote: ${VOTES[vote]}. A was ${told.names.A}; B was ${told.names.B}.`));
+      const told = await request("/page/votes", { body: { blind_id: blindId, vote: name } });
+      for (const { sides } of turns) for (const [side, model] of Object.entries(told.names)) sides[side].name(model);
+      vote.replaceChildren(made("p", { role: "status" }, `Your vote: ${VOTES[name]}. A was ${told.names.A}; B was ${told.names.B}.`));
       drawTally(told.tally);
+      blindId = null;
+      for (const form of forms) form.isLocked = false;
       input.focus();
     } catch (error) {
-      for (const button of shown.vote.children) button.disabled = false;
+      for (const button of buttons) button.disabled = false;
       tell(error);
     }
   }
@@ -78,15 +105,16 @@ export function compareView(about, tell) {
   };
 }
 
-function sideArticle(side) {
+function sideArticle(side, number) {
   const text = made("p", { className: "text waiting" }), title = made("h3", {}, side);
+  const label = number ? `Answer ${side}, turn ${number + 1}` : `Answer ${side}`;
   const live = made("div", { "aria-live": "polite", "aria-busy": "true" }, text);
   const end = () => {
     live.setAttribute("aria-busy", "false");
     text.classList.remove("waiting");
   };
   return {
-    element: made("article", { className: "said answer side", "aria-label": `Answer ${side}` }, title, live),
+    element: made("article", { className: "said answer side", "aria-label": label }, title, live),
     end,
     name: name => title.append(made("span", { className: "soft" }, ` ${name}`)),
     take(event) {

@@ -4,7 +4,8 @@ import { made, shown, svg } from "./made.js";
 const HEIGHT = 240, MARGIN = { left: 52, right: 12, top: 10, bottom: 26 };
 
 // lines: [{ name, kind, points: [[x, y], ...] }]; is_loss: the scale is logarithmic
-export function chart({ name, lines, is_loss }, width) {
+// reading: { step: where its values are read, or null }, kept by the caller from one drawing to the next
+export function chart({ name, lines, is_loss }, width, reading) {
   const points = lines.flatMap(line => line.points).filter(([, y]) => !is_loss || y > 0);
   const said = lines.filter(line => line.kind !== "raw" && line.points.length)
     .map(line => `${line.name === name ? "" : line.name} ${shown(line.points.at(-1)[1])}`.trim());
@@ -12,7 +13,7 @@ export function chart({ name, lines, is_loss }, width) {
   if (!points.length) return figure;
   const x = scale(points.map(point => point[0]), [MARGIN.left, width - MARGIN.right], { isLog: false, from: 0 });
   const y = scale(points.map(point => point[1]), [HEIGHT - MARGIN.bottom, MARGIN.top], { isLog: is_loss });
-  const drawing = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img",
+  const drawing = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img", tabindex: 0,
     "aria-label": `${name} over steps, at step ${shown(Math.max(...points.map(point => point[0])), 9)}: ${said.join(", ")}` });
   for (const tick of y.ticks) drawing.append(
     svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y.at(tick), y2: y.at(tick) }),
@@ -26,8 +27,51 @@ export function chart({ name, lines, is_loss }, width) {
     if (end && line.kind !== "raw") drawing.append(svg("circle", { class: `end ${line.kind}`, cx: x.at(end[0]), cy: y.at(end[1]), r: 3 }));
   }
   const legend = lines.length > 1 ? made("p", { className: "legend soft" }, ...lines.map(line => made("span", { className: `key ${line.kind}` }, line.name))) : null;
-  figure.append(drawing, ...(legend ? [legend] : []));
+  const told = made("output", { className: "reading soft" });
+  figure.append(drawing, ...(legend ? [legend] : []), told);
+  const kept = lines.map(line => ({ ...line, points: line.points.filter(([, value]) => !is_loss || value > 0) }));
+  readValues(drawing, { name, lines: kept, x, y, width, reading, told });
   return figure;
+}
+
+// Tell the values at the step that is pointed at, tapped, or reached with the arrow keys.
+function readValues(drawing, { name, lines, x, y, width, reading, told }) {
+  const steps = [...new Set(lines.flatMap(line => line.points.map(([at]) => at)))].sort((one, other) => one - other);
+  const mark = svg("g", { class: "mark" });
+  drawing.append(mark);
+  drawing.dataset.key = name;
+
+  function show(step) {
+    reading.step = step;
+    mark.replaceChildren();
+    told.textContent = "";
+    if (step === null) return;
+    const found = lines.map(line => ({ line, point: line.points.findLast(([at]) => at <= step) })).filter(each => each.point);
+    mark.append(svg("line", { x1: x.at(step), x2: x.at(step), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
+      ...found.map(({ line, point }) => svg("circle", { class: `end ${line.kind}`, cx: x.at(point[0]), cy: y.at(point[1]), r: 4 })));
+    const values = found.map(({ line, point: [at, value] }) =>
+      `${line.name === name ? "" : line.name} ${shown(value)}${at === step ? "" : ` (step ${shown(at, 9)})`}`.trim());
+    told.textContent = `step ${shown(step, 9)}: ${values.join(", ")}`;
+  }
+
+  function point(event) {
+    const { left, width: seen } = drawing.getBoundingClientRect();
+    const at = (event.clientX - left) * width / seen;
+    show(steps.reduce((near, step) => Math.abs(x.at(step) - at) < Math.abs(x.at(near) - at) ? step : near));
+  }
+
+  const MOVES = { ArrowLeft: place => place - 1, ArrowRight: place => place + 1, Home: () => 0, End: () => steps.length - 1 };
+  drawing.addEventListener("pointermove", point);
+  drawing.addEventListener("pointerdown", point);
+  drawing.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") show(null); });
+  drawing.addEventListener("keydown", event => {
+    if (event.key === "Escape") show(null);
+    if (!MOVES[event.key]) return;
+    event.preventDefault();
+    const now = reading.step === null ? steps.length : steps.findIndex(step => step >= reading.step);
+    show(steps[Math.max(0, Math.min(steps.length - 1, MOVES[event.key](now)))]);
+  });
+  show(reading.step === null ? null : steps.findLast(step => step <= reading.step) ?? null);
 }
 
 function scale(values, [start, end], { isLog, from }) {

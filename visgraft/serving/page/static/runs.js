@@ -9,6 +9,7 @@ const STATES = { training: "training", stopped: "stopped", finished: "finished",
 export function runsView(about, tell) {
   const list = made("ul", { className: "runs" }), one = made("div", { className: "run" });
   const element = made("section", { className: "bare", "aria-label": "Runs" }, made("div", { className: "card" }, made("h2", {}, "Runs"), list), one);
+  const readings = new Map();  // of each chart, the step whose values are told
   let chosen = "", stamp = "", pictures = {}, timer = null, isLooking = false, hasFailed = false, last = null;
 
   async function look() {
@@ -59,12 +60,19 @@ export function runsView(about, tell) {
   function drawRun() {
     const room = one.clientWidth || 600, columns = room > 820 && last.charts.length > 1 ? 2 : 1;
     const width = Math.max(260, Math.floor((room - 18 * (columns - 1)) / columns) - 42);
-    const focused = document.activeElement?.closest?.(".run details")?.dataset.key;
+    const focused = document.activeElement?.closest?.(".run [data-key]")?.dataset.key;
     const open = new Set([...one.querySelectorAll("details[open]")].map(details => details.dataset.key));
     const answers = last.prompts.map(prompt => promptCard(prompt, pictures[prompt.image], open));
-    one.replaceChildren(made("div", { className: "curves" }, ...last.charts.map(each => chart(each, width))),
+    one.replaceChildren(made("div", { className: "curves" }, ...last.charts.map(each => chart(each, width, readingOf(each.name)))),
       ...(answers.length ? [made("div", { className: "card" }, made("h2", {}, "What it says"), made("div", { className: "prompts" }, ...answers))] : []));
-    if (focused) [...one.querySelectorAll("details")].find(details => details.dataset.key === focused)?.firstChild.focus();
+    if (!focused) return;
+    const again = [...one.querySelectorAll("[data-key]")].find(each => each.dataset.key === focused);
+    (again?.querySelector("summary") ?? again)?.focus({ preventScroll: true });
+  }
+
+  function readingOf(name) {
+    if (!readings.has(name)) readings.set(name, { step: null });
+    return readings.get(name);
   }
 
   new ResizeObserver(() => { if (last && !element.hidden) drawRun(); }).observe(element);
@@ -77,6 +85,7 @@ export function runsView(about, tell) {
         stamp = "";
         pictures = {};
         last = null;
+        readings.clear();
         one.replaceChildren();
       }
       clearInterval(timer);

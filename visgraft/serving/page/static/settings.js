@@ -32,6 +32,10 @@ export function settingsForm(about, { isTry }) {
     get system() {
       return text("system").trim();
     },
+    // a conversation that is on is asked as it was begun
+    set isLocked(isLocked) {
+      for (const input of form.elements) input.disabled = isLocked;
+    },
     choose: model => (select.value = model),
     // the parameters of a request
     read() {
