@@ -76,6 +76,7 @@ EXAMPLES: dict[str, Any] = {
     "train.lora.lora_alpha": 16.0,
     "data.train.limit": 1000,
     "data.train.weight": 0.5,
+    "data.train.stage": 2,
     "data.train.split": {"validation": "2%"},
     "data.train.num_frames": 4,
     "data.train.frame_spacing_s": 1.0,

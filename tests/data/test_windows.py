@@ -156,6 +156,8 @@ def test_what_only_the_end_of_a_stream_would_tell_is_refused(tmp_path):
         opened(plain, tars(path))
     with pytest.raises(ConfigError, match=r"data\.train\.0\.weight: got 2\.0, which a stream cannot have"):
         opened(tars(path, weight=2.0))
+    with pytest.raises(ConfigError, match=r"data\.train\.0\.stage: got 2, which a stream cannot have"):
+        opened(tars(path, stage=2))
     with pytest.raises(ConfigError, match=r"data\.train\.0\.split: got \{'validation': .*, which a stream cannot have"):
         opened(tars(path, split={"validation": 0.5}))
     with pytest.raises(ConfigError, match=r"which data\.group_across_sources and data\.mixing_temperature do not fit"):

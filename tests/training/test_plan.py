@@ -211,6 +211,29 @@ def test_a_balanced_plan_goes_on_from_every_position_and_is_the_same_in_several_
     assert sum(step.counts()["dialogs"] for step in alone) > 2.3 * 82
 
 
+def staged(processor: Processor, stages: list[int]) -> Planner:
+    entries = [SourceSettings(source=f"s{n}", stage=stage) for n, stage in enumerate(stages)]
+    opened = [
+        OpenSource(
+            name=f"s{n}", samples=Texts([f"{word} {n}" for word in ("red", "green", "blue")]), length=3, entry=entry
+        )
+        for n, entry in enumerate(entries)
+    ]
+    return Planner(Sources(opened), processor, seed=0, max_dialogs=8, text_tokens_per_step=1)
+
+
+def test_texts_of_a_later_stage_come_behind_all_of_the_earlier_ones_in_every_epoch(processor: Processor) -> None:
+    planner = staged(processor, [2, 1, 2])
+    for epoch in range(3):
+        steps = list(planner.steps(Position(epoch, 0), epochs=epoch + 1.0))
+        names = [planner.sample(group).source for step in steps for group in step.groups]
+        assert names[:3] == ["s1"] * 3 and Counter(names[3:]) == {"s0": 3, "s2": 3}
+        assert names[3:] != sorted(names[3:]) or epoch  # those of one stage are shuffled
+    whole = told(staged(processor, [2, 1, 2]), epochs=2.0)
+    assert told(staged(processor, [2, 1, 2]), epochs=2.0, position=Position(0, 4)) == whole[4:]
+    assert told(staged(processor, [7, 7, 7]), epochs=2.0) == told(staged(processor, [1, 1, 1]), epochs=2.0) != whole
+
+
 def test_workers_make_balanced_batches_as_the_main_process_does(tmp_path: Path, processor: Processor) -> None:
     planner = balanced(tmp_path, processor)
     alone, helped = (

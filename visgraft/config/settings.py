@@ -249,6 +249,7 @@ class SourceSettings:
     dialogs: Literal["as_given", "independent", "conversation"] = setting("result", "as_given")
     # answers: whatever the words of a prompt, each of its answers comes equally often in an epoch; null: as given
     balance: Literal["answers"] | None = setting("result", None)
+    stage: PositiveInt = setting("result", 1)  # in an epoch its texts come behind all those of lower stages
     num_frames: PositiveInt = setting("result", 8)  # frames taken of a video, or of a folder of frames
     # seconds between frames; null: spread over the whole video
     frame_spacing_s: PositiveFloat | None = setting("result", None)
@@ -332,9 +333,12 @@ class DataSettings:
     def __post_init__(self) -> None:
         # What is held out of a training source validates, whether the recipe repeats it under validation or not.
         there = [(entry.source, entry.path, entry.split, entry.options) for entry in self.validation]
-        held_out = [replace(entry, weight=1.0, limit=None, balance=None) for entry in self.train if entry.held_out]
+        held_out = [
+            replace(entry, weight=1.0, limit=None, balance=None, stage=1) for entry in self.train if entry.held_out
+        ]
         new = [e for e in held_out if (e.source, e.path, e.split, e.options) not in there]
         object.__setattr__(self, "validation", (*self.validation, *new))
+        self._check_stages()
         for host in self.allow_private_hosts:
             if "/" in host or not host.strip():
                 raise ConfigError(
@@ -345,6 +349,19 @@ class DataSettings:
                 f"data.augment.crop: got {list(self.augment.crop)}, need the smallest and the largest share of the "
                 "area that is kept, above 0, such as [0.5, 1.0]"
             )
+
+    def _check_stages(self) -> None:
+        for part in ("train", "validation", "test"):
+            staged = [n for n, entry in enumerate(getattr(self, part)) if entry.stage != 1]
+            if staged and part != "train":
+                raise ConfigError(
+                    f"data.{part}.{staged[0]}.stage: what is measured on comes in no order that matters: leave it out"
+                )
+            if staged and self.group_across_sources:
+                raise ConfigError(
+                    f"data.{part}.{staged[0]}.stage: texts that data.group_across_sources gathers from several sources "
+                    "are of no stage of their own: leave one of them out"
+                )
 
 
 @dataclass(frozen=True)

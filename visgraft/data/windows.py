@@ -153,7 +153,12 @@ def open_streams(entries: Sequence[SourceSettings], *, key: str, settings: DataS
         )
     streams = []
     for number, (name, entry) in enumerate(zip(name_sources(entries), entries, strict=True)):
-        unfit = {"weight": entry.weight != 1.0, "split": not isinstance(entry.split, str), "balance": entry.balance}
+        unfit = {
+            "weight": entry.weight != 1.0,
+            "split": not isinstance(entry.split, str),
+            "balance": entry.balance,
+            "stage": entry.stage != 1,
+        }
         for setting, is_set in unfit.items():
             if is_set:
                 raise ConfigError(

@@ -70,6 +70,10 @@ def order_groups(
     if not shuffle:
         return EpochGroups(samples, chunks, dialogs, begins, ends)
     mixed = epoch_order(len(samples), seed=seed, epoch=epoch)  # again, or the chunks of one image would come together
+    stages = [1 if source.entry is None else source.entry.stage for source in sources.opened]
+    if len(set(stages)) > 1:
+        of_samples = np.repeat(stages, [source.length for source in sources.opened])
+        mixed = mixed[np.argsort(of_samples[samples[mixed]], kind="stable")]
     if begins is not None and ends is not None:
         begins, ends = begins[mixed], ends[mixed]
     return EpochGroups(samples[mixed], chunks[mixed], dialogs, begins, ends)
