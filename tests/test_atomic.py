@@ -24,6 +24,9 @@ PAST_IT = {
     "disk_cache.py": "into the file that whole_file gives",
     "data/images/feature_cache.py": "goes on writing for minutes; put_in_place names the file",
     "evaluation/answer_log.py": "into the file that whole_file gives",
+    "reproduce/look_alikes.py": "into the file that whole_file gives",
+    "starter/emoji.py": "into the folder that is put in place when it is whole",
+    "starter/packages.py": "into the folder out of which the checked file is put in place",
     "estimate/trial.py": "asks the kernel to count again",
     "training/state.py": "into the folder that whole_folder gives, summing what it writes",
 }

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "visgraft"
 PAST_IT = {
     "parsing.py": "is it",
     "data/control_tokens.py": "what the tokenizer has just written",
+    "reproduce/figures.py": "what it has just written",
     "serving/tokens.py": "what the tokenizer has just written",
     "training/fingerprints.py": "what it has just written",
 }

@@ -52,7 +52,7 @@ def test_runs_of_their_own_processes_side_by_side_become_a_table(
     assert again.status == 0, again.err
     [value] = json.loads(again.out)
     assert (value["variant"], value["summary"]["steps"]) == ("projection", 2)
-    assert again.err.splitlines() == ["1 runs, 1 of them finished already"]
+    assert again.err.splitlines() == ["1 run, 1 of them finished already"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def test_a_gpu_is_given_by_its_name_or_as_it_is(tmp_path: Path) -> None:
     assert named == estimate(recipe, gpu=GPUS["rtx4090"])
     assert named.fits and named.changes == [] and named.trial is None
     assert named.seconds_per_step is not None and named.num_steps is not None
-    assert named.seconds == round(named.seconds_per_step * named.num_steps, 1)
+    assert named.seconds == float(f"{named.seconds_per_step * named.num_steps:.4g}")
     with pytest.raises(ConfigError, match="got 'rtx409'; did you mean rtx4090"):
         estimate(recipe, gpu="rtx409")
 

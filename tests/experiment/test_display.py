@@ -20,7 +20,7 @@ def test_a_log_gets_the_lines_that_say_how_far_a_run_is(tmp_path: Path) -> None:
         progress.started(run, device="1", is_resumed=True)
         progress.ended(Outcome(run, tmp_path, "no [memory]"))
     assert captured.get().splitlines() == [
-        "1 runs",
+        "1 run",
         "lora-seed0: starts",
         "lora-seed0: finished",
         "lora-seed0: step 4  loss 0.5  1.0 samples/s",

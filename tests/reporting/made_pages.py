@@ -33,6 +33,7 @@ from visgraft.data.sources import open_sources
 from visgraft.evaluation.report import write_report as write_evaluation
 from visgraft.inspection import inspect_image
 from visgraft.inspection import write_report as write_inspection
+from visgraft.reproduce.page import write_page_of
 
 QUESTIONS = ("what color is the shape?", "is there a red shape?", "what shape does the image contain?")
 DRAWN = "Promise.all(Object.values(window.charts ?? {})).then(() => null)"  # until all charts are
@@ -46,6 +47,7 @@ def make_pages(folder: Path) -> dict[str, Path]:
         "compare": _comparison(folder),
         "evaluate": write_evaluation(made_evaluation(folder / "drawn", num_images=8), folder / "evaluate.html"),
         "demo": _demo(folder),
+        "reproduce": write_page_of(_reproduction(), folder / "reproduce.html"),
         **_of_a_model(folder),
     }
 
@@ -88,6 +90,35 @@ def _demo(folder: Path) -> Path:
         train_seconds=301.0,
     )
     return demo.write_report(result, questions=questions, steps=steps)
+
+
+def _reproduction() -> dict[str, Any]:
+    run = {
+        "trained_parameters": 4_500_000, "steps": 120, "samples": 30_720, "loss": 1.9, "validation_loss": 2.1,
+        "validation_loss_per_character": 0.52, "scores": {"exact_match": 0.31}, "hours": 0.75, "joules": 9.1e5,
+        "peak_memory_bytes": 31 * 2**30, "device": "NVIDIA A100", "answers": [
+            {"prompt": "", "expected": ["a dog on a sofa"], "answer": "a dog lies on a couch"},
+            {"prompt": "What colour is it?", "expected": ["brown"], "answer": ""},
+        ],
+    }  # fmt: skip
+    value = {"value": 0.41, "low": 0.38, "high": 0.44, "n": 500}
+    control = {"scores": {"cider": {**value, "value": 0.1}}, "gain": {"cider": {**value, "value": 0.31}}}
+    asked = {"projection": {"scores": {"cider": value}, "controls": {"without_image": control}}}
+    return {
+        "scale": "hour", "as_written": False, "changed": ["modules.train.max_steps: 120"],
+        "experiments": {
+            "modules": {
+                "runs": {"projection": run, "lora": {"failed": "out of memory"}}, "evaluations": {"coco": asked},
+            },
+            "language": {"runs": {"opt-6.7b": {**run, "joules": None, "validation_loss": None}}, "evaluations": {}},
+        },
+        "environment": {
+            "date": "2026-01-02", "platform": "Linux", "python": "3.11.7", "git_commit": None,
+            "versions": {"torch": "2.13.0", "transformers": "5.23.0", "peft": None},
+        },
+        "models": {"facebook/opt-350m": "08ab08cc4b72ff5593870b5d527cf4230323703c"},
+        "data": {"revision": None, "rows": {"coco": {"train": {"found": 566_747, "card": 566_747}}}},
+    }  # fmt: skip
 
 
 def _of_a_model(folder: Path) -> dict[str, Path]:

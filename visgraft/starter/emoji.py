@@ -20,6 +20,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from visgraft.parsing import parse_json
+
 PROMPTS = {"en": "What is in the picture?", "ja": "この絵は何ですか。"}
 _COMMA = {"en": ", ", "ja": "、"}
 _TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
@@ -69,7 +71,7 @@ def _different(package: Path) -> Iterator[Emoji]:
     from PIL import Image
 
     seen: set[bytes] = set()
-    listed = json.loads((package / "emoji.json").read_text(encoding="utf-8"))
+    listed = parse_json((package / "emoji.json").read_bytes())
     for entry in sorted(listed, key=lambda entry: entry["sort_order"]):
         for emoji in _variations(entry):
             with Image.open(package / "img/google/64" / emoji.image) as picture:
@@ -89,8 +91,8 @@ def _variations(entry: Mapping[str, Any]) -> Iterator[Emoji]:
 
 
 def _short_names(names: Path, language: str) -> dict[str, str]:
-    text = (names / f"package/annotations/{language}/annotations.json").read_text(encoding="utf-8")
-    annotations = json.loads(text)["annotations"]["annotations"]
+    read = parse_json((names / f"package/annotations/{language}/annotations.json").read_bytes())
+    annotations = read["annotations"]["annotations"]
     return {emoji: about["tts"][0] for emoji, about in annotations.items() if "tts" in about}
 
 
