@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from tests.training.tiny import tiny_recipe
-from visgraft.errors import ConfigError
+from visgraft.errors import ConfigError, MaskSizeError
 from visgraft.estimate.estimate import estimate
 from visgraft.estimate.gpus import GPUS, this_computer
+from visgraft.model import language
 
 
 def test_a_gpu_is_given_by_its_name_or_as_it_is(tmp_path: Path) -> None:
@@ -54,3 +55,17 @@ def test_on_request_steps_are_measured_here(tmp_path: Path) -> None:
     assert found.trial is not None
     assert found.basis == "measured here, 2 steps on cpu"
     assert found.seconds_per_step in (*found.trial.seconds, sum(found.trial.seconds) / 2)
+
+
+def test_micro_batches_whose_masks_are_too_large_are_halved_as_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(tmp_path, num_images=16, text_tokens_per_step=4000)
+    whole = estimate(recipe, gpu=this_computer(), measure=False)
+    monkeypatch.setattr(language, "MAX_MASK_BYTES", 20_000)
+    halved = estimate(recipe, gpu=this_computer(), measure=False)
+    assert halved.cost.sizes["activations"] < whole.cost.sizes["activations"]
+    assert halved.num_steps == whole.num_steps
+    monkeypatch.setattr(language, "MAX_MASK_BYTES", 50)
+    with pytest.raises(MaskSizeError, match="a dense attention mask of 1 rows"):
+        estimate(recipe, gpu=this_computer(), measure=False)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from tests.reproduce.conftest import quiet
-from visgraft.config import Recipe
-from visgraft.errors import ConfigError, MaskSizeError
+from visgraft.errors import ConfigError
 from visgraft.estimate.advice import Change
 from visgraft.estimate.gpus import GIB, Gpu
 from visgraft.experiment import load_experiment
@@ -65,23 +64,6 @@ def test_what_does_not_fit_is_refused_with_what_would_help(
     estimated(monkeypatch, total=30.5, helps=28)
     with pytest.raises(ConfigError, match=r"opt takes 30.5 GiB; language, llama"):
         check_memory(runs, gpu=GPU, computer=COMPUTER)
-
-
-def test_micro_batches_with_too_large_masks_are_halved_as_training_halves_them(
-    monkeypatch: pytest.MonkeyPatch, runs: list[tuple[str, Any]]
-) -> None:
-    estimated(monkeypatch, total=20)
-    allowed, tried = conditions.estimate, []
-
-    def estimate(recipe: Recipe, **settings: Any) -> Any:
-        tried.append(recipe.train.micro_batch_positions)
-        if (tried[-1] or 10_000) > 2048:
-            raise MaskSizeError("a dense attention mask would take 1.9 GiB")
-        return allowed(recipe, **settings)
-
-    monkeypatch.setattr(conditions, "estimate", estimate)
-    assert len(check_memory(runs[2:], gpu=GPU, computer=COMPUTER)) == 1
-    assert tried == [None, 8192, 4096, 2048]
 
 
 def test_what_changes_speed_alone_leaves_a_run_as_written() -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from visgraft.config import Recipe, load_recipe
-from visgraft.errors import ConfigError
+from visgraft.errors import ConfigError, MaskSizeError
 from visgraft.estimate.advice import Change, advise
 from visgraft.estimate.gpus import GIB, Gpu, find_gpu, local_gpu
 from visgraft.estimate.outline import Outline, outline_run
@@ -222,14 +222,22 @@ def _look(recipe: Recipe, gpu: Gpu, *, machines: Machines, utilisation: float, s
     outline = outline_run(recipe, dtype=dtype, device=device, num_processes=machines.num_gpus, say=say)
     blocks = measure_blocks(outline.model)
     say("running a step without numbers")
-    cost = estimate_step(
-        outline.model,
-        outline.micro_batches,
-        dtype=dtype,
-        on_gpu=gpu.is_gpu,
-        has_block_masks=outline.has_block_masks,
-        quantization=outline.quantization,
-    )
+    try:
+        cost = estimate_step(
+            outline.model,
+            outline.micro_batches,
+            dtype=dtype,
+            on_gpu=gpu.is_gpu,
+            has_block_masks=outline.has_block_masks,
+            quantization=outline.quantization,
+        )
+    except MaskSizeError:  # training halves its micro-batches then, until a sample stands alone
+        limit = max(batch.kind.numel() for batch in outline.micro_batches) // 2
+        before = recipe.train.micro_batch_positions
+        if before is not None and limit * 2 > before:
+            raise
+        halved = load_recipe(recipe, overrides=[f"train.micro_batch_positions={limit}"])
+        return _look(halved, gpu, machines=machines, utilisation=utilisation, say=say)
     if machines.num_gpus == 1:
         return _Found(outline, cost, ())
     ways = shardings(

@@ -16,10 +16,9 @@ from typing import Any, TypedDict
 
 import torch
 
-from visgraft.config import Recipe, load_recipe
 from visgraft.data.readers import m3it
 from visgraft.data.readers.m3it_tasks import TASKS
-from visgraft.errors import BadSampleError, ConfigError, DataError, MaskSizeError, MissingAssetError, VisgraftError
+from visgraft.errors import BadSampleError, ConfigError, DataError, MissingAssetError, VisgraftError
 from visgraft.estimate.estimate import Estimate, estimate
 from visgraft.estimate.gpus import GIB, Gpu
 from visgraft.experiment import PlannedRun
@@ -28,7 +27,6 @@ from visgraft.reproduce.article import NEEDED, Scale
 
 EXPORT = "docs/export_m3it.py"
 NAMED = 6  # in one message, of what is wrong
-MOST_POSITIONS, LEAST_POSITIONS = 8192, 64  # of a micro-batch whose masks are too large
 
 
 class Count(TypedDict):
@@ -118,7 +116,7 @@ def check_memory(runs: Sequence[tuple[str, PlannedRun]], *, gpu: Gpu, computer: 
         for experiment, run in runs:
             name = f"{experiment}, {run.variant}"
             try:
-                each = _estimate(run.recipe, gpu=gpu)
+                each = estimate(run.recipe, gpu=gpu, measure=False)
             except VisgraftError as error:
                 raise type(error)(f"{name}: {error}") from error
             values = {"experiment": experiment, "variant": run.variant}
@@ -138,19 +136,6 @@ def check_memory(runs: Sequence[tuple[str, PlannedRun]], *, gpu: Gpu, computer: 
             "then says"
         )
     return found
-
-
-def _estimate(recipe: Recipe, *, gpu: Gpu) -> Estimate:
-    """Estimate a run, its micro-batches halved where their masks are larger than is allowed, as in training."""
-    limit = recipe.train.micro_batch_positions or MOST_POSITIONS
-    while True:
-        try:
-            return estimate(recipe, gpu=gpu, measure=False)
-        except MaskSizeError:
-            if limit < LEAST_POSITIONS:
-                raise
-            recipe = load_recipe(recipe, overrides=[f"train.micro_batch_positions={limit}"])
-            limit //= 2
 
 
 def _what_helps(each: Estimate) -> str:
