@@ -1,7 +1,7 @@
 """A node among two, one of which dies in the middle of a run: a launcher, and the process that it starts.
 
-In: a recipe's file and the run's folder. Out: the run, gone on with by the node that is left. Where DIES_AFTER is set,
-the node of the process that is not the first dies behind that step, its launcher too, without a word.
+In: a recipe's file and the run's folder. Out: the run, gone on with by the node that is left. The node with DIES_AFTER
+is gone behind that step, its launcher too, without a word; where the nodes meet is kept by the other one (IS_HOST).
 Usage: `python -m tests.training.node_that_dies launch PORT recipe.json runs/mine`
 """
 
@@ -27,7 +27,7 @@ def work(recipe: Path, folder: Path) -> None:
         file.write(f"{os.environ['WORLD_SIZE']} {os.environ['RANK']}\n")
 
     def die(step: int) -> bool:
-        if os.environ["RANK"] != "0" and step == int(os.environ["DIES_AFTER"]):
+        if os.environ.get("DIES_AFTER") == str(step):
             os.kill(int(os.environ["LAUNCHER"]), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
         return False
@@ -39,7 +39,8 @@ def work(recipe: Path, folder: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "launch":
         os.environ["LAUNCHER"] = str(os.getpid())
-        where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{sys.argv[2]}", "--rdzv-conf", QUICK]
+        meeting = f"{QUICK},is_host={os.environ['IS_HOST']}"
+        where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{sys.argv[2]}", "--rdzv-conf", meeting]
         server = os.environ["WARM_PYTHON"].split("\n")
         launch([*ELASTIC, *where, "--no-python", *server, "-m", "tests.training.node_that_dies", "work", *sys.argv[3:]])
     else:

@@ -124,14 +124,14 @@ def test_a_run_whose_node_dies_is_gone_on_with_by_the_other_and_is_bit_equal_whe
     )  # fmt: skip
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     alone = train(recipe, folder=tmp_path / "alone", progress=quiet)
-    more = {"DIES_AFTER": "13", "WARM_PYTHON": "\n".join(warm_python())}
+    shared = {**os.environ, **ENVIRONMENT, "WARM_PYTHON": "\n".join(warm_python())}
     command = [*warm_python(), "-m", "tests.training.node_that_dies", "launch", str(free_port())]
     nodes = [
         subprocess.Popen(
             [*command, str(tmp_path / "recipe.json"), str(tmp_path / "run")],
-            cwd=ROOT, env={**os.environ, **ENVIRONMENT, **more},
+            cwd=ROOT, env={**shared, **more},
         )
-        for _ in range(2)
+        for more in ({"IS_HOST": "true"}, {"IS_HOST": "false", "DIES_AFTER": "13"})
     ]  # fmt: skip
     try:
         assert sorted(node.wait(240) for node in nodes) == [-signal.SIGKILL, 0]
