@@ -20,6 +20,7 @@ from tests.tiny import (
     sample,
     tree,
 )
+from tests.versions import since
 from visgraft.config import LoraSettings
 from visgraft.data.batch import Batch, EncodedSample
 from visgraft.model import passes
@@ -104,6 +105,7 @@ def test_the_block_mask_of_a_tree_is_its_dense_mask(window: int | None) -> None:
     assert torch.equal(blocks.mask_mod(row, torch.zeros_like(row), query, key), dense)
 
 
+@since("transformers", "5.21", "states are read from the cache in another way")
 def test_a_hybrid_reads_a_shared_turn_once_where_it_is_long_and_else_with_each_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
