@@ -72,7 +72,7 @@ def read_git_llm_checkpoint(folder: Path) -> GitLlmCheckpoint:
     Raises:
         CheckpointError: no such checkpoint, files that are missing or cannot be trusted, tensors unaccounted for.
     """
-    values = _read_config(folder)
+    values = read_config(folder)
     checkpoint = GitLlmCheckpoint(folder, values, find_architecture(values.get("model_type")))
     tensors = _plain_names(read_tensors(folder))
     frames: dict[int, Tensor] = {}
@@ -126,14 +126,15 @@ def is_dead(key: str, architecture: Architecture) -> bool:
     return any(re.search(pattern, key) for pattern in (*architecture.dead, *_DEAD_IN_VISION))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the settings of a checkpoint's folder; raises CheckpointError where there are none."""
     path = folder / "config.json"
     try:
         values = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); need the checkpoint's folder") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: got {type(values).__name__}, need a JSON object")
+        raise CheckpointError(f"{path}: holds no settings: got {type(values).__name__}, need a JSON object")
     return values
 
 

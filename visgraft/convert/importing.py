@@ -8,16 +8,15 @@ In: a folder or Hub name of LLaVA (transformers), nanoVLM, GIT-LLM or heron. Out
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from visgraft.convert.architectures import ARCHITECTURES
+from visgraft.convert.git_llm_checkpoint import read_config
 from visgraft.convert.import_git_llm import ImportReport, import_git_llm
 from visgraft.convert.import_llava import import_llava
 from visgraft.convert.import_nanovlm import import_nanovlm, is_nanovlm
 from visgraft.errors import CheckpointError, ConfigError
 from visgraft.model.configuration import VisionLanguageConfig
 from visgraft.model.storage.restoring import find_folder
-from visgraft.parsing import parse_json
 
 # Relatives of LLaVA that do more than it does, and what that is.
 NOT_JOINED = {
@@ -59,7 +58,7 @@ def import_model(
         ConfigError: a setting that does not go with it.
     """
     source = find_folder(src)
-    values = _read_config(source)
+    values = read_config(source)
     kind = values.get("model_type")
     if kind == "llava" and values.get("architectures", [None])[0] in _OWN_CODE:
         kind = "llava_llama"
@@ -89,14 +88,3 @@ def import_model(
             raise ConfigError(f"--{name}: got {value!r}, but {src} says itself what it is; leave it out")
     read = import_llava if kind == "llava" else import_nanovlm
     return read(src, dst, template=template, replace=replace)
-
-
-def _read_config(source: Path) -> dict[str, Any]:
-    path = source / "config.json"
-    try:
-        values = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); need the checkpoint's folder") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds no settings; need the checkpoint's folder")
-    return values

@@ -11,6 +11,7 @@ the whole text, so the exported chat template writes `<image>` first and the sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,7 @@ def export_llava(src: str | Path, dst: str | Path, *, replace: bool = False) -> 
     """
     source, folder = find_folder(find_model(src)), Path(dst).expanduser()
     check_target(folder, source=source, replace=replace)
-    model = VisionLanguageModel.from_pretrained(source)
-    reasons = why_not(model)
-    if reasons:
-        raise ExportRefusedError(f"{src} cannot be a LLaVA folder: " + "; ".join(reasons))
-    for part in (model.vision, model.language):
-        if adapters_of(part):
-            fold_lora(part)
+    model = load_merged(source, reasons_against=why_not, refusal=f"{src} cannot be a LLaVA folder")
     processor, notes = load_processor(source)
     llava = to_llava(model, image_token_id=image_token_id(model, processor))
     change = _compare(model, llava)
@@ -86,6 +81,20 @@ def export_llava(src: str | Path, dst: str | Path, *, replace: bool = False) -> 
         if processor is not None:
             notes += _save_processor(processor, building, model=model, llava=llava)
     return notes
+
+
+def load_merged(
+    source: str | Path, *, reasons_against: Callable[[VisionLanguageModel], list[str]], refusal: str
+) -> VisionLanguageModel:
+    """Load the model that another format is to hold, its LoRA folded in; raises ExportRefusedError with the reasons."""
+    model = VisionLanguageModel.from_pretrained(source)
+    reasons = reasons_against(model)
+    if reasons:
+        raise ExportRefusedError(f"{refusal}: " + "; ".join(reasons))
+    for part in (model.vision, model.language):
+        if adapters_of(part):
+            fold_lora(part)
+    return model
 
 
 def why_not(model: VisionLanguageModel) -> list[str]:

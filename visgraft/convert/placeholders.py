@@ -22,9 +22,10 @@ from visgraft.convert.llava import (
     frame_chat,
     image_token_id,
     image_token_of,
+    load_merged,
     load_processor,
 )
-from visgraft.convert.merge import check_target, fold_lora, trial_inputs
+from visgraft.convert.merge import check_target, trial_inputs
 from visgraft.convert.placeholder_model import (
     PlaceholderConfig,
     PlaceholderForConditionalGeneration,
@@ -32,7 +33,6 @@ from visgraft.convert.placeholder_model import (
 )
 from visgraft.convert.portable import put_code
 from visgraft.model.hf_logging import quiet_transformers
-from visgraft.model.lora import adapters_of
 from visgraft.model.storage.restoring import find_folder
 from visgraft.model.vision import measure
 from visgraft.model.vlm import VisionLanguageModel
@@ -69,13 +69,7 @@ def export_placeholders(src: str | Path, dst: str | Path, *, replace: bool = Fal
     """
     source, folder = find_folder(find_model(src)), Path(dst).expanduser()
     check_target(folder, source=source, replace=replace)
-    model = VisionLanguageModel.from_pretrained(source)
-    reasons = why_no_placeholders(model)
-    if reasons:
-        raise ExportRefusedError(f"{src} cannot have image placeholders: " + "; ".join(reasons))
-    for part in (model.vision, model.language):
-        if adapters_of(part):
-            fold_lora(part)
+    model = load_merged(source, reasons_against=why_no_placeholders, refusal=f"{src} cannot have image placeholders")
     processor, notes = load_processor(source)
     exported = to_placeholders(model, token_id=image_token_id(model, processor))
     change = _compare(model, exported)
